@@ -1,0 +1,30 @@
+"""Sparse-attention plans for pretrained language models: find one under a budget, apply it, run it.
+
+The public names load on first use, so that `import moa` and `moa --help` stay free of torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanError, ProfileError, Unsupported
+
+if TYPE_CHECKING:
+    from moa.apply import Applied, apply
+    from moa.cache import KVCache
+    from moa.plans.plan import Plan
+
+__version__ = "0.1.0"
+
+_HOMES = {"Applied": "moa.apply", "apply": "moa.apply", "KVCache": "moa.cache", "Plan": "moa.plans.plan"}
+
+__all__ = [
+    "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "ProfileError",
+    "Unsupported", "apply",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'moa' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

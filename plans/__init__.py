@@ -1,0 +1,1 @@
+"""Plans: the rule of who sees what, the plan file, and shipped plans. No torch."""

@@ -1,0 +1,1 @@
+"""Shipped plans, loaded by name with Plan.load."""

@@ -1,0 +1,1 @@
+"""Profiler: calibration data, influence estimators, the profile artifact."""

@@ -1,0 +1,1 @@
+"""Search: rule grid, harm from a profile, budgets, exact solver, study."""
