@@ -1,0 +1,103 @@
+"""Backward pass of causal attention that measures, in the same sweep, the harm of every cut of every KV head.
+
+The plain-PyTorch form of the operation (any device); `kernels/triton/influence.py` is the same in one kernel. It holds
+one tile of query rows at a time: `A`, `dP` and `D` of a flash-attention backward (arXiv 2205.14135, algorithm 4), never
+an N x N tensor. What a cut costs, given a tile, is the caller's `estimator`.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from moa.plans.span import BLOCK
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A tile of attention: rows of one KV group against all keys up to the last row.
+
+    Attributes:
+        a: Attention weights [heads, rows, keys], zero above the diagonal.
+        dp: Gradient of the loss at the weights, dO_i . V_j [heads, rows, keys].
+        d: Row sums of a * dp, equal to dO_i . O_i [heads, rows, 1].
+        sinks: Sink sizes in tokens.
+        bin_size: Tokens per edge bin.
+    """
+
+    a: Tensor
+    dp: Tensor
+    d: Tensor
+    sinks: Sequence[int]
+    bin_size: int
+
+    def kept(self, x: Tensor) -> Tensor:
+        """Sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks, heads, rows, edges].
+
+        A cut at edge e keeps the sink and every key from e * bin_size on; everything when the two meet.
+        """
+        pad = -x.shape[-1] % self.bin_size
+        bins = torch.nn.functional.pad(x, (0, pad)).unflatten(-1, (-1, self.bin_size)).sum(-1)
+        suffix = bins.flip(-1).cumsum(-1).flip(-1)
+        starts = torch.arange(bins.shape[-1], device=x.device) * self.bin_size
+        return torch.stack(
+            [
+                torch.where(starts > sink, suffix + x[..., :sink].sum(-1, keepdim=True), suffix[..., :1])
+                for sink in self.sinks
+            ]
+        )
+
+
+Estimator = Callable[[Tile], Tensor]
+"""From a tile to the harm of every cut [sinks, rows, edges], the group's heads taken together."""
+
+
+def influence_backward(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, *, scale: float, estimator: Estimator, sinks: Sequence[int], bin_size: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of causal attention, and the summed harm of every cut.
+
+    Args:
+        q: Queries of one sequence [query_heads, N, D].
+        k: Keys [kv_heads, N, D].
+        v: Values [kv_heads, N, D].
+        dout: Gradient at the attention output [query_heads, N, D].
+        scale: Softmax scale.
+        estimator: Harm of every cut, given a tile.
+        sinks: Sink sizes to measure, tokens.
+        bin_size: Tokens per row and edge bin, a multiple of 64.
+
+    Returns:
+        dq, dk, dv like q, k, v; and the table, float32 [sinks, kv_heads, rows, edges], rows and edges in bins of
+        `bin_size`: the estimator's values summed over the rows of a bin.
+    """
+    groups, n, dim = k.shape
+    heads = q.shape[0] // groups
+    count = -(-n // bin_size)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=_sum(k)), torch.zeros_like(v, dtype=_sum(v))
+    table = q.new_zeros((len(sinks), groups, count, count), dtype=torch.float32)
+    for g in range(groups):
+        mine = slice(g * heads, (g + 1) * heads)
+        for start in range(0, n, BLOCK):
+            stop = min(start + BLOCK, n)
+            rows, keys, values = stop - start, k[g, :stop], v[g, :stop]
+            qt, dt = (x[mine, start:stop].reshape(heads * rows, dim) for x in (q, dout))  # [heads * rows, D]
+            scores = (qt @ keys.T).unflatten(0, (heads, rows)).to(_sum(q)) * scale  # [heads, rows, keys]
+            above = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
+            scores[..., start:].masked_fill_(above, -torch.inf)
+            a = scores.softmax(-1)
+            dp = (dt @ values.T).unflatten(0, (heads, rows)).to(a.dtype)
+            d = (a * dp).sum(-1, keepdim=True)
+            harm = estimator(Tile(a, dp, d, sinks, bin_size))  # [sinks, rows, edges]
+            table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
+            ds = ((dp - d) * a * scale).flatten(0, 1).to(q.dtype)  # [heads * rows, keys]
+            dq[mine, start:stop] = (ds @ keys).unflatten(0, (heads, rows))
+            dk[g, :stop] += ds.T @ qt
+            dv[g, :stop] += a.flatten(0, 1).to(q.dtype).T @ dt
+    return dq, dk.to(k.dtype), dv.to(v.dtype), table
+
+
+def _sum(x: Tensor) -> torch.dtype:
+    """Sums and softmax run in at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)

@@ -1,0 +1,55 @@
+"""How the harm of a cut is estimated from a tile of attention: one small function each.
+
+Every function maps a `Tile` to [sinks, rows, edges]: what the cut at each edge costs at each row, the heads of the
+group taken together. `fisher` ranks best (docs/influence.md has the measured table); the others are kept for comparison.
+"""
+
+import torch
+from torch import Tensor
+
+from moa.kernels.influence import Estimator, Tile
+
+NO_MASS = 1e-6
+"""Kept attention mass below which a cut is taken to remove the whole output."""
+
+
+def fisher(tile: Tile) -> Tensor:
+    """Squared first-order effect of the whole, renormalised cut, summed over the group's heads before squaring.
+
+    delta_i = sum_h [(sum_kept A dP) / (sum_kept A) - D_i]. With labels drawn from the model, the sum of its squares
+    over 2T estimates the KL divergence the cut causes (a Fisher, or Gauss-Newton, quadratic form).
+    """
+    mass, effect = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
+    mean = torch.where(mass > NO_MASS, effect / mass, 0.0)
+    delta: Tensor = (mean - tile.d).sum(1)
+    return delta.square()
+
+
+def first_order(tile: Tile) -> Tensor:
+    """The paper's influence, signed: per-entry Taylor terms summed over the cut (arXiv 2406.14909, equation 4)."""
+    return _cut(tile, _taylor(tile))
+
+
+def first_order_abs(tile: Tile) -> Tensor:
+    """The paper's published code: absolute per-entry Taylor terms summed over the cut."""
+    return _cut(tile, _taylor(tile).abs())
+
+
+def mass(tile: Tile) -> Tensor:
+    """Attention mass that the cut drops; needs no gradient."""
+    return _cut(tile, tile.a)
+
+
+def _taylor(tile: Tile) -> Tensor:
+    """Change of the loss when one entry is masked and its row renormalised: A (D - dP) / (1 - A)."""
+    return tile.a * (tile.d - tile.dp) / (1 - tile.a).clamp_min(NO_MASS)
+
+
+def _cut(tile: Tile, x: Tensor) -> Tensor:
+    """Sum of `x` over dropped keys and over the group's heads."""
+    return (x.sum(-1, keepdim=True) - tile.kept(x)).sum(1)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "fisher": fisher, "first-order": first_order, "first-order-abs": first_order_abs, "mass": mass,
+}  # fmt: skip

@@ -1,0 +1,134 @@
+"""The profile: what the profiler measured, as one safetensors file.
+
+Tensors `cut.<source>.<length>` are float32 [sinks, layers, groups, rows, edges]; layers are the model's ruled layers in
+order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the bin's rows
+and over all samples, when the first key kept besides the sink is at the edge.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from moa.plans.errors import ProfileError
+from moa.plans.model import ModelInfo
+
+Cut = tuple[str, int]
+"""A kind of calibration text and a length in tokens."""
+
+FORMAT = "moa-profile-1"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Measured harm of every cut.
+
+    Attributes:
+        model: The model's fingerprint.
+        sinks: Sink sizes measured, tokens.
+        cuts: Table per (source, length): float32 [sinks, layers, groups, rows, edges], summed over samples.
+        tokens: Response tokens T per (source, length), over all samples.
+        samples: Samples per (source, length).
+        meta: Estimator, labels, seed, versions: what a reader wants to know.
+    """
+
+    model: ModelInfo
+    sinks: tuple[int, ...]
+    cuts: Mapping[Cut, npt.NDArray[np.float32]]
+    tokens: Mapping[Cut, int]
+    samples: Mapping[Cut, int]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Kinds of calibration text, in order of measurement."""
+        return tuple(dict.fromkeys(source for source, _ in self.cuts))
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Profiled lengths, ascending."""
+        return tuple(sorted({length for _, length in self.cuts}))
+
+    def save(self, path: str | Path) -> None:
+        """Write the file in one step; a kill leaves the old file or the new one.
+
+        Raises:
+            ProfileError: The path cannot be written.
+        """
+        header = {
+            "format": FORMAT,
+            "model": self.model.model_dump(mode="json", exclude_none=True),
+            "sinks": list(self.sinks),
+            "cuts": [
+                {"source": s, "length": n, "tokens": self.tokens[s, n], "samples": self.samples[s, n]}
+                for s, n in self.cuts
+            ],
+            "meta": dict(self.meta),
+        }
+        tensors = {f"cut.{s}.{n}": np.ascontiguousarray(t) for (s, n), t in self.cuts.items()}
+        temporary = Path(f"{path}.tmp")
+        try:
+            save_file(tensors, temporary, {"profile": json.dumps(header, sort_keys=True)})
+            os.replace(temporary, path)
+        except (OSError, SafetensorError) as e:
+            raise ProfileError(f"cannot write profile {path}: {e}") from e
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Profile":
+        """Read and check a profile.
+
+        Raises:
+            ProfileError: No such file, not a profile, truncated, or its tables do not fit its own description.
+        """
+        if not Path(path).is_file():
+            raise ProfileError(f"no profile at {path}; make one with `moa profile MODEL -o {path}`")
+        try:
+            with safe_open(path, framework="numpy") as f:
+                header = json.loads((f.metadata() or {}).get("profile", "{}"))
+                if header.get("format") != FORMAT:
+                    raise ProfileError(f"{path} is not a profile: format {header.get('format')!r}, expected {FORMAT!r}")
+                keys = [(c["source"], int(c["length"])) for c in header["cuts"]]
+                cuts = {(s, n): f.get_tensor(f"cut.{s}.{n}") for s, n in keys}
+            model = ModelInfo.model_validate(header["model"])
+            tokens = {key: int(c["tokens"]) for key, c in zip(keys, header["cuts"], strict=True)}
+            samples = {key: int(c["samples"]) for key, c in zip(keys, header["cuts"], strict=True)}
+            profile = cls(model, tuple(header["sinks"]), cuts, tokens, samples, header["meta"])
+        except (SafetensorError, OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as e:
+            raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {e}") from e
+        except ValidationError as e:
+            raise ProfileError(f"{path} describes no valid model: {e.errors()[0]['msg']}") from e
+        profile._check(path)
+        return profile
+
+    def _check(self, path: str | Path) -> None:
+        """Every table has the shape its description promises, and finite values."""
+        for (source, length), table in self.cuts.items():
+            size = bin_size(length)
+            count = -(-length // size)
+            wanted = (len(self.sinks), len(self.model.ruled_layers), self.model.kv_heads, count, count)
+            if table.shape != wanted or table.dtype != np.float32:
+                raise ProfileError(
+                    f"{path}: cut.{source}.{length} must be float32 {list(wanted)}, found {table.dtype} {list(table.shape)}"
+                )
+            if not np.isfinite(table).all():
+                raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")
+
+
+def bin_size(length: int) -> int:
+    """Tokens per row and edge bin: max(64, length / 128), rounded up to a multiple of 64."""
+    return 64 * max(1, -(-length // (64 * 128)))
+
+
+def digest(path: str | Path) -> str:
+    """`sha256:...` of a file, for provenance."""
+    with open(path, "rb") as f:
+        return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
