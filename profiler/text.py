@@ -1,0 +1,34 @@
+"""Plain text that every Python brings along (`pydoc_data.topics`), split into calibration and evaluation.
+
+Profiling reads one part, evaluation the other, so that no plan is judged on text it was fitted to. The
+reference manual repeats whole sections under several names; a document that shares a paragraph with a longer
+one is left out, so that nothing lies on both sides. The text, and so the split, belongs to one Python version.
+"""
+
+from functools import cache
+from pydoc_data.topics import topics
+from typing import Literal
+
+Part = Literal["calibration", "evaluation"]
+
+_SHARED = 200
+"""Characters from which a repeated paragraph counts as shared text rather than a stock phrase."""
+
+
+@cache
+def documents() -> dict[str, str]:
+    """The documents by name, the longest first, no long paragraph in two of them."""
+    kept: dict[str, str] = {}
+    seen: set[str] = set()
+    for name, text in sorted(topics.items(), key=lambda item: (-len(item[1]), item[0])):
+        paragraphs = {p.strip() for p in text.split("\n\n") if len(p.strip()) >= _SHARED}
+        if not paragraphs & seen:
+            kept[name] = text
+        seen |= paragraphs
+    return kept
+
+
+def split(part: Part) -> list[str]:
+    """The texts of one part, the longest first: every third document is evaluation, the rest calibration."""
+    evaluation = part == "evaluation"
+    return [text for i, text in enumerate(documents().values()) if (i % 3 == 1) == evaluation]
