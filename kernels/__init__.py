@@ -1,1 +1,1 @@
-"""Attention operations: plain-PyTorch reference, fast CPU path, Triton. Tensors and rule tables in; no plan files."""
+"""Attention operations: reference, fast CPU path, Triton. Tensors and rule tables in; no plan files."""

@@ -1,0 +1,52 @@
+"""The back-ends by name. None stands in for another in silence: what cannot run is refused, and why."""
+
+import os
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import NamedTuple
+
+import torch
+from moa.plans.errors import Unsupported
+from torch import Tensor
+
+MODULES = {"reference": "moa.kernels.reference", "torch": "moa.kernels.sdpa", "triton": "moa.kernels.triton"}
+
+
+class Backend(NamedTuple):
+    """One implementation of the three operations; `moa.kernels.reference` documents their arguments."""
+
+    name: str
+    attend: Callable[..., Tensor]
+    append: Callable[..., None]
+    step: Callable[..., Tensor]
+
+
+def load(name: str) -> Backend:
+    """The back-end called `name`: reference, torch or triton.
+
+    Raises:
+        Unsupported: Unknown name, or it cannot run on this machine.
+    """
+    if name not in MODULES:
+        raise Unsupported(f"unknown back-end {name!r}: choose one of {', '.join(MODULES)}")
+    if name == "triton":
+        _require_triton()
+    module = import_module(MODULES[name])
+    return Backend(name, module.attend, module.append, module.step)
+
+
+def pick(device: torch.device | str) -> str:
+    """The name of the back-end meant for tensors on `device`: triton on GPUs, torch elsewhere."""
+    return "triton" if torch.device(device).type == "cuda" else "torch"
+
+
+def _require_triton() -> None:
+    if find_spec("triton") is None:
+        raise Unsupported(
+            "back-end triton needs the triton package: pip install 'moa-attention[gpu]', or choose torch"
+        )
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise Unsupported(
+            "back-end triton needs a GPU, none is visible: choose torch, or set TRITON_INTERPRET=1"
+        )
