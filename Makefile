@@ -1,0 +1,62 @@
+# Every target works in its own environment, .venv, made on first use and brought up to date when
+# pyproject.toml or constraints.txt change. PYTHON=… picks the interpreter, VENV=… the folder.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
+	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MODEL := .model/SmolLM2-135M-Instruct
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+.DELETE_ON_ERROR:
+.PHONY: help test test-full check demo fuzz bench clean
+
+help:
+	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
+	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
+	@echo "make test-full  those with the real model and the long properties (45 minutes)"
+	@echo "make check      ruff, mypy --strict, links"
+	@echo "make fuzz       property tests with many more examples than make test"
+	@echo "make bench      regenerate the measured tables in benchmarks/results"
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later with ensurepip found: set PYTHON=…"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+$(MODEL)/config.json: | $(READY)
+	$(BIN)/python examples/demo_model.py $(MODEL)
+
+test: $(READY)
+	$(PYTEST) -m "not full and not gpu"
+
+test-full: $(READY) $(MODEL)/config.json
+	MOA_TEST_MODEL=$(MODEL) $(PYTEST) -m "full and not gpu"
+
+# Static checkers do not follow setuptools' package-dir, so mypy gets the installed tree as links to the sources.
+check: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/mypy && mkdir -p build/mypy/moa
+	ln -s $(addprefix $(CURDIR)/,$(wildcard moa/*) kernels plans profiler search) build/mypy/moa/
+	MYPYPATH=build/mypy $(BIN)/mypy -p moa
+	$(BIN)/python -m pytest -q tests/test_docs.py
+
+demo: $(READY) $(MODEL)/config.json
+	mkdir -p demo
+	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 4
+	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --max-density 0.5
+	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --max-density 0.25
+	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
+	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.25.yaml --lengths 1024 --needles 8
+	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
+
+fuzz: $(READY)
+	$(PYTEST) -m "not full and not gpu" --hypothesis-profile=fuzz
+
+bench: $(READY) $(MODEL)/config.json
+	for script in benchmarks/*.py; do $(BIN)/python $$script $(MODEL) || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist demo
