@@ -1,0 +1,265 @@
+"""The plan: one rule per KV head of a model, what they cost, and the ways to make one."""
+
+import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from os import PathLike
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, model_validator
+
+from moa.plans import span as spans_
+from moa.plans.errors import ModelMismatch, PlanError
+from moa.plans.model import ModelInfo, Strict, batch_lengths
+from moa.plans.rule import FULL, Pattern, Rule
+from moa.plans.span import BLOCK, Ints
+
+__all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
+
+
+class Predicted(Strict):
+    """What the maker of the plan expected of it: one figure per entry of `lengths`."""
+
+    lengths: tuple[int, ...] = Field(min_length=1)
+    """Tokens, prompt and generated."""
+    density: tuple[float, ...] | None = None
+    kv_bytes: tuple[int, ...] | None = None
+    harm: tuple[float, ...] | None = None
+    """The search's objective, in the profile's unit."""
+    kl: tuple[float, ...] | None = None
+    """KL divergence from the dense model, nats per token."""
+
+    @model_validator(mode="after")
+    def _one_figure_per_length(self) -> Self:
+        for field in ("density", "kv_bytes", "harm", "kl"):
+            figures = getattr(self, field)
+            if figures is not None and len(figures) != len(self.lengths):
+                raise ValueError(f"{field} has {len(figures)} figures for {len(self.lengths)} lengths")
+        return self
+
+
+class Provenance(Strict):
+    """Where a plan came from."""
+
+    tool: str | None = None
+    profile: str | None = None
+    calibration: str | None = None
+    budget: str | None = None
+    seed: int | None = None
+    date: datetime.date | None = None
+    note: str | None = None
+
+
+class Plan(Strict):
+    """The rules of every group of a model. Immutable; equal when everything in it is equal.
+
+    Attributes:
+        model: The model it was made for.
+        groups: For every layer that takes rules, one rule per KV head.
+        defaults: The rule that the file writes once; it changes nothing but the file's form.
+    """
+
+    model: ModelInfo
+    groups: dict[int, tuple[Pattern, ...]]
+    defaults: Pattern
+    predicted: Predicted | None = None
+    provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _every_group_has_a_rule(self) -> Self:
+        if tuple(sorted(self.groups)) != self.model.ruled_layers:
+            raise ValueError(
+                f"layers that take rules are {list(self.model.ruled_layers)}, found rules for {sorted(self.groups)}"
+            )
+        for layer, rules in self.groups.items():
+            if len(rules) != self.model.kv_heads:
+                raise ValueError(f"layer {layer} has {len(rules)} rules for {self.model.kv_heads} KV heads")
+        return self
+
+    # Making one
+
+    @classmethod
+    def load(cls, source: str | PathLike[str]) -> "Plan":
+        """Read a plan file, or a shipped plan by its name.
+
+        Raises:
+            PlanError: No such file or shipped plan, or the file breaks the schema; names the place.
+        """
+        from moa.plans.file import load
+
+        return load(source)
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
+        """The plan that `to_dict` or a parsed plan file describes."""
+        from moa.plans.file import from_document
+
+        return from_document(document)
+
+    @classmethod
+    def from_rules(
+        cls,
+        model: Any,
+        rules: Mapping[int, Sequence[Rule]],
+        *,
+        defaults: Rule | None = None,
+        predicted: Predicted | None = None,
+        provenance: Provenance | None = None,
+    ) -> "Plan":
+        """A plan from one rule per KV head of each layer.
+
+        Args:
+            model: A transformers model, its config, or a ModelInfo; so too in the other makers.
+            rules: Layer to its rules. Layers left out take `defaults`.
+            defaults: By default the commonest rule, and then every layer must be given.
+            predicted: Expected figures.
+            provenance: Where the plan came from.
+        """
+        from moa.plans.makers import from_rules
+
+        return from_rules(model, rules, defaults=defaults, predicted=predicted, provenance=provenance)
+
+    @classmethod
+    def dense(cls, model: Any) -> "Plan":
+        """Full attention in every group."""
+        return cls.from_rules(model, {}, defaults=FULL)
+
+    @classmethod
+    def uniform(cls, model: Any, density: float, *, at: int) -> "Plan":
+        """The sink and one constant window for all groups, as in StreamingLLM (arXiv 2309.17453).
+
+        The window is the widest, in blocks, whose density at length `at` is no more than `density`.
+
+        Raises:
+            BudgetInfeasible: Even the narrowest window keeps more.
+        """
+        from moa.plans.makers import uniform
+
+        return uniform(model, density, at=at)
+
+    @classmethod
+    def two_group(cls, model: Any, full_heads: Iterable[tuple[int, int]], window: int) -> "Plan":
+        """Full attention in some groups, the sink and a constant window in the others (DuoAttention, arXiv 2410.10819).
+
+        Args:
+            model: As for `from_rules`.
+            full_heads: (layer, KV head) of the groups with full attention.
+            window: Tokens that the other groups see besides the sink of 64.
+        """
+        from moa.plans.makers import two_group
+
+        return two_group(model, full_heads, window)
+
+    @classmethod
+    def from_moa_json(cls, source: str | PathLike[str] | Mapping[str, Any], model: Any) -> "Plan":
+        """Import MoA's published rules, `{"alphas": [layers][heads], "betas": [layers][heads]}`; see docs/plan.md.
+
+        Raises:
+            PlanError: Not that format, or not this model's shape.
+            Unsupported: The model shares KV heads between query heads: the format has one rule per query head.
+        """
+        from moa.plans.makers import from_moa_json
+
+        return from_moa_json(source, model)
+
+    # Reading it
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan as YAML, whole or not at all; a loaded file saved again has the same bytes."""
+        from moa.plans.file import save
+
+        save(self, path)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan file's content as plain JSON types."""
+        from moa.plans.file import to_document
+
+        return to_document(self)
+
+    def check(self, model: Any) -> None:
+        """Raise ModelMismatch, naming each field that differs, unless the plan was made for `model`'s shape."""
+        differences = self.model.differences(ModelInfo.of(model))
+        if differences:
+            raise ModelMismatch(
+                f"the plan was made for another model (plan against model): {'; '.join(differences)}"
+            )
+
+    def rule(self, layer: int, head: int) -> Rule:
+        """The rule of KV head `head` of `layer`."""
+        rules = self.groups[self._ruled(layer)]
+        if not 0 <= head < len(rules):
+            raise PlanError(f"KV head must be from 0 to {len(rules) - 1}, found {head}")
+        return rules[head]
+
+    def rules(self, layer: int) -> tuple[Ints, Ints, Ints]:
+        """Sink, alpha and beta (in 1/256) of the layer's groups: three int64 arrays [kv_heads]."""
+        row = self.model.ruled_layers.index(self._ruled(layer))
+        sink, alpha, beta256 = self._arrays[:, row]
+        return sink, alpha, beta256
+
+    def first_table(self, layer: int, blocks: int) -> npt.NDArray[np.int32]:
+        """First block kept besides the sink, per group and query block: int32 [kv_heads, blocks]."""
+        sink, alpha, beta256 = self.rules(layer)
+        table = spans_.first_block(sink[:, None], alpha[:, None], beta256[:, None], np.arange(blocks))
+        return table.astype(np.int32)
+
+    def spans(self, n: int) -> Ints:
+        """Keys visible to the query at length `n`: int64 [layers, kv_heads], the model's own sliding layers included."""
+        spans = np.empty((self.model.layers, self.model.kv_heads), np.int64)
+        spans[list(self.model.ruled_layers)] = spans_.span(*self._arrays, _length(n))
+        if self.model.sliding:
+            spans[list(self.model.sliding.layers)] = min(n, self.model.sliding.window)
+        return spans
+
+    def density(self, n: int) -> float:
+        """Mean of span/n over the groups that have rules, at length `n`."""
+        return float(spans_.span(*self._arrays, _length(n)).mean() / n)
+
+    def prefill_fraction(self, n: int) -> float:
+        """Attention pairs that a prefill of `n` tokens keeps, as a part of all causal pairs, over groups with rules.
+
+        A row of block b loses the 64 * (first(b) - S) keys between the sink and its first block, so blocks suffice.
+        """
+        blocks = -(-_length(n) // BLOCK)
+        rows = np.full(blocks, BLOCK)
+        rows[-1] = n - BLOCK * (blocks - 1)
+        lost = 0
+        for layer in self.model.ruled_layers:
+            sink = self.rules(layer)[0]
+            lost += BLOCK * int(((self.first_table(layer, blocks) - sink[:, None] // BLOCK) @ rows).sum())
+        return 1 - lost / (n * (n + 1) // 2 * self._arrays[0].size)
+
+    def kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
+        """Bytes that the cache allocates for a batch.
+
+        Layers without rules are counted as the model's own cache stores them (`ModelInfo.sliding_kv_bytes`).
+
+        Args:
+            n: Tokens seen, padding not counted: one length for the whole batch, or the true length of each sequence.
+            batch_size: Sequences; with a list of lengths, 1 or the list's length.
+            dtype: Of the cache: a name such as "bfloat16", a torch dtype, or the bytes of one element.
+        """
+        lengths = batch_lengths(n, batch_size)
+        blocks = int(spans_.cache_blocks(*self._arrays[..., None], lengths).sum())
+        return blocks * BLOCK * self.model.token_bytes(dtype) + self.model.sliding_kv_bytes(lengths, dtype)
+
+    @cached_property
+    def _arrays(self) -> Ints:
+        """Sink, alpha, beta in 1/256: int64 [3, ruled layers, kv_heads]."""
+        rules = [
+            [(r.sink, r.alpha, r.beta256) for r in self.groups[layer]] for layer in self.model.ruled_layers
+        ]
+        return np.moveaxis(np.array(rules, np.int64), -1, 0)
+
+    def _ruled(self, layer: int) -> int:
+        if layer not in self.groups:
+            raise PlanError(f"layer {layer} has no rules; the layers that have are {sorted(self.groups)}")
+        return layer
+
+
+def _length(n: int) -> int:
+    if n < 1:
+        raise PlanError(f"length must be 1 or more, found {n}")
+    return n
