@@ -6,8 +6,8 @@ adjacent (a `Run`): attention reads them in place as one [slabs, slots, D] view.
 may hold anything, NaN included.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,8 @@ class Store:
     """int32 [sequences, kv_heads]: slots of each slab, a multiple of 64."""
     runs: tuple[Run, ...]
     """The same layout, known to the host."""
+    scratch: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What a back-end derives from the layout once, such as a work list."""
 
     @property
     def nbytes(self) -> int:

@@ -1,0 +1,57 @@
+"""Append: new keys and values into their slabs. Moves each kept row once: 4 * D * bytes per row and group."""
+
+import triton
+import triton.language as tl
+from moa.kernels.store import Store
+from moa.kernels.triton.common import BLOCK, RUN_TIME, find_sequence, load_rows, slab, slot_of
+from torch import Tensor
+
+
+@triton.jit
+def append_rows(
+    k, v, k_store, v_store, k_token, v_token, start, count, past, offset, slot0, sink_blocks, ring,
+    D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Write new tokens offset .. offset + ROWS of one (sequence, group): the sink's, and the newest that fit the ring.
+
+    `k` and `v` point at the group's first row.
+    """
+    token = offset + tl.arange(0, ROWS)
+    at = past + token
+    kept = (token < count) & ((at // BLOCK < sink_blocks) | (at // BLOCK > (past + count - 1) // BLOCK - ring))
+    slot = slot_of(at // BLOCK, slot0, sink_blocks, ring) + at % BLOCK
+    source = (start + token).to(tl.int64)
+    column = tl.arange(0, WIDTH)
+    target = slot[:, None] * D + column[None, :]
+    mask = kept[:, None] & (column < D)[None, :]
+    tl.store(k_store + target, load_rows(k + source * k_token, kept, D, WIDTH, True), mask=mask)
+    tl.store(v_store + target, load_rows(v + source * v_token, kept, D, WIDTH, True), mask=mask)
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def append_kernel(
+    k, v, k_store, v_store, sink, base, capacity, starts, lengths, sequences, groups,
+    k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """ROWS new tokens of one sequence and group."""
+    group = tl.program_id(1)
+    sequence, tile = find_sequence(starts, sequences, tl.program_id(0), 1, ROWS)
+    start = tl.load(starts + sequence)
+    count = tl.load(starts + sequence + 1) - start
+    past = tl.load(lengths + sequence).to(tl.int32)
+    slot0, sink_blocks, ring = slab(base, capacity, sink, sequence * groups + group, group)
+    if tile * ROWS < count:
+        append_rows(
+            k + group * k_head, v + group * v_head, k_store, v_store, k_token, v_token, start, count, past,
+            tile * ROWS, slot0, sink_blocks, ring, D, WIDTH, ROWS,
+        )  # fmt: skip
+
+
+def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, lengths: Tensor) -> None:
+    """As `moa.kernels.reference.append`."""
+    tokens, groups, dim = k.shape
+    sequences, rows = starts.shape[0] - 1, 64
+    append_kernel[(tokens // rows + sequences, groups)](
+        k, v, store.k, store.v, sink, store.base, store.capacity, starts, lengths, sequences, groups,
+        *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""Device functions that the kernels share: where rows and keys lie, and one step of online softmax.
+
+Row tiles. The rows of a group are (token, head) pairs, flat: row r of a sequence is its new token r // HEADS under the
+group's query head r % HEADS, so that one tile of K and V serves all heads of the group and no row is padding.
+
+Sizes known at run time are plain arguments, marked by `RUN_TIME` so that no value of theirs compiles a kernel anew.
+"""
+
+import triton
+import triton.language as tl
+from moa.plans.span import BLOCK as _BLOCK
+
+BLOCK = tl.constexpr(_BLOCK)
+LOG2E = tl.constexpr(1.4426950408889634)
+
+RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens"]
+"""Arguments of the kernels that must not be specialised."""
+
+
+@triton.jit
+def find_sequence(starts, sequences, tile, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """The sequence that owns row tile `tile`, and the tile's index in it.
+
+    Tiles of sequence s begin at starts[s] * HEADS // BLOCK_M + s, which leaves each sequence room enough: the host
+    needs only the token count for its grid, and no prefix sum is formed. Tiles past a sequence's rows are empty.
+    """
+    low, high = 0, sequences
+    while high - low > 1:
+        middle = (low + high) // 2
+        mine = tl.load(starts + middle) * HEADS // BLOCK_M + middle <= tile
+        low = tl.where(mine, middle, low)
+        high = tl.where(mine, high, middle)
+    return low, tile - (tl.load(starts + low) * HEADS // BLOCK_M + low)
+
+
+@triton.jit
+def slot_of(block, base, sink_blocks, ring):
+    """First slot (int64) of the text's block `block` in a slab: the sink's blocks, then a ring."""
+    place = tl.where(block < sink_blocks, block, sink_blocks + (block - sink_blocks) % ring)
+    return base + place.to(tl.int64) * BLOCK
+
+
+@triton.jit
+def slab(base, capacity, sink, pair, group):
+    """Where a slab begins (slots), its sink blocks and its ring blocks (at least 1)."""
+    sink_blocks = tl.load(sink + group) // BLOCK
+    ring = tl.load(capacity + pair) // BLOCK - sink_blocks
+    return tl.load(base + pair), sink_blocks, tl.maximum(ring, 1)
+
+
+@triton.jit
+def key_rows(new, stride, store, slot, position, past, start, D: tl.constexpr, HAS_STORE: tl.constexpr):
+    """Pointers to the rows of one block's keys or values: the store's before `past`, the new tokens' from there."""
+    rows = new + (start + position - past).to(tl.int64) * stride
+    if HAS_STORE:
+        rows = tl.where(position < past, store + (slot + position % BLOCK) * D, rows)
+    return rows
+
+
+@triton.jit
+def load_rows(rows, seen, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
+    """A tile [rows, WIDTH] from row pointers; columns from D on, and rows not in `seen` if MASKED, are 0."""
+    columns = tl.arange(0, WIDTH)
+    at = rows[:, None] + columns[None, :]
+    if MASKED:
+        return tl.load(at, mask=seen[:, None] & (columns < D)[None, :], other=0.0)
+    if D != WIDTH:
+        return tl.load(at, mask=(columns < D)[None, :], other=0.0)
+    return tl.load(at)
+
+
+@triton.jit
+def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """One step of online softmax (arXiv 2205.14135, algorithm 1), in base 2: `scale` holds log2(e).
+
+    Args:
+        q, k, v: Tiles of queries [rows, WIDTH], keys and values [keys, WIDTH].
+        seen: Which keys each row sees [rows, keys]; read if MASKED.
+        top: Largest score so far per row, -inf before the first key.
+        total: Sum of weights so far, relative to `top`.
+        acc: Weighted sum of values so far [rows, WIDTH], relative to `top`.
+        scale: Factor on q.k.
+    """
+    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    if MASKED:
+        scores = tl.where(seen, scores, float("-inf"))
+    new_top = tl.maximum(top, tl.max(scores, 1))
+    zero = new_top
+    if MASKED:
+        zero = tl.where(new_top == float("-inf"), 0.0, new_top)  # a row that has seen no key yet
+    weights = tl.exp2(scores - zero[:, None])
+    fade = tl.exp2(top - zero)
+    total = total * fade + tl.sum(weights, 1)
+    acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+    return new_top, total, acc

@@ -1,0 +1,221 @@
+"""Decode: a few new tokens per sequence over ragged slabs, split along the keys; writes the new keys as well.
+
+Algorithm. The blocks that a (sequence, group) keeps, the sink's and then the window's, are cut into pieces of equal
+size. One flat list holds the pieces of all slabs, so a long head and many short ones fill the device alike. The list
+follows the slabs' capacities, which the host knows and which stay fixed between reallocations; a piece beyond the
+blocks in use ends at once. Nothing here waits for the device, and the grid is the same at every step: a CUDA graph can
+hold it. The rows of a tile are the new tokens under all query heads of the group. A piece leaves its normalised sum and
+log2 of its denominator; a second small kernel joins the pieces of each row.
+
+The first piece of a slab writes the new keys and values into it. That races with nothing: new keys are read from the
+caller's tensors, and thanks to the spare block a write of up to 64 tokens lands only on slots no row reads.
+
+Work. Bytes: kept K and V once, plus 2 * 4 * D per row and piece; 4 * D flops per key and row, far below a device's
+balance, so kept bytes over bandwidth is the bound.
+"""
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from moa.kernels.store import Store
+from moa.kernels.triton.append import append_rows
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, fold, key_rows, load_rows, slab, slot_of
+from moa.kernels.triton.tiles import Tiles, decode_tiles
+from torch import Tensor
+
+PIECES_PER_PROCESSOR = 8  # enough waves that the last, partly filled one costs little
+SMALLEST_PIECE = 4  # blocks; below it the partial results cost more than the balance gains
+
+
+class Pieces(NamedTuple):
+    """The flat list of equal pieces of a store."""
+
+    items: Tensor
+    """int32 [pieces, 2]: sequence * kv_heads + group, and the piece's index in its slab."""
+    size: int
+    """Blocks of a piece."""
+    most: int
+    """Pieces of the largest slab."""
+
+
+@triton.jit
+def blocks_in_use(first, sink_blocks, past, count):
+    """Edge of the first row, sink blocks in the text, and all blocks that `count` rows from `past` on see."""
+    last = (past + count - 1) // BLOCK
+    edge = tl.load(first + past // BLOCK)
+    sinks = tl.minimum(sink_blocks, last + 1)
+    return edge, sinks, sinks + tl.maximum(last + 1 - edge, 0)
+
+
+@triton.jit
+def pieces_of(capacity, pair, per_piece):
+    """Pieces that the list holds of a slab."""
+    return tl.maximum(tl.cdiv(tl.load(capacity + pair) // BLOCK, per_piece), 1)
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def decode_kernel(
+    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, starts, lengths, scale,
+    blocks, groups, per_piece, tokens, q_token, q_head, k_token, k_head, v_token, v_head,
+    HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+    APPEND: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One piece: see the module. `out` is [tokens, heads, D], or with SPLIT [pieces, tokens, heads, D] beside `lse`."""
+    pair = tl.load(items + 2 * tl.program_id(0))
+    piece = tl.load(items + 2 * tl.program_id(0) + 1)
+    sequence, group = pair // groups, pair % groups
+    start = tl.load(starts + sequence)
+    count = tl.load(starts + sequence + 1) - start
+    if count == 0:
+        return
+    past = tl.load(lengths + sequence).to(tl.int32)
+    slot0, sink_blocks, ring = slab(base, capacity, sink, pair, group)
+    first += group * blocks
+    k += group * k_head
+    v += group * v_head
+    if APPEND:
+        if piece == 0:
+            for offset in range(0, count, 16):
+                append_rows(
+                    k, v, k_store, v_store, k_token, v_token, start, count, past, offset, slot0, sink_blocks, ring,
+                    D, WIDTH, 16,
+                )  # fmt: skip
+
+    edge, sinks, used = blocks_in_use(first, sink_blocks, past, count)
+    begin = piece * per_piece
+    end = tl.minimum(begin + per_piece, used)
+    if piece == pieces_of(capacity, pair, per_piece) - 1:
+        end = used  # new tokens can reach past the capacity's pieces
+    if begin >= end:
+        return
+    lane = tl.arange(0, BLOCK)
+    column = tl.arange(0, WIDTH)
+    high = past + count - 1
+    scale *= LOG2E
+    if SPLIT:
+        out += piece.to(tl.int64) * tokens * groups * HEADS * D
+        lse += piece.to(tl.int64) * tokens * groups * HEADS
+    for tile in range(0, count * HEADS, BLOCK_M):
+        row = tile + tl.arange(0, BLOCK_M)
+        live = row < count * HEADS
+        row = tl.minimum(row, count * HEADS - 1)
+        token, head = start + row // HEADS, group * HEADS + row % HEADS
+        position = past + row // HEADS
+        row_edge = tl.load(first + position // BLOCK)
+        tile_q = load_rows(q + token.to(tl.int64) * q_token + head * q_head, live, D, WIDTH, True)
+        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+        total = tl.zeros([BLOCK_M], tl.float32)
+        acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+        for i in tl.range(begin, end):
+            block = tl.where(i < sinks, i, edge + i - sinks)
+            at = block * BLOCK + lane
+            slot = slot_of(block, slot0, sink_blocks, ring)
+            exists = at <= high
+            tile_k = load_rows(key_rows(k, k_token, k_store, slot, at, past, start, D, True), exists, D, WIDTH, True)
+            tile_v = load_rows(key_rows(v, v_token, v_store, slot, at, past, start, D, True), exists, D, WIDTH, True)
+            seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= row_edge))[:, None]
+            top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, True, PRECISION)
+        flat = token.to(tl.int64) * (groups * HEADS) + head
+        result = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # 0: the row sees no key of this piece
+        tl.store(
+            out + flat[:, None] * D + column[None, :], result.to(out.dtype.element_ty),
+            mask=live[:, None] & (column < D)[None, :],
+        )  # fmt: skip
+        if SPLIT:
+            tl.store(lse + flat, top + tl.log2(total), mask=live)
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def join_kernel(
+    parts, lse, out, first, sink, capacity, starts, lengths, blocks, groups, per_piece, tokens,
+    HEADS: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr,
+):  # fmt: skip
+    """Weighted mean of the pieces, for COLUMNS columns of one sequence and query head."""
+    sequence, query_head = tl.program_id(0), tl.program_id(1)
+    group = query_head // HEADS
+    start = tl.load(starts + sequence)
+    count = tl.load(starts + sequence + 1) - start
+    if count == 0:
+        return
+    past = tl.load(lengths + sequence).to(tl.int32)
+    _, _, used = blocks_in_use(first + group * blocks, tl.load(sink + group) // BLOCK, past, count)
+    pieces = tl.minimum(tl.cdiv(used, per_piece), pieces_of(capacity, sequence * groups + group, per_piece))
+    column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
+    stride = tokens.to(tl.int64) * groups * HEADS
+    for t in range(0, count):
+        flat = (start + t).to(tl.int64) * (groups * HEADS) + query_head
+        top = tl.full((), float("-inf"), tl.float32)
+        total = tl.full((), 0.0, tl.float32)
+        acc = tl.zeros([COLUMNS], tl.float32)
+        for i in range(0, pieces, AT_ONCE):
+            piece = i + tl.arange(0, AT_ONCE)
+            there = piece < pieces
+            at = piece * stride + flat
+            size = tl.load(lse + at, mask=there, other=float("-inf"))
+            part = tl.load(
+                parts + at[:, None] * D + column[None, :], mask=there[:, None] & (column < D)[None, :], other=0.0
+            )
+            new_top = tl.maximum(top, tl.max(size, 0))
+            zero = tl.where(new_top == float("-inf"), 0.0, new_top)
+            weight = tl.exp2(size - zero)
+            fade = tl.exp2(top - zero)
+            total = total * fade + tl.sum(weight, 0)
+            acc = acc * fade + tl.sum(part * weight[:, None], 0)
+            top = new_top
+        tl.store(out + flat * D + column, (acc / total).to(out.dtype.element_ty), mask=column < D)
+
+
+def pieces(store: Store, processors: int) -> Pieces:
+    """The piece list of a store for a device of `processors` multiprocessors; made once per store, no host sync."""
+    if "pieces" not in store.scratch:
+        total = store.k.shape[0] // BLOCK.value
+        size = max(SMALLEST_PIECE, -(-total // (PIECES_PER_PROCESSOR * processors)))
+        lists, most = [], 1
+        for run in store.runs:
+            each = max(1, -(-run.slots // (BLOCK.value * size)))
+            index = torch.arange(each, device=run.pairs.device).expand(len(run.pairs), -1)
+            lists.append(torch.stack([run.pairs[:, None].expand_as(index), index], -1).reshape(-1, 2))
+            most = max(most, each)
+        store.scratch["pieces"] = Pieces(torch.cat(lists).to(torch.int32), size, most)
+    return store.scratch["pieces"]
+
+
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store, starts: Tensor,
+    lengths: Tensor, scale: float, write: bool, tiles: Tiles | None = None,
+) -> None:  # fmt: skip
+    """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
+
+    Args:
+        q, k, v, first, sink, store, starts, lengths, scale: See the reference; the last dimension is contiguous.
+        out: Written whole.
+        write: Also append the new keys and values to the store (at most 64 tokens per sequence).
+        tiles: Tile shape, the device's own by default.
+    """
+    tokens, heads, dim = q.shape
+    groups, sequences = k.shape[1], starts.shape[0] - 1
+    per_group = heads // groups
+    shape = tiles or decode_tiles(dim, q.dtype, -(-tokens // sequences) * per_group)
+    items, size, most = pieces(store, _processors(q.device))
+    split = most > 1
+    parts = torch.empty((most, tokens, heads, dim), dtype=torch.float32, device=q.device) if split else out
+    lse = torch.empty((most, tokens, heads), dtype=torch.float32, device=q.device) if split else out
+    decode_kernel[(len(items),)](
+        q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, starts, lengths, scale,
+        first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write, SPLIT=split,
+        PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
+    if split:
+        columns = 32
+        join_kernel[(sequences, heads, triton.cdiv(dim, columns))](
+            parts, lse, out, first, sink, store.capacity, starts, lengths, first.shape[1], groups, size, tokens,
+            HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
+        )  # fmt: skip
+
+
+def _processors(device: torch.device) -> int:
+    """Multiprocessors of the device; under the interpreter a few, so that small tests split too."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,0 +1,132 @@
+"""Prefill: causal block-sparse attention of many new tokens over the store's past and themselves, in one launch.
+
+Algorithm. A program owns BLOCK_M rows of one (sequence, group): consecutive new tokens under all query heads of the
+group, so each K/V tile is read once per group. It walks the 64-key blocks its rows see in two loops:
+
+1. blocks that every row sees whole (the sink's and the window's interior): no mask, no bounds;
+2. the few others: where the window's edge moves within the tile, and the diagonal. Their mask is
+   key <= position and (key < sink or block >= first[position // 64]).
+
+Blocks outside the plan are never touched. A block is read from the slab where it is past, from the new tokens where it
+is new, by a choice of row pointers, so a block that holds both costs nothing extra.
+
+Balance. Programs start longest first without a sort: groups by reach, the one with the lowest `first` ahead, and tiles
+from the end of the text backwards, since a rule's span never falls with position.
+
+Work. 4 * D * (visible keys) flops per row and query head, rounded up to blocks at the edges. Bytes: q and out once;
+K and V once per tile, from L2 where tiles of one group run together.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from moa.kernels.store import Store
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, find_sequence, fold, key_rows, load_rows, slab, slot_of
+from moa.kernels.triton.tiles import Tiles, prefill_tiles
+from torch import Tensor
+
+
+@triton.jit
+def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
+    """The group whose reach at the end of the table is the `rank`-th longest; ties by index."""
+    group = tl.arange(0, GROUPS)
+    edge = tl.load(first + group * blocks + blocks - 1, mask=group < groups, other=2147483647)
+    ahead = (edge[None, :] < edge[:, None]) | ((edge[None, :] == edge[:, None]) & (group[None, :] < group[:, None]))
+    return tl.sum(tl.where(tl.sum(ahead.to(tl.int32), 1) == rank, group, 0), 0)
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def prefill_kernel(
+    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, starts, lengths, scale,
+    blocks, sequences, groups, tiles, q_token, q_head, k_token, k_head, v_token, v_head,
+    HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
+    HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Rows of one tile: see the module."""
+    program = tl.program_id(0)
+    group = by_reach(first, blocks, groups, program // tiles, GROUPS)
+    sequence, tile = find_sequence(starts, sequences, tiles - 1 - program % tiles, HEADS, BLOCK_M)
+    start = tl.load(starts + sequence)
+    count = (tl.load(starts + sequence + 1) - start) * HEADS
+    if tile * BLOCK_M >= count:
+        return
+    past = tl.load(lengths + sequence).to(tl.int32)
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    live = row < count
+    row = tl.minimum(row, count - 1)
+    token, head = start + row // HEADS, group * HEADS + row % HEADS
+    position = past + row // HEADS
+    low = past + tile * BLOCK_M // HEADS
+    high = past + (tl.minimum((tile + 1) * BLOCK_M, count) - 1) // HEADS
+
+    first += group * blocks
+    edge = tl.load(first + position // BLOCK)
+    edge_low, edge_high = tl.load(first + low // BLOCK), tl.load(first + high // BLOCK)
+    if HAS_STORE:
+        slot0, sink_blocks, ring = slab(base, capacity, sink, sequence * groups + group, group)
+    else:
+        slot0, sink_blocks, ring = tl.full((), 0, tl.int64), tl.load(sink + group) // BLOCK, 1
+    k += group * k_head
+    v += group * v_head
+    lane = tl.arange(0, BLOCK)
+    scale *= LOG2E
+
+    tile_q = load_rows(q + token.to(tl.int64) * q_token + head * q_head, live, D, WIDTH, MASKED=True)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+
+    diagonal = low // BLOCK
+    sinks = tl.minimum(sink_blocks, diagonal)
+    for i in tl.range(0, sinks + tl.maximum(diagonal - edge_high, 0)):
+        block = tl.where(i < sinks, i, edge_high + i - sinks)
+        at = block * BLOCK + lane
+        slot = slot_of(block, slot0, sink_blocks, ring)
+        tile_k = load_rows(key_rows(k, k_token, k_store, slot, at, past, start, D, HAS_STORE), live, D, WIDTH, False)
+        tile_v = load_rows(key_rows(v, v_token, v_store, slot, at, past, start, D, HAS_STORE), live, D, WIDTH, False)
+        top, total, acc = fold(tile_q, tile_k, tile_v, live, top, total, acc, scale, False, PRECISION)
+
+    edges = tl.maximum(tl.minimum(edge_high, diagonal) - edge_low, 0)
+    for i in tl.range(0, edges + high // BLOCK - diagonal + 1, num_stages=1):
+        block = tl.where(i < edges, edge_low + i, diagonal + i - edges)
+        at = block * BLOCK + lane
+        slot = slot_of(block, slot0, sink_blocks, ring)
+        exists = at <= high
+        tile_k = load_rows(key_rows(k, k_token, k_store, slot, at, past, start, D, HAS_STORE), exists, D, WIDTH, True)
+        tile_v = load_rows(key_rows(v, v_token, v_store, slot, at, past, start, D, HAS_STORE), exists, D, WIDTH, True)
+        seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= edge))[:, None]
+        top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, True, PRECISION)
+
+    flat = token.to(tl.int64) * (groups * HEADS) + head
+    column = tl.arange(0, WIDTH)
+    result = (acc / total[:, None]).to(out.dtype.element_ty)
+    tl.store(out + flat[:, None] * D + column[None, :], result, mask=live[:, None] & (column < D)[None, :])
+    if WITH_LSE:
+        tl.store(lse + flat, top + tl.log2(total), mask=live)
+
+
+def prefill(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store | None = None,
+    starts: Tensor, lengths: Tensor, scale: float, lse: Tensor | None = None, tiles: Tiles | None = None,
+) -> None:  # fmt: skip
+    """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
+
+    Args:
+        q, k, v, first, sink, store, starts, lengths, scale: See the reference; the last dimension is contiguous.
+        out: Written whole.
+        lse: float32 [tokens, query_heads], filled with log2 of each row's softmax denominator if given.
+        tiles: Tile shape, the device's own by default.
+    """
+    tokens, heads, dim = q.shape
+    groups = k.shape[1]
+    shape = tiles or prefill_tiles(dim, q.dtype)
+    sequences = starts.shape[0] - 1
+    count = tokens * (heads // groups) // shape.block_m + sequences
+    past = (store.k, store.v, store.base, store.capacity) if store else (k, v, lengths, sink)
+    prefill_kernel[(count * groups,)](
+        q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3], starts, lengths,
+        scale, first.shape[1], sequences, groups, count, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim, WIDTH=shape.width,
+        BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None, PRECISION=shape.precision,
+        num_warps=shape.warps, num_stages=shape.stages,
+    )  # fmt: skip
