@@ -1,24 +1,19 @@
-"""What a plan or profile must know of the model it was made for. Transformers' objects are read, never imported."""
+"""What a plan or profile must know of its model. Transformers' objects are read, never imported."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from moa.plans.errors import PlanError, Unsupported
+from moa.plans.schema import Strict
 from moa.plans.span import Ints
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
 
 RopeValue = bool | int | float | str | list[float] | None
-
-
-class Strict(BaseModel):
-    """Base of every part of the plan file: immutable, unknown keys refused."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class Sliding(Strict):
@@ -54,38 +49,22 @@ class ModelInfo(Strict):
 
     @classmethod
     def of(cls, model: Any) -> "ModelInfo":
-        """The fingerprint of `model`: a transformers model, its config, or a ModelInfo (returned as it is)."""
+        """The fingerprint of `model`: a transformers model, its config, or a ModelInfo, returned as it is."""
         return model if isinstance(model, ModelInfo) else cls.from_config(getattr(model, "config", model))
 
     @classmethod
     def from_config(cls, config: Any) -> "ModelInfo":
         """Read a transformers `PretrainedConfig` (of a multimodal model: its text part).
 
-        `architecture` is the config's first architecture, or, for a config that names none, its class name with
-        `ForCausalLM` for `Config`. Of rope parameters per layer type, those of full attention are taken.
+        `architecture` is the first that the config names; where it names none, it is the config's class name
+        with `ForCausalLM` for `Config`. Of rope parameters per layer type, full attention's are taken.
 
         Raises:
-            Unsupported: No layer can take rules, or a layer is of a kind other than full and sliding attention.
+            Unsupported: No layer can take rules, or some layer is neither full nor sliding attention.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         architecture = _architecture(config, text)
-        for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
-            if getattr(text, field, None) is None:
-                raise Unsupported(
-                    f"{architecture} has no {field} in its config: not a decoder with attention heads"
-                )
-        if getattr(text, "is_encoder_decoder", False):
-            raise Unsupported(
-                f"{architecture} is an encoder-decoder model; only decoder-only models take plans"
-            )
-        if getattr(text, "kv_lora_rank", None) is not None:
-            raise Unsupported(
-                f"{architecture} uses latent (compressed) KV heads; plans need one K and V per KV head"
-            )
-        if getattr(text, "num_kv_shared_layers", None):
-            raise Unsupported(
-                f"{architecture} shares keys and values between layers; plans need them per layer"
-            )
+        _refuse_other_models(text, architecture)
         return cls(
             architecture=architecture,
             layers=text.num_hidden_layers,
@@ -93,7 +72,7 @@ class ModelInfo(Strict):
             kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
             head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
             rope=_rope(text),
-            name=Path(str(getattr(config, "_name_or_path", "") or "unnamed")).name or "unnamed",
+            name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
             sliding=_sliding(text, architecture),
         )
 
@@ -109,7 +88,7 @@ class ModelInfo(Strict):
         return tuple(layer for layer in range(self.layers) if layer not in sliding)
 
     def differences(self, other: "ModelInfo") -> list[str]:
-        """One entry per field that differs, as `layers: 30 against 32` (self's value first); `name` is not compared."""
+        """One entry per field that differs, as `layers: 30 against 32`, self's first; names are not compared."""
         return [
             f"{field}: {_short(getattr(self, field))} against {_short(getattr(other, field))}"
             for field in type(self).model_fields
@@ -117,7 +96,7 @@ class ModelInfo(Strict):
         ]
 
     def dense_kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
-        """Bytes of the model's own cache (transformers' `DynamicCache`): a batch is padded to its longest text.
+        """Bytes of the model's own cache, transformers' `DynamicCache`, which pads a batch to its longest.
 
         Args:
             n: Tokens seen: one length for the whole batch, or the true length of each sequence.
@@ -129,9 +108,10 @@ class ModelInfo(Strict):
         return stored * self.token_bytes(dtype) + self.sliding_kv_bytes(lengths, dtype)
 
     def sliding_kv_bytes(self, lengths: Ints, dtype: Any) -> int:
-        """Bytes that the layers without rules hold after a call, for sequences of `lengths` tokens in one batch.
+        """Bytes that the layers without rules hold for one batch of sequences of `lengths` tokens.
 
-        Transformers' `DynamicSlidingWindowLayer` keeps the last window - 1 positions of the padded batch.
+        Between calls, transformers' `DynamicSlidingWindowLayer` keeps the last window - 1 positions of the
+        padded batch.
         """
         if self.sliding is None:
             return 0
@@ -144,7 +124,7 @@ class ModelInfo(Strict):
 
 
 def dtype_bytes(dtype: Any) -> int:
-    """Bytes of one element of `dtype`: a name such as "bfloat16", a torch dtype, or the number of bytes itself."""
+    """Bytes of one element of `dtype`: a name such as "bfloat16", a torch dtype, or the bytes themselves."""
     if isinstance(dtype, int) and dtype > 0:
         return dtype
     name = str(dtype).removeprefix("torch.")
@@ -158,57 +138,68 @@ def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
     lengths = np.atleast_1d(np.asarray(n))
     if lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu" or lengths.min() < 0:
         raise PlanError(f"n must be a length or a list of lengths, each an integer of 0 or more, found {n!r}")
-    if batch_size < 1 or (np.ndim(n) and batch_size not in (1, len(lengths))):
+    if np.ndim(n) == 0:
+        if batch_size < 1:
+            raise PlanError(f"batch_size must be 1 or more, found {batch_size}")
+        lengths = np.repeat(lengths, batch_size)
+    elif batch_size not in (1, len(lengths)):
         raise PlanError(
-            f"batch_size must be 1 or more, and with {np.size(n)} lengths 1 or {np.size(n)}, found {batch_size}"
-            if np.ndim(n)
-            else f"batch_size must be 1 or more, found {batch_size}"
+            f"batch_size for {len(lengths)} lengths must be 1 or {len(lengths)}, found {batch_size}"
         )
-    return (lengths if np.ndim(n) else np.repeat(lengths, batch_size)).astype(np.int64)
+    return lengths.astype(np.int64)
 
 
 def _architecture(config: Any, text: Any) -> str:
     named = getattr(config, "architectures", None) or getattr(text, "architectures", None)
-    return (
-        str(named[0])
-        if named
-        else type(text).__name__.removesuffix("Config").removesuffix("Text") + "ForCausalLM"
-    )
+    stem = type(text).__name__.removesuffix("Config").removesuffix("Text")
+    return str(named[0]) if named else f"{stem}ForCausalLM"
+
+
+def _refuse_other_models(text: Any, architecture: str) -> None:
+    """Refuse what is not a decoder whose every layer keeps one key and one value per KV head."""
+    for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        if getattr(text, field, None) is None:
+            raise Unsupported(
+                f"the config of {architecture} has no {field}: not a decoder with attention heads"
+            )
+    if getattr(text, "is_encoder_decoder", False):
+        raise Unsupported(f"{architecture} is an encoder-decoder model; plans are for decoder-only models")
+    if getattr(text, "kv_lora_rank", None) is not None:
+        raise Unsupported(
+            f"{architecture} caches latent vectors; plans are for one key and value per KV head"
+        )
+    if getattr(text, "num_kv_shared_layers", None):
+        raise Unsupported(f"{architecture} shares keys and values between layers; each must have its own")
 
 
 def _rope(text: Any) -> dict[str, RopeValue]:
-    """Rope parameters with the keys `theta` and `type` first, then the others as the config names them."""
-    found: Mapping[str, Any] = getattr(text, "rope_parameters", None) or {}
+    """Rope parameters with the keys `theta` and `type` first, then the others by name."""
+    found: Mapping[str, Any] = getattr(text, "rope_parameters", None) or {"rope_type": "none"}
     found = found.get("full_attention", found)
-    extras = {
-        k: v for k, v in sorted(found.items()) if k not in ("rope_theta", "rope_type") and v is not None
-    }
-    theta = {"theta": float(found["rope_theta"])} if found.get("rope_theta") is not None else {}
-    return {**theta, "type": found.get("rope_type", "default" if found else "none"), **extras}
+    named = {"theta": found.get("rope_theta"), "type": found.get("rope_type", "default")}
+    others = {key: found[key] for key in sorted(found) if key not in ("rope_theta", "rope_type")}
+    return {key: value for key, value in (named | others).items() if value is not None}
 
 
 def _sliding(text: Any, architecture: str) -> Sliding | None:
     window = getattr(text, "sliding_window", None)
     kinds = getattr(text, "layer_types", None)
-    if kinds is None:  # as transformers infers them for configs that have no layer types
-        chunked = getattr(text, "attention_chunk_size", None) is not None
-        kind = (
-            "sliding_attention"
-            if window is not None
-            else "chunked_attention"
-            if chunked
-            else "full_attention"
-        )
+    if kinds is None:  # inferred as transformers does for configs that name no layer types
+        kind = "full_attention"
+        if window is not None:
+            kind = "sliding_attention"
+        elif getattr(text, "attention_chunk_size", None) is not None:
+            kind = "chunked_attention"
         kinds = [kind] * text.num_hidden_layers
     for layer, kind in enumerate(kinds):
         if kind not in ("full_attention", "sliding_attention"):
             raise Unsupported(
-                f"layer {layer} of {architecture} is of type {kind!r}; plans know full_attention and sliding_attention"
+                f"layer {layer} of {architecture} is {kind}; plans know full_attention and sliding_attention"
             )
     layers = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
     if len(layers) == len(kinds):
         raise Unsupported(
-            f"every layer of {architecture} has a sliding window of {window} of its own, so none takes a rule; "
+            f"every layer of {architecture} has its own sliding window of {window}, so none takes a rule; "
             "for texts within that window, load the model with sliding_window=None"
         )
     return Sliding(window=window, layers=layers) if layers else None

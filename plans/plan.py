@@ -1,55 +1,25 @@
 """The plan: one rule per KV head of a model, what they cost, and the ways to make one."""
 
-import datetime
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from os import PathLike
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
+from pydantic import ValidationError, model_validator
 
 from moa.plans import span as spans_
-from moa.plans.errors import ModelMismatch, PlanError
-from moa.plans.model import ModelInfo, Strict, batch_lengths
+from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
+from moa.plans.model import ModelInfo, batch_lengths
+from moa.plans.record import Predicted, Provenance
 from moa.plans.rule import FULL, Pattern, Rule
+from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK, Ints
 
 __all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
-
-
-class Predicted(Strict):
-    """What the maker of the plan expected of it: one figure per entry of `lengths`."""
-
-    lengths: tuple[int, ...] = Field(min_length=1)
-    """Tokens, prompt and generated."""
-    density: tuple[float, ...] | None = None
-    kv_bytes: tuple[int, ...] | None = None
-    harm: tuple[float, ...] | None = None
-    """The search's objective, in the profile's unit."""
-    kl: tuple[float, ...] | None = None
-    """KL divergence from the dense model, nats per token."""
-
-    @model_validator(mode="after")
-    def _one_figure_per_length(self) -> Self:
-        for field in ("density", "kv_bytes", "harm", "kl"):
-            figures = getattr(self, field)
-            if figures is not None and len(figures) != len(self.lengths):
-                raise ValueError(f"{field} has {len(figures)} figures for {len(self.lengths)} lengths")
-        return self
-
-
-class Provenance(Strict):
-    """Where a plan came from."""
-
-    tool: str | None = None
-    profile: str | None = None
-    calibration: str | None = None
-    budget: str | None = None
-    seed: int | None = None
-    date: datetime.date | None = None
-    note: str | None = None
 
 
 class Plan(Strict):
@@ -71,32 +41,12 @@ class Plan(Strict):
     def _every_group_has_a_rule(self) -> Self:
         if tuple(sorted(self.groups)) != self.model.ruled_layers:
             raise ValueError(
-                f"layers that take rules are {list(self.model.ruled_layers)}, found rules for {sorted(self.groups)}"
+                f"layers that take rules are {list(self.model.ruled_layers)}, found {sorted(self.groups)}"
             )
         for layer, rules in self.groups.items():
             if len(rules) != self.model.kv_heads:
                 raise ValueError(f"layer {layer} has {len(rules)} rules for {self.model.kv_heads} KV heads")
         return self
-
-    # Making one
-
-    @classmethod
-    def load(cls, source: str | PathLike[str]) -> "Plan":
-        """Read a plan file, or a shipped plan by its name.
-
-        Raises:
-            PlanError: No such file or shipped plan, or the file breaks the schema; names the place.
-        """
-        from moa.plans.file import load
-
-        return load(source)
-
-    @classmethod
-    def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
-        """The plan that `to_dict` or a parsed plan file describes."""
-        from moa.plans.file import from_document
-
-        return from_document(document)
 
     @classmethod
     def from_rules(
@@ -113,13 +63,24 @@ class Plan(Strict):
         Args:
             model: A transformers model, its config, or a ModelInfo; so too in the other makers.
             rules: Layer to its rules. Layers left out take `defaults`.
-            defaults: By default the commonest rule, and then every layer must be given.
+            defaults: If not given, the commonest rule, and then every layer that takes rules must be.
             predicted: Expected figures.
             provenance: Where the plan came from.
         """
-        from moa.plans.makers import from_rules
-
-        return from_rules(model, rules, defaults=defaults, predicted=predicted, provenance=provenance)
+        info = ModelInfo.of(model)
+        groups = {layer: tuple(rules[layer]) for layer in sorted(rules)}
+        if defaults is not None:
+            groups = dict.fromkeys(info.ruled_layers, (defaults,) * info.kv_heads) | groups
+        elif groups:
+            defaults = Counter(chain.from_iterable(groups.values())).most_common(1)[0][0]
+        else:
+            raise PlanError("a plan needs rules or defaults, found neither")
+        try:
+            return cls(
+                model=info, groups=groups, defaults=defaults, predicted=predicted, provenance=provenance
+            )
+        except ValidationError as error:
+            raise PlanError(f"plan: {problem(error)}") from None
 
     @classmethod
     def dense(cls, model: Any) -> "Plan":
@@ -135,36 +96,73 @@ class Plan(Strict):
         Raises:
             BudgetInfeasible: Even the narrowest window keeps more.
         """
-        from moa.plans.makers import uniform
-
-        return uniform(model, density, at=at)
+        if not 0 < density <= 1:
+            raise PlanError(f"density must be over 0 and at most 1, found {density}")
+        alphas = np.arange(
+            2 * BLOCK, max(_length(at), BLOCK) + 2 * BLOCK, BLOCK
+        )  # the last covers all of `at`
+        spans = spans_.span(BLOCK, alphas, 0, at)
+        fitting = alphas[spans <= density * at + 1e-9]  # 0.29 * 100 is just under 29 in floating point
+        if not fitting.size:
+            raise BudgetInfeasible(
+                f"density {density} at {at} tokens: the narrowest window keeps {spans[0] / at:.4g}"
+            )
+        return cls.from_rules(model, {}, defaults=Rule(alpha=int(fitting[-1]), beta=0))
 
     @classmethod
     def two_group(cls, model: Any, full_heads: Iterable[tuple[int, int]], window: int) -> "Plan":
-        """Full attention in some groups, the sink and a constant window in the others (DuoAttention, arXiv 2410.10819).
+        """Full attention in some groups, sink and constant window in the rest (DuoAttention, arXiv 2410.10819).
 
         Args:
             model: As for `from_rules`.
             full_heads: (layer, KV head) of the groups with full attention.
             window: Tokens that the other groups see besides the sink of 64.
         """
-        from moa.plans.makers import two_group
-
-        return two_group(model, full_heads, window)
+        info = ModelInfo.of(model)
+        if window < 1:
+            raise PlanError(f"window must be 1 token or more, found {window}")
+        narrow = Rule(alpha=BLOCK + window, beta=0)
+        groups = {layer: [narrow] * info.kv_heads for layer in info.ruled_layers}
+        for layer, head in full_heads:
+            if layer not in groups or not 0 <= head < info.kv_heads:
+                raise PlanError(
+                    f"full_heads names layer {layer}, KV head {head}; layers that take rules are "
+                    f"{list(groups)}, KV heads 0 to {info.kv_heads - 1}"
+                )
+            groups[layer][head] = FULL
+        return cls.from_rules(info, groups, defaults=narrow)
 
     @classmethod
     def from_moa_json(cls, source: str | PathLike[str] | Mapping[str, Any], model: Any) -> "Plan":
-        """Import MoA's published rules, `{"alphas": [layers][heads], "betas": [layers][heads]}`; see docs/plan.md.
+        """Import MoA's published rules, `{"alphas": [layers][heads], "betas": [layers][heads]}`.
+
+        `docs/plan.md` says how their meaning differs.
 
         Raises:
             PlanError: Not that format, or not this model's shape.
-            Unsupported: The model shares KV heads between query heads: the format has one rule per query head.
+            Unsupported: Query heads share KV heads: the format has one rule per query head.
         """
-        from moa.plans.makers import from_moa_json
+        from moa.plans.moa_json import read
 
-        return from_moa_json(source, model)
+        return read(source, model)
 
-    # Reading it
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
+        """The plan that `to_dict` or a parsed plan file describes."""
+        from moa.plans.document import from_document
+
+        return from_document(document)
+
+    @classmethod
+    def load(cls, source: str | PathLike[str]) -> "Plan":
+        """Read a plan file, or a shipped plan by its name.
+
+        Raises:
+            PlanError: No such file or shipped plan, or the file breaks the schema; names the place.
+        """
+        from moa.plans.file import load
+
+        return load(source)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as YAML, whole or not at all; a loaded file saved again has the same bytes."""
@@ -174,17 +172,15 @@ class Plan(Strict):
 
     def to_dict(self) -> dict[str, Any]:
         """The plan file's content as plain JSON types."""
-        from moa.plans.file import to_document
+        from moa.plans.document import to_document
 
         return to_document(self)
 
     def check(self, model: Any) -> None:
-        """Raise ModelMismatch, naming each field that differs, unless the plan was made for `model`'s shape."""
+        """Raise ModelMismatch, naming each field that differs, unless `model` has the shape planned for."""
         differences = self.model.differences(ModelInfo.of(model))
         if differences:
-            raise ModelMismatch(
-                f"the plan was made for another model (plan against model): {'; '.join(differences)}"
-            )
+            raise ModelMismatch(f"made for another model (plan against model): {'; '.join(differences)}")
 
     def rule(self, layer: int, head: int) -> Rule:
         """The rule of KV head `head` of `layer`."""
@@ -206,7 +202,7 @@ class Plan(Strict):
         return table.astype(np.int32)
 
     def spans(self, n: int) -> Ints:
-        """Keys visible to the query at length `n`: int64 [layers, kv_heads], the model's own sliding layers included."""
+        """Keys visible to the query at length `n`, int64 [layers, kv_heads]; of layers without rules their own."""
         spans = np.empty((self.model.layers, self.model.kv_heads), np.int64)
         spans[list(self.model.ruled_layers)] = spans_.span(*self._arrays, _length(n))
         if self.model.sliding:
@@ -218,9 +214,9 @@ class Plan(Strict):
         return float(spans_.span(*self._arrays, _length(n)).mean() / n)
 
     def prefill_fraction(self, n: int) -> float:
-        """Attention pairs that a prefill of `n` tokens keeps, as a part of all causal pairs, over groups with rules.
+        """Part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.
 
-        A row of block b loses the 64 * (first(b) - S) keys between the sink and its first block, so blocks suffice.
+        Every row of block b loses the 64 * (first(b) - S) keys between the sink and its first block.
         """
         blocks = -(-_length(n) // BLOCK)
         rows = np.full(blocks, BLOCK)
@@ -237,7 +233,7 @@ class Plan(Strict):
         Layers without rules are counted as the model's own cache stores them (`ModelInfo.sliding_kv_bytes`).
 
         Args:
-            n: Tokens seen, padding not counted: one length for the whole batch, or the true length of each sequence.
+            n: Tokens seen, padding not counted: one length for the whole batch, or that of each sequence.
             batch_size: Sequences; with a list of lengths, 1 or the list's length.
             dtype: Of the cache: a name such as "bfloat16", a torch dtype, or the bytes of one element.
         """
@@ -248,9 +244,8 @@ class Plan(Strict):
     @cached_property
     def _arrays(self) -> Ints:
         """Sink, alpha, beta in 1/256: int64 [3, ruled layers, kv_heads]."""
-        rules = [
-            [(r.sink, r.alpha, r.beta256) for r in self.groups[layer]] for layer in self.model.ruled_layers
-        ]
+        layers = [self.groups[layer] for layer in self.model.ruled_layers]
+        rules = [[(rule.sink, rule.alpha, rule.beta256) for rule in heads] for heads in layers]
         return np.moveaxis(np.array(rules, np.int64), -1, 0)
 
     def _ruled(self, layer: int) -> int:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from moa.plans.model import Strict
+from moa.plans.schema import Strict
 from moa.plans.span import BETA_STEPS, BLOCK
 
 LIMIT = 2**31 - 1

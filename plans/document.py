@@ -1,0 +1,117 @@
+"""A plan as the plain mapping that its file holds, and back. Precedence is settled here, once."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from moa.plans.errors import PlanError
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.plans.record import Predicted, Provenance
+from moa.plans.rule import Pattern, Rule
+from moa.plans.schema import ProblemError, Strict, brief, problem
+
+_PATTERN: TypeAdapter[Rule] = TypeAdapter(Pattern)
+
+
+class _Document(Strict):
+    """The top level. The entries of layers are free here: `_rules` merges them before they are checked."""
+
+    version: Literal[1]
+    model: ModelInfo
+    defaults: Pattern
+    layers: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    predicted: Predicted | None = None
+    provenance: Provenance | None = None
+
+
+def from_document(document: Any) -> Plan:
+    """See `Plan.from_dict`."""
+    try:
+        return build(document)
+    except ProblemError as error:
+        raise PlanError(f"plan: {error}") from None
+
+
+def build(document: Any) -> Plan:
+    """The plan that `document` describes, or a ProblemError that tells the place."""
+    if not isinstance(document, Mapping):
+        keys = ", ".join(_Document.model_fields)
+        raise ProblemError((), f"a plan is a mapping with the keys {keys}, found {brief(document)}")
+    try:
+        top = _Document.model_validate(document)
+    except ValidationError as error:
+        raise problem(error) from None
+    groups = dict.fromkeys(top.model.ruled_layers, (top.defaults,) * top.model.kv_heads)
+    for layer, entry in top.layers.items():
+        if layer not in groups:
+            raise ProblemError(("layers", layer), f"takes no rules; the layers that do are {list(groups)}")
+        groups[layer] = _rules(top.defaults, entry, top.model.kv_heads, ("layers", layer))
+    return Plan(
+        model=top.model,
+        groups=groups,
+        defaults=top.defaults,
+        predicted=top.predicted,
+        provenance=top.provenance,
+    )
+
+
+def to_document(plan: Plan) -> dict[str, Any]:
+    """See `Plan.to_dict`; keys in the file's order, and what equals the defaults left out."""
+    layers = {
+        layer: _entry(rules, plan.defaults)
+        for layer, rules in sorted(plan.groups.items())
+        if any(rule != plan.defaults for rule in rules)
+    }
+    document = {
+        "version": 1,
+        "model": _plain(plan.model),
+        "defaults": _plain(plan.defaults),
+        "layers": layers,
+        "predicted": _plain(plan.predicted),
+        "provenance": _plain(plan.provenance),
+    }
+    return {key: part for key, part in document.items() if part}
+
+
+def _plain(part: Strict | None) -> dict[str, Any]:
+    return part.model_dump(mode="json", exclude_none=True) if part else {}
+
+
+def _rules(
+    defaults: Rule, entry: dict[str, Any], kv_heads: int, place: tuple[str | int, ...]
+) -> tuple[Rule, ...]:
+    """The rules of a layer's entry; later wins: the defaults, the entry's own keys, then its heads."""
+    rule = _override(defaults, {key: value for key, value in entry.items() if key != "heads"}, place)
+    heads, place = entry.get("heads", ["default"] * kv_heads), (*place, "heads")
+    if not isinstance(heads, list) or len(heads) != kv_heads:
+        raise ProblemError(place, f"must be a list of {kv_heads}, one per KV head, found {brief(heads)}")
+    return tuple(
+        rule if head == "default" else _override(rule, head, (*place, i)) for i, head in enumerate(heads)
+    )
+
+
+def _override(rule: Rule, changes: Any, place: tuple[str | int, ...]) -> Rule:
+    if not isinstance(changes, Mapping):
+        raise ProblemError(place, f"must be `default` or a mapping of a rule's keys, found {brief(changes)}")
+    try:
+        return _PATTERN.validate_python({**rule.model_dump(), **changes})
+    except ValidationError as error:
+        raise problem(error, place) from None
+
+
+def _entry(rules: tuple[Rule, ...], defaults: Rule) -> dict[str, Any]:
+    """A layer's entry: the rule that most of its heads share, then the heads that differ from it."""
+    common = max((defaults, *rules), key=rules.count)  # of equals the first: the defaults before any other
+    if rules.count(common) == 1 < len(rules):
+        common = defaults
+    entry = _changes(common, defaults)
+    if any(rule != common for rule in rules):
+        entry["heads"] = ["default" if rule == common else _changes(rule, common) for rule in rules]
+    return entry
+
+
+def _changes(rule: Rule, base: Rule) -> dict[str, Any]:
+    before = base.model_dump()
+    return {key: value for key, value in rule.model_dump().items() if value != before[key]}

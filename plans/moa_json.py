@@ -1,0 +1,69 @@
+"""Import of the rules that MoA's authors publish; reached as `Plan.from_moa_json`.
+
+Their file holds alpha and beta per layer and query head. For a prompt of N tokens and an allowance of new ones,
+a head keeps alpha + beta*N tokens, N with the allowance, the first 64 included, 128 at least: one width for every
+query. Here alpha and beta mean the same reach, the sink of 64 included and never under 128, but at each query's
+own length n in place of N. The two agree for the query at n = N; before it, rules with beta > 0 are narrower here.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from moa.plans.errors import PlanError, Unsupported
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.plans.record import Provenance
+from moa.plans.rule import LIMIT, Rule
+from moa.plans.span import BETA_STEPS
+
+
+def read(source: str | PathLike[str] | Mapping[str, Any], model: Any) -> Plan:
+    """See `Plan.from_moa_json`."""
+    info = ModelInfo.of(model)
+    if info.group_size != 1:
+        raise Unsupported(
+            f"MoA's JSON has a rule per query head, but {info.architecture} shares each KV head between "
+            f"{info.group_size} query heads, and their keys can follow one rule only"
+        )
+    if info.sliding:
+        raise Unsupported(f"MoA's JSON has rules for every layer, but some of {info.architecture} take none")
+    document = source if isinstance(source, Mapping) else _parse(Path(source))
+    alphas = _table(document, "alphas", info, -LIMIT, LIMIT)
+    betas = _table(document, "betas", info, 0, 1)
+    rules = {
+        layer: [Rule(alpha=_nearest(a), beta=_nearest(b * BETA_STEPS) / BETA_STEPS) for a, b in zip(*pair)]
+        for layer, pair in enumerate(zip(alphas, betas, strict=True))
+    }
+    return Plan.from_rules(info, rules, provenance=Provenance(note="imported from MoA's JSON"))
+
+
+def _nearest(value: float) -> int:
+    return math.floor(value + 0.5)
+
+
+def _parse(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise PlanError(f"{path}: not JSON: {error}") from None
+
+
+def _table(document: Any, key: str, info: ModelInfo, low: float, high: float) -> npt.NDArray[np.float64]:
+    try:
+        table = np.array(document[key], np.float64)
+    except (KeyError, TypeError, ValueError):
+        raise PlanError(f"MoA's JSON needs {key}, a table of numbers [layers][heads]") from None
+    if table.shape != (info.layers, info.query_heads):
+        raise PlanError(f"{key} must be [{info.layers}][{info.query_heads}], found shape {list(table.shape)}")
+    if not ((low <= table) & (table <= high)).all():
+        raise PlanError(f"{key} must be from {low} to {high}, found {table.min():g} to {table.max():g}")
+    return table

@@ -1,0 +1,42 @@
+"""What a plan says of itself: the figures its maker predicted, and where it came from."""
+
+import datetime
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from moa.plans.schema import Strict
+
+
+class Predicted(Strict):
+    """What the maker of the plan expected of it: one figure per entry of `lengths`."""
+
+    lengths: tuple[int, ...] = Field(min_length=1)
+    """Tokens, prompt and generated."""
+    density: tuple[float, ...] | None = None
+    kv_bytes: tuple[int, ...] | None = None
+    """Of one sequence."""
+    harm: tuple[float, ...] | None = None
+    """The search's objective, in the profile's unit."""
+    kl: tuple[float, ...] | None = None
+    """KL divergence from the dense model, nats per token."""
+
+    @model_validator(mode="after")
+    def _one_figure_per_length(self) -> Self:
+        for field in ("density", "kv_bytes", "harm", "kl"):
+            figures = getattr(self, field)
+            if figures is not None and len(figures) != len(self.lengths):
+                raise ValueError(f"{field} has {len(figures)} figures for {len(self.lengths)} lengths")
+        return self
+
+
+class Provenance(Strict):
+    """Where a plan came from. `note` is for whatever has no key of its own."""
+
+    tool: str | None = None
+    profile: str | None = None
+    calibration: str | None = None
+    budget: str | None = None
+    seed: int | None = None
+    date: datetime.date | None = None
+    note: str | None = None

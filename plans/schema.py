@@ -1,0 +1,50 @@
+"""The base of every part of a plan file, and pydantic's errors said in words of the file."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class Strict(BaseModel):
+    """Base of every part of the plan file: immutable, unknown keys refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ProblemError(Exception):
+    """A broken part of a document: the keys that lead to it, and what is wrong there."""
+
+    def __init__(self, place: Sequence[Any], what: str) -> None:
+        super().__init__(place, what)
+        self.place, self.what = tuple(place), what
+
+    def __str__(self) -> str:
+        place = ".".join(str(key) for key in self.place)
+        return f"{place}: {self.what}" if place else self.what
+
+
+def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
+    """The first problem that pydantic found in the part of a document at `place`."""
+    first = error.errors(include_url=False)[0]
+    kind, message, found = first["type"], first["msg"], brief(first["input"])
+    if kind == "value_error":
+        what = str(first["ctx"]["error"])
+    elif kind == "extra_forbidden":
+        what = "unknown key"
+    elif kind == "missing":
+        what = "is missing"
+    elif kind == "union_tag_not_found":
+        what = f"needs the key {first['ctx']['discriminator']}"
+    elif kind == "union_tag_invalid":
+        what = f"pattern must be {first['ctx']['expected_tags']}, found {first['ctx']['tag']!r}"
+    else:
+        what = f"{message[0].lower()}{message[1:]}, found {found}"
+    # Pydantic puts the pattern's name into the path; the file has no such key.
+    return ProblemError((*place, *(key for key in first["loc"] if key != "sink_window")), what)
+
+
+def brief(value: Any) -> str:
+    """`repr`, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
