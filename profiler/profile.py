@@ -95,7 +95,9 @@ class Profile:
             with safe_open(path, framework="numpy") as f:
                 header = json.loads((f.metadata() or {}).get("profile", "{}"))
                 if header.get("format") != FORMAT:
-                    raise ProfileError(f"{path} is not a profile: format {header.get('format')!r}, expected {FORMAT!r}")
+                    raise ProfileError(
+                        f"{path} is not a profile: format {header.get('format')!r}, expected {FORMAT!r}"
+                    )
                 keys = [(c["source"], int(c["length"])) for c in header["cuts"]]
                 cuts = {(s, n): f.get_tensor(f"cut.{s}.{n}") for s, n in keys}
             model = ModelInfo.model_validate(header["model"])

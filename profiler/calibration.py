@@ -1,0 +1,245 @@
+"""Calibration samples: plain text, generated long-dependency tasks, and the user's own documents.
+
+The generated tasks put many facts at stratified depths of one context and ask about each of them afterwards, so that a
+single backward pass covers every depth: a plan is only as good as the places its calibration looked at.
+"""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any, Literal
+
+from moa.plans.errors import MoaError
+from moa.profiler.text import split
+
+Labels = Literal["sampled", "greedy", "given"]
+Loss = Literal["nll", "margin"]
+
+TOKENS_PER_QUESTION = 160
+"""One question per so many tokens of length: 6 at 1,024, 25 at 4,096."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One calibration sequence.
+
+    Attributes:
+        ids: Token ids, as many as the profiled length.
+        response: Indices (> 0) of the tokens whose prediction is measured.
+    """
+
+    ids: tuple[int, ...]
+    response: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A kind of calibration text.
+
+    Attributes:
+        name: What the profile calls it.
+        sample: (tokenizer, length, random state, chat) to one sample.
+        labels: Default labels of the response tokens.
+        loss: Default loss.
+    """
+
+    name: str
+    sample: Callable[[Any, int, random.Random, bool], Sample]
+    labels: Labels
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing to remember: as the context states it, as it is asked, and the answer."""
+
+    statement: str
+    question: str
+    answer: str
+
+
+def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
+    """Consecutive documents; every token but the first is response. Plain text, whatever `chat` says."""
+    return whole_text(_filler(tokenizer, length, rng))
+
+
+def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
+    """Sentences about cities and people scattered through prose."""
+    facts = []
+    cities, names = rng.sample(CITIES, len(CITIES)), rng.sample(NAMES, len(NAMES))
+    for city, name, _ in zip(cities, names, range(questions(length)), strict=False):
+        number, colour = str(rng.randrange(10_000, 100_000)), rng.choice(COLOURS)
+        facts.append(
+            rng.choice(
+                [
+                    Fact(f"The special magic number for {city} is {number}.",
+                         f"What is the special magic number for {city}? Answer with the number only.", number),
+                    Fact(f"{name} has a {colour} bicycle and lives in {city}.",
+                         f"In which city does {name} live? Answer with the city only.", city),
+                    Fact(f"The locker of {name} opens with the code {number}.",
+                         f"Which code opens the locker of {name}? Answer with the code only.", number),
+                ]
+            )
+        )  # fmt: skip
+    return ask(tokenizer, length, rng, chat, facts)
+
+
+def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
+    """Keys and values, a few settings at a time, scattered through prose."""
+    keys = rng.sample([f"{a}_{b}" for a in ADJECTIVES for b in NOUNS], questions(length))
+    facts = []
+    for key in keys:
+        value = rng.choice(
+            [str(rng.randrange(1000, 100_000)), f"{rng.choice(COLOURS)}-{rng.randrange(10, 100)}"]
+        )
+        facts.append(Fact(f'"{key}": "{value}"', f'What is the value of the key "{key}"?', value))
+    return ask(tokenizer, length, rng, chat, facts)
+
+
+def lines_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
+    """A list of registers, nothing else: every line looks like the asked one."""
+    labels = [f"{a}-{b}" for a in ADJECTIVES for b in NOUNS]
+    rng.shuffle(labels)
+    lines = [
+        Fact(f"line {label}: REGISTER_CONTENT is <{value}>",
+             f"Tell me what is the <REGISTER_CONTENT> in line {label}? I need the number.", f"<{value}>")
+        for label in labels for value in [rng.randrange(1, 50_000)]
+    ]  # fmt: skip
+    listed = lines[: max(4, length // 24)]
+    step = len(listed) / questions(length)
+    asked = [listed[int((i + rng.random()) * step)] for i in range(questions(length))]
+    return ask(tokenizer, length, rng, chat, asked, listed)
+
+
+SOURCES: dict[str, Source] = {
+    s.name: s
+    for s in (
+        Source("text", text_sample, "sampled", "nll"),
+        Source("facts", facts_sample, "given", "margin"),
+        Source("pairs", pairs_sample, "given", "margin"),
+        Source("lines", lines_sample, "given", "margin"),
+    )
+}
+
+
+def questions(length: int) -> int:
+    """Questions asked about a context of `length` tokens."""
+    return max(4, length // TOKENS_PER_QUESTION)
+
+
+def whole_text(ids: Sequence[int]) -> Sample:
+    """Every token but the first is response."""
+    return Sample(tuple(ids), tuple(range(1, len(ids))))
+
+
+def ask(
+    tokenizer: Any, length: int, rng: random.Random, chat: bool, facts: Sequence[Fact],
+    listed: Sequence[Fact] | None = None,
+) -> Sample:  # fmt: skip
+    """Context of exactly the length that is left, then one question and answer per fact, in random order.
+
+    Args:
+        tokenizer: Any transformers tokenizer.
+        length: Tokens of the whole sample.
+        rng: Random state.
+        chat: Whether to render turns with the tokenizer's chat template.
+        facts: What is asked, in the order of their depth.
+        listed: A context that is a list of facts and no prose; None scatters `facts` through prose.
+
+    Raises:
+        MoaError: The questions alone are longer than `length`.
+    """
+    turns = rng.sample(list(facts), len(facts))
+    pieces = _render(tokenizer, chat, turns)
+    encoded = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    context = tuple(_context(tokenizer, length - sum(map(len, encoded)), rng, facts, listed))
+    ids = [*encoded[0], *context]
+    response: list[int] = []
+    for i, piece in enumerate(encoded[1:]):
+        if i % 2:  # pieces alternate: question, answer, question, answer, ...
+            response += range(len(ids), len(ids) + len(piece))
+        ids += piece
+    return Sample(tuple(ids), tuple(response))
+
+
+def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[str]:
+    """The text before the context, then question, answer, question, answer, ... and the text after the last answer."""
+    mark = "\u241e"  # a symbol no template and no fact contains
+    if not chat:
+        asked = [f"\n\nQuestion: {t.question}\nAnswer:{mark} {t.answer}{mark}" for t in turns]
+        bos = tokenizer.bos_token or ""
+        return f"{bos}{mark}{''.join(asked)}".split(mark)
+    messages = []
+    for i, t in enumerate(turns):
+        opening = f"Remember the facts in this text.\n\n{mark}\n\n" if i == 0 else ""
+        messages += [
+            {"role": "user", "content": opening + t.question},
+            {"role": "assistant", "content": mark + t.answer + mark},
+        ]
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False)
+    return text.split(mark)
+
+
+def _context(
+    tokenizer: Any, room: int, rng: random.Random, facts: Sequence[Fact], listed: Sequence[Fact] | None
+) -> list[int]:
+    """Exactly `room` tokens that state every fact, one in each stratum of the depth."""
+    if listed is not None:
+        stated = [tokenizer(f"{f.statement}\n", add_special_tokens=False)["input_ids"] for f in listed]
+        wanted = set(map(id, facts))
+        spare = [i for i, f in enumerate(listed) if id(f) not in wanted]
+        rng.shuffle(spare)
+        while sum(map(len, stated)) > room and spare:
+            stated[spare.pop()] = []
+    else:
+        stated = [tokenizer(f"\n{f.statement}\n", add_special_tokens=False)["input_ids"] for f in facts]
+    prose = room - sum(map(len, stated))
+    if prose < 0:
+        raise MoaError(
+            f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length"
+        )
+    filler = _filler(tokenizer, prose, rng)
+    if listed is not None:
+        return filler + [i for piece in stated for i in piece]
+    cuts = [int((i + rng.random()) * prose / len(stated)) for i in range(len(stated))]
+    out: list[int] = []
+    for start, stop, piece in zip([0, *cuts], [*cuts, prose], [*stated, []], strict=True):
+        out += filler[start:stop] + piece
+    return out
+
+
+def _filler(tokenizer: Any, count: int, rng: random.Random) -> list[int]:
+    """`count` tokens of calibration documents, from a random place in a random order of documents."""
+    documents = split("calibration")
+    order: Iterator[str] = cycle(rng.sample(documents, len(documents)))
+    ids: list[int] = []
+    while len(ids) < count:
+        ids += tokenizer(next(order) + "\n\n", add_special_tokens=False)["input_ids"]
+    return list(islice(ids, count))
+
+
+CITIES = (
+    "Amsterdam Athens Bangkok Berlin Bogota Boston Brisbane Cairo Calgary Chicago Dakar Delhi Denver Dublin Geneva "
+    "Hanoi Havana Helsinki Istanbul Jakarta Kyoto Lagos Lima Lisbon London Madrid Manila Miami Milan Montreal Moscow "
+    "Mumbai Munich Nairobi Naples Osaka Oslo Paris Prague Quito Riga Rome Seattle Seoul Sydney Tokyo Toronto Vienna"
+).split()
+NAMES = (
+    "Adam Alice Anna Arthur Bella Boris Carla Cedric Clara Daniel Diana Edgar Elena Emma Felix Fiona George Grace Hanna "
+    "Henry Ida Igor Irene Jack Jane Karl Laura Leo Linda Lucas Maria Martin Nina Nora Oscar Paul Petra Quentin Rita "
+    "Robert Sara Simon Tara Thomas Ursula Victor Wanda Yusuf Zoe"
+).split()
+COLOURS = (
+    "amber black blue brown crimson golden green grey orange pink purple red silver teal violet white".split()
+)
+ADJECTIVES = (
+    "ancient brave calm clever cold curious dark eager early fast gentle happy heavy hidden hollow keen late light "
+    "lonely loud mellow narrow noble pale plain proud quick quiet rapid rough round sharp silent simple slow soft "
+    "steady strong sweet tall tiny torn vast warm wide wild wise young"
+).split()
+NOUNS = (
+    "anchor apple arrow badge barrel basket bell bridge brush bucket button cable candle canyon castle chair cloud "
+    "copper desert engine falcon feather forest fountain garden glacier hammer harbor island jacket kettle ladder "
+    "lantern marble meadow mirror needle ocean orchard paper pencil pillow planet pocket ribbon river rocket saddle "
+    "shadow signal statue temple thunder tunnel valley village violin wagon window"
+).split()

@@ -1,0 +1,266 @@
+"""Collects a profile: sample by sample, resumable at any moment, sharded over processes.
+
+Every finished sample becomes a file in `<output>.partial/`, named by what it is; the profile is their sum in a fixed
+order. So a killed run goes on from the last finished sample, any number of processes may share the work, and all give
+the same bytes.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moa.plans.errors import MoaError, ProfileError, Unsupported
+from moa.plans.model import ModelInfo
+from moa.profiler.calibration import Labels, Loss, Sample, Source
+from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.profile import Profile
+from moa.profiler.recorder import recording
+
+HEAD_CHUNK = 256
+"""Positions whose logits are held at once."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how; a change starts a new profile.
+
+    Attributes:
+        lengths: Profiled lengths, tokens.
+        samples: Samples per source and length.
+        seed: Seed of texts and sampled labels.
+        sinks: Sink sizes measured, tokens.
+        estimator: A name in `ESTIMATORS`.
+        labels: Labels of every source, None for each source's own.
+        loss: Loss of every source, None for each source's own.
+        chat: Whether tasks are rendered with the tokenizer's chat template.
+    """
+
+    lengths: tuple[int, ...]
+    samples: int = 8
+    seed: int = 0
+    sinks: tuple[int, ...] = (64,)
+    estimator: str = "fisher"
+    labels: Labels | None = None
+    loss: Loss | None = None
+    chat: bool = True
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            MoaError: Naming the rule, the value and the valid choices.
+        """
+        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+        if not self.lengths or min(self.lengths) < 256:
+            raise MoaError(f"lengths must be at least 256 tokens, found {list(self.lengths)}")
+        if longest is not None and max(self.lengths) > longest:
+            raise MoaError(f"length {max(self.lengths)} is over the model's maximum of {longest} tokens")
+        if self.samples < 1:
+            raise MoaError(f"samples must be at least 1, found {self.samples}")
+        if any(s < 64 or s % 64 for s in self.sinks) or not self.sinks:
+            raise MoaError(f"sinks must be positive multiples of 64, found {list(self.sinks)}")
+        if self.estimator not in ESTIMATORS:
+            raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {self.estimator!r}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One sample to measure."""
+
+    source: Source
+    length: int
+    index: int
+
+    @property
+    def key(self) -> str:
+        """File name of the sample's table."""
+        return f"{self.source.name}.{self.length}.{self.index}"
+
+
+def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
+    """All samples, shortest length first, in the order in which they are summed."""
+    return [Task(s, n, i) for n in sorted(settings.lengths) for s in sources for i in range(settings.samples)]
+
+
+def collect(
+    model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], output: Path,
+    *, rank: int = 0, world: int = 1, barrier: Callable[[], None] = lambda: None,
+    progress: Callable[[Task, bool], None] = lambda _task, _measured: None,
+) -> Profile | None:  # fmt: skip
+    """Measure every sample that has no file yet, then sum.
+
+    Args:
+        model: The dense model; it is left as it was.
+        tokenizer: Its tokenizer.
+        settings: What is measured.
+        sources: Kinds of calibration text.
+        output: The profile's path; finished samples lie in `<output>.partial/` until the profile is written.
+        rank: This process among those that share the work.
+        world: How many processes share the work, on one file system.
+        barrier: Waits for all of them.
+        progress: Called after each of this process's samples: (task, measured now or found finished).
+
+    Returns:
+        The profile, also saved at `output`; None on ranks other than 0.
+
+    Raises:
+        MoaError: Settings that cannot be measured.
+        ProfileError: The folder holds another run's samples, or cannot be written.
+    """
+    settings.check(model)
+    todo = tasks(settings, sources)
+    info = ModelInfo.from_config(model.config)
+    folder = _open_folder(output, settings, sources, info, model.dtype, rank)
+    barrier()
+    with recording(model, ESTIMATORS[settings.estimator], settings.sinks) as recorder:
+        for task in todo[rank::world]:
+            path = folder / f"{task.key}.safetensors"
+            measured = not path.exists()
+            if measured:
+                sample = _draw(task, tokenizer, settings)
+                generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
+                labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
+                run_backward(model, sample, labels, loss, generator)
+                table = {"cut": recorder.take().numpy(), "tokens": np.int64([len(sample.response)])}
+                save_file(table, temporary := path.with_suffix(".tmp"))
+                os.replace(temporary, path)
+            progress(task, measured)
+    barrier()
+    if rank:
+        return None
+    profile = _sum(folder, todo, info, settings)
+    profile.save(output)
+    shutil.rmtree(folder)
+    return profile
+
+
+def run_backward(
+    model: PreTrainedModel, sample: Sample, labels: Labels, loss: Loss, generator: torch.Generator
+) -> None:
+    """Backward pass of the loss summed over the sample's response tokens; logits are held a chunk at a time.
+
+    Args:
+        model: A model within `recording`.
+        sample: The sequence.
+        labels: `sampled` draws each label from the model's own distribution, `greedy` takes its argmax, `given` the
+            text's own token.
+        loss: `nll` is -log p(label); `margin` is the best other logit minus the label's.
+        generator: Random state of sampled labels, on the CPU.
+    """
+    ids = torch.tensor([sample.ids], device=model.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    response = torch.tensor(sample.response, device=ids.device)
+    cut = hidden[0].detach().index_select(0, response.to(hidden.device) - 1).requires_grad_(True)
+    for rows, given in zip(cut.split(HEAD_CHUNK), ids[0, response].split(HEAD_CHUNK), strict=True):
+        logits = _logits(model, rows)
+        label = _label(logits.detach(), given.to(logits.device), labels, generator)[:, None]
+        wanted = logits.gather(1, label)
+        if loss == "nll":
+            lost = logits.logsumexp(-1, keepdim=True) - wanted
+        else:
+            lost = logits.scatter(1, label, -torch.inf).amax(-1, keepdim=True) - wanted
+        lost.sum().backward()
+    assert cut.grad is not None
+    grad = torch.zeros_like(hidden[0]).index_add_(0, response.to(hidden.device) - 1, cut.grad)
+    hidden.backward(grad[None])
+
+
+def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
+    """float32 logits [rows, vocabulary] of last hidden states [rows, d], as the model's own head makes them."""
+    config = model.config.get_text_config()
+    scaled = [
+        name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1.0)
+    ]
+    if scaled:
+        raise Unsupported(f"profiling does not know the model's {scaled[0]}; its logits would be wrong")
+    logits: Tensor = model.get_output_embeddings()(hidden).float()
+    cap = getattr(config, "final_logit_softcapping", None)
+    return logits if cap is None else cap * torch.tanh(logits / cap)
+
+
+def _label(logits: Tensor, given: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
+    """Label of each row [rows]."""
+    if labels == "given":
+        return given
+    if labels == "greedy":
+        return logits.argmax(-1)
+    return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
+
+
+def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:
+    """The task's sample, of exactly its length."""
+    chat = settings.chat and getattr(tokenizer, "chat_template", None) is not None
+    sample = task.source.sample(tokenizer, task.length, random.Random(_seed(settings, task, "text")), chat)
+    assert len(sample.ids) == task.length
+    return sample
+
+
+def _seed(settings: Settings, task: Task, use: str) -> int:
+    """A seed that belongs to one sample and one use, whichever process runs it."""
+    digest = hashlib.sha256(f"{settings.seed}/{task.key}/{use}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")
+
+
+def _open_folder(
+    output: Path,
+    settings: Settings,
+    sources: Sequence[Source],
+    info: ModelInfo,
+    dtype: torch.dtype,
+    rank: int,
+) -> Path:
+    """The folder of finished samples, checked to belong to this very run."""
+    folder = Path(f"{output}.partial")
+    mine = {
+        **asdict(settings), "sources": [s.name for s in sources], "model": info.model_dump(exclude_none=True),
+        "dtype": str(dtype),
+    }  # fmt: skip
+    text = json.dumps(mine, sort_keys=True, indent=1)
+    note = folder / "settings.json"
+    try:
+        if rank == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not note.exists():
+                note.write_text(text)
+        if note.exists() and note.read_text() != text:
+            raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
+    except OSError as e:
+        raise ProfileError(f"cannot write {folder}: {e.strerror}") from e
+    return folder
+
+
+def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings) -> Profile:
+    """Tables and token counts summed over samples, in order, in float64."""
+    cuts: dict[tuple[str, int], Any] = {}
+    tokens: dict[tuple[str, int], int] = {}
+    for task, part in _parts(folder, todo):
+        key = task.source.name, task.length
+        cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
+        tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
+    meta = {name: value for name, value in asdict(settings).items() if name not in ("lengths", "sinks")}
+    meta |= {
+        "torch": torch.__version__,
+        "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},
+    }
+    return Profile(
+        info, settings.sinks, {k: v.astype(np.float32) for k, v in cuts.items()}, tokens,
+        dict.fromkeys(cuts, settings.samples), meta,
+    )  # fmt: skip
+
+
+def _parts(folder: Path, todo: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
+    """Finished samples one at a time."""
+    for task in todo:
+        yield task, load_file(folder / f"{task.key}.safetensors")

@@ -1,0 +1,132 @@
+"""Runs a model forward and backward while its attention layers record the harm of every cut.
+
+The model's own code runs untouched: one attention function and mask function are registered with transformers, weights
+take no gradient, and decoder layers are checkpointed, so that the extra memory is linear in the length.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from moa.kernels.influence import Estimator, influence_backward
+from moa.plans.errors import Unsupported
+from moa.plans.model import ModelInfo
+from moa.profiler.profile import bin_size
+
+NAME = "moa_influence"
+_RECORDER = "_moa_recorder"
+
+
+class Recorder:
+    """Tables of the sample in progress, by layer.
+
+    Attributes:
+        tables: Layer index to float32 [sinks, kv_heads, rows, edges], on the CPU.
+    """
+
+    def __init__(self, layers: Sequence[int], estimator: Estimator, sinks: Sequence[int]) -> None:
+        self.layers, self.estimator, self.sinks = frozenset(layers), estimator, tuple(sinks)
+        self.tables: dict[int, Tensor] = {}
+
+    def take(self) -> Tensor:
+        """The finished sample's table [sinks, layers, kv_heads, rows, edges]; empties the recorder."""
+        missing = self.layers - self.tables.keys()
+        if missing:
+            raise Unsupported(
+                f"layers {sorted(missing)} never called transformers' attention interface; only models whose "
+                "attention goes through it can be profiled"
+            )
+        table = torch.stack([self.tables[layer] for layer in sorted(self.layers)], dim=1)
+        self.tables.clear()
+        return table
+
+
+class _Recorded(torch.autograd.Function):
+    """Causal attention of one sequence whose backward pass records."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recorder: Recorder, layer: int
+    ) -> Tensor:
+        """q [query_heads, N, D]; k, v [kv_heads, N, D]; returns [query_heads, N, D]."""
+        ctx.save_for_backward(q, k, v)
+        ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
+        heads = q.shape[0] // k.shape[0]
+        k, v = (x.repeat_interleave(heads, 0)[None] for x in (k, v))
+        return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients, and the table into the recorder."""
+        q, k, v = ctx.saved_tensors
+        recorder: Recorder = ctx.recorder
+        dq, dk, dv, table = influence_backward(
+            q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks,
+            bin_size=bin_size(q.shape[1]),
+        )  # fmt: skip
+        recorder.tables[ctx.layer] = table.cpu()
+        return dq, dk, dv, None, None, None
+
+
+def _attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """transformers' attention function: query [1, query_heads, N, D]; returns [1, N, query_heads, D]."""
+    recorder: Recorder = getattr(module, _RECORDER)
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    if layer not in recorder.layers:  # a sliding layer keeps the window the model was trained with
+        out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        return out
+    refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
+    if attention_mask is not None or refused:
+        raise Unsupported(
+            f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}"
+        )
+    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    attended = _Recorded.apply(query[0], key[0], value[0], scale, recorder, layer)
+    return attended.transpose(0, 1)[None], None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+@contextmanager
+def recording(model: PreTrainedModel, estimator: Estimator, sinks: Sequence[int]) -> Iterator[Recorder]:
+    """Within the block, backward passes through `model` record; afterwards the model is as it was."""
+    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, estimator, sinks)
+    before = model.config._attn_implementation
+    trained = [p for p in model.parameters() if p.requires_grad]
+    attention = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
+    blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
+    checkpointed, training = model.is_gradient_checkpointing, model.training
+    embeddings = model.get_input_embeddings()
+    try:
+        model.eval()
+        for p in trained:
+            p.requires_grad_(False)
+        hook = embeddings.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_(True))
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for block in blocks:
+            block.training = True  # transformers checkpoints only layers in training mode; dropout stays off
+        for module in attention:
+            setattr(module, _RECORDER, recorder)
+        model.set_attn_implementation(NAME)
+        yield recorder
+    finally:
+        model.set_attn_implementation(before)
+        for module in attention:
+            delattr(module, _RECORDER)
+        hook.remove()
+        if not checkpointed:
+            model.gradient_checkpointing_disable()
+        model.train(training)
+        for p in trained:
+            p.requires_grad_(True)

@@ -1,0 +1,84 @@
+"""The influence backward against autograd and against cuts made one by one."""
+
+import pytest
+import torch
+from moa.kernels.influence import Tile, influence_backward
+from moa.profiler.estimators import ESTIMATORS, fisher
+from torch import Tensor
+
+SHAPES = [(1, 1, 1, 8), (63, 2, 1, 8), (64, 4, 4, 16), (65, 3, 1, 8), (111, 6, 2, 16), (333, 8, 1, 8)]
+
+
+def tensors(n: int, heads: int, groups: int, dim: int) -> list[Tensor]:
+    g = torch.Generator().manual_seed(n)
+    return [torch.randn(h, n, dim, generator=g, dtype=torch.float64) for h in (heads, groups, groups, heads)]
+
+
+def eager(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights and output of masked attention; `keep` is [N, N] or [heads, N, N]."""
+    heads = q.shape[0] // k.shape[0]
+    scores = q @ k.repeat_interleave(heads, 0).mT * 0.3
+    a = scores.masked_fill(~keep, -torch.inf).softmax(-1)
+    return a, a @ v.repeat_interleave(heads, 0)
+
+
+@pytest.mark.parametrize(("n", "heads", "groups", "dim"), SHAPES)
+def test_gradients_are_those_of_autograd(n: int, heads: int, groups: int, dim: int) -> None:
+    q, k, v, dout = tensors(n, heads, groups, dim)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    _, out = eager(*leaves, torch.ones(n, n, dtype=torch.bool).tril())
+    out.backward(dout)
+    *grads, _ = influence_backward(q, k, v, dout, scale=0.3, estimator=fisher, sinks=(64,), bin_size=64)
+    for mine, leaf in zip(grads, leaves, strict=True):
+        torch.testing.assert_close(mine, leaf.grad, rtol=1e-10, atol=1e-10)
+
+
+def cut_effects(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, sink: int, edge: int) -> dict[str, Tensor]:
+    """Every estimator from its definition, entry by entry, for one cut: [heads, N]."""
+    n, heads = q.shape[1], q.shape[0] // k.shape[0]
+    causal = torch.ones(n, n, dtype=torch.bool).tril()
+    columns = torch.arange(n)
+    keep = causal & ((columns < sink) | (columns >= edge))
+    a, out = eager(q, k, v, causal)
+    _, cut = eager(q, k, v, keep)
+    dp = dout @ v.repeat_interleave(heads, 0).mT
+    entries = torch.zeros_like(a)
+    for j in range(n):  # mask one key at a time and renormalise
+        one = a.clone()
+        one[..., j] = 0
+        rows = one.sum(-1, keepdim=True)
+        change = torch.where(rows > 0, one / rows, 0.0) - a
+        entries[..., j] = (change * dp).sum(-1)
+    dropped = causal & ~keep
+    return {
+        "fisher": ((cut - out) * dout).sum(-1),
+        "first-order": (entries * dropped).sum(-1),
+        "first-order-abs": (entries.abs() * dropped).sum(-1),
+        "mass": (a * dropped).sum(-1),
+    }
+
+
+@pytest.mark.parametrize("name", list(ESTIMATORS))
+@pytest.mark.parametrize(("sink", "bin_size"), [(64, 64), (128, 64), (64, 128)])
+def test_table_is_the_effect_of_every_cut(name: str, sink: int, bin_size: int) -> None:
+    n, heads, groups = 333, 4, 2
+    q, k, v, dout = tensors(n, heads, groups, 8)
+    *_, table = influence_backward(
+        q, k, v, dout, scale=0.3, estimator=ESTIMATORS[name], sinks=(64, sink), bin_size=bin_size
+    )
+    count = -(-n // bin_size)
+    assert table.shape == (2, groups, count, count)
+    for edge in range(count):
+        effect = cut_effects(q, k, v, dout, sink, 0 if edge * bin_size <= sink else edge * bin_size)[name]
+        effect = effect.unflatten(0, (groups, -1)).sum(1)  # the heads of a group act together
+        effect = effect.square() if name == "fisher" else effect
+        for row in range(edge, count):
+            wanted = effect[:, row * bin_size : (row + 1) * bin_size].sum(1).float()
+            torch.testing.assert_close(table[1, :, row, edge], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
+    a, dp = torch.zeros(1, 1, 192), torch.ones(1, 1, 192)
+    a[..., 80] = 1.0
+    harm = fisher(Tile(a, dp, (a * dp).sum(-1, keepdim=True), (64,), 64))
+    assert harm[0, 0].tolist() == [0.0, 0.0, 1.0]
