@@ -54,7 +54,15 @@ Estimator = Callable[[Tile], Tensor]
 
 
 def influence_backward(
-    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, *, scale: float, estimator: Estimator, sinks: Sequence[int], bin_size: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dout: Tensor,
+    *,
+    scale: float,
+    estimator: Estimator,
+    sinks: Sequence[int],
+    bin_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of causal attention, and the summed harm of every cut.
 

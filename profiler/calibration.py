@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from moa.plans.errors import MoaError
 from moa.profiler.text import split
+from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]
 Loss = Literal["nll", "margin"]
@@ -90,9 +91,7 @@ def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) ->
     keys = rng.sample([f"{a}_{b}" for a in ADJECTIVES for b in NOUNS], questions(length))
     facts = []
     for key in keys:
-        value = rng.choice(
-            [str(rng.randrange(1000, 100_000)), f"{rng.choice(COLOURS)}-{rng.randrange(10, 100)}"]
-        )
+        value = rng.choice([str(rng.randrange(1000, 100_000)), f"{rng.choice(COLOURS)}-{rng.randrange(10, 100)}"])
         facts.append(Fact(f'"{key}": "{value}"', f'What is the value of the key "{key}"?', value))
     return ask(tokenizer, length, rng, chat, facts)
 
@@ -196,9 +195,7 @@ def _context(
         stated = [tokenizer(f"\n{f.statement}\n", add_special_tokens=False)["input_ids"] for f in facts]
     prose = room - sum(map(len, stated))
     if prose < 0:
-        raise MoaError(
-            f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length"
-        )
+        raise MoaError(f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length")
     filler = _filler(tokenizer, prose, rng)
     if listed is not None:
         return filler + [i for piece in stated for i in piece]
@@ -217,29 +214,3 @@ def _filler(tokenizer: Any, count: int, rng: random.Random) -> list[int]:
     while len(ids) < count:
         ids += tokenizer(next(order) + "\n\n", add_special_tokens=False)["input_ids"]
     return list(islice(ids, count))
-
-
-CITIES = (
-    "Amsterdam Athens Bangkok Berlin Bogota Boston Brisbane Cairo Calgary Chicago Dakar Delhi Denver Dublin Geneva "
-    "Hanoi Havana Helsinki Istanbul Jakarta Kyoto Lagos Lima Lisbon London Madrid Manila Miami Milan Montreal Moscow "
-    "Mumbai Munich Nairobi Naples Osaka Oslo Paris Prague Quito Riga Rome Seattle Seoul Sydney Tokyo Toronto Vienna"
-).split()
-NAMES = (
-    "Adam Alice Anna Arthur Bella Boris Carla Cedric Clara Daniel Diana Edgar Elena Emma Felix Fiona George Grace Hanna "
-    "Henry Ida Igor Irene Jack Jane Karl Laura Leo Linda Lucas Maria Martin Nina Nora Oscar Paul Petra Quentin Rita "
-    "Robert Sara Simon Tara Thomas Ursula Victor Wanda Yusuf Zoe"
-).split()
-COLOURS = (
-    "amber black blue brown crimson golden green grey orange pink purple red silver teal violet white".split()
-)
-ADJECTIVES = (
-    "ancient brave calm clever cold curious dark eager early fast gentle happy heavy hidden hollow keen late light "
-    "lonely loud mellow narrow noble pale plain proud quick quiet rapid rough round sharp silent simple slow soft "
-    "steady strong sweet tall tiny torn vast warm wide wild wise young"
-).split()
-NOUNS = (
-    "anchor apple arrow badge barrel basket bell bridge brush bucket button cable candle canyon castle chair cloud "
-    "copper desert engine falcon feather forest fountain garden glacier hammer harbor island jacket kettle ladder "
-    "lantern marble meadow mirror needle ocean orchard paper pencil pillow planet pocket ribbon river rocket saddle "
-    "shadow signal statue temple thunder tunnel valley village violin wagon window"
-).split()

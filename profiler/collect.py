@@ -180,9 +180,7 @@ def run_backward(
 def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
     """float32 logits [rows, vocabulary] of last hidden states [rows, d], as the model's own head makes them."""
     config = model.config.get_text_config()
-    scaled = [
-        name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1.0)
-    ]
+    scaled = [name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1.0)]
     if scaled:
         raise Unsupported(f"profiling does not know the model's {scaled[0]}; its logits would be wrong")
     logits: Tensor = model.get_output_embeddings()(hidden).float()

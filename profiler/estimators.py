@@ -1,7 +1,7 @@
 """How the harm of a cut is estimated from a tile of attention: one small function each.
 
 Every function maps a `Tile` to [sinks, rows, edges]: what the cut at each edge costs at each row, the heads of the
-group taken together. `fisher` ranks best (docs/influence.md has the measured table); the others are kept for comparison.
+group taken together. `fisher` ranks best (docs/influence.md has the measured table); the others serve comparison.
 """
 
 import torch

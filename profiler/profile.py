@@ -95,9 +95,7 @@ class Profile:
             with safe_open(path, framework="numpy") as f:
                 header = json.loads((f.metadata() or {}).get("profile", "{}"))
                 if header.get("format") != FORMAT:
-                    raise ProfileError(
-                        f"{path} is not a profile: format {header.get('format')!r}, expected {FORMAT!r}"
-                    )
+                    raise ProfileError(f"{path} is not a profile: format {header.get('format')!r}, expected {FORMAT!r}")
                 keys = [(c["source"], int(c["length"])) for c in header["cuts"]]
                 cuts = {(s, n): f.get_tensor(f"cut.{s}.{n}") for s, n in keys}
             model = ModelInfo.model_validate(header["model"])
@@ -119,7 +117,8 @@ class Profile:
             wanted = (len(self.sinks), len(self.model.ruled_layers), self.model.kv_heads, count, count)
             if table.shape != wanted or table.dtype != np.float32:
                 raise ProfileError(
-                    f"{path}: cut.{source}.{length} must be float32 {list(wanted)}, found {table.dtype} {list(table.shape)}"
+                    f"{path}: cut.{source}.{length} must be float32 {list(wanted)}, "
+                    f"found {table.dtype} {list(table.shape)}"
                 )
             if not np.isfinite(table).all():
                 raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")

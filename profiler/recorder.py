@@ -52,9 +52,7 @@ class _Recorded(torch.autograd.Function):
     """Causal attention of one sequence whose backward pass records."""
 
     @staticmethod
-    def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recorder: Recorder, layer: int
-    ) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recorder: Recorder, layer: int) -> Tensor:
         """q [query_heads, N, D]; k, v [kv_heads, N, D]; returns [query_heads, N, D]."""
         ctx.save_for_backward(q, k, v)
         ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
@@ -86,9 +84,7 @@ def _attention(
         return out
     refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if attention_mask is not None or refused:
-        raise Unsupported(
-            f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}"
-        )
+        raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     attended = _Recorded.apply(query[0], key[0], value[0], scale, recorder, layer)
     return attended.transpose(0, 1)[None], None

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from torch import Tensor
+
 from moa.kernels.influence import Tile, influence_backward
 from moa.profiler.estimators import ESTIMATORS, fisher
-from torch import Tensor
 
 SHAPES = [(1, 1, 1, 8), (63, 2, 1, 8), (64, 4, 4, 16), (65, 3, 1, 8), (111, 6, 2, 16), (333, 8, 1, 8)]
 

@@ -1,0 +1,144 @@
+"""`moa profile MODEL -o PROFILE.safetensors`: measure how much harm each cut of each KV head does."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moa.plans.errors import MoaError
+
+if TYPE_CHECKING:
+    from moa.profiler.collect import Task
+
+SOURCES = "text, facts, pairs, lines"
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Profile to write (.safetensors).")],
+    lengths: Annotated[str, typer.Option(help="Lengths to measure, tokens.")] = "1024,2048,4096",
+    samples: Annotated[int, typer.Option(help="Samples per source and length.")] = 4,
+    source: Annotated[list[str] | None, typer.Option(help=f"Repeatable: {SOURCES}. Default all.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Your documents as one more source: .jsonl, .txt, .parquet or hub:NAME."),
+    ] = None,
+    sinks: Annotated[str, typer.Option(help="Sink sizes to measure, multiples of 64.")] = "64",
+    estimator: Annotated[str, typer.Option(help="fisher, first-order, first-order-abs, mass.")] = "fisher",
+    labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
+    loss: Annotated[str | None, typer.Option(help="nll, margin. Default: per source.")] = None,
+    chat: Annotated[bool, typer.Option(help="Render tasks with the chat template when there is one.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of texts and sampled labels.")] = 0,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    device_map: Annotated[str | None, typer.Option(help="`auto` spreads the model over devices.")] = None,
+) -> None:
+    """Measure the harm of every cut of every KV head on calibration text.
+
+    Stopped at any moment, the same command goes on from the last finished sample. Under `torchrun` the processes share
+    the samples.
+    """
+    from rich.console import Console
+
+    from moa.load import load_model
+    from moa.profiler.calibration import SOURCES as KNOWN
+    from moa.profiler.collect import Settings, collect, tasks
+    from moa.profiler.documents import document_source
+    from moa.profiler.estimate import peak_bytes, seconds
+
+    names = source if source is not None else ([] if data else list(KNOWN))
+    settings = Settings(
+        numbers("lengths", lengths), samples, seed, numbers("sinks", sinks), estimator,
+        choice("labels", labels, ("sampled", "greedy", "given")), choice("loss", loss, ("nll", "margin")), chat,
+    )  # fmt: skip
+    sources = [KNOWN[choice("source", name, tuple(KNOWN)) or name] for name in names]
+    rank, world, barrier = _processes()
+    console = Console(stderr=True, quiet=rank > 0)
+    network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
+    settings.check(network)
+    if data:
+        sources.append(document_source(data, tokenizer, settings.lengths))
+    writable(output)
+    todo = tasks(settings, sources)
+    mine = todo[rank::world]
+    if rank == 0:
+        minutes = seconds(network, tokenizer, settings, mine) / 60
+        memory = peak_bytes(network, max(settings.lengths)) / 2**30
+        console.print(f"{len(todo)} samples, about {minutes:.1f} minutes and {memory:.1f} GiB of memory")
+    with _Bar(console, mine) as report:
+        profile = collect(
+            network,
+            tokenizer,
+            settings,
+            sources,
+            output,
+            rank=rank,
+            world=world,
+            barrier=barrier,
+            progress=report,
+        )
+    if profile is not None:
+        console.print(f"wrote {output}; next: moa search {output} -o plan.yaml --max-density 0.5", soft_wrap=True)
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from `1024,2048`."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise MoaError(f"{name} must be whole numbers separated by commas, found {text!r}") from None
+
+
+def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
+    """`value` when it is None or valid."""
+    if value is not None and value not in valid:
+        raise MoaError(f"{name} must be one of {', '.join(valid)}, found {value!r}")
+    return value
+
+
+def writable(path: Path) -> None:
+    """Refuse an output that cannot be written, before work starts."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise MoaError(
+            f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is no writable folder'}"
+        )
+
+
+def _processes() -> tuple[int, int, Callable[[], None]]:
+    """Rank, number of processes and their barrier, as torchrun set them up."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1, lambda: None
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    return dist.get_rank(), world, dist.barrier
+
+
+class _Bar:
+    """A bar whose time left counts tokens, not samples: long samples take longer."""
+
+    def __init__(self, console: Any, mine: "list[Task]") -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:.0f}%"),
+            TimeRemainingColumn(),
+        )
+        self.progress = Progress(*columns, console=console)
+        self.bar = self.progress.add_task("profiling", total=sum(t.length for t in mine))
+
+    def __enter__(self) -> "Callable[[Task, bool], None]":
+        self.progress.start()
+        return self.advance
+
+    def advance(self, task: "Task", measured: bool) -> None:
+        """One sample is done."""
+        self.progress.update(self.bar, advance=task.length, description=f"profiling {task.key}")
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()

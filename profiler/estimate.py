@@ -1,0 +1,46 @@
+"""What a profile run will cost, told before it starts."""
+
+import random
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from moa.profiler.calibration import whole_text
+from moa.profiler.collect import HEAD_CHUNK, Settings, Task, run_backward
+from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.recorder import recording
+
+PROBES = (128, 512)
+"""Lengths that are timed."""
+
+
+def seconds(model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Sequence[Task]) -> float:
+    """Time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
+    generator, rng = torch.Generator().manual_seed(0), random.Random(0)
+    took = []
+    with recording(model, ESTIMATORS[settings.estimator], settings.sinks) as recorder:
+        for n in (PROBES[0], *PROBES):  # the first pass only warms up
+            sample = whole_text([rng.randrange(len(tokenizer)) for _ in range(n)])
+            start = time.perf_counter()
+            run_backward(model, sample, "given", "nll", generator)
+            recorder.take()
+            took.append(time.perf_counter() - start)
+    (a, b), (x, y) = PROBES, took[1:]
+    quadratic = max(0.0, (y / b - x / a) / (b - a))
+    linear = max(0.0, x / a - quadratic * a)
+    return sum(linear * task.length + quadratic * task.length**2 for task in todo)
+
+
+def peak_bytes(model: PreTrainedModel, length: int) -> int:
+    """Memory of one pass at `length`: weights, checkpointed layer inputs, one layer's activations, a tile, logits."""
+    config = model.config.get_text_config()
+    size, width = model.dtype.itemsize, config.hidden_size
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    layers = config.num_hidden_layers * length * width * size
+    layer = length * (8 * width + 4 * config.intermediate_size) * size
+    tile = 8 * (config.num_attention_heads // config.num_key_value_heads) * 64 * length * 4
+    logits = 4 * HEAD_CHUNK * config.vocab_size * 4
+    return int(weights + layers + layer + tile + logits)
