@@ -136,7 +136,7 @@ def ask(
     tokenizer: Any, length: int, rng: random.Random, chat: bool, facts: Sequence[Fact],
     listed: Sequence[Fact] | None = None,
 ) -> Sample:  # fmt: skip
-    """Context of exactly the length that is left, then one question and answer per fact, in random order.
+    """Context of exactly the length that is left, then questions about the facts, each answered, in random order.
 
     Args:
         tokenizer: Any transformers tokenizer.
@@ -150,8 +150,9 @@ def ask(
         MoaError: The questions alone are longer than `length`.
     """
     turns = rng.sample(list(facts), len(facts))
-    pieces = _render(tokenizer, chat, turns)
-    encoded = [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in pieces]
+    encoded = _render(tokenizer, chat, turns)
+    while len(turns) > 1 and sum(map(len, encoded)) > length // 2:  # a tokenizer of many small tokens asks less
+        encoded = _render(tokenizer, chat, turns := turns[: len(turns) * 3 // 4])
     context = tuple(_context(tokenizer, length - sum(map(len, encoded)), rng, facts, listed))
     ids = [*encoded[0], *context]
     response: list[int] = []
@@ -162,22 +163,23 @@ def ask(
     return Sample(tuple(ids), tuple(response))
 
 
-def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[str]:
-    """The text before the context, then question, answer, question, answer, ... and the text after the last answer."""
+def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]]:
+    """Tokens before the context, then of question, answer, question, answer, ..., and after the last answer."""
     mark = "\u241e"  # a symbol no template and no fact contains
     if not chat:
         asked = [f"\n\nQuestion: {t.question}\nAnswer:{mark} {t.answer}{mark}" for t in turns]
         bos = tokenizer.bos_token or ""
-        return f"{bos}{mark}{''.join(asked)}".split(mark)
-    messages = []
-    for i, t in enumerate(turns):
-        opening = f"Remember the facts in this text.\n\n{mark}\n\n" if i == 0 else ""
-        messages += [
-            {"role": "user", "content": opening + t.question},
-            {"role": "assistant", "content": mark + t.answer + mark},
-        ]
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False)
-    return text.split(mark)
+        text = f"{bos}{mark}{''.join(asked)}"
+    else:
+        messages = []
+        for i, t in enumerate(turns):
+            opening = f"Remember the facts in this text.\n\n{mark}\n\n" if i == 0 else ""
+            messages += [
+                {"role": "user", "content": opening + t.question},
+                {"role": "assistant", "content": mark + t.answer + mark},
+            ]
+        text = tokenizer.apply_chat_template(messages, tokenize=False)
+    return [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split(mark)]
 
 
 def _context(

@@ -228,10 +228,9 @@ def _open_folder(
     text = json.dumps(mine, sort_keys=True, indent=1)
     note = folder / "settings.json"
     try:
-        if rank == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            if not note.exists():
-                note.write_text(text)
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0 and not note.exists():
+            note.write_text(text)
         if note.exists() and note.read_text() != text:
             raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
     except OSError as e:

@@ -6,10 +6,12 @@ take no gradient, and decoder layers are checkpointed, so that the extra memory 
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -22,6 +24,7 @@ from moa.profiler.profile import bin_size
 
 NAME = "moa_influence"
 _RECORDER = "_moa_recorder"
+_CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 class Recorder:
@@ -102,16 +105,18 @@ def recording(model: PreTrainedModel, estimator: Estimator, sinks: Sequence[int]
     trained = [p for p in model.parameters() if p.requires_grad]
     attention = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
-    checkpointed, training = model.is_gradient_checkpointing, model.training
+    state = [{name: vars(b).get(name) for name in _CHECKPOINTING} for b in blocks]
+    training = model.training
     embeddings = model.get_input_embeddings()
     try:
         model.eval()
         for p in trained:
             p.requires_grad_(False)
         hook = embeddings.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_(True))
-        model.gradient_checkpointing_enable({"use_reentrant": False})
         for block in blocks:
-            block.training = True  # transformers checkpoints only layers in training mode; dropout stays off
+            block.training = True  # transformers checkpoints only layers in training mode; dropout inside stays off
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         for module in attention:
             setattr(module, _RECORDER, recorder)
         model.set_attn_implementation(NAME)
@@ -121,8 +126,11 @@ def recording(model: PreTrainedModel, estimator: Estimator, sinks: Sequence[int]
         for module in attention:
             delattr(module, _RECORDER)
         hook.remove()
-        if not checkpointed:
-            model.gradient_checkpointing_disable()
+        for block, before_block in zip(blocks, state, strict=True):
+            for name, value in before_block.items():
+                vars(block).pop(name, None)
+                if value is not None:
+                    setattr(block, name, value)
         model.train(training)
         for p in trained:
             p.requires_grad_(True)

@@ -1,0 +1,60 @@
+import random
+from typing import Any
+
+import pytest
+from moa.plans.errors import MoaError
+from moa.profiler.calibration import SOURCES, Fact, ask, questions
+from moa.profiler.text import split
+
+TASKS = [name for name in SOURCES if name != "text"]
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("length", [2048, 3000])
+@pytest.mark.parametrize("name", list(SOURCES))
+def test_samples_have_exactly_the_length_and_repeat_by_seed(tokenizer: Any, name: str, length: int, chat: bool) -> None:
+    draw = SOURCES[name].sample
+    sample = draw(tokenizer, length, random.Random(3), chat)
+    assert len(sample.ids) == length
+    assert sample == draw(tokenizer, length, random.Random(3), chat)
+    assert sample != draw(tokenizer, length, random.Random(4), chat)
+    assert min(sample.response) >= 1
+    assert list(sample.response) == sorted(set(sample.response))
+
+
+@pytest.mark.parametrize("chat", [True, False])
+@pytest.mark.parametrize("name", TASKS)
+def test_responses_are_the_answers_stated_in_the_context(tokenizer: Any, name: str, chat: bool) -> None:
+    sample = SOURCES[name].sample(tokenizer, 4096, random.Random(0), chat)
+    runs: list[list[int]] = []
+    for i in sample.response:
+        if runs and runs[-1][-1] == i - 1:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    assert questions(4096) // 2 <= len(runs) <= questions(4096)
+    context = tokenizer.decode(sample.ids[: runs[0][0]])
+    for run in runs:
+        assert tokenizer.decode([sample.ids[i] for i in run]).strip() in context
+
+
+def test_facts_lie_at_every_depth(tokenizer: Any) -> None:
+    facts = [Fact(f"Fact {i} is x{i}y.", f"What is fact {i}?", f"x{i}y") for i in range(12)]
+    sample = ask(tokenizer, 4096, random.Random(1), True, facts)
+    text = tokenizer.decode(sample.ids)
+    depths = [text.index(f.statement) / len(text) for f in facts]
+    assert depths == sorted(depths)
+    assert depths[0] < 0.2
+    assert max(b - a for a, b in zip(depths, depths[1:], strict=False)) < 0.25
+
+
+def test_a_length_too_short_for_the_questions_is_refused(tokenizer: Any) -> None:
+    with pytest.raises(MoaError, match="use a longer length"):
+        SOURCES["facts"].sample(tokenizer, 256, random.Random(0), True)
+
+
+def test_text_is_calibration_text_only(tokenizer: Any) -> None:
+    sample = SOURCES["text"].sample(tokenizer, 3000, random.Random(0), True)
+    text = tokenizer.decode(sample.ids)
+    assert any(text[:400] in document or document[:200] in text for document in split("calibration"))
+    assert not any(document[:200] in text for document in split("evaluation"))

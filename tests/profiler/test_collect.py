@@ -1,0 +1,145 @@
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from moa.plans.errors import MoaError, ProfileError
+from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
+from moa.profiler.collect import HEAD_CHUNK, Settings, Task, collect, run_backward, tasks
+from moa.profiler.estimators import fisher
+from moa.profiler.profile import Profile
+from moa.profiler.recorder import recording
+
+SETTINGS = Settings(lengths=(320, 256), samples=2, sinks=(64, 128))
+
+
+def noise(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
+    return whole_text([rng.randrange(200) for _ in range(length)])
+
+
+NOISE = [Source("noise", noise, "sampled", "nll"), Source("known", noise, "given", "margin")]
+
+
+def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    whole, broken = tmp_path / "whole.safetensors", tmp_path / "broken.safetensors"
+    collect(model, tokenizer, SETTINGS, NOISE, whole)
+
+    class Killed(Exception):
+        pass
+
+    done: list[Task] = []
+
+    def kill(task: Task, measured: bool) -> None:
+        done.append(task)
+        if len(done) == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        collect(model, tokenizer, SETTINGS, NOISE, broken, progress=kill)
+    assert model.config._attn_implementation == "sdpa"
+    seen: list[bool] = []
+    collect(model, tokenizer, SETTINGS, NOISE, broken, progress=lambda _task, measured: seen.append(measured))
+    assert seen == [False] * 3 + [True] * 5
+    assert whole.read_bytes() == broken.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.safetensors", "whole.safetensors"]
+
+
+def test_shards_give_the_single_process_table(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    whole, shared = tmp_path / "whole.safetensors", tmp_path / "shared.safetensors"
+    collect(model, tokenizer, SETTINGS, NOISE, whole)
+    assert collect(model, tokenizer, SETTINGS, NOISE, shared, rank=1, world=2) is None
+    collect(model, tokenizer, SETTINGS, NOISE, shared, rank=0, world=2)
+    assert whole.read_bytes() == shared.read_bytes()
+
+
+def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    profile = collect(model, tokenizer, SETTINGS, NOISE, tmp_path / "p.safetensors")
+    assert profile is not None
+    assert profile.lengths == (256, 320)
+    assert profile.sources == ("noise", "known")
+    assert profile.cuts["noise", 320].shape == (2, 2, 2, 5, 5)
+    assert profile.tokens["known", 256] == 2 * 255
+    table = profile.cuts["noise", 320]
+    assert (table[0, ..., 4, 2:] > 0).all()  # real cuts do harm
+    assert (table[..., 0] < 1e-12).all()  # edge 0 keeps everything, up to rounding squared
+    assert (table[1, ..., :3] < 1e-12).all()  # a sink of 128 reaches edge 2
+    assert (np.triu(np.ones((5, 5)), 1) * table == 0).all()  # no row lies before its edge
+    loaded = Profile.load(tmp_path / "p.safetensors")
+    assert loaded.model == profile.model
+    assert loaded.meta["estimator"] == "fisher"
+    np.testing.assert_array_equal(loaded.cuts["noise", 320], table)
+
+
+def test_the_model_is_left_as_it_was(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    ids = torch.arange(100)[None]
+    before = model(ids).logits
+    keys = {name: set(vars(module)) for name, module in model.named_modules()}
+    collect(model, tokenizer, Settings((256,), samples=1), NOISE[:1], tmp_path / "p.safetensors")
+    assert torch.equal(model(ids).logits, before)
+    assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    assert not any(module.training for module in model.modules())
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == keys
+
+
+@pytest.mark.parametrize("loss", ["nll", "margin"])
+def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, loss: Any) -> None:
+    sample = whole_text([i * 7 % 200 for i in range(HEAD_CHUNK + 70)])
+    ids = torch.tensor([sample.ids])
+    model.double()
+    grads = []
+    hook = model.model.layers[0].register_full_backward_hook(lambda _m, _i, out: grads.append(out[0]))
+    with recording(model, fisher, (64,)):
+        run_backward(model, sample, "given", loss, torch.Generator())
+    model.get_input_embeddings().weight.requires_grad_(False)
+    out = model(inputs_embeds=model.get_input_embeddings()(ids).requires_grad_()).logits[0, :-1].float()
+    label = ids[0, 1:, None]
+    wanted = out.gather(1, label)
+    other = out.logsumexp(-1, keepdim=True) if loss == "nll" else out.scatter(1, label, -torch.inf).amax(-1, keepdim=True)
+    (other - wanted).sum().backward()
+    hook.remove()
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
+
+
+def test_sampled_labels_repeat_by_seed(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    def table(seed: int) -> Any:
+        settings = Settings((256,), samples=1, seed=seed)
+        profile = collect(model, tokenizer, settings, NOISE[:1], tmp_path / f"{seed}.safetensors")
+        assert profile is not None
+        return profile.cuts["noise", 256]
+
+    assert np.array_equal(table(1), table(1))
+    assert not np.array_equal(table(1), table(2))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lengths": (8192,)}, "over the model's maximum of 4096"),
+        ({"lengths": (100,)}, "at least 256"),
+        ({"samples": 0}, "samples must be at least 1, found 0"),
+        ({"sinks": (65,)}, "multiples of 64"),
+        ({"estimator": "magic"}, "fisher, first-order"),
+    ],
+)
+def test_settings_that_cannot_be_measured(
+    tmp_path: Path, model: Any, tokenizer: Any, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(MoaError, match=message):
+        collect(model, tokenizer, Settings(**{"lengths": (256,), **change}), NOISE, tmp_path / "p.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    output = tmp_path / "p.safetensors"
+    folder = Path(f"{output}.partial")
+    folder.mkdir()
+    (folder / "settings.json").write_text("{}")
+    with pytest.raises(ProfileError, match="another run"):
+        collect(model, tokenizer, SETTINGS, NOISE, output)
+
+
+def test_tasks_run_from_short_to_long() -> None:
+    order = [t.key for t in tasks(Settings((512, 256), samples=1), [SOURCES["text"], SOURCES["facts"]])]
+    assert order == ["text.256.0", "facts.256.0", "text.512.0", "facts.512.0"]
