@@ -117,7 +117,7 @@ def _refuse_duplicates(node: yaml.Node | None, seen: set[int]) -> None:
         for name, _ in node.value:
             if str(name.value) in names:
                 raise yaml.MarkedYAMLError(
-                    problem=f"the key {name.value} twice", problem_mark=name.start_mark
+                    problem=f"the key {name.value} is there twice", problem_mark=name.start_mark
                 )
             names.add(str(name.value))
         children = [value for _, value in node.value]

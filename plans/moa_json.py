@@ -1,9 +1,9 @@
 """Import of the rules that MoA's authors publish; reached as `Plan.from_moa_json`.
 
-Their file holds alpha and beta per layer and query head. For a prompt of N tokens and an allowance of new ones,
-a head keeps alpha + beta*N tokens, N with the allowance, the first 64 included, 128 at least: one width for every
-query. Here alpha and beta mean the same reach, the sink of 64 included and never under 128, but at each query's
-own length n in place of N. The two agree for the query at n = N; before it, rules with beta > 0 are narrower here.
+Their file (github.com/thu-nics/MoA) holds alpha and beta per layer and query head. Their runtime keeps, for
+every query of a text, alpha + beta*N tokens, the first 64 included, 128 at least, with N the prompt's length
+and an allowance for new tokens. Here alpha and beta mean the same reach, the sink of 64 included and 128 at
+least, but at each query's own length n in place of N: equal at n = N, narrower before it where beta > 0.
 """
 
 import json
@@ -38,7 +38,10 @@ def read(source: str | PathLike[str] | Mapping[str, Any], model: Any) -> Plan:
     alphas = _table(document, "alphas", info, -LIMIT, LIMIT)
     betas = _table(document, "betas", info, 0, 1)
     rules = {
-        layer: [Rule(alpha=_nearest(a), beta=_nearest(b * BETA_STEPS) / BETA_STEPS) for a, b in zip(*pair)]
+        layer: [
+            Rule(alpha=_nearest(a), beta=_nearest(b * BETA_STEPS) / BETA_STEPS)
+            for a, b in zip(*pair, strict=True)
+        ]
         for layer, pair in enumerate(zip(alphas, betas, strict=True))
     }
     return Plan.from_rules(info, rules, provenance=Provenance(note="imported from MoA's JSON"))

@@ -88,7 +88,7 @@ class ModelInfo(Strict):
         return tuple(layer for layer in range(self.layers) if layer not in sliding)
 
     def differences(self, other: "ModelInfo") -> list[str]:
-        """One entry per field that differs, as `layers: 30 against 32`, self's first; names are not compared."""
+        """One entry per field that differs, as `layers: 30 against 32`; names are not compared."""
         return [
             f"{field}: {_short(getattr(self, field))} against {_short(getattr(other, field))}"
             for field in type(self).model_fields

@@ -111,7 +111,7 @@ class Plan(Strict):
 
     @classmethod
     def two_group(cls, model: Any, full_heads: Iterable[tuple[int, int]], window: int) -> "Plan":
-        """Full attention in some groups, sink and constant window in the rest (DuoAttention, arXiv 2410.10819).
+        """Full attention in some groups, a constant window in the rest (DuoAttention, arXiv 2410.10819).
 
         Args:
             model: As for `from_rules`.
@@ -192,8 +192,8 @@ class Plan(Strict):
     def rules(self, layer: int) -> tuple[Ints, Ints, Ints]:
         """Sink, alpha and beta (in 1/256) of the layer's groups: three int64 arrays [kv_heads]."""
         row = self.model.ruled_layers.index(self._ruled(layer))
-        sink, alpha, beta256 = self._arrays[:, row]
-        return sink, alpha, beta256
+        sink, alpha, beta256 = self._arrays
+        return sink[row], alpha[row], beta256[row]
 
     def first_table(self, layer: int, blocks: int) -> npt.NDArray[np.int32]:
         """First block kept besides the sink, per group and query block: int32 [kv_heads, blocks]."""
@@ -202,7 +202,7 @@ class Plan(Strict):
         return table.astype(np.int32)
 
     def spans(self, n: int) -> Ints:
-        """Keys visible to the query at length `n`, int64 [layers, kv_heads]; of layers without rules their own."""
+        """Keys visible to the query at length `n`: int64 [layers, kv_heads], sliding layers included."""
         spans = np.empty((self.model.layers, self.model.kv_heads), np.int64)
         spans[list(self.model.ruled_layers)] = spans_.span(*self._arrays, _length(n))
         if self.model.sliding:
@@ -225,7 +225,7 @@ class Plan(Strict):
         for layer in self.model.ruled_layers:
             sink = self.rules(layer)[0]
             lost += BLOCK * int(((self.first_table(layer, blocks) - sink[:, None] // BLOCK) @ rows).sum())
-        return 1 - lost / (n * (n + 1) // 2 * self._arrays[0].size)
+        return 1.0 - lost / (n * (n + 1) // 2 * self._arrays[0].size)
 
     def kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
         """Bytes that the cache allocates for a batch.
@@ -238,15 +238,18 @@ class Plan(Strict):
             dtype: Of the cache: a name such as "bfloat16", a torch dtype, or the bytes of one element.
         """
         lengths = batch_lengths(n, batch_size)
-        blocks = int(spans_.cache_blocks(*self._arrays[..., None], lengths).sum())
+        blocks = sum(int(spans_.cache_blocks(*self._arrays, length).sum()) for length in lengths)
         return blocks * BLOCK * self.model.token_bytes(dtype) + self.model.sliding_kv_bytes(lengths, dtype)
 
     @cached_property
-    def _arrays(self) -> Ints:
-        """Sink, alpha, beta in 1/256: int64 [3, ruled layers, kv_heads]."""
+    def _arrays(self) -> tuple[Ints, Ints, Ints]:
+        """Sink, alpha, beta in 1/256: int64 [ruled layers, kv_heads] each."""
         layers = [self.groups[layer] for layer in self.model.ruled_layers]
         rules = [[(rule.sink, rule.alpha, rule.beta256) for rule in heads] for heads in layers]
-        return np.moveaxis(np.array(rules, np.int64), -1, 0)
+        table = np.array(rules, np.int64)
+        table.flags.writeable = False  # views of it are handed out
+        sink, alpha, beta256 = np.moveaxis(table, -1, 0)
+        return sink, alpha, beta256
 
     def _ruled(self, layer: int) -> int:
         if layer not in self.groups:

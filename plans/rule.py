@@ -28,7 +28,7 @@ def _sink(value: Any) -> int:
 
 
 def _beta(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
         raise ValueError(f"must be a number from 0 to 1, found {value!r}")
     steps = float(value) * BETA_STEPS
     if not steps.is_integer():

@@ -1,0 +1,158 @@
+"""The fingerprint, read from real transformers configs built offline."""
+
+import pytest
+from pydantic import ValidationError
+
+from moa.plans.errors import MoaError, PlanError, Unsupported
+from moa.plans.model import ModelInfo, Sliding, batch_lengths, dtype_bytes
+
+transformers = pytest.importorskip("transformers")
+
+SHAPE = dict(num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
+
+
+def test_llama():
+    config = transformers.LlamaConfig(**SHAPE, rope_theta=5e5, name_or_path="hub/Tiny-Llama")
+    assert ModelInfo.from_config(config) == ModelInfo(
+        architecture="LlamaForCausalLM", layers=4, query_heads=8, kv_heads=2, head_size=8,
+        rope={"theta": 5e5, "type": "default"}, name="Tiny-Llama",
+    )  # fmt: skip
+
+
+def test_llama3_rope_keeps_its_other_parameters():
+    scaling = {
+        "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 1024,
+    }  # fmt: skip
+    config = transformers.LlamaConfig(**SHAPE, rope_parameters={"rope_theta": 5e5, **scaling})
+    info = ModelInfo.from_config(config)
+    assert list(info.rope)[:2] == ["theta", "type"]
+    assert info.rope["type"] == "llama3"
+    assert info.rope["factor"] == 8.0
+
+
+@pytest.mark.parametrize("family", ["Qwen2", "Qwen3", "Phi3"])
+def test_other_dense_families(family):
+    config = getattr(transformers, f"{family}Config")(**SHAPE, pad_token_id=0)
+    info = ModelInfo.from_config(config)
+    assert info.architecture == f"{family}ForCausalLM"
+    assert (info.layers, info.group_size, info.ruled_layers) == (4, 4, (0, 1, 2, 3))
+    assert info.head_size == (128 if family == "Qwen3" else 8)
+    assert info.sliding is None
+
+
+def test_a_config_without_kv_heads_is_mha():
+    config = transformers.GPTNeoXConfig(num_hidden_layers=2, num_attention_heads=8, hidden_size=64)
+    assert ModelInfo.from_config(config).kv_heads == 8
+
+
+def test_qwen2_with_some_sliding_layers():
+    config = transformers.Qwen2Config(
+        **SHAPE, use_sliding_window=True, sliding_window=128, max_window_layers=3
+    )
+    info = ModelInfo.from_config(config)
+    assert info.sliding == Sliding(window=128, layers=(3,))
+    assert info.ruled_layers == (0, 1, 2)
+
+
+def test_mistral_slides_everywhere_or_nowhere():
+    info = ModelInfo.from_config(transformers.MistralConfig(**SHAPE, sliding_window=None))
+    assert info.ruled_layers == (0, 1, 2, 3)
+    with pytest.raises(
+        Unsupported, match="every layer of MistralForCausalLM has its own sliding window of 32"
+    ):
+        ModelInfo.from_config(transformers.MistralConfig(**SHAPE, sliding_window=32))
+
+
+def test_gemma3_text_and_multimodal():
+    text = dict(SHAPE, num_hidden_layers=8, head_dim=16, sliding_window=32)
+    info = ModelInfo.from_config(transformers.Gemma3TextConfig(**text))
+    assert info.architecture == "Gemma3ForCausalLM"
+    assert info.sliding == Sliding(window=32, layers=(0, 1, 2, 3, 4, 6, 7))
+    assert info.ruled_layers == (5,)
+    assert info.rope == {"theta": 1e6, "type": "default"}  # of the full layers; the sliding ones have 10,000
+    both = transformers.Gemma3Config(text_config=text, architectures=["Gemma3ForConditionalGeneration"])
+    assert ModelInfo.from_config(both).differences(info) == [
+        "architecture: Gemma3ForConditionalGeneration against Gemma3ForCausalLM"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            transformers.Qwen3NextConfig(num_hidden_layers=4),
+            "layer 0 of Qwen3NextForCausalLM is linear_attention",
+        ),
+        (
+            transformers.Llama4TextConfig(num_hidden_layers=4),
+            "layer 0 of Llama4ForCausalLM is chunked_attention",
+        ),
+        (transformers.T5Config(), "encoder-decoder"),
+        (transformers.DeepseekV3Config(), "latent"),
+        (transformers.MambaConfig(), "no num_attention_heads"),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
+)
+def test_what_cannot_take_rules_is_refused_by_name(config, message):
+    with pytest.raises(Unsupported, match=message):
+        ModelInfo.from_config(config)
+
+
+def test_of_takes_a_model_a_config_or_itself():
+    config = transformers.LlamaConfig(**SHAPE, intermediate_size=16, vocab_size=16)
+    info = ModelInfo.of(config)
+    assert ModelInfo.of(transformers.LlamaForCausalLM(config)) == info
+    assert ModelInfo.of(info) is info
+
+
+def test_differences_name_fields_and_both_values_but_not_names():
+    info = ModelInfo.of(transformers.LlamaConfig(**SHAPE))
+    other = info.model_copy(update={"layers": 5, "name": "other", "rope": {"theta": 1e4, "type": "yarn"}})
+    assert info.differences(other) == [
+        "layers: 4 against 5",
+        "rope: {'theta': 10000.0, 'type': 'default'} against {'theta': 10000.0, 'type': 'yarn'}",
+    ]
+    assert info.differences(info.model_copy(update={"name": "other"})) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"kv_heads": 3}, {"layers": 0}, {"sliding": {"window": 8, "layers": [4]}}, {"extra": 1},
+     {"sliding": {"window": 8, "layers": [0, 1, 2, 3]}}, {"sliding": {"window": 8, "layers": []}}],
+)  # fmt: skip
+def test_inconsistent_shapes_are_refused(change):
+    fields = ModelInfo.of(transformers.LlamaConfig(**SHAPE)).model_dump()
+    with pytest.raises(ValidationError):
+        ModelInfo.model_validate({**fields, **change})
+
+
+@pytest.mark.parametrize("lengths", [[7], [40, 3], [1, 90, 90]])
+def test_dense_bytes_are_those_of_dynamic_cache(lengths):
+    torch = pytest.importorskip("torch")
+    config = transformers.Gemma3TextConfig(
+        num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, hidden_size=16, head_dim=4,
+        intermediate_size=8, vocab_size=16, sliding_window=32, sliding_window_pattern=3,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    width = max(lengths)
+    mask = torch.tensor([[0] * (width - n) + [1] * n for n in lengths])
+    with torch.no_grad():
+        cache = model(torch.zeros_like(mask), attention_mask=mask).past_key_values
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert ModelInfo.of(model).dense_kv_bytes(lengths, dtype=model.dtype) == held
+
+
+def test_dtype_bytes():
+    assert [dtype_bytes(d) for d in ("float32", "bfloat16", "torch.float16", 1)] == [4, 2, 2, 1]
+    for bad in ("int3", 0, None):
+        with pytest.raises(PlanError, match="dtype must be one of float64, float32"):
+            dtype_bytes(bad)
+
+
+def test_batch_lengths():
+    assert batch_lengths(5, 3).tolist() == [5, 5, 5]
+    assert batch_lengths([5, 6], 1).tolist() == batch_lengths([5, 6], 2).tolist() == [5, 6]
+    for n, batch in [(5, 0), ([5, 6], 3), ([], 1), ([1.5], 1), (-1, 1), ([[1]], 1), ("x", 1)]:
+        with pytest.raises(MoaError, match="must be"):
+            batch_lengths(n, batch)

@@ -1,0 +1,299 @@
+"""The plan object: what it counts, who may use it, and the ways to make one."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError, Unsupported
+from moa.plans.model import ModelInfo, Sliding
+from moa.plans.plan import FULL, Plan, Predicted, Rule
+from moa.plans.span import BLOCK, cache_blocks, first_block, span
+
+MODEL = ModelInfo(
+    architecture="LlamaForCausalLM",
+    layers=4,
+    query_heads=6,
+    kv_heads=2,
+    head_size=8,
+    rope={"type": "default"},
+)
+HYBRID = MODEL.model_copy(update={"sliding": Sliding(window=32, layers=(0, 2))})
+MHA = MODEL.model_copy(update={"kv_heads": 6})
+
+RULES = st.builds(
+    Rule,
+    sink=st.integers(1, 4).map(lambda s: s * BLOCK),
+    alpha=st.integers(-2048, 4096),
+    beta=st.integers(0, 256).map(lambda k: k / 256),
+)
+
+
+@st.composite
+def plans(draw, models=(MODEL, HYBRID)):
+    model = draw(st.sampled_from(models))
+    groups = {layer: [draw(RULES) for _ in range(model.kv_heads)] for layer in model.ruled_layers}
+    return Plan.from_rules(model, groups)
+
+
+@given(plans(), st.integers(1, 1_048_576))
+def test_spans_and_density_come_from_the_one_function(plan, n):
+    spans, window = plan.spans(n), 32
+    for layer in range(plan.model.layers):
+        for head in range(plan.model.kv_heads):
+            if layer in plan.groups:
+                rule = plan.rule(layer, head)
+                assert spans[layer, head] == span(rule.sink, rule.alpha, rule.beta256, n)
+            else:
+                assert spans[layer, head] == min(n, window)
+    ruled = spans[list(plan.model.ruled_layers)]
+    assert plan.density(n) == pytest.approx((ruled / n).mean(), rel=1e-12)
+    assert 0 < plan.density(n) <= 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(plans(), st.integers(1, 3000))
+def test_prefill_fraction_is_the_sum_over_every_row(plan, n):
+    rows = np.arange(1, n + 1)
+    rules = [rule for heads in plan.groups.values() for rule in heads]
+    kept = sum(int(span(rule.sink, rule.alpha, rule.beta256, rows).sum()) for rule in rules)
+    assert plan.prefill_fraction(n) == pytest.approx(kept / (rows.sum() * len(rules)), rel=1e-12)
+
+
+def test_prefill_fraction_approaches_beta_and_is_above_the_density_of_a_window():
+    beta = Plan.from_rules(MODEL, {}, defaults=Rule(alpha=0, beta=0.25))
+    assert beta.prefill_fraction(2**20) == pytest.approx(beta.density(2**20), abs=1e-3)
+    window = Plan.uniform(MODEL, 0.25, at=8192)
+    assert window.prefill_fraction(8192) > window.density(8192) + 0.1
+
+
+@given(plans(), st.lists(st.integers(0, 1_048_576), min_size=1, max_size=4))
+def test_kv_bytes_are_blocks_of_every_sequence_and_the_sliding_layers(plan, lengths):
+    expected = 0
+    for n in lengths:
+        for rules in plan.groups.values():
+            expected += sum(int(cache_blocks(r.sink, r.alpha, r.beta256, n)) for r in rules) * 64 * 2 * 8 * 2
+    if plan.model.sliding:
+        expected += len(lengths) * min(max(lengths), 31) * 2 * 2 * 2 * 8 * 2  # layers, heads, K and V
+    assert plan.kv_bytes(lengths, dtype="bfloat16") == expected
+    whole = Plan.dense(plan.model)
+    assert plan.kv_bytes(lengths) <= whole.kv_bytes(lengths)
+    assert plan.kv_bytes(lengths[0], batch_size=3) == plan.kv_bytes([lengths[0]] * 3)
+
+
+@given(plans(), st.integers(1, 1_048_576))
+def test_bytes_never_fall_with_length(plan, n):
+    assert plan.kv_bytes(n) <= plan.kv_bytes(n + 1)
+
+
+def test_dense_is_the_model_s_own_cache_rounded_up_to_blocks():
+    plan = Plan.dense(MODEL)
+    assert plan.density(12345) == plan.prefill_fraction(12345) == 1
+    assert plan.kv_bytes(128) == MODEL.dense_kv_bytes(128) == 4 * 2 * 128 * 2 * 8 * 4
+    assert plan.kv_bytes(129) == MODEL.dense_kv_bytes(192)
+
+
+@given(plans(), st.integers(1, 500))
+def test_tables_and_arrays_agree_with_the_rules(plan, blocks):
+    for layer in plan.model.ruled_layers:
+        sink, alpha, beta256 = plan.rules(layer)
+        table = plan.first_table(layer, blocks)
+        assert table.dtype == np.int32
+        assert table.shape == (plan.model.kv_heads, blocks)
+        assert sink.dtype == alpha.dtype == beta256.dtype == np.int64
+        for head in range(plan.model.kv_heads):
+            rule = plan.rule(layer, head)
+            assert (sink[head], alpha[head], beta256[head]) == (rule.sink, rule.alpha, rule.beta * 256)
+            expected = first_block(rule.sink, rule.alpha, rule.beta256, np.arange(blocks))
+            assert table[head].tolist() == expected.tolist()
+
+
+def test_places_without_rules_are_refused_by_name():
+    plan = Plan.dense(HYBRID)
+    for call in (lambda: plan.rule(0, 0), lambda: plan.rules(2), lambda: plan.first_table(9, 1)):
+        with pytest.raises(PlanError, match=r"has no rules; the layers that have are \[1, 3\]"):
+            call()
+    with pytest.raises(PlanError, match="KV head must be from 0 to 1, found 2"):
+        plan.rule(1, 2)
+    for call in (plan.spans, plan.density, plan.prefill_fraction):
+        with pytest.raises(PlanError, match="length must be 1 or more, found 0"):
+            call(0)
+
+
+def test_a_plan_cannot_be_changed():
+    plan = Plan.dense(MODEL)
+    with pytest.raises(ValidationError):
+        plan.defaults = FULL
+    with pytest.raises(ValueError, match="read-only"):
+        plan.rules(0)[0][:] = 0
+
+
+def test_check_names_each_field_that_differs():
+    plan = Plan.dense(MODEL)
+    plan.check(MODEL.model_copy(update={"name": "a renamed copy"}))
+    with pytest.raises(ModelMismatch, match=r"layers: 4 against 5; head_size: 8 against 16$"):
+        plan.check(MODEL.model_copy(update={"layers": 5, "head_size": 16}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sink": 65}, "must be a positive multiple of 64, found 65"),
+        ({"sink": 0}, "must be a positive multiple of 64, found 0"),
+        ({"sink": "64"}, "must be an integer, found '64'"),
+        ({"alpha": 1.5}, "must be an integer, found 1.5"),
+        ({"alpha": True}, "must be an integer, found True"),
+        ({"alpha": 2**31}, "less than or equal to 2147483647"),
+        ({"beta": 0.3}, "must be a multiple of 1/256, found 0.3; the nearest are 0.296875 and 0.30078125"),
+        ({"beta": 1.5}, "must be a number from 0 to 1, found 1.5"),
+        ({"beta": float("nan")}, "must be a number from 0 to 1, found nan"),
+        ({"beta": True}, "must be a number from 0 to 1, found True"),
+        ({"gamma": 1}, "Extra inputs are not permitted"),
+    ],
+)
+def test_rules_outside_the_schema_are_refused(fields, message):
+    with pytest.raises(ValidationError, match=message):
+        Rule(**{"alpha": 0, "beta": 0, **fields})
+
+
+def test_rules_take_numpy_numbers():
+    rule = Rule(sink=np.int64(128), alpha=np.int32(-5), beta=np.float32(0.25))
+    assert rule == Rule(sink=128, alpha=-5, beta=0.25)
+    assert (type(rule.alpha), type(rule.beta), rule.beta256) == (int, float, 64)
+
+
+def test_from_rules_takes_the_commonest_rule_as_default():
+    rule = Rule(alpha=256, beta=0)
+    plan = Plan.from_rules(MODEL, {0: [FULL, rule], 1: [rule, rule], 2: [FULL, rule], 3: [rule, rule]})
+    assert plan.defaults == rule
+    assert plan.rule(2, 0) == FULL
+
+
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [
+        ({}, "a plan needs rules or defaults"),
+        ({0: [FULL, FULL]}, r"layers that take rules are \[0, 1, 2, 3\], found \[0\]"),
+        ({layer: [FULL] for layer in range(4)}, "layer 0 has 1 rules for 2 KV heads"),
+    ],
+)
+def test_from_rules_refuses_groups_without_a_rule(rules, message):
+    with pytest.raises(PlanError, match=message):
+        Plan.from_rules(MODEL, rules)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 8192), st.floats(0.01, 1))
+def test_uniform_is_the_widest_window_within_the_density(at, density):
+    try:
+        plan = Plan.uniform(MODEL, density, at=at)
+    except BudgetInfeasible as error:
+        narrowest = Plan.from_rules(MODEL, {}, defaults=Rule(alpha=128, beta=0)).density(at)
+        assert narrowest > density
+        assert f"keeps {narrowest:.4g}" in str(error)
+        return
+    rule = plan.defaults
+    assert all(r == rule for rules in plan.groups.values() for r in rules)
+    assert (rule.sink, rule.beta, rule.alpha % 64) == (64, 0, 0)
+    assert plan.density(at) <= density + 1e-9
+    wider = Plan.from_rules(MODEL, {}, defaults=Rule(alpha=rule.alpha + 64, beta=0)).density(at)
+    assert wider > density or plan.density(at) == 1
+
+
+def test_uniform_refuses_what_is_no_density():
+    for density in (0, -0.1, 1.1, float("nan")):
+        with pytest.raises(PlanError, match="density must be over 0 and at most 1"):
+            Plan.uniform(MODEL, density, at=100)
+    with pytest.raises(PlanError, match="length must be 1 or more"):
+        Plan.uniform(MODEL, 0.5, at=0)
+
+
+def test_two_group():
+    plan = Plan.two_group(MODEL, [(1, 0), (3, 1)], window=192)
+    full = [(layer, head) for layer in range(4) for head in range(2) if plan.rule(layer, head) == FULL]
+    assert full == [(1, 0), (3, 1)]
+    assert plan.rule(0, 0) == Rule(sink=64, alpha=256, beta=0)
+    assert plan.spans(64 * 100 + 1)[0, 0] == 64 + 192 + 1  # the sink, the window, and the rounding to a block
+    with pytest.raises(PlanError, match="full_heads names layer 4, KV head 0"):
+        Plan.two_group(MODEL, [(4, 0)], window=64)
+    with pytest.raises(PlanError, match="window must be 1 token or more"):
+        Plan.two_group(MODEL, [], window=0)
+
+
+class TestMoaJson:
+    @staticmethod
+    def document():
+        alphas, betas = [0.0, -1024.0, 128.0, 0.5, 0, 64], [0.25, 1.0, 0.0, 0.3, 0.125, 1 / 512]
+        return {"alphas": [alphas] * 4, "betas": [betas] * 4}
+
+    def test_reach_is_kept_and_beta_rounded(self):
+        plan = Plan.from_moa_json(self.document(), MHA)
+        rules = [(r.sink, r.alpha, r.beta256) for r in plan.groups[3]]
+        assert rules == [(64, 0, 64), (64, -1024, 256), (64, 128, 0), (64, 1, 77), (64, 0, 32), (64, 64, 1)]
+
+    @given(st.integers(2, 256), st.integers(-32, 64), st.integers(0, 8))
+    def test_the_query_at_the_prompt_s_end_keeps_what_the_original_keeps(self, blocks, alpha, beta):
+        n = 64 * blocks + 1  # at a block's first row nothing but the edge's rounding differs
+        document = {"alphas": [[64 * alpha] * 6] * 4, "betas": [[beta / 8] * 6] * 4}
+        theirs = min(n, max(64 * alpha + beta / 8 * n, 128))
+        ours = int(Plan.from_moa_json(document, MHA).spans(n)[0, 0])
+        assert theirs <= ours < theirs + 64 or ours == n
+
+    def test_a_file_is_read(self, tmp_path):
+        path = tmp_path / "moa.json"
+        path.write_text('{"alphas": [[0, 0, 0, 0, 0, 0]], "betas": [[1, 1, 1, 1, 1, 1]]}')
+        one = MHA.model_copy(update={"layers": 1})
+        assert Plan.from_moa_json(path, one).rule(0, 5) == FULL
+        path.write_text("{")
+        with pytest.raises(PlanError, match="not JSON"):
+            Plan.from_moa_json(path, one)
+        with pytest.raises(PlanError, match="cannot read .*: No such file"):
+            Plan.from_moa_json(tmp_path / "none.json", one)
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"alphas": None}, "alphas"),
+            ({"betas": [[0.5] * 6] * 3}, r"betas must be \[4\]\[6\], found shape \[3, 6\]"),
+            ({"betas": [[0.5] * 6] * 3 + [[0.5]]}, "betas, a table of numbers"),
+            ({"betas": [[1.5] * 6] * 4}, "betas must be from 0 to 1, found 1.5 to 1.5"),
+            ({"alphas": [[float("nan")] * 6] * 4}, "alphas must be from"),
+            ({"alphas": [["x"] * 6] * 4}, "alphas, a table of numbers"),
+        ],
+    )
+    def test_other_content_is_refused(self, change, message):
+        with pytest.raises(PlanError, match=message):
+            Plan.from_moa_json(self.document() | change, MHA)
+
+    def test_other_models_are_refused(self):
+        with pytest.raises(Unsupported, match="shares each KV head between 3 query heads"):
+            Plan.from_moa_json(self.document(), MODEL)
+        with pytest.raises(Unsupported, match="some of LlamaForCausalLM take none"):
+            Plan.from_moa_json(self.document(), HYBRID.model_copy(update={"kv_heads": 6}))
+
+
+def test_predicted_has_one_figure_per_length():
+    with pytest.raises(ValidationError, match="kl has 1 figures for 2 lengths"):
+        Predicted(lengths=[1, 2], kl=[0.1])
+
+
+def test_models_are_known_by_their_shape_alone():
+    config = SimpleNamespace(
+        architectures=["LlamaForCausalLM"], num_hidden_layers=4, num_attention_heads=6, num_key_value_heads=2,
+        hidden_size=48, rope_parameters={"rope_type": "default"},
+    )  # fmt: skip
+    Plan.dense(SimpleNamespace(config=config)).check(MODEL)
+
+
+def test_plans_are_made_without_torch():
+    code = (
+        "import sys, moa.plans.file, moa.plans.moa_json\n"
+        "print({'torch', 'transformers', 'optuna', 'datasets', 'typer', 'scipy'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

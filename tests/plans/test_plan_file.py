@@ -1,0 +1,227 @@
+"""The plan file: precedence, form, byte stability, and one clear line for every way to break it."""
+
+import datetime
+import json
+import os
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moa.plans import file as plan_file
+from moa.plans.errors import PlanError
+from moa.plans.model import ModelInfo
+from moa.plans.plan import FULL, Plan, Predicted, Provenance, Rule
+
+TEXT = """\
+version: 1
+model: {architecture: Llama, layers: 4, query_heads: 9, kv_heads: 3, head_size: 64, rope: {theta: 1.5, type: a}}
+defaults: {pattern: sink_window, sink: 64, alpha: 128, beta: 0}
+layers:
+  1: {heads: [default, default, {alpha: 0, beta: 1}]}
+  3: {alpha: 256, beta: 0.25}
+predicted: {lengths: [1024, 2048], density: [0.31, 0.26], kl: [0.011, 0.018]}
+provenance: {tool: 0.1.0, profile: 'sha256:ab', budget: density<=0.25@2048, seed: 0, date: 2026-11-23}
+"""
+
+MODEL = ModelInfo(
+    architecture="Llama", layers=4, query_heads=9, kv_heads=3, head_size=64,
+    rope={"theta": 1.5, "type": "a"},
+)  # fmt: skip
+SLIDING = ModelInfo.model_validate(MODEL.model_dump() | {"sliding": {"window": 32, "layers": [0, 2]}})
+
+
+def parse(text):
+    return plan_file.parse(text, "plan.yaml")
+
+
+def test_the_design_s_example():
+    plan = parse(TEXT)
+    default = Rule(sink=64, alpha=128, beta=0)
+    assert plan.model == MODEL
+    assert plan.groups == {
+        0: (default,) * 3, 1: (default, default, FULL), 2: (default,) * 3, 3: (Rule(alpha=256, beta=0.25),) * 3,
+    }  # fmt: skip
+    assert plan.predicted == Predicted(lengths=(1024, 2048), density=(0.31, 0.26), kl=(0.011, 0.018))
+    assert plan.provenance.date == datetime.date(2026, 11, 23)
+    assert plan_file.render(plan) == TEXT
+
+
+def test_later_wins():
+    entry = "3: {alpha: 256, beta: 0.25, heads: [default, {beta: 0.5}, {sink: 128, alpha: -64}]}"
+    plan = parse(TEXT.replace("3: {alpha: 256, beta: 0.25}", entry))
+    assert plan.groups[3] == (
+        Rule(sink=64, alpha=256, beta=0.25),  # the layer's entry over the defaults
+        Rule(sink=64, alpha=256, beta=0.5),  # the head over the layer's entry
+        Rule(sink=128, alpha=-64, beta=0.25),
+    )
+
+
+def test_form_is_compact():
+    a, b, c = Rule(alpha=256, beta=0), Rule(alpha=512, beta=0), Rule(sink=128, alpha=512, beta=1 / 256)
+    plan = Plan.from_rules(MODEL, {0: [a, a, a], 1: [b, b, b], 2: [b, c, b], 3: [a, b, c]}, defaults=a)
+    assert plan.to_dict()["layers"] == {
+        1: {"alpha": 512},
+        2: {"alpha": 512, "heads": ["default", {"sink": 128, "beta": 0.00390625}, "default"]},
+        3: {"heads": ["default", {"alpha": 512}, {"sink": 128, "alpha": 512, "beta": 0.00390625}]},
+    }
+    assert "layers" not in Plan.dense(MODEL).to_dict()
+
+
+RULES = st.builds(
+    Rule,
+    sink=st.integers(1, 3).map(lambda s: s * 64),
+    alpha=st.sampled_from([-64, 0, 128, 2**31 - 1]),
+    beta=st.integers(0, 256).map(lambda k: k / 256),
+)
+FLOATS = st.floats(0, 1e6)
+
+
+@st.composite
+def plans(draw):
+    model = draw(st.sampled_from([MODEL, SLIDING])).model_copy(update={"name": draw(st.text())})
+    few = st.sampled_from(draw(st.lists(RULES, min_size=1, max_size=3)))
+    lengths = draw(st.lists(st.integers(1, 2**20), min_size=1, max_size=3))
+    figures = [draw(FLOATS) for _ in lengths]
+    return Plan.from_rules(
+        model,
+        {layer: [draw(few) for _ in range(3)] for layer in model.ruled_layers},
+        defaults=draw(st.none() | few),
+        predicted=draw(st.none() | st.just(Predicted(lengths=lengths, density=figures, kv_bytes=lengths))),
+        provenance=draw(st.none() | st.builds(Provenance, note=st.text(), date=st.none() | st.dates())),
+    )
+
+
+@given(plans())
+def test_round_trips(plan):
+    text = plan_file.render(plan)
+    again = parse(text)
+    assert again == plan
+    assert plan_file.render(again) == text
+    assert Plan.from_dict(json.loads(json.dumps(plan.to_dict()))) == again
+    assert yaml.safe_load(text)["version"] == 1
+
+
+def test_save_and_load_keep_the_bytes(tmp_path):
+    path = tmp_path / "plan.yaml"
+    path.write_text(TEXT)
+    Plan.load(path).save(tmp_path / "again.yaml")
+    assert (tmp_path / "again.yaml").read_bytes() == path.read_bytes()
+    Plan.load(str(path)).save(path)
+    assert path.read_text() == TEXT
+    assert sorted(os.listdir(tmp_path)) == ["again.yaml", "plan.yaml"]
+
+
+def test_a_save_that_fails_loses_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "plan.yaml"
+    path.write_text("precious")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(plan_file.os, "replace", full)
+    with pytest.raises(PlanError, match=r"^cannot write plan .*plan\.yaml: No space left on device$"):
+        parse(TEXT).save(path)
+    assert path.read_text() == "precious"
+    assert os.listdir(tmp_path) == ["plan.yaml"]
+
+
+def test_a_missing_folder_and_a_folder_for_a_file_are_refused(tmp_path):
+    with pytest.raises(PlanError, match="cannot write plan .*No such file or directory"):
+        parse(TEXT).save(tmp_path / "none" / "plan.yaml")
+    with pytest.raises(PlanError, match="cannot write plan .*Is a directory"):
+        parse(TEXT).save(tmp_path)
+    with pytest.raises(PlanError, match="cannot read plan .*Is a directory"):
+        Plan.load(tmp_path)
+    with pytest.raises(
+        PlanError, match=r"no plan file .*none\.yaml and no shipped plan of that name \(shipped: "
+    ):
+        Plan.load(tmp_path / "none.yaml")
+
+
+def test_shipped_plans_are_found_by_name_and_files_come_first(tmp_path, monkeypatch):
+    (tmp_path / "small.yaml").write_text(TEXT)
+    monkeypatch.setattr(plan_file.resources, "files", lambda _: tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert Plan.load("small") == parse(TEXT)
+    with pytest.raises(
+        PlanError, match=r"no plan file big and no shipped plan of that name \(shipped: small\)"
+    ):
+        Plan.load("big")
+    (tmp_path / "small").write_text(TEXT.replace("alpha: 128", "alpha: 192"))
+    assert Plan.load("small").defaults.alpha == 192
+
+
+def test_every_shipped_plan_is_valid():
+    for name, shipped in plan_file._shipped().items():
+        text = shipped.read_text(encoding="utf-8")
+        assert plan_file.render(plan_file.parse(text, name)) == text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("version: 1", "version: 2", "line 1: version: input should be 1, found 2"),
+        ("version: 1\n", "", "line 1: version: is missing"),
+        ("layers: 4,", "layers: four,", "line 2: model.layers: input should be a valid integer"),
+        ("kv_heads: 3", "kv_heads: 2", "line 2: model: query_heads 9 must be a multiple of kv_heads 2"),
+        ("head_size: 64, ", "", "line 2: model.head_size: is missing"),
+        ("sink_window", "sink_widow", "line 3: defaults: pattern must be 'sink_window', found 'sink_wid"),
+        ("pattern: sink_window, ", "", "line 3: defaults: needs the key 'pattern'"),
+        ("sink: 64", "sink: 100", "line 3: defaults.sink: must be a positive multiple of 64, found 100"),
+        ("layers:\n", "layers: []\nold:\n", "line 4: layers: input should be a valid dictionary"),
+        ("default, default,", "default,", "line 5: layers.1.heads: must be a list of 3, one per KV head"),
+        ("[default,", "[defualt,", "line 5: layers.1.heads.0: must be `default` or a mapping"),
+        ("{alpha: 0,", "{alpah: 0,", "line 5: layers.1.heads.2.alpah: unknown key"),
+        ("  3:", "  9:", r"line 6: layers.9: takes no rules; the layers that do are \[0, 1, 2, 3\]"),
+        ("  3:", "  1:", "line 6: not valid YAML: the key 1 is there twice"),
+        ("  3: {alpha: 256, beta: 0.25}", "  3: 5", "line 6: layers.3: input should be a valid dictionary"),
+        ("beta: 0.25}", "beta: 0.3}", "line 6: layers.3.beta: must be a multiple of 1/256, found 0.3;"),
+        ("kl: [0.011, 0.018]", "kl: [0.011]", "line 7: predicted: kl has 1 figures for 2 lengths"),
+        ("seed: 0", "sed: 0", "line 8: provenance.sed: unknown key"),
+        ("2026-11-23", "2026-13-23", "not valid YAML: month must be in 1..12"),
+        ("predicted:", "more: 1\npredicted:", "line 7: more: unknown key"),
+        ("[1024,", "[1024", "line 7"),
+        ("tool: 0.1.0", "tool: !!python/name:os.system x", "line 8: not valid YAML: could not determine"),
+        (TEXT, "", "line 1: a plan is a mapping with the keys version, model, defaults"),
+        (TEXT, "- 1\n", r"line 1: a plan is a mapping .*, found \[1\]"),
+        (TEXT, "a: &a [*a]\n", "line 1: version: is missing"),
+        (TEXT, "a\x00b", "not valid YAML"),
+        (TEXT, "[" * 5000, "not valid YAML"),
+    ],
+)
+def test_what_breaks_the_schema_is_said_in_one_line(old, new, message):
+    assert old in TEXT
+    with pytest.raises(PlanError, match=message) as caught:
+        parse(TEXT.replace(old, new, 1))
+    assert str(caught.value).startswith("plan.yaml")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 250
+
+
+@given(st.integers(0, len(TEXT) - 1))
+def test_a_truncated_file_gives_an_error_or_a_plan_but_nothing_else(end):
+    try:
+        plan = parse(TEXT[:end])
+    except PlanError:
+        return
+    assert plan.model == MODEL
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "plan.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PlanError, match=r"plan\.yaml: not UTF-8 text"):
+        Plan.load(tmp_path / "plan.yaml")
+
+
+def test_layers_without_rules_take_none():
+    text = plan_file.render(Plan.dense(SLIDING)) + "layers: {0: {alpha: 64}}\n"
+    with pytest.raises(PlanError, match=r"layers.0: takes no rules; the layers that do are \[1, 3\]"):
+        parse(text)
+
+
+def test_from_dict_names_the_place():
+    document = parse(TEXT).to_dict() | {"layers": {"1": {"beta": 2}}}
+    with pytest.raises(PlanError, match=r"^plan: layers\.1\.beta: must be a number from 0 to 1, found 2$"):
+        Plan.from_dict(document)
