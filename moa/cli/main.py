@@ -1,0 +1,70 @@
+"""The `moa` command. One file per sub-command beside this one; each imports torch only when it runs."""
+
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+import moa
+from moa.plans.errors import MoaError
+
+COMMANDS = ("profile", "search", "show", "eval", "generate", "bench", "measure", "doctor")
+
+app = typer.Typer(
+    name="moa",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"moa {moa.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _moa(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Find a sparse-attention plan for a pretrained language model under a budget, and run it."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+for _name in COMMANDS:
+    if find_spec(f"moa.cli.{_name}"):
+        app.command(_name)(import_module(f"moa.cli.{_name}").command)
+
+
+def main() -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted. Anything else that goes wrong
+        is a bug of ours and shows its traceback.
+    """
+    try:
+        code = app(standalone_mode=False)
+    except (MoaError, TyperException) as error:
+        message = error.format_message() if isinstance(error, TyperException) else str(error)
+        return _fail(message)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+    except (KeyboardInterrupt, typer.Abort):
+        return 130
+    return code if isinstance(code, int) else 0
+
+
+def _fail(message: str) -> int:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,127 @@
+"""Load a model and its tokenizer from the hub, a local folder or a `.gguf` file; never runs the model's code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moa.plans.errors import MoaError
+
+if TYPE_CHECKING:
+    import torch
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def load_model(
+    name: str | Path,
+    *,
+    dtype: str = "auto",
+    device: "str | torch.device | None" = None,
+    device_map: Any = None,
+) -> tuple[Any, Any]:
+    """Load a causal language model, in evaluation mode, and its tokenizer.
+
+    Args:
+        name: Hub id, local folder, or `.gguf` file (its weights are unpacked to `dtype`).
+        dtype: float32, bfloat16, float16, or auto: float32 on the CPU, else as the checkpoint says.
+        device: Where the whole model goes; default CUDA when there is one, else the CPU.
+        device_map: As transformers takes it, for a model larger than one device; excludes `device`.
+
+    Returns:
+        The transformers model and tokenizer.
+
+    Raises:
+        MoaError: Nothing loadable under that name, weights missing from it, or a package missing to read it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    if dtype not in DTYPES:
+        raise MoaError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+    if device is not None and device_map is not None:
+        raise MoaError(f"give device or device_map, not both: found {device!r} and {device_map!r}")
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if dtype == "auto" and device_map is None and target.type == "cpu":
+        dtype = "float32"
+    where, options = _locate(name)
+    # Without this a .gguf file may stay packed, where a packed matrix product exists; then it has no gradients.
+    unpack = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
+    with _clear_errors(name), _quiet(progress=not Path(where).is_dir()):
+        model, loading = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, device_map=device_map, output_loading_info=True, **options, **unpack
+        )
+        tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
+    if absent:
+        raise MoaError(f"model {str(name)!r}: {len(absent)} weights missing or misshapen, first {absent[0]}")
+    return (model if device_map is not None else model.to(target)).eval(), tokenizer
+
+
+def load_config(name: str | Path) -> Any:
+    """The transformers config of a model named as for `load_model`; no weights are read.
+
+    Raises:
+        MoaError: Nothing loadable under that name.
+    """
+    from transformers import AutoConfig
+
+    where, options = _locate(name)
+    with _clear_errors(name), _quiet(progress=False):
+        return AutoConfig.from_pretrained(where, **options)
+
+
+def _locate(name: str | Path) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` takes: a folder or hub id, and `gguf_file` when the name is such a file."""
+    if not str(name).strip():
+        raise MoaError("the model's name is empty; give a hub id, a folder or a .gguf file")
+    path, model = Path(name).expanduser(), f"model {str(name)!r}"
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise MoaError(f"{model}: no such .gguf file")
+        for package in ("gguf", "accelerate"):
+            if find_spec(package) is None:
+                raise MoaError(f"{model}: reading .gguf files needs {package}: pip install {package}")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise MoaError(f"{model}: the folder has no config.json")
+        return str(path), {}
+    if path.exists():
+        raise MoaError(f"{model}: a file, but not a .gguf one; give a hub id, a folder or a .gguf file")
+    if path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise MoaError(f"{model}: no such folder or .gguf file, and not a hub id (NAME or OWNER/NAME)")
+    return str(name), {}
+
+
+@contextmanager
+def _clear_errors(name: str | Path) -> Iterator[None]:
+    """Say in one line what transformers found wrong with the files or with the name."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        if isinstance(error, MoaError):
+            raise
+        tried = "" if Path(name).expanduser().exists() else "no such folder or .gguf file, and from the hub: "
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise MoaError(f"model {str(name)!r}: {tried}{reason}") from error
+
+
+@contextmanager
+def _quiet(*, progress: bool) -> Iterator[None]:
+    """Errors only from transformers, for a while; its progress bars (downloads) only if `progress`."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    if not progress:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
