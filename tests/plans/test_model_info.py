@@ -8,7 +8,7 @@ from moa.plans.model import ModelInfo, Sliding, batch_lengths, dtype_bytes
 
 transformers = pytest.importorskip("transformers")
 
-SHAPE = dict(num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=2, hidden_size=64)
+SHAPE = {"num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2, "hidden_size": 64}
 
 
 def test_llama():
@@ -47,9 +47,7 @@ def test_a_config_without_kv_heads_is_mha():
 
 
 def test_qwen2_with_some_sliding_layers():
-    config = transformers.Qwen2Config(
-        **SHAPE, use_sliding_window=True, sliding_window=128, max_window_layers=3
-    )
+    config = transformers.Qwen2Config(**SHAPE, use_sliding_window=True, sliding_window=128, max_window_layers=3)
     info = ModelInfo.from_config(config)
     assert info.sliding == Sliding(window=128, layers=(3,))
     assert info.ruled_layers == (0, 1, 2)
@@ -58,9 +56,7 @@ def test_qwen2_with_some_sliding_layers():
 def test_mistral_slides_everywhere_or_nowhere():
     info = ModelInfo.from_config(transformers.MistralConfig(**SHAPE, sliding_window=None))
     assert info.ruled_layers == (0, 1, 2, 3)
-    with pytest.raises(
-        Unsupported, match="every layer of MistralForCausalLM has its own sliding window of 32"
-    ):
+    with pytest.raises(Unsupported, match="every layer of MistralForCausalLM has its own sliding window of 32"):
         ModelInfo.from_config(transformers.MistralConfig(**SHAPE, sliding_window=32))
 
 

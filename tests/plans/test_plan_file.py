@@ -6,7 +6,7 @@ import os
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moa.plans import file as plan_file
@@ -16,7 +16,7 @@ from moa.plans.plan import FULL, Plan, Predicted, Provenance, Rule
 
 TEXT = """\
 version: 1
-model: {architecture: Llama, layers: 4, query_heads: 9, kv_heads: 3, head_size: 64, rope: {theta: 1.5, type: a}}
+model: {architecture: Any, layers: 4, query_heads: 9, kv_heads: 3, head_size: 64, rope: {theta: 1.5}, name: S}
 defaults: {pattern: sink_window, sink: 64, alpha: 128, beta: 0}
 layers:
   1: {heads: [default, default, {alpha: 0, beta: 1}]}
@@ -26,8 +26,8 @@ provenance: {tool: 0.1.0, profile: 'sha256:ab', budget: density<=0.25@2048, seed
 """
 
 MODEL = ModelInfo(
-    architecture="Llama", layers=4, query_heads=9, kv_heads=3, head_size=64,
-    rope={"theta": 1.5, "type": "a"},
+    architecture="Any", layers=4, query_heads=9, kv_heads=3, head_size=64,
+    rope={"theta": 1.5}, name="S",
 )  # fmt: skip
 SLIDING = ModelInfo.model_validate(MODEL.model_dump() | {"sliding": {"window": 32, "layers": [0, 2]}})
 
@@ -41,8 +41,11 @@ def test_the_design_s_example():
     default = Rule(sink=64, alpha=128, beta=0)
     assert plan.model == MODEL
     assert plan.groups == {
-        0: (default,) * 3, 1: (default, default, FULL), 2: (default,) * 3, 3: (Rule(alpha=256, beta=0.25),) * 3,
-    }  # fmt: skip
+        0: (default,) * 3,
+        1: (default, default, FULL),
+        2: (default,) * 3,
+        3: (Rule(alpha=256, beta=0.25),) * 3,
+    }
     assert plan.predicted == Predicted(lengths=(1024, 2048), density=(0.31, 0.26), kl=(0.011, 0.018))
     assert plan.provenance.date == datetime.date(2026, 11, 23)
     assert plan_file.render(plan) == TEXT
@@ -93,6 +96,7 @@ def plans(draw):
     )
 
 
+@settings(deadline=None)
 @given(plans())
 def test_round_trips(plan):
     text = plan_file.render(plan)
@@ -128,15 +132,13 @@ def test_a_save_that_fails_loses_nothing(tmp_path, monkeypatch):
 
 
 def test_a_missing_folder_and_a_folder_for_a_file_are_refused(tmp_path):
-    with pytest.raises(PlanError, match="cannot write plan .*No such file or directory"):
+    with pytest.raises(PlanError, match=r"cannot write plan .*No such file or directory"):
         parse(TEXT).save(tmp_path / "none" / "plan.yaml")
-    with pytest.raises(PlanError, match="cannot write plan .*Is a directory"):
+    with pytest.raises(PlanError, match=r"cannot write plan .*Is a directory"):
         parse(TEXT).save(tmp_path)
-    with pytest.raises(PlanError, match="cannot read plan .*Is a directory"):
+    with pytest.raises(PlanError, match=r"cannot read plan .*Is a directory"):
         Plan.load(tmp_path)
-    with pytest.raises(
-        PlanError, match=r"no plan file .*none\.yaml and no shipped plan of that name \(shipped: "
-    ):
+    with pytest.raises(PlanError, match=r"no plan file .*none\.yaml and no shipped plan of that name"):
         Plan.load(tmp_path / "none.yaml")
 
 
@@ -145,9 +147,7 @@ def test_shipped_plans_are_found_by_name_and_files_come_first(tmp_path, monkeypa
     monkeypatch.setattr(plan_file.resources, "files", lambda _: tmp_path)
     monkeypatch.chdir(tmp_path)
     assert Plan.load("small") == parse(TEXT)
-    with pytest.raises(
-        PlanError, match=r"no plan file big and no shipped plan of that name \(shipped: small\)"
-    ):
+    with pytest.raises(PlanError, match=r"no plan file big .* \(shipped: small\)"):
         Plan.load("big")
     (tmp_path / "small").write_text(TEXT.replace("alpha: 128", "alpha: 192"))
     assert Plan.load("small").defaults.alpha == 192
@@ -200,6 +200,7 @@ def test_what_breaks_the_schema_is_said_in_one_line(old, new, message):
     assert len(str(caught.value)) < 250
 
 
+@settings(deadline=None)
 @given(st.integers(0, len(TEXT) - 1))
 def test_a_truncated_file_gives_an_error_or_a_plan_but_nothing_else(end):
     try:

@@ -41,6 +41,7 @@ def test_live_blocks_are_those_that_hold_a_visible_key(rule, n):
     assert cache_blocks(*rule, n) == min(len(blocks) + 1, -(-n // 64))
 
 
+@settings(deadline=None)
 @given(RULES)
 def test_edge_never_falls_and_rises_by_one_block_at_most(rule):
     first = first_block(*rule, np.arange(1_048_576 // BLOCK))
@@ -50,12 +51,14 @@ def test_edge_never_falls_and_rises_by_one_block_at_most(rule):
     assert steps.max() <= 1
 
 
+@settings(deadline=None)
 @given(RULES, LENGTHS)
 def test_span_has_the_sink_and_a_block_and_never_more_than_the_text(rule, n):
     keys = int(span(*rule, n))
     assert min(n, rule[0] + 1) <= keys <= n
 
 
+@settings(deadline=None)
 @given(RULES, LENGTHS)
 def test_span_is_within_a_block_of_the_rule(rule, n):
     sink, alpha, beta256 = rule
@@ -66,16 +69,19 @@ def test_span_is_within_a_block_of_the_rule(rule, n):
     assert keys == n or wanted <= keys - (n - start) < wanted + BLOCK
 
 
+@settings(deadline=None)
 @given(RULES, st.lists(LENGTHS, min_size=1, max_size=20))
 def test_broadcasting_gives_what_single_calls_give(rule, lengths):
     assert span(*rule, np.array(lengths)).tolist() == [int(span(*rule, n)) for n in lengths]
 
 
+@settings(deadline=None)
 @given(SINKS, ALPHAS, BETAS, st.integers(0, 2048), st.integers(0, 256), LENGTHS)
 def test_a_larger_rule_sees_no_less(sink, alpha, beta256, more_alpha, more_beta, n):
     assert span(sink, alpha, beta256, n) <= span(sink, alpha + more_alpha, min(256, beta256 + more_beta), n)
 
 
+@settings(deadline=None)
 @given(SINKS, LENGTHS)
 def test_alpha_0_beta_1_is_full_attention(sink, n):
     assert span(sink, 0, 256, n) == n
