@@ -1,5 +1,6 @@
 """Load a model and its tokenizer from the hub, a local folder or a `.gguf` file; never runs the model's code."""
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -50,7 +51,13 @@ def load_model(
     unpack = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     with _clear_errors(name), _quiet(progress=not Path(where).is_dir()):
         model, loading = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, device_map=device_map, output_loading_info=True, **options, **unpack
+            where,
+            dtype=dtype,
+            device_map=device_map,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported, and refused below in one line
+            **options,
+            **unpack,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
@@ -102,7 +109,7 @@ def _clear_errors(name: str | Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, LookupError, SafetensorError, struct.error) as error:
         if isinstance(error, MoaError):
             raise
         tried = "" if Path(name).expanduser().exists() else "no such folder or .gguf file, and from the hub: "

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moa.plans.errors import Unsupported
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -67,7 +69,10 @@ def _backend() -> str:
 
     device, sees = ("cuda", "a") if torch.cuda.is_available() else ("cpu", "no")
     name = pick(device)
-    load(name)  # refuses, with the reason, what cannot run here
+    try:
+        load(name)
+    except Unsupported as error:
+        return f"back-end here: none; {error}"
     return f"back-end here: {name} (torch sees {sees} CUDA device)"
 
 

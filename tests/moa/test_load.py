@@ -1,0 +1,153 @@
+import json
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging
+
+from moa.load import load_config, load_model
+from moa.plans.errors import MoaError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    from tokenizers import Tokenizer, models
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    words = Tokenizer(models.WordLevel({"<unk>": 0, "a": 1}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>").save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def test_loads_a_folder_ready_for_use(folder):
+    model, tokenizer = load_model(folder, device="cpu")
+    assert model.dtype == torch.float32  # what a CPU computes best in, though stored in bfloat16
+    assert not model.training
+    assert tokenizer("a")["input_ids"] == [1]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_dtype(folder, dtype):
+    model, _ = load_model(str(folder), dtype=dtype, device="cpu")
+    assert model.dtype == getattr(torch, dtype)
+
+
+def test_device_map_keeps_the_checkpoints_dtype(folder):
+    model, _ = load_model(folder, device_map="cpu")
+    assert model.dtype == torch.bfloat16
+
+
+def test_config_alone_needs_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    assert load_config(folder).num_hidden_layers == 1
+
+
+def test_leaves_the_loggers_as_they_were(folder, capfd):
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    load_model(folder, device="cpu")
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    assert capfd.readouterr().err == ""
+
+
+def _empty_folder(folder):
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def _truncated(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def _layer_missing(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+
+
+def _other_size(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vocab_size": 33}))
+
+
+def _unknown_type(folder):
+    (folder / "config.json").write_text('{"model_type": "no_such_type"}')
+
+
+def _corrupt_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_empty_folder, "no config.json"),
+        (_truncated, "incomplete|deserializ"),
+        (_layer_missing, "weights missing"),
+        (_other_size, "misshapen, first lm_head.weight"),
+        (_unknown_type, "no_such_type"),
+        (_corrupt_config, "config.json"),
+    ],
+)
+def test_damaged_folder_is_refused_in_one_line(folder, damage, says):
+    damage(folder)
+    with pytest.raises(MoaError, match=says) as caught:
+        load_model(folder, device="cpu")
+    assert str(folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("", "empty"),
+        ("/no/such/folder", "no such folder"),
+        ("./no-such-folder", "no such folder"),
+        ("a/b/c", "not a hub id"),
+        ("nobody/no-such-model", "from the hub"),
+        ("no-such.gguf", "no such .gguf file"),
+        (__file__, "not a .gguf one"),
+    ],
+)
+@pytest.mark.parametrize("load", [load_model, load_config])
+def test_missing_model_is_refused_in_one_line(load, name, says):
+    with pytest.raises(MoaError, match=says) as caught:
+        load(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("package", ["gguf", "accelerate"])
+def test_gguf_says_which_package_is_missing(tmp_path, monkeypatch, package):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("moa.load.find_spec", lambda name: None if name == package else True)
+    with pytest.raises(MoaError, match=f"pip install {package}"):
+        load_model(tmp_path / "m.gguf")
+
+
+def test_damaged_gguf(tmp_path):
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(MoaError, match=r"m\.gguf"):
+        load_model(tmp_path / "m.gguf")
+
+
+def test_bad_arguments(folder):
+    with pytest.raises(MoaError, match="dtype must be one of auto, float32, bfloat16, float16, found 'int8'"):
+        load_model(folder, dtype="int8")
+    with pytest.raises(MoaError, match="not both"):
+        load_model(folder, device="cpu", device_map="auto")
+
+
+@pytest.mark.full
+def test_real_model(real_model):
+    model, tokenizer = load_model(real_model)
+    ids = tokenizer("The capital of France is", return_tensors="pt").to(model.device)
+    out = model.generate(**ids, max_new_tokens=4, do_sample=False)
+    assert "Paris" in tokenizer.decode(out[0])
