@@ -79,17 +79,13 @@ def _plain(part: Strict | None) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude_none=True) if part else {}
 
 
-def _rules(
-    defaults: Rule, entry: dict[str, Any], kv_heads: int, place: tuple[str | int, ...]
-) -> tuple[Rule, ...]:
+def _rules(defaults: Rule, entry: dict[str, Any], kv_heads: int, place: tuple[str | int, ...]) -> tuple[Rule, ...]:
     """The rules of a layer's entry; later wins: the defaults, the entry's own keys, then its heads."""
     rule = _override(defaults, {key: value for key, value in entry.items() if key != "heads"}, place)
     heads, place = entry.get("heads", ["default"] * kv_heads), (*place, "heads")
     if not isinstance(heads, list) or len(heads) != kv_heads:
         raise ProblemError(place, f"must be a list of {kv_heads}, one per KV head, found {brief(heads)}")
-    return tuple(
-        rule if head == "default" else _override(rule, head, (*place, i)) for i, head in enumerate(heads)
-    )
+    return tuple(rule if head == "default" else _override(rule, head, (*place, i)) for i, head in enumerate(heads))
 
 
 def _override(rule: Rule, changes: Any, place: tuple[str | int, ...]) -> Rule:

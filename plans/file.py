@@ -79,9 +79,7 @@ def render(plan: Plan) -> str:
 
 
 def _one_line(part: dict[str, Any]) -> str:
-    text: str = yaml.safe_dump(
-        part, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31
-    )
+    text: str = yaml.safe_dump(part, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)
     return text.strip()
 
 
@@ -116,9 +114,7 @@ def _refuse_duplicates(node: yaml.Node | None, seen: set[int]) -> None:
         names: set[str] = set()
         for name, _ in node.value:
             if str(name.value) in names:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {name.value} is there twice", problem_mark=name.start_mark
-                )
+                raise yaml.MarkedYAMLError(problem=f"the key {name.value} is there twice", problem_mark=name.start_mark)
             names.add(str(name.value))
         children = [value for _, value in node.value]
     for child in children:

@@ -38,10 +38,7 @@ def read(source: str | PathLike[str] | Mapping[str, Any], model: Any) -> Plan:
     alphas = _table(document, "alphas", info, -LIMIT, LIMIT)
     betas = _table(document, "betas", info, 0, 1)
     rules = {
-        layer: [
-            Rule(alpha=_nearest(a), beta=_nearest(b * BETA_STEPS) / BETA_STEPS)
-            for a, b in zip(*pair, strict=True)
-        ]
+        layer: [Rule(alpha=_nearest(a), beta=_nearest(b * BETA_STEPS) / BETA_STEPS) for a, b in zip(*pair, strict=True)]
         for layer, pair in enumerate(zip(alphas, betas, strict=True))
     }
     return Plan.from_rules(info, rules, provenance=Provenance(note="imported from MoA's JSON"))

@@ -42,8 +42,7 @@ class ModelInfo(Strict):
             raise ValueError(f"query_heads {self.query_heads} must be a multiple of kv_heads {self.kv_heads}")
         if self.sliding and not set(self.sliding.layers) < set(range(self.layers)):
             raise ValueError(
-                f"sliding.layers must be some, not all, of 0 to {self.layers - 1}, "
-                f"found {list(self.sliding.layers)}"
+                f"sliding.layers must be some, not all, of 0 to {self.layers - 1}, found {list(self.sliding.layers)}"
             )
         return self
 
@@ -143,9 +142,7 @@ def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
             raise PlanError(f"batch_size must be 1 or more, found {batch_size}")
         lengths = np.repeat(lengths, batch_size)
     elif batch_size not in (1, len(lengths)):
-        raise PlanError(
-            f"batch_size for {len(lengths)} lengths must be 1 or {len(lengths)}, found {batch_size}"
-        )
+        raise PlanError(f"batch_size for {len(lengths)} lengths must be 1 or {len(lengths)}, found {batch_size}")
     return lengths.astype(np.int64)
 
 
@@ -159,15 +156,11 @@ def _refuse_other_models(text: Any, architecture: str) -> None:
     """Refuse what is not a decoder whose every layer keeps one key and one value per KV head."""
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         if getattr(text, field, None) is None:
-            raise Unsupported(
-                f"the config of {architecture} has no {field}: not a decoder with attention heads"
-            )
+            raise Unsupported(f"the config of {architecture} has no {field}: not a decoder with attention heads")
     if getattr(text, "is_encoder_decoder", False):
         raise Unsupported(f"{architecture} is an encoder-decoder model; plans are for decoder-only models")
     if getattr(text, "kv_lora_rank", None) is not None:
-        raise Unsupported(
-            f"{architecture} caches latent vectors; plans are for one key and value per KV head"
-        )
+        raise Unsupported(f"{architecture} caches latent vectors; plans are for one key and value per KV head")
     if getattr(text, "num_kv_shared_layers", None):
         raise Unsupported(f"{architecture} shares keys and values between layers; each must have its own")
 

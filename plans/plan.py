@@ -40,9 +40,7 @@ class Plan(Strict):
     @model_validator(mode="after")
     def _every_group_has_a_rule(self) -> Self:
         if tuple(sorted(self.groups)) != self.model.ruled_layers:
-            raise ValueError(
-                f"layers that take rules are {list(self.model.ruled_layers)}, found {sorted(self.groups)}"
-            )
+            raise ValueError(f"layers that take rules are {list(self.model.ruled_layers)}, found {sorted(self.groups)}")
         for layer, rules in self.groups.items():
             if len(rules) != self.model.kv_heads:
                 raise ValueError(f"layer {layer} has {len(rules)} rules for {self.model.kv_heads} KV heads")
@@ -76,9 +74,7 @@ class Plan(Strict):
         else:
             raise PlanError("a plan needs rules or defaults, found neither")
         try:
-            return cls(
-                model=info, groups=groups, defaults=defaults, predicted=predicted, provenance=provenance
-            )
+            return cls(model=info, groups=groups, defaults=defaults, predicted=predicted, provenance=provenance)
         except ValidationError as error:
             raise PlanError(f"plan: {problem(error)}") from None
 
@@ -98,15 +94,11 @@ class Plan(Strict):
         """
         if not 0 < density <= 1:
             raise PlanError(f"density must be over 0 and at most 1, found {density}")
-        alphas = np.arange(
-            2 * BLOCK, max(_length(at), BLOCK) + 2 * BLOCK, BLOCK
-        )  # the last covers all of `at`
+        alphas = np.arange(2 * BLOCK, max(_length(at), BLOCK) + 2 * BLOCK, BLOCK)  # the last covers all of `at`
         spans = spans_.span(BLOCK, alphas, 0, at)
         fitting = alphas[spans <= density * at + 1e-9]  # 0.29 * 100 is just under 29 in floating point
         if not fitting.size:
-            raise BudgetInfeasible(
-                f"density {density} at {at} tokens: the narrowest window keeps {spans[0] / at:.4g}"
-            )
+            raise BudgetInfeasible(f"density {density} at {at} tokens: the narrowest window keeps {spans[0] / at:.4g}")
         return cls.from_rules(model, {}, defaults=Rule(alpha=int(fitting[-1]), beta=0))
 
     @classmethod
