@@ -123,3 +123,9 @@ def test_no_torch_until_needed(code: str) -> None:
 
 def test_blocking_works() -> None:
     assert "ModuleNotFoundError" in run_without(["torch"], "import torch").stderr
+
+
+def test_public_names_are_not_hidden_by_modules_of_the_same_name() -> None:
+    code = "import moa\nfor name in moa.__all__:\n    for _ in range(2): assert callable(getattr(moa, name)), name"
+    done = run_without([], code)
+    assert done.returncode == 0, done.stderr

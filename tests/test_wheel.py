@@ -28,7 +28,7 @@ def run(*args: object, cwd: Path = ROOT) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """The wheel made from the sdist made from a copy of the sources: what a release would hold."""
+    """The wheel, made from the sdist: what a release would hold."""
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     return next(folder.glob("*.whl"))
