@@ -7,8 +7,9 @@ from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
-from moa.plans.errors import Unsupported
 from torch import Tensor
+
+from moa.plans.errors import Unsupported
 
 MODULES = {"reference": "moa.kernels.reference", "torch": "moa.kernels.sdpa", "triton": "moa.kernels.triton"}
 
@@ -43,10 +44,6 @@ def pick(device: torch.device | str) -> str:
 
 def _require_triton() -> None:
     if find_spec("triton") is None:
-        raise Unsupported(
-            "back-end triton needs the triton package: pip install 'moa-attention[gpu]', or choose torch"
-        )
+        raise Unsupported("back-end triton needs the triton package: pip install 'moa-attention[gpu]', or choose torch")
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        raise Unsupported(
-            "back-end triton needs a GPU, none is visible: choose torch, or set TRITON_INTERPRET=1"
-        )
+        raise Unsupported("back-end triton needs a GPU, none is visible: choose torch, or set TRITON_INTERPRET=1")

@@ -15,9 +15,10 @@ A row at position p sees key j exactly when j <= p and (j < sink or j//64 >= fir
 """
 
 import torch
+from torch import Tensor
+
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK
-from torch import Tensor
 
 
 def attend(

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from moa.plans.span import BLOCK, Ints, cache_blocks
 from torch import Tensor
+
+from moa.plans.span import BLOCK, Ints, cache_blocks
 
 
 class Run(NamedTuple):
@@ -38,6 +39,10 @@ class Store:
     """int64 [sequences, kv_heads]: first slot of each slab."""
     capacity: Tensor
     """int32 [sequences, kv_heads]: slots of each slab, a multiple of 64."""
+    pair: Tensor
+    """int64 [slots/64]: sequence * kv_heads + group that owns each block of the store."""
+    place: Tensor
+    """int64 [slots/64]: which block of its slab each block of the store is."""
     runs: tuple[Run, ...]
     """The same layout, known to the host."""
     scratch: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -65,25 +70,33 @@ def capacities(sink: Ints, alpha: Ints, beta256: Ints, lengths: Ints) -> Ints:
 
 
 def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str) -> Store:
-    """An empty store with `capacity` slots per slab [sequences, kv_heads]; equal ones are adjacent."""
+    """An empty store with `capacity` slots per slab [sequences, kv_heads]; zeros, so every slot is finite."""
     capacity = np.asarray(capacity, np.int64)
     assert (capacity % BLOCK == 0).all()
-    by_group = capacity.T.ravel()
-    order = np.argsort(by_group, kind="stable")
-    starts = np.empty_like(by_group)
-    starts[order] = np.cumsum(by_group[order]) - by_group[order]
-    runs, sequences, groups = [], *capacity.shape
-    for size in np.unique(by_group):
-        slabs = np.flatnonzero(by_group == size)
-        pairs = slabs % sequences * groups + slabs // sequences
-        runs.append(Run(int(starts[slabs[0]]), int(size), torch.from_numpy(pairs).to(device)))
-    slots = int(by_group.sum())
+    sequences, groups = capacity.shape
+    pairs = np.arange(capacity.size).reshape(sequences, groups).T.ravel()  # group-major
+    pairs = pairs[np.argsort(capacity.ravel()[pairs], kind="stable")]  # then by size: runs of equal slabs
+    sizes = capacity.ravel()[pairs]
+    starts = np.cumsum(sizes) - sizes
+    base = np.empty(capacity.size, np.int64)
+    base[pairs] = starts
+    slots = int(sizes.sum())
+
+    def tensor(x: Ints, dtype: torch.dtype = torch.int64) -> Tensor:
+        return torch.as_tensor(x, dtype=dtype).to(device)
+
     return Store(
         k=torch.zeros(slots, head_size, dtype=dtype, device=device),
         v=torch.zeros(slots, head_size, dtype=dtype, device=device),
-        base=torch.from_numpy(np.ascontiguousarray(starts.reshape(groups, sequences).T)).to(device),
-        capacity=torch.from_numpy(capacity.astype(np.int32)).to(device),
-        runs=tuple(runs),
+        base=tensor(base.reshape(sequences, groups)),
+        capacity=tensor(capacity, torch.int32),
+        pair=tensor(np.repeat(pairs, sizes // BLOCK)),
+        place=tensor(np.arange(slots // BLOCK) - np.repeat(starts // BLOCK, sizes // BLOCK)),
+        runs=tuple(
+            Run(int(starts[sizes == size][0]), int(size), tensor(pairs[sizes == size]))
+            for size in np.unique(sizes)
+            if size
+        ),
     )
 
 
@@ -93,20 +106,17 @@ def slab_block(block: Tensor, sink_blocks: Tensor, capacity: Tensor) -> Tensor:
     return torch.where(block < sink_blocks, block, sink_blocks + (block - sink_blocks) % ring)
 
 
-def text_block(slab: Tensor, sink_blocks: Tensor, capacity: Tensor, last: Tensor) -> Tensor:
-    """The newest block of the text, at most `last`, whose place is slab block `slab`; all broadcast.
+def text_block(place: Tensor, sink_blocks: Tensor, capacity: Tensor, last: Tensor) -> Tensor:
+    """The block of the text that slab block `place` holds when `last` is the newest: `slab_block` read backwards.
 
-    Negative where the text has not reached that place. The inverse of `slab_block`.
+    Where the text has not come that far yet, the block that will lie there first (greater than `last`). All broadcast.
     """
     ring = (capacity // BLOCK - sink_blocks).clamp(min=1)
-    newest = last - (last - slab) % ring
-    newest = torch.where(newest < sink_blocks, -1, newest)
-    return torch.where(slab < sink_blocks, torch.where(slab <= last, slab, -1), newest)
+    newest = torch.maximum(place, last - (last - place) % ring)
+    return torch.where(place < sink_blocks, place, newest)
 
 
-def slots(
-    store: Store, sequence: Tensor | int, group: Tensor | int, position: Tensor, sink: Tensor
-) -> Tensor:
+def slots(store: Store, sequence: Tensor | int, group: Tensor | int, position: Tensor, sink: Tensor) -> Tensor:
     """int64 slots of positions; `sequence`, `group`, `position` broadcast; `sink` is [kv_heads], tokens."""
     block = slab_block(position // BLOCK, sink[group] // BLOCK, store.capacity[sequence, group])
     return store.base[sequence, group] + BLOCK * block + position % BLOCK
@@ -121,24 +131,16 @@ def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
         sink: int [kv_heads], tokens.
         lengths: int64 [sequences], tokens that `old` holds of each sequence.
     """
-    device, sequences = old.k.device, old.base.shape[0]
-    sink_blocks = (sink // BLOCK).to(torch.int64).expand(sequences, -1)
-    last = ((lengths + BLOCK - 1) // BLOCK - 1)[:, None].expand_as(sink_blocks)
-    slabs = (new.capacity // BLOCK).to(torch.int64)
-    pair = torch.repeat_interleave(torch.arange(slabs.numel(), device=device), slabs.flatten())
-    place = torch.arange(pair.numel(), device=device) - (slabs.flatten().cumsum(0) - slabs.flatten())[pair]
-
-    def of(x: Tensor) -> Tensor:
-        return x.flatten()[pair]
-
-    block = text_block(place, of(sink_blocks), of(new.capacity), of(last))
-    source = slab_block(block, of(sink_blocks), of(old.capacity))
-    kept = (block >= 0) & (text_block(source, of(sink_blocks), of(old.capacity), of(last)) == block)
-    target = (of(new.base) // BLOCK + place)[kept]
-    source = (of(old.base) // BLOCK + source)[kept]
-    for to, frm in ((new.k, old.k), (new.v, old.v)):
+    sequence, group = new.pair // new.base.shape[1], new.pair % new.base.shape[1]
+    sinks, last = sink[group] // BLOCK, (lengths[sequence] - 1) // BLOCK
+    room = old.capacity[sequence, group]
+    block = text_block(new.place, sinks, new.capacity[sequence, group], last)
+    place = slab_block(block, sinks, room)
+    kept = (block <= last) & (text_block(place, sinks, room, last) == block)
+    source = (old.base[sequence, group] // BLOCK + place)[kept]
+    for to, start in ((new.k, old.k), (new.v, old.v)):
         width = BLOCK * to.shape[-1]
-        to.view(-1, width).index_copy_(0, target, frm.view(-1, width).index_select(0, source))
+        to.view(-1, width)[kept] = start.view(-1, width).index_select(0, source)
 
 
 def select(store: Store, sequences: Tensor) -> Store:
