@@ -1,0 +1,173 @@
+"""Put a transformers model under a plan, and take it off again."""
+
+from functools import partial
+from os import PathLike
+from typing import Any, Self
+
+import torch
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+
+from moa.attention import ATTRIBUTE, NAME, LayerState, register
+from moa.cache import KVCache
+from moa.kernels import backend as backends
+from moa.plans.errors import ModelMismatch, Unsupported
+from moa.plans.plan import Plan
+from moa.rules import Rules
+
+_PREPARE = "_prepare_cache_for_generation"
+
+
+def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = None) -> "Applied":
+    """Let `model` attend by `plan`, in place.
+
+    Afterwards `generate` keeps its keys in a `KVCache`, and `forward` attends under the plan with or without a cache.
+    Nothing of the model's weights or classes changes; `Applied.remove`, or leaving a `with` block, undoes it.
+
+    Args:
+        model: A transformers decoder-only model in evaluation mode, bare or wrapped (peft).
+        plan: A plan made for it, the path of a plan file, or the name of a shipped plan.
+        backend: reference, torch or triton; by default the one meant for each layer's device.
+
+    Returns:
+        The handle that takes the plan off.
+
+    Raises:
+        ModelMismatch: The plan was made for another model.
+        Unsupported: The model has a feature that plans cannot honour, or is under a plan already.
+    """
+    return Applied(model, plan if isinstance(plan, Plan) else Plan.load(plan), backend)
+
+
+class Applied:
+    """A model under a plan, until `remove`; a context manager.
+
+    Attributes:
+        model: The model.
+        plan: The plan.
+        backend: Names of the back-ends that run, one per device, sorted.
+    """
+
+    def __init__(self, model: Any, plan: Plan, backend: str | None) -> None:
+        plan.check(model)
+        modules = _attention_modules(model, plan)
+        decoder = _decoder(model, modules)
+        if decoder.config._attn_implementation == NAME:
+            raise Unsupported(
+                "the model, or another one that shares its config object, is under a plan: remove it first"
+            )
+        states = [
+            LayerState(
+                Rules(plan, layer) if layer in plan.model.ruled_layers else None,
+                backends.load(backend or backends.pick(next(module.parameters()).device)),
+            )
+            for layer, module in enumerate(modules)
+        ]
+        register()
+        self._before = decoder.config._attn_implementation
+        decoder.set_attn_implementation(NAME)
+        if decoder.config._attn_implementation != NAME:
+            raise Unsupported(f"{type(decoder).__name__} does not use transformers' attention interface")
+        for module, state in zip(modules, states, strict=True):
+            setattr(module, ATTRIBUTE, state)
+        self._hook = decoder.register_forward_pre_hook(partial(_check_call, plan), with_kwargs=True)
+        self._generator = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
+        if self._generator is not None:
+            setattr(self._generator, _PREPARE, partial(_prepare_cache, self._generator, plan))
+        self._modules, self._decoder, self._removed = modules, decoder, False
+        self.model, self.plan = model, plan
+        self.backend = tuple(sorted({state.backend.name for state in states}))
+
+    def remove(self) -> None:
+        """Take the plan off: the model is as it was. Doing so twice is harmless."""
+        if self._removed:
+            return
+        self._removed = True
+        self._hook.remove()
+        if self._generator is not None:
+            delattr(self._generator, _PREPARE)
+        for module in self._modules:
+            delattr(module, ATTRIBUTE)
+        self._decoder.set_attn_implementation(self._before)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.remove()
+
+
+def _attention_modules(model: Any, plan: Plan) -> list[torch.nn.Module]:
+    """The attention module of each layer, by the attributes that transformers' attention interface relies on."""
+    modules: dict[int, torch.nn.Module] = {}
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int) or not hasattr(module, "is_causal"):
+            continue
+        name = type(module).__name__
+        if getattr(module, "is_cross_attention", False) or layer in modules:
+            raise Unsupported(f"{name}: more than one attention in layer {layer}, such as cross-attention")
+        if not module.is_causal:
+            raise Unsupported(f"{name} is bidirectional; plans are causal")
+        if getattr(module, "attn_logit_softcapping", None) is not None:
+            raise Unsupported(f"{name} soft-caps its attention logits, which plans do not honour")
+        if getattr(module, "sinks", None) is not None:
+            raise Unsupported(f"{name} has learned attention sinks, which plans do not honour")
+        modules[layer] = module
+    if sorted(modules) != list(range(plan.model.layers)):
+        raise Unsupported(
+            f"{plan.model.architecture} does not use transformers' attention interface: "
+            f"found attention modules for {len(modules)} of {plan.model.layers} layers"
+        )
+    return [modules[layer] for layer in sorted(modules)]
+
+
+def _decoder(model: Any, modules: list[torch.nn.Module]) -> PreTrainedModel:
+    """The innermost model whose config the attention modules read."""
+    owners = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config is modules[0].config]
+    if not owners:
+        raise Unsupported(f"{type(model).__name__} is not a transformers model")
+    return owners[-1]
+
+
+def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before every forward call: refuse what the attention function could not see to be wrong."""
+    if kwargs.get("output_attentions", decoder.config.output_attentions):
+        raise Unsupported("output_attentions under a plan: attention weights are never held whole")
+    for given in (*args, *kwargs.values()):
+        if not isinstance(given, Cache):
+            continue
+        if isinstance(given, KVCache):
+            if given.plan is not plan and given.plan != plan:
+                raise ModelMismatch("the cache was made for another plan than the model is under")
+        elif type(given) is not DynamicCache:
+            raise Unsupported(
+                f"{type(given).__name__} under a plan: use moa.KVCache(plan, max_length=…) or DynamicCache"
+            )
+
+
+def _prepare_cache(
+    model: Any,
+    plan: Plan,
+    generation_config: Any,
+    model_kwargs: dict[str, Any],
+    generation_mode: Any,
+    batch_size: int,
+    max_cache_length: int,
+) -> None:
+    """Stands for `GenerationMixin._prepare_cache_for_generation` on a model under a plan: the cache is a `KVCache`."""
+    given = model_kwargs.get("past_key_values")
+    if given is None and generation_config.cache_implementation not in (None, "dynamic"):
+        raise Unsupported(
+            f"cache_implementation={generation_config.cache_implementation!r} under a plan: leave it out, or pass "
+            "past_key_values=moa.KVCache(plan, max_length=…)"
+        )
+    if isinstance(given, KVCache) and given.max_length is not None and given.max_length < max_cache_length:
+        raise Unsupported(f"the cache has max_length {given.max_length}, this call may need {max_cache_length}")
+    type(model)._prepare_cache_for_generation(
+        model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    )
+    if given is None and model_kwargs.get("past_key_values") is not None:
+        model_kwargs["past_key_values"] = KVCache(plan)
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()

@@ -1,0 +1,201 @@
+"""The attention and the mask function that a model under a plan uses, registered with transformers under one name.
+
+The state lives on the model's attention modules, so models with different plans do not meet: the functions themselves
+know nothing. What they cannot honour they refuse by name.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
+
+from moa.kernels.backend import Backend
+from moa.kernels.store import allocate
+from moa.layer import Staged
+from moa.padding import Packing
+from moa.plans.errors import Unsupported
+from moa.plans.span import BLOCK
+from moa.rules import Rules
+
+NAME = "moa"
+"""The attention implementation's name in transformers."""
+
+ATTRIBUTE = "_moa"
+"""The attribute of an attention module under a plan that holds its `LayerState`."""
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """What an attention module under a plan knows; `rules` is None for a layer with a window of the model's own."""
+
+    rules: Rules | None
+    backend: Backend
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor | Staged,
+    value: Tensor | Staged,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention under the plan, by transformers' attention interface.
+
+    Args:
+        module: The attention module; holds a `LayerState`.
+        query: [batch, query_heads, width, D].
+        key: Handle of a `KVCache`, or [batch, kv_heads, past + width, D].
+        value: Like key.
+        attention_mask: From `mask`: bool [batch, past + width], or None when no token is padding.
+        scaling: Factor on q·k, by default D ** -0.5.
+        dropout: Must be 0.
+        kwargs: What the model passes besides.
+
+    Returns:
+        [batch, width, query_heads, D], 0 where padded, and None for the weights.
+    """
+    state: LayerState | None = module.__dict__.get(ATTRIBUTE)
+    if state is None:
+        raise Unsupported(
+            f"{type(module).__name__} shares its config with another model that is under a plan: "
+            "give each model a config of its own (copy.deepcopy)"
+        )
+    if state.rules is None:
+        return sdpa_attention_forward(  # type: ignore[no-any-return]
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    _refuse(module, attention_mask, dropout, kwargs)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    with torch.no_grad():
+        if isinstance(key, Staged):
+            out = key.attend(query, attention_mask, scale=scale, backend=state.backend)
+        else:
+            assert isinstance(value, Tensor)
+            out = _without_cache(state, query, key, value, attention_mask, scale)
+    if torch.is_grad_enabled() and query.requires_grad:
+        out = _NoGradient.apply(query, out)
+    return out, None
+
+
+def mask(
+    q_length: int,
+    kv_length: int,
+    q_offset: int | Tensor = 0,
+    mask_function: Any = causal_mask_function,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """The mask for `attention`, by transformers' mask interface.
+
+    Args:
+        q_length: New columns.
+        kv_length: Columns, past and new.
+        q_offset: Past columns; a tensor when the cache has a fixed length.
+        mask_function: Must be plain causal; with `local_size`, the model's own sliding windows, anything goes.
+        attention_mask: The caller's, bool [batch, columns], false where padded.
+        kwargs: What transformers passes besides.
+
+    Returns:
+        bool [batch, kv_length], or None when nothing is padded. For sliding windows, transformers' own mask.
+    """
+    if kwargs.get("local_size") is not None:
+        return sdpa_mask(  # type: ignore[no-any-return]
+            q_length=q_length,
+            kv_length=kv_length,
+            q_offset=q_offset,
+            mask_function=mask_function,
+            attention_mask=attention_mask,
+            **kwargs,
+        )
+    if mask_function is bidirectional_mask_function:
+        raise Unsupported("bidirectional attention under a plan: rules are causal")
+    if mask_function is not causal_mask_function:
+        raise Unsupported(
+            "packed sequences and masks other than causal and padding under a plan: pass one text per row and a 2-D "
+            "attention_mask"
+        )
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[1] < kv_length and isinstance(q_offset, Tensor):
+        attention_mask = torch.nn.functional.pad(attention_mask, (0, kv_length - attention_mask.shape[1]))
+    if attention_mask.shape[1] != kv_length:
+        raise Unsupported(
+            f"attention_mask must have a column for each of {kv_length} tokens, cached and new, "
+            f"found {attention_mask.shape[1]}"
+        )
+    free = attention_mask.device.type == "cpu" or q_length > 1
+    if free and not isinstance(q_offset, Tensor) and not torch.compiler.is_compiling() and attention_mask.all():
+        return None
+    return attention_mask
+
+
+def register() -> None:
+    """Make both functions known to transformers; the name is all that is global."""
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, mask)
+
+
+class _NoGradient(torch.autograd.Function):
+    """Marks a result that has no gradient, so that `backward` says so instead of leaving weights without theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, out: Tensor) -> Tensor:
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        raise Unsupported("gradients through attention under a plan: remove the plan to train (Applied.remove())")
+
+
+_TENSORS = {"position_ids", "cache_position", "num_items_in_batch"}
+"""Tensors that models pass along and attention does not need."""
+
+
+def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
+    if module.training or dropout:
+        raise Unsupported("training mode under a plan: call model.eval(), or remove the plan to train")
+    if mask is not None and mask.ndim != 2:
+        raise Unsupported(f"{mask.ndim}-D attention masks under a plan: pass a 2-D mask that marks padding")
+    if kwargs.get("softcap") is not None:
+        raise Unsupported(f"attention logit soft-capping (softcap={kwargs['softcap']}) under a plan")
+    if kwargs.get("sliding_window") is not None:
+        raise Unsupported(f"a sliding window ({kwargs['sliding_window']}) on a layer that the plan has rules for")
+    if kwargs.get("is_causal", True) is False:
+        raise Unsupported("bidirectional attention under a plan: rules are causal")
+    for name, given in kwargs.items():
+        if isinstance(given, Tensor) and name not in _TENSORS:
+            raise Unsupported(f"the attention argument {name!r} of {type(module).__name__} under a plan")
+
+
+def _without_cache(
+    state: LayerState, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Attention where all keys are given: no cache, or a stock `DynamicCache`, which stays as large as it was."""
+    assert state.rules is not None
+    backend, device = state.backend, key.device
+    batch, groups, columns, head_size = key.shape
+    new, past = query.shape[2], key.shape[2] - query.shape[2]
+    if mask is not None and mask.shape[1] != columns:
+        raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
+    rules = state.rules.tables(columns, device)
+    lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+    store = None
+    if past:
+        old = Packing(None if mask is None else mask[:, :past], batch, past, device)
+        slots = np.full((batch, groups), -(-past // BLOCK) * BLOCK)
+        store = allocate(slots, head_size, key.dtype, device)
+        k, v = old.pack(key[:, :, :past]), old.pack(value[:, :, :past])
+        backend.append(store, k, v, sink=rules["sink"], starts=old.starts, lengths=lengths)
+        lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
+    now = Packing(None if mask is None else mask[:, past:], batch, new, device)
+    q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
+    out = backend.attend(q, k, v, **rules, store=store, starts=now.starts, lengths=lengths, scale=scale)
+    return now.unpack(out)

@@ -1,0 +1,83 @@
+"""The KV cache under a plan, for transformers."""
+
+from os import PathLike
+from typing import Any
+
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
+
+from moa.layer import FixedPlanLayer, PlanLayer
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.rules import Rules
+
+
+class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
+    """Keeps, for every sequence and KV head, the keys and values that the plan still wants; padding is never stored.
+
+    Works only with a model under the same plan (`moa.apply`), which gives `generate` one by itself. Layers with a
+    sliding window of the model's own have transformers' layer for it.
+
+    Attributes:
+        plan: The plan.
+        max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
+    """
+
+    def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
+        """An empty cache.
+
+        Args:
+            plan: A plan, the path of a plan file, or the name of a shipped plan.
+            max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
+                everything is allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step waits
+                for nothing on the device, and `torch.compile` works.
+        """
+        plan = plan if isinstance(plan, Plan) else Plan.load(plan)
+        if max_length is not None and max_length < 1:
+            raise MoaError(f"max_length must be 1 or more, found {max_length}")
+        super().__init__(layers=[_layer(plan, layer, max_length) for layer in range(plan.model.layers)])
+        self.plan, self.max_length = plan, max_length
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for keys and values."""
+        return sum(_bytes(layer, "nbytes") for layer in self.layers)
+
+    @property
+    def live_bytes(self) -> int:
+        """Bytes of the blocks that the plan wants at the current lengths."""
+        return sum(_bytes(layer, "live_bytes") for layer in self.layers)
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """True length of each sequence, int64 [sequences]; None while empty."""
+        layer = self.layers[self.plan.model.ruled_layers[0]]
+        return layer.lengths if layer.is_initialized else None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last `-tokens_to_remove` tokens, padding counted: all layers or none.
+
+        Raises:
+            Unsupported: Keys that the plan would want again are gone. Up to 64 tokens can always be taken back.
+        """
+        for layer in self.layers:
+            if isinstance(layer, PlanLayer):
+                layer.check_crop(-tokens_to_remove)
+        super().crop(tokens_to_remove)
+
+
+def _layer(plan: Plan, layer: int, max_length: int | None) -> Any:
+    if layer in plan.model.ruled_layers:
+        rules = Rules(plan, layer)
+        return PlanLayer(rules) if max_length is None else FixedPlanLayer(rules, max_length)
+    assert plan.model.sliding is not None
+    window = plan.model.sliding.window
+    if max_length is None:
+        return DynamicSlidingWindowLayer(sliding_window=window)
+    return StaticSlidingWindowLayer(max_cache_len=max_length, sliding_window=window)
+
+
+def _bytes(layer: Any, what: str) -> int:
+    if isinstance(layer, PlanLayer):
+        return int(getattr(layer, what))
+    return 0 if layer.keys is None else int(layer.keys.nbytes + layer.values.nbytes)

@@ -1,0 +1,47 @@
+"""From padded batches, as transformers has them, to packed tokens, as the back-ends want them, and back."""
+
+import torch
+from torch import Tensor
+
+
+class Packing:
+    """Where the real tokens of a padded batch lie.
+
+    A batch with one column is never packed: its padding, if any, is computed along and zeroed in the result. That
+    needs no data-dependent shape, so a decode step neither waits for the device nor breaks a compiled graph; and the
+    key that a padded token leaves in its slab is overwritten by the next real one before anything reads it.
+
+    Attributes:
+        starts: int32 [sequences + 1], packed offset of each sequence's tokens.
+    """
+
+    def __init__(self, real: Tensor | None, batch: int, width: int, device: torch.device) -> None:
+        """Index the batch.
+
+        Args:
+            real: bool [batch, width], false where padded; None when nothing is.
+            batch: Sequences.
+            width: Columns.
+            device: Of the result.
+        """
+        self._shape = (batch, width)
+        self._real = real
+        self._index: Tensor | None = None
+        if real is None or width == 1:
+            self.starts = torch.arange(0, (batch + 1) * width, width, dtype=torch.int32, device=device)
+        else:
+            self._index = real.flatten().nonzero()[:, 0]
+            self.starts = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+
+    def pack(self, x: Tensor) -> Tensor:
+        """[batch, heads, width, D] to [tokens, heads, D]."""
+        flat = x.transpose(1, 2).flatten(0, 1)
+        return flat if self._index is None else flat[self._index]
+
+    def unpack(self, x: Tensor) -> Tensor:
+        """[tokens, heads, D] to [batch, width, heads, D], 0 where padded."""
+        if self._index is not None:
+            flat = x.new_zeros(self._shape[0] * self._shape[1], *x.shape[1:])
+            return flat.index_copy(0, self._index, x).unflatten(0, self._shape)
+        out = x.unflatten(0, self._shape)
+        return out if self._real is None else out.masked_fill(~self._real[..., None, None], 0)
