@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanError, ProfileError, Unsupported
 
 if TYPE_CHECKING:
-    from moa.apply import Applied, apply
+    from moa.applied import Applied, apply
     from moa.cache import KVCache
     from moa.plans.plan import Plan
 
 __version__ = "0.1.0"
 
-_HOMES = {"Applied": "moa.apply", "apply": "moa.apply", "KVCache": "moa.cache", "Plan": "moa.plans.plan"}
+_HOMES = {"Applied": "moa.applied", "apply": "moa.applied", "KVCache": "moa.cache", "Plan": "moa.plans.plan"}
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "ProfileError",
