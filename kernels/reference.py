@@ -88,7 +88,7 @@ def step(
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
-    """The decode form, for at most 64 new tokens per sequence: `attend` and `append` in one call."""
+    """The decode form, for 1 to 64 new tokens of every sequence: `attend` and `append` in one call."""
     out = attend(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
     append(store, k, v, sink=sink, starts=starts, lengths=lengths)
     return out

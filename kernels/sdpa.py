@@ -10,7 +10,7 @@ not see to -inf: scores are small beside keys, and nothing of the past is copied
 as `allocate` and `append` leave them, since a weight of 0 times NaN is NaN.
 
 Arguments are those of `moa.kernels.reference`. In half precision `step` rounds scores to that precision, as eager
-attention does; the softmax is float32.
+attention does; its softmax is float32.
 """
 
 import torch
@@ -89,6 +89,7 @@ def step(
         [tokens, query_heads, D].
     """
     tokens, groups, size = k.shape
+    torch._assert_async((starts.diff() > 0).all(), "step needs a new token of every sequence")
     sequence, position = _places(starts, lengths, tokens)
     place = slots(store, sequence[:, None], torch.arange(groups, device=k.device), position[:, None], sink).flatten()
     store.k.index_copy_(0, place, k.reshape(-1, size))
@@ -97,7 +98,9 @@ def step(
     width = tokens - len(lengths) + 1  # the most rows a sequence can bring when each brings one
     row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
     at = position[row]  # [sequences, width]; a sequence with fewer rows repeats its last
-    queries = q.unflatten(1, (groups, -1))[row].permute(0, 2, 3, 1, 4).flatten(0, 1)  # [pairs, heads, width, D]
+    queries = (
+        (scale * q).unflatten(1, (groups, -1))[row].permute(0, 2, 3, 1, 4).flatten(0, 1)
+    )  # [pairs, heads, width, D]
     seen = _seen(store, first, sink, at)
     offset = torch.arange(BLOCK, dtype=torch.uint8, device=q.device)
     result = torch.empty_like(queries, memory_format=torch.contiguous_format)
@@ -110,7 +113,7 @@ def step(
         blocks = seen[:, run.start // BLOCK : (run.start + pairs * run.slots) // BLOCK].view(width, pairs, -1)
         hidden = offset >= blocks[:, :, : used // BLOCK].transpose(0, 1)[..., None]
         scores = torch.bmm(queries[run.pairs].flatten(1, 2), keys.transpose(1, 2)).view(pairs, -1, width, used)
-        scores = (scores * scale).masked_fill_(hidden.flatten(2)[:, None], -torch.inf)
+        scores.masked_fill_(hidden.flatten(2)[:, None], -torch.inf)
         weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
         result[run.pairs] = torch.bmm(weights.flatten(1, 2), values).view(pairs, -1, width, size)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)

@@ -1,0 +1,160 @@
+"""Shared builders: random texts, rules, ragged stores with poisoned slots, and an oracle that shares no code with them.
+
+Tests take them through the fixture `kit`, since test folders are not packages.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from moa.kernels.store import Store, allocate, capacities
+from moa.plans.span import first_block
+
+BLOCK = 64
+
+
+@dataclass
+class Rules:
+    """One layer's rules, [kv_heads] each."""
+
+    sink: np.ndarray
+    alpha: np.ndarray
+    beta256: np.ndarray
+
+    def tensors(self, length: int) -> dict[str, Tensor]:
+        """`first` and `sink` as the kernels take them, for texts of up to `length` tokens."""
+        blocks = np.arange(length // BLOCK + 1)
+        table = first_block(self.sink[:, None], self.alpha[:, None], self.beta256[:, None], blocks)
+        return {"first": torch.from_numpy(table).int(), "sink": torch.from_numpy(self.sink).int()}
+
+
+@dataclass
+class Text:
+    """Whole texts of several sequences, float64: q [query_heads], k and v [kv_heads], each list entry [n, heads, D]."""
+
+    q: list[Tensor]
+    k: list[Tensor]
+    v: list[Tensor]
+
+    def new(self, begin: list[int], end: list[int], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
+        """The packed tokens begin … end of each sequence, with `starts` and `lengths`."""
+        cut = {n: torch.cat([x[b:e] for x, b, e in zip(getattr(self, n), begin, end, strict=True)]).to(dtype)
+               for n in "qkv"}  # fmt: skip
+        counts = np.subtract(end, begin)
+        return cut | {
+            "starts": torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32),
+            "lengths": torch.tensor(begin, dtype=torch.int64),
+        }
+
+
+def text(lengths: list[int], heads: int, groups: int, size: int, seed: int) -> Text:
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(count: int) -> list[Tensor]:
+        return [torch.randn(n, count, size, generator=generator, dtype=torch.float64) for n in lengths]
+
+    return Text(random(heads), random(groups), random(groups))
+
+
+def sees(rules: Rules, group: int, row: int, key: int) -> bool:
+    """The design's definition, read literally in Python integers."""
+    sink, alpha, beta = (int(x[group]) for x in (rules.sink, rules.alpha, rules.beta256))
+    block = row // BLOCK
+    n = BLOCK * block + 1
+    window256 = max(256 * alpha + beta * n - 256 * sink, 256 * 64)
+    first = max(sink // BLOCK, (256 * n - window256) // (256 * 64))
+    return key <= row and (key // BLOCK < sink // BLOCK or first <= key // BLOCK)
+
+
+def oracle(whole: Text, rules: Rules, scale: float) -> list[Tensor]:
+    """Dense masked softmax over each whole text, [n, query_heads, D]."""
+    out = []
+    for q, k, v in zip(whole.q, whole.k, whole.v, strict=True):
+        heads = q.shape[1] // k.shape[1]
+        result = torch.empty_like(q)
+        for group in range(k.shape[1]):
+            blocks = -(-len(q) // BLOCK) or 1  # within a pair of blocks, causality alone decides
+            grid = [[j <= i and sees(rules, group, BLOCK * i, BLOCK * j) for j in range(blocks)] for i in range(blocks)]
+            mask = torch.tensor(grid).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: len(q), : len(q)].tril()
+            for head in range(group * heads, (group + 1) * heads):
+                scores = (q[:, head] @ k[:, group].T * scale).masked_fill(~mask, -torch.inf)
+                result[:, head] = scores.softmax(-1) @ v[:, group]
+        out.append(result)
+    return out
+
+
+def store_of(whole: Text, rules: Rules, lengths: list[int], *, spare: list[list[int]] | int = 0,
+             fill: float = float("nan"), dtype: torch.dtype = torch.float64, room: int = 64) -> Store:  # fmt: skip
+    """A store holding `lengths` tokens of each text, built without `append`: every slot no later row wants is `fill`.
+
+    Args:
+        whole: The texts.
+        rules: The rules.
+        lengths: Tokens held of each sequence.
+        spare: Extra blocks per slab, a number or [sequences][groups].
+        fill: What all other slots hold.
+        dtype: Of keys and values.
+        room: Tokens that may be appended without growing.
+    """
+    capacity = capacities(rules.sink, rules.alpha, rules.beta256, np.add(lengths, room))
+    store = allocate(capacity + BLOCK * np.asarray(spare), whole.k[0].shape[-1], dtype, "cpu")
+    store.k.fill_(fill)
+    store.v.fill_(fill)
+    for s, length in enumerate(lengths):
+        for g in range(whole.k[s].shape[1]):
+            sinks, blocks = int(rules.sink[g]) // BLOCK, int(store.capacity[s, g]) // BLOCK
+            for j in range(-(-length // BLOCK)):
+                if sees(rules, g, max(length, BLOCK * j), BLOCK * j):
+                    at = int(store.base[s, g]) + BLOCK * (j if j < sinks else sinks + (j - sinks) % (blocks - sinks))
+                    held = slice(BLOCK * j, min(BLOCK * (j + 1), length))
+                    count = held.stop - held.start
+                    store.k[at : at + count] = whole.k[s][held, g].to(dtype)
+                    store.v[at : at + count] = whole.v[s][held, g].to(dtype)
+    return store
+
+
+def rounding(whole: Text, scale: float, dtype: torch.dtype) -> float:
+    """Bound on the error of attention with inputs and weights in `dtype`, sums in at least float32.
+
+    With u the unit roundoff of dtype, a that of the sums, n keys of size D, and s the largest scale * sum |q||k|: a
+    score is off by at most (4u + Da)s (q and k rounded, q scaled, score rounded; the sum), a softmax weight by twice
+    that and 2u + na relatively (exp, division, the total), and the product with V adds 2u + na.
+    """
+    unit, sums = torch.finfo(dtype).eps / 2, min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) / 2
+    error = 0.0
+    for q, k, v in zip(whole.q, whole.k, whole.v, strict=True):
+        if len(q):
+            largest = float(scale * q.abs().amax((0, 1)) @ k.abs().amax((0, 1)))
+            score = (4 * unit + q.shape[-1] * sums) * largest
+            error = max(error, float(v.abs().max()) * (2 * score + 4 * unit + 2 * len(k) * sums))
+    return error
+
+
+@st.composite
+def rule_sets(draw: st.DrawFn, groups: int) -> Rules:
+    """Random rules; groups often share one."""
+    one = st.tuples(st.integers(0, 3), st.integers(-100, 500), st.one_of(st.just(0), st.just(256), st.integers(0, 256)))
+    pool = draw(st.lists(one, min_size=1, max_size=groups))
+    chosen = draw(st.lists(st.sampled_from(pool), min_size=groups, max_size=groups))
+    sink, alpha, beta = np.array(chosen, np.int64).T
+    return Rules(64 * sink, alpha, beta)
+
+
+@pytest.fixture(scope="session")
+def kit() -> SimpleNamespace:
+    """The builders of this file."""
+    return SimpleNamespace(
+        Rules=Rules,
+        Text=Text,
+        text=text,
+        sees=sees,
+        oracle=oracle,
+        store_of=store_of,
+        rounding=rounding,
+        rule_sets=rule_sets,
+    )

@@ -1,0 +1,60 @@
+"""What is special to the torch back-end: chunks of several blocks, half precision, fixed shapes."""
+
+import numpy as np
+import pytest
+import torch
+
+from moa.kernels import sdpa
+
+SCALE = 0.3
+
+
+@pytest.fixture
+def rules(kit):
+    """A constant window, a growing one, two alike, with sinks of 0, 1 and 2 blocks."""
+    return kit.Rules(np.array([64, 0, 128, 128]), np.array([200, 0, 256, 256]), np.array([0, 100, 30, 30]))
+
+
+@pytest.mark.parametrize("past", [0, 1, 300])
+@pytest.mark.parametrize("threads", [1, 7, 64])
+def test_chunk_size_follows_the_threads_and_changes_nothing(kit, rules, monkeypatch, threads, past):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    whole = kit.text([900], 4, 4, 4, 0)
+    store = kit.store_of(whole, rules, [past])
+    out = sdpa.attend(**whole.new([past], [900]), **rules.tensors(900), store=store, scale=SCALE)
+    torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_single_and_half_precision(kit, rules, dtype):
+    whole = kit.text([500, 70], 12, 4, 16, 0)
+    past, total = [490, 60], [500, 70]
+    expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
+    store = kit.store_of(whole, rules, past, fill=0, dtype=dtype)
+    tokens, bound = whole.new(past, total, dtype), kit.rounding(whole, SCALE, dtype)
+    for run in (sdpa.attend, sdpa.step):
+        out = run(**tokens, **rules.tensors(500), store=store, scale=SCALE)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.double(), expected, atol=bound, rtol=0)
+
+
+def test_step_is_one_graph_of_fixed_shapes(kit, rules):
+    """Traced whole at one length, the same graph is right at the next: nothing depends on values of tensors."""
+    whole = kit.text([500, 300], 12, 4, 4, 0)
+    store = kit.store_of(whole, rules, [460, 260], fill=0)
+    tensors, expected = rules.tensors(600), kit.oracle(whole, rules, SCALE)
+    torch._dynamo.reset()
+    compiled = torch.compile(sdpa.step, backend="eager", fullgraph=True, dynamic=False)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in range(60, 70):
+            begin, end = [400 + n, 200 + n], [401 + n, 201 + n]
+            out = compiled(**whole.new(begin, end), **tensors, store=store, scale=SCALE)
+            rows = torch.stack([x[e - 1] for x, e in zip(expected, end, strict=True)])
+            torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
+
+
+def test_step_refuses_a_sequence_without_a_new_token(kit, rules):
+    whole = kit.text([5, 5], 4, 4, 4, 0)
+    store = kit.store_of(whole, rules, [3, 5], fill=0)
+    with pytest.raises(RuntimeError, match="a new token of every sequence"):
+        sdpa.step(**whole.new([3, 5], [5, 5]), **rules.tensors(5), store=store, scale=SCALE)
