@@ -138,7 +138,7 @@ def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwa
         if not isinstance(given, Cache):
             continue
         if isinstance(given, KVCache):
-            if given.plan is not plan and given.plan != plan:
+            if given.plan is not plan and (given.plan.groups, given.plan.model) != (plan.groups, plan.model):
                 raise ModelMismatch("the cache was made for another plan than the model is under")
         elif type(given) is not DynamicCache:
             raise Unsupported(

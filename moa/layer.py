@@ -115,7 +115,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         longest = self._admit(tokens, new)
         rules = self.rules.tables(longest, k.device)
         where = {"starts": packing.starts, "lengths": self.lengths}
-        if self.store is not None and new <= BLOCK:
+        every_row = real is None or new == 1  # `step` wants a token of every sequence
+        if self.store is not None and new <= BLOCK and every_row:
             self._make_room()
             out = backend.step(q, k, v, **rules, store=self.store, **where, scale=scale)
         else:

@@ -1,0 +1,136 @@
+"""Tiny random models of each family, random plans, and an oracle that shares no code with the runtime."""
+
+from collections.abc import Callable
+from functools import lru_cache, partial
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from moa.plans.plan import Plan, Rule
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+VOCABULARY = 61
+
+FAMILIES = {
+    "Llama": {},
+    "Mistral": {"sliding_window": None},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 16},
+    "Phi3": {"pad_token_id": 0},
+    "Gemma3": {
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 48,
+        "num_hidden_layers": 3,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    },
+}
+
+
+def make_model(family: str = "Llama", dtype: torch.dtype = torch.float64, seed: int = 0, **changes):
+    """A model with 4 query heads on 2 KV heads of 16, weights large enough for attention to matter."""
+    torch.manual_seed(seed)
+    text = "Text" if family == "Gemma3" else ""
+    config = getattr(transformers, f"{family}{text}Config")(
+        **{
+            "vocab_size": VOCABULARY,
+            "hidden_size": 64,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 2048,
+            "initializer_range": 0.2,
+            "bos_token_id": 1,
+            "eos_token_id": None,
+            "pad_token_id": 0,
+            **FAMILIES.get(family, {}),
+            **changes,
+        }
+    )
+    return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
+
+
+def _oracle_attention(plan, module, query, key, value, mask, scaling=None, **kwargs):
+    """Full attention with the mask of each head written out from `Plan.spans`; one unpadded text, no cache."""
+    layer, n = module.layer_idx, query.shape[2]
+    heads = query.shape[1] // key.shape[1]
+    if layer in plan.model.ruled_layers:
+        spans = np.stack([plan.spans(i + 1)[layer] for i in range(n)])  # [n, kv_heads]
+        sink = np.array([plan.rule(layer, head).sink for head in range(key.shape[1])])
+        i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
+        whole = spans[:, None] == i + 1
+        seen = (j <= i) & (whole | (j < sink) | (j > i - (spans[:, None] - sink)))
+        mask = torch.from_numpy(seen).permute(2, 0, 1).repeat_interleave(heads, 0)[None]
+    key, value = (x.repeat_interleave(heads, 1) for x in (key, value))
+    causal = mask is None
+    out = scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling)
+    return out.transpose(1, 2), None
+
+
+def run_oracle(model, plan: Plan, ids: Tensor) -> Tensor:
+    """Logits [len(ids), vocabulary] of one text under `plan`; the model itself is not under a plan."""
+    AttentionInterface.register("oracle", partial(_oracle_attention, plan))
+    AttentionMaskInterface.register("oracle", sdpa_mask)
+    before = model.config._attn_implementation
+    model.set_attn_implementation("oracle")
+    try:
+        with torch.no_grad():
+            return model(ids[None], use_cache=False).logits[0]
+    finally:
+        model.set_attn_implementation(before)
+
+
+def make_plan(model, seed: int) -> Plan:
+    """Rules drawn from the whole range of kinds: constant, growing, shrinking to one block, full."""
+    rng = np.random.default_rng(seed)
+    kinds = [
+        Rule(sink=64, alpha=64, beta=0.0),
+        Rule(sink=64, alpha=200, beta=0.0),
+        Rule(sink=128, alpha=0, beta=0.5),
+        Rule(sink=64, alpha=-150, beta=0.75),
+        Rule(sink=64, alpha=-100, beta=1.0),
+        Rule(sink=64, alpha=0, beta=1.0),
+    ]
+    info = Plan.dense(model).model
+    return Plan.from_rules(
+        model,
+        {layer: [kinds[i] for i in rng.integers(len(kinds), size=info.kv_heads)] for layer in info.ruled_layers},
+        defaults=kinds[0],
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Callable:
+    """Makes a tiny model: tiny(family, dtype, seed, **config changes); the same arguments give the same object."""
+    return lru_cache(make_model)
+
+
+@pytest.fixture(scope="session")
+def fresh() -> Callable:
+    """As `tiny`, a new object every time."""
+    return make_model
+
+
+@pytest.fixture(scope="session")
+def random_plan() -> Callable:
+    return make_plan
+
+
+@pytest.fixture(scope="session")
+def oracle() -> Callable:
+    return run_oracle
+
+
+@pytest.fixture
+def tokens() -> Callable:
+    """Random token ids [batch, n], never the padding token."""
+
+    def make(batch: int, n: int, seed: int = 0) -> Tensor:
+        return torch.from_numpy(np.random.default_rng(seed).integers(1, VOCABULARY, (batch, n)))
+
+    return make

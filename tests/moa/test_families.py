@@ -1,0 +1,67 @@
+import pytest
+import torch
+
+import moa
+from moa import KVCache, Plan
+
+FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_dense_plan_is_the_model(family, backend, tiny, tokens):
+    model, ids = tiny(family), tokens(2, 150)
+    with torch.no_grad():
+        expected = model(ids).logits
+        with moa.apply(model, Plan.dense(model), backend):
+            found = model(ids, use_cache=False).logits
+            cached = model(ids, past_key_values=KVCache(Plan.dense(model))).logits
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    torch.testing.assert_close(cached, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_random_plan_is_the_masked_model(family, backend, tiny, tokens, random_plan, oracle):
+    model, ids, plan = tiny(family), tokens(1, 330), random_plan(tiny(family), FAMILIES.index(family))
+    expected = oracle(model, plan, ids[0])
+    dense = oracle(model, Plan.dense(model), ids[0])
+    assert (expected - dense).abs().max() > 1e-2  # the plan does something
+    with moa.apply(model, plan, backend), torch.no_grad():
+        torch.testing.assert_close(model(ids, use_cache=False).logits[0], expected, rtol=0, atol=1e-10)
+        cache = KVCache(plan)
+        parts = [model(part, past_key_values=cache).logits[0] for part in ids.split([70, 1, 1, 64, 130, 3, 61], 1)]
+    torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_generate_is_greedy_search_without_a_cache(family, tiny, tokens, random_plan):
+    model, ids, plan = tiny(family), tokens(2, 190), random_plan(tiny(family), 3)
+    with moa.apply(model, plan):
+        with_cache = model.generate(ids, max_new_tokens=12, do_sample=False)
+        without = model.generate(ids, max_new_tokens=12, do_sample=False, use_cache=False)
+    assert torch.equal(with_cache, without)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 1), (6, 2)])
+def test_group_sizes(heads, kv_heads, tiny, tokens, random_plan, oracle):
+    model = tiny("Llama", num_attention_heads=heads, num_key_value_heads=kv_heads, hidden_size=16 * heads)
+    ids, plan = tokens(1, 260), random_plan(model, 5)
+    with moa.apply(model, plan), torch.no_grad():
+        found = model(ids, use_cache=False).logits[0]
+    torch.testing.assert_close(found, oracle(model, plan, ids[0]), rtol=0, atol=1e-10)
+
+
+def test_mistral_with_windows_of_its_own_takes_no_rules(fresh):
+    with pytest.raises(moa.Unsupported, match="sliding_window=None"):
+        Plan.dense(fresh("Mistral", sliding_window=64))
+
+
+def test_gemma3_keeps_its_windows_with_padding(tiny, tokens, random_plan, oracle):
+    model, plan = tiny("Gemma3"), random_plan(tiny("Gemma3"), 4)
+    ids, mask = tokens(2, 120), torch.ones(2, 120, dtype=torch.int64)
+    mask[0, :23] = 0
+    with moa.apply(model, plan):
+        found = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
+        alone = model.generate(ids[:1, 23:], max_new_tokens=8, do_sample=False)
+    assert torch.equal(found[0, 23:], alone[0])
