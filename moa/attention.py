@@ -5,7 +5,7 @@ know nothing. What they cannot honour they refuse by name.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -124,17 +124,21 @@ def mask(
         )
     if attention_mask is None:
         return None
-    if attention_mask.shape[1] < kv_length and isinstance(q_offset, Tensor):
-        attention_mask = torch.nn.functional.pad(attention_mask, (0, kv_length - attention_mask.shape[1]))
-    if attention_mask.shape[1] != kv_length:
-        raise Unsupported(
-            f"attention_mask must have a column for each of {kv_length} tokens, cached and new, "
-            f"found {attention_mask.shape[1]}"
-        )
-    free = attention_mask.device.type == "cpu" or q_length > 1
-    if free and not isinstance(q_offset, Tensor) and not torch.compiler.is_compiling() and attention_mask.all():
-        return None
+    may_wait = (attention_mask.device.type == "cpu" or q_length > 1) and not torch.compiler.is_compiling()
+    columns, fixed = attention_mask.shape[1], isinstance(q_offset, Tensor)
+    if columns != kv_length and not (fixed and columns < kv_length):
+        _wrong_width(kv_length, columns)
+    if not fixed:
+        return None if may_wait and attention_mask.all() else attention_mask
+    if columns < kv_length:
+        if may_wait and columns != int(q_offset) + q_length:
+            _wrong_width(int(q_offset) + q_length, columns)
+        attention_mask = torch.nn.functional.pad(attention_mask, (0, kv_length - columns))
     return attention_mask
+
+
+def _wrong_width(wanted: int, found: int) -> NoReturn:
+    raise Unsupported(f"attention_mask must have a column for each of {wanted} tokens, cached and new, found {found}")
 
 
 def register() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
 from moa.layer import FixedPlanLayer, PlanLayer
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules
 
@@ -37,6 +37,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
         super().__init__(layers=[_layer(plan, layer, max_length) for layer in range(plan.model.layers)])
         self.plan, self.max_length = plan, max_length
+        self._first_ruled = plan.model.ruled_layers[0]
 
     @property
     def nbytes(self) -> int:
@@ -51,8 +52,26 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     @property
     def lengths(self) -> Tensor | None:
         """True length of each sequence, int64 [sequences]; None while empty."""
-        layer = self.layers[self.plan.model.ruled_layers[0]]
+        layer = self.layers[self._first_ruled]
         return layer.lengths if layer.is_initialized else None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Any, Any]:
+        """Stage the new keys and values [batch, kv_heads, new, D] of a layer; see `moa.layer`.
+
+        Raises:
+            Unsupported: The layers are out of step, because an earlier forward call was cut short.
+        """
+        staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        layer, first, new = self.layers[layer_idx], self.layers[self._first_ruled], key_states.shape[-2]
+        in_turn = isinstance(layer, PlanLayer) and layer is not first  # then the first has committed this call's tokens
+        if in_turn and layer.may_wait(new) and layer.width + new != first.width:
+            raise Unsupported(
+                f"the cache's layer {layer_idx} holds {int(layer.width)} tokens, layer {self._first_ruled} held "
+                f"{int(first.width) - new}: an earlier call was cut short; reset the cache"
+            )
+        return staged  # type: ignore[no-any-return]
 
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens, padding counted: all layers or none.

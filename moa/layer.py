@@ -135,7 +135,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
                 f"the attention mask must have {self.batch_size} rows and {self.width} cached + {new} new columns, "
                 f"found {tuple(mask.shape)}"
             )
-        if self.width and self._may_wait(new):
+        if self.width and self.may_wait(new):
             past = mask[:, : self.width]
             if not (past.all() if self._real is None else torch.equal(past, self._real)):
                 raise Unsupported("the attention mask hides or shows other past tokens than when they were stored")
@@ -143,7 +143,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     def _admit(self, tokens: Tensor | int, new: int) -> int:
         """Note on the host how long the texts become; the longest."""
-        exact = isinstance(tokens, int) or self._may_wait(new)
+        exact = isinstance(tokens, int) or self.may_wait(new)
         self._after = self._held + (np.asarray(torch.as_tensor(tokens).cpu()) if exact else new)
         return int(self._after.max())
 
@@ -169,7 +169,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self._held = self._after
         self.width += new
 
-    def _may_wait(self, new: int) -> bool:
+    def may_wait(self, new: int) -> bool:
         """Whether reading device values is free: on the CPU always, elsewhere not in a decode step."""
         return self.device.type == "cpu" or new > 1
 
@@ -288,6 +288,7 @@ class FixedPlanLayer(PlanLayer):
     def __init__(self, rules: Rules, max_length: int) -> None:
         super().__init__(rules)
         self.max_length = max_length
+        self.width = torch.zeros((), dtype=torch.int64)
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""
@@ -296,7 +297,7 @@ class FixedPlanLayer(PlanLayer):
         slots = capacities(self.rules.sink, self.rules.alpha, self.rules.beta256, self._room)
         self.store = allocate(slots, self._head_size, self.dtype, self.device)
         self._real = torch.zeros(self.batch_size, self.max_length, dtype=torch.bool, device=self.device)
-        self.width = torch.zeros((), dtype=torch.int64, device=self.device)
+        self.width = self.width.to(self.device)
         if not torch.compiler.is_compiling():
             for tensor in (self.store.k, self.store.v, self.lengths, self._real, self.width):
                 torch._dynamo.mark_static_address(tensor)
@@ -309,12 +310,12 @@ class FixedPlanLayer(PlanLayer):
                 f"the attention mask must have {self.batch_size} rows and at most {self.max_length} columns, "
                 f"found {tuple(mask.shape)}"
             )
-        if self._may_wait(new) and not torch.equal(mask[:, : int(self.width)], self._real[:, : int(self.width)]):
+        if self.may_wait(new) and not torch.equal(mask[:, : int(self.width)], self._real[:, : int(self.width)]):
             raise Unsupported("the attention mask hides or shows other past tokens than when they were stored")
         return mask.index_select(1, self._columns(new))
 
     def _admit(self, tokens: Tensor | int, new: int) -> int:
-        if not self._may_wait(new):
+        if not self.may_wait(new):
             torch._assert_async(self.width + new <= self.max_length, "the text is longer than max_length")
         elif int(self.width) + new > self.max_length:
             raise Unsupported(f"{int(self.width)} + {new} tokens, but the cache has max_length {self.max_length}")
@@ -333,8 +334,9 @@ class FixedPlanLayer(PlanLayer):
     def _columns(self, new: int) -> Tensor:
         return self.width + torch.arange(new, device=self.device)
 
-    def _may_wait(self, new: int) -> bool:
-        return super()._may_wait(new) and not torch.compiler.is_compiling()
+    def may_wait(self, new: int) -> bool:
+        """As for a growing layer, and not inside a compiled graph."""
+        return super().may_wait(new) and not torch.compiler.is_compiling()
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Always the whole length: shapes stay fixed."""

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from moa.plans.plan import Plan, Rule
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+
+from moa.plans.plan import Plan, Rule
 
 VOCABULARY = 61
 

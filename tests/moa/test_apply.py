@@ -5,7 +5,7 @@ import torch
 from transformers import AttentionInterface, DynamicCache
 
 import moa
-from moa import KVCache, Plan, Unsupported
+from moa import KVCache, Unsupported
 
 
 @pytest.fixture
@@ -182,7 +182,7 @@ def test_a_shared_config_is_refused(fresh, model, plan, tokens):
 
 def test_unknown_back_end_leaves_the_model_alone(model, plan):
     before = traces(model)
-    with pytest.raises(Unsupported, match="reference, torch or triton|choose one of"):
+    with pytest.raises(Unsupported, match=r"reference, torch or triton|choose one of"):
         moa.apply(model, plan, "cuda")
     assert traces(model) == before
     assert model.config._attn_implementation != "moa"

@@ -1,0 +1,266 @@
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import DynamicCache
+
+import moa
+from moa import KVCache, MoaError, Plan, Unsupported
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny()
+
+
+@pytest.fixture
+def plan(model, random_plan):
+    return random_plan(model, 1)
+
+
+@pytest.fixture
+def applied(model, plan):
+    with moa.apply(model, plan), torch.no_grad():
+        yield model
+
+
+def run(model, cache, ids, mask=None):
+    mask = torch.ones_like(ids) if mask is None else mask
+    past = int(cache.get_seq_length())
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    return model(ids[:, past:], attention_mask=mask, position_ids=positions[:, past:], past_key_values=cache).logits
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_bytes_allocated_are_the_plans(tiny, plan, tokens, dtype, backend):
+    model, ids = tiny(dtype=dtype), tokens(2, 700)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        cache = KVCache(plan)
+        assert cache.nbytes == cache.live_bytes == 0
+        for n in (1, 64, 65, 200, 201, 400, 600, 700):
+            assert run(model, cache, ids[:, :n]).isfinite().all()
+            due = plan.kv_bytes(n, 2, dtype)
+            assert due <= cache.nbytes <= due * 9 / 8
+            assert cache.live_bytes <= due
+        fixed = KVCache(plan, max_length=700)
+        for n in (1, 400, 700):
+            run(model, fixed, ids[:, :n])
+            assert fixed.nbytes == plan.kv_bytes(700, 2, dtype)
+    dense = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(ids, past_key_values=dense)
+    assert cache.nbytes < sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
+
+
+def test_bytes_follow_true_lengths(applied, plan, tokens):
+    ids, mask = tokens(3, 600), torch.ones(3, 600, dtype=torch.int64)
+    mask[0, :590], mask[1, :400] = 0, 0
+    cache = KVCache(plan)
+    run(applied, cache, ids, mask)
+    due = plan.kv_bytes([10, 200, 600], dtype=torch.float64)
+    assert cache.lengths.tolist() == [10, 200, 600]
+    assert due <= cache.nbytes <= due * 9 / 8
+
+
+def test_sliding_layers_are_counted(tiny, random_plan, tokens):
+    model, ids = tiny("Gemma3"), tokens(2, 300)
+    plan, cache = random_plan(model, 0), KVCache(random_plan(model, 0))
+    with moa.apply(model, plan), torch.no_grad():
+        run(model, cache, ids)
+    due = plan.kv_bytes(300, 2, torch.float64)
+    assert due <= cache.nbytes <= due * 9 / 8
+
+
+def test_growth_copies_a_constant_share(model, random_plan):
+    """Growing one token at a time to n moves O(n) slots in all."""
+    rules = KVCache(Plan.dense(model)).layers[0].rules
+    room, moved = np.zeros(1, np.int64), 0
+    for n in range(1, 20_001):
+        if n > room[0]:
+            moved += int(room[0])
+            room = rules.reserve(np.array([n]))
+            assert n <= room[0] <= max(n * 9 / 8, -(-n // 64) * 64)
+    assert moved < 12 * 20_000
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_reset_reuses(tiny, plan, tokens, oracle, max_length, backend):
+    model, cache = tiny(), KVCache(plan, max_length)
+    for seed in range(2):
+        ids = tokens(1, 330, seed)
+        with moa.apply(model, plan, backend), torch.no_grad():
+            found = torch.cat([run(model, cache, ids[:, :n])[0] for n in (200, 300, 301, 330)])
+        torch.testing.assert_close(found, oracle(model, plan, ids[0]), rtol=0, atol=1e-10)
+        allocated = cache.nbytes
+        cache.reset()
+        assert cache.get_seq_length() == 0
+        assert cache.nbytes == (allocated if max_length else 0)
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_deepcopy_shares_a_prefix(applied, plan, tokens, max_length):
+    ids, cache = tokens(2, 330), KVCache(plan, max_length)
+    run(applied, cache, ids[:, :250])
+    twin = copy.deepcopy(cache)
+    other = torch.cat([ids[:, :250], tokens(2, 80, 9)], 1)
+    assert run(applied, twin, other).isfinite().all()
+    whole = KVCache(plan, max_length)
+    run(applied, whole, ids[:, :250])
+    assert torch.equal(run(applied, cache, ids), run(applied, whole, ids))
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_batch_operations(applied, plan, tokens, max_length):
+    ids = tokens(3, 330)
+    mask = torch.ones(3, 330, dtype=torch.int64)
+    mask[0, :100], mask[1, :7] = 0, 0
+
+    def after(change, rows):
+        cache = KVCache(plan, max_length)
+        run(applied, cache, ids[:, :300], mask[:, :300])
+        change(cache)
+        found = run(applied, cache, ids[rows], mask[rows])
+        whole = KVCache(plan, max_length)
+        run(applied, whole, ids[rows][:, :300], mask[rows][:, :300])
+        torch.testing.assert_close(found, run(applied, whole, ids[rows], mask[rows]), rtol=0, atol=1e-12)
+        assert cache.lengths.tolist() == mask[rows].sum(1).tolist()
+
+    after(lambda cache: cache.reorder_cache(torch.tensor([2, 2, 0])), [2, 2, 0])
+    after(lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1, 2, 2])
+    after(lambda cache: cache.batch_select_indices(torch.tensor([2, 1])), [2, 1])
+    after(lambda cache: cache.batch_select_indices(torch.tensor([True, False, True])), [0, 2])
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_crop_by_a_block_is_always_legal(applied, plan, tokens, max_length):
+    ids = tokens(2, 331)
+    for n in range(130, 331, 25):
+        cache = KVCache(plan, max_length)
+        run(applied, cache, ids[:, :n])
+        cache.crop(-64)
+        assert cache.get_seq_length() == n - 64
+        whole = KVCache(plan, max_length)
+        run(applied, whole, ids[:, : n - 64])
+        torch.testing.assert_close(run(applied, cache, ids[:, :n]), run(applied, whole, ids[:, :n]), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_length", [None, 700])
+def test_crop_past_what_is_kept_is_refused_and_changes_nothing(model, tokens, max_length):
+    plan = Plan.two_group(model, [], window=64)
+    with moa.apply(model, plan), torch.no_grad():
+        crop_too_far(model, plan, tokens, max_length)
+
+
+def crop_too_far(applied, plan, tokens, max_length):
+    ids, cache = tokens(1, 631), KVCache(plan, max_length)
+    run(applied, cache, ids[:, :600])
+    with pytest.raises(Unsupported, match="up to 64 tokens"):
+        cache.crop(-300)
+    cache.crop(-60)
+    with pytest.raises(Unsupported, match="up to 64 tokens"):
+        cache.crop(-60)  # the second block back is gone, though each step is small
+    with pytest.raises(Unsupported, match="the cache holds 540"):
+        cache.crop(-541)
+    assert cache.get_seq_length() == 540
+    whole = KVCache(plan, max_length)
+    run(applied, whole, ids[:, :540])
+    torch.testing.assert_close(run(applied, cache, ids), run(applied, whole, ids), rtol=0, atol=1e-12)
+
+
+def test_crop_of_anything_where_nothing_was_dropped(model, tokens):
+    plan, ids = Plan.dense(model), tokens(1, 500)
+    cache = KVCache(plan)
+    with moa.apply(model, plan), torch.no_grad():
+        whole = run(model, cache, ids)
+        cache.crop(-433)
+        torch.testing.assert_close(run(model, cache, ids), whole[:, 67:], rtol=0, atol=1e-12)
+        cache.crop(-500)
+        torch.testing.assert_close(run(model, cache, ids), whole, rtol=0, atol=1e-12)
+
+
+def test_crop_counts_columns_of_padding(applied, plan, tokens):
+    ids, mask = tokens(2, 140), torch.ones(2, 140, dtype=torch.int64)
+    mask[0, 100:110] = 0
+    cache = KVCache(plan)
+    run(applied, cache, ids[:, :120], mask[:, :120])
+    cache.crop(-15)  # five real tokens and ten padded ones of the first row
+    assert cache.lengths.tolist() == [100, 105]
+    whole = KVCache(plan)
+    run(applied, whole, ids[:, :105], mask[:, :105])
+    torch.testing.assert_close(
+        run(applied, cache, ids, mask)[mask[:, 105:].bool()],
+        run(applied, whole, ids, mask)[mask[:, 105:].bool()],
+        rtol=0,
+        atol=1e-12,
+    )
+
+
+def test_crop_takes_a_negative_number(applied, plan, tokens):
+    cache = KVCache(plan)
+    run(applied, cache, tokens(1, 8))
+    with pytest.raises(Unsupported, match="minus the number"):
+        cache.layers[0].crop(3)
+    cache.crop(0)
+    assert cache.get_seq_length() == 8
+
+
+def test_max_length_is_a_limit(applied, plan, tokens):
+    cache = KVCache(plan, max_length=100)
+    run(applied, cache, tokens(1, 100))
+    for new in (1, 2):
+        with pytest.raises(Unsupported, match="max_length 100"):
+            applied(tokens(1, new), past_key_values=cache)
+    with pytest.raises(Unsupported, match="max_length 100"):
+        applied.generate(tokens(1, 90), max_new_tokens=30, past_key_values=KVCache(plan, max_length=100))
+    with pytest.raises(MoaError, match="1 or more"):
+        KVCache(plan, max_length=0)
+
+
+def test_batch_size_may_not_change(applied, plan, tokens):
+    cache = KVCache(plan)
+    run(applied, cache, tokens(2, 8))
+    with pytest.raises(Unsupported, match="batch of 2"):
+        applied(tokens(3, 1), past_key_values=cache)
+
+
+def test_what_it_says_of_itself(plan):
+    growing, fixed = KVCache(plan), KVCache(plan, max_length=100)
+    assert (growing.is_compileable, fixed.is_compileable) == (False, True)
+    assert growing.is_croppable
+    assert fixed.is_croppable
+    assert (growing.get_max_length(), fixed.get_max_length()) == (-1, 100)
+    assert len(growing) == len(fixed) == plan.model.layers
+    assert growing.lengths is None
+
+
+@pytest.mark.parametrize("max_length", [None, 100])
+def test_a_call_cut_short_is_noticed(applied, plan, tokens, max_length):
+    ids, cache = tokens(1, 20), KVCache(plan, max_length)
+    run(applied, cache, ids[:, :10])
+
+    def fail(*_):
+        raise KeyboardInterrupt
+
+    hook = applied.model.layers[1].register_forward_pre_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        run(applied, cache, ids)
+    hook.remove()
+    with pytest.raises(Unsupported, match=r"layer 1 holds 10 tokens, layer 0 held 20: .* cut short"):
+        applied(ids[:, :1], past_key_values=cache)
+    cache.reset()
+    assert run(applied, cache, ids).isfinite().all()
+
+
+def test_float32_is_as_exact_as_the_library(tiny, random_plan, tokens, oracle):
+    exact, single = tiny(dtype=torch.float64), tiny(dtype=torch.float32)
+    plan, ids = random_plan(exact, 1), tokens(1, 330)
+    truth = oracle(exact, plan, ids[0])
+    error = (oracle(single, plan, ids[0]) - truth).abs().max()
+    for backend in ("reference", "torch"):
+        cache = KVCache(plan)
+        with moa.apply(single, plan, backend), torch.no_grad():
+            found = torch.cat([run(single, cache, ids[:, :n])[0] for n in (200, 300, 301, 330)])
+        assert (found - truth).abs().max() <= 4 * error
