@@ -53,7 +53,7 @@ def attend(
             old = old[(old < sink[g]) | (old // BLOCK >= edge[0])]  # what the plan has dropped is never read
             keys, values = k[new, g], v[new, g]
             if store is not None:
-                place = slots(store, s, g, old, sink)
+                place = slots(old, sink[g], store.base[s, g], store.capacity[s, g])
                 keys, values = torch.cat([store.k[place], keys]), torch.cat([store.v[place], values])
             at = torch.cat([old, rows])
             seen = (at <= rows[:, None]) & ((at < sink[g]) | (at // BLOCK >= edge[:, None]))
@@ -72,7 +72,7 @@ def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, 
         for g in range(k.shape[1] if len(rows) else 0):
             ring = store.capacity[s, g] // BLOCK - sink[g] // BLOCK
             kept = (rows < sink[g]) | (rows // BLOCK > rows[-1] // BLOCK - ring)
-            place = slots(store, s, g, rows[kept], sink)
+            place = slots(rows[kept], sink[g], store.base[s, g], store.capacity[s, g])
             store.k[place], store.v[place] = k[new, g][kept], v[new, g][kept]
 
 

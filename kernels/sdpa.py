@@ -13,12 +13,17 @@ Arguments are those of `moa.kernels.reference`. In half precision `step` rounds 
 attention does; its softmax is float32.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moa.kernels.store import Store, slots, text_block
+from moa.kernels.store import Store, period, slots, text_block
 from moa.plans.span import BLOCK
+
+LARGE = 1 << 18
+"""Numbers in a slab's keys from which sharing it out among threads pays (4,096 slots of 64; measured on 2 cores)."""
 
 
 def attend(
@@ -51,11 +56,11 @@ def attend(
             if store is not None and past:
                 at = torch.arange(past - BLOCK * (edges[0] - sinks), device=q.device)
                 at = torch.where(at < BLOCK * sinks, at, at + BLOCK * (edges[0] - sinks))
-                place = slots(store, s, groups[:, None], at, sink)
+                place = slots(at, *(x[groups, None] for x in (sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
             rows = by_group[new, groups].flatten(1, 2).transpose(0, 1)
             result = _walk(rows, keys.contiguous(), values.contiguous(), past, edges, sinks, scale)
-            out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(groups), -1))
+            out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
     return out
 
 
@@ -65,7 +70,7 @@ def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, 
     block, end = position // BLOCK, (lengths + starts.diff() - 1) // BLOCK
     ring = store.capacity // BLOCK - sink // BLOCK
     kept = (block[:, None] < sink // BLOCK) | (block[:, None] > (end[:, None] - ring)[sequence])
-    place = slots(store, sequence[:, None], torch.arange(k.shape[1], device=k.device), position[:, None], sink)[kept]
+    place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])[kept]
     store.k[place], store.v[place] = k[kept], v[kept]
 
 
@@ -89,39 +94,92 @@ def step(
         [tokens, query_heads, D].
     """
     tokens, groups, size = k.shape
-    torch._assert_async((starts.diff() > 0).all(), "step needs a new token of every sequence")
-    sequence, position = _places(starts, lengths, tokens)
-    place = slots(store, sequence[:, None], torch.arange(groups, device=k.device), position[:, None], sink).flatten()
-    store.k.index_copy_(0, place, k.reshape(-1, size))
-    store.v.index_copy_(0, place, v.reshape(-1, size))
-
-    width = tokens - len(lengths) + 1  # the most rows a sequence can bring when each brings one
-    row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
-    at = position[row]  # [sequences, width]; a sequence with fewer rows repeats its last
-    queries = (
-        (scale * q).unflatten(1, (groups, -1))[row].permute(0, 2, 3, 1, 4).flatten(0, 1)
-    )  # [pairs, heads, width, D]
-    seen = _seen(store, first, sink, at)
-    offset = torch.arange(BLOCK, dtype=torch.uint8, device=q.device)
-    result = torch.empty_like(queries, memory_format=torch.contiguous_format)
-    reach = _reach(lengths, width)
-    for run in store.runs:
-        pairs, used = len(run.pairs), min(run.slots, reach)
-        keys, values = (
-            x[run.start : run.start + pairs * run.slots].view(pairs, -1, size)[:, :used] for x in (store.k, store.v)
+    sequences = len(lengths)
+    torch._assert_async((starts[1:] > starts[:-1]).all(), "step needs a new token of every sequence")
+    width = tokens - sequences + 1  # the most rows a sequence can bring when each brings one
+    if width == 1:
+        at, index = lengths[:, None], store.order
+        place = slots(at, sink, store.base, store.capacity)
+    else:  # a sequence with fewer rows repeats its last
+        row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
+        at = lengths[:, None] + row - starts[:-1, None]
+        index = (
+            (row[:, None] * groups + torch.arange(groups, device=q.device)[:, None])
+            .flatten(0, 1)[store.order]
+            .flatten()
         )
-        blocks = seen[:, run.start // BLOCK : (run.start + pairs * run.slots) // BLOCK].view(width, pairs, -1)
-        hidden = offset >= blocks[:, :, : used // BLOCK].transpose(0, 1)[..., None]
-        scores = torch.bmm(queries[run.pairs].flatten(1, 2), keys.transpose(1, 2)).view(pairs, -1, width, used)
-        scores.masked_fill_(hidden.flatten(2)[:, None], -torch.inf)
-        weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-        result[run.pairs] = torch.bmm(weights.flatten(1, 2), values).view(pairs, -1, width, size)
+        sequence, position = _places(starts, lengths, tokens)
+        place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])
+    store.k.index_copy_(0, place.flatten(), k.reshape(-1, size))
+    store.v.index_copy_(0, place.flatten(), v.reshape(-1, size))
+
+    # From here on slabs are in the order of the store, so that runs are slices.
+    queries = (
+        (scale * q).reshape(tokens * groups, -1).index_select(0, index).view(len(store.order), -1, size)
+    )  # [slabs, rows, D]
+    result = torch.empty_like(queries)
+    seen, reach = _seen(store, first, sink, at), _reach(lengths, width)
+    offset = torch.arange(BLOCK, dtype=torch.uint8, device=q.device)
+    done = 0
+    for start, count, room in _batches(store):
+        used, stop = min(room, reach), start + count * room
+        keys, values = (x[start:stop].view(count, -1, size)[:, :used] for x in (store.k, store.v))
+        blocks = seen[:, start // BLOCK : stop // BLOCK].view(width, count, -1)[..., : used // BLOCK]
+        hidden = (offset >= blocks.transpose(0, 1)[..., None]).flatten(2)
+        result[done : done + count] = _slabs(queries[done : done + count], keys, values, hidden)
+        done += count
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    out.unflatten(1, (groups, -1))[row] = result.unflatten(0, (-1, groups)).permute(0, 3, 1, 2, 4)
+    out.view(tokens * groups, -1)[index] = result.view(len(index), -1)
     return out
 
 
-def _alike(first: Tensor, sink: Tensor, begin: int, end: int) -> list[tuple[Tensor, tuple[int, ...], int]]:
+def _batches(store: Store) -> Iterator[tuple[int, int, int]]:
+    """Slabs to multiply in one batch: (first slot, number of slabs, slots of each).
+
+    A batch item is one thread's work. A few large slabs that would leave threads idle come one by one instead, for
+    `_slabs` to cut up.
+    """
+    threads = _threads()
+    for start, room, pairs in store.runs:
+        count = len(pairs)
+        uneven = count % threads and count < 4 * threads
+        if uneven and room * store.k.shape[1] >= LARGE:
+            yield from ((start + i * room, 1, room) for i in range(count))
+        else:
+            yield start, count, room
+
+
+def _slabs(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+    """Attention of a batch of slabs, a lone one cut into pieces for the threads.
+
+    Args:
+        q: [slabs, width * heads, D], scaled.
+        k: [slabs, slots, D], like v.
+        v: See k.
+        hidden: bool [slabs, width, slots].
+    """
+    count, used, size = k.shape
+    rows, width = q.shape[1], hidden.shape[1]
+    pieces = 1
+    if count == 1 and used * size >= LARGE // 4:
+        pieces = min(BLOCK, 1 << (_threads() - 1).bit_length())  # a power of two: divides used
+        q, k, v = q.expand(pieces, -1, -1), k.view(pieces, -1, size), v.view(pieces, -1, size)
+    scores = torch.bmm(q, k.transpose(1, 2))
+    if pieces > 1:
+        scores = scores.transpose(0, 1).reshape(1, rows, used)
+    scores.view(count, width, -1, used).masked_fill_(hidden[:, :, None], -torch.inf)
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+    if pieces == 1:
+        return torch.bmm(weights, v)
+    return torch.bmm(weights.view(rows, pieces, -1).transpose(0, 1), v).sum(0, keepdim=True)
+
+
+@torch.compiler.assume_constant_result
+def _threads() -> int:
+    return torch.get_num_threads()
+
+
+def _alike(first: Tensor, sink: Tensor, begin: int, end: int) -> list[tuple[slice | list[int], tuple[int, ...], int]]:
     """Groups that see the same in query blocks begin … end: [(groups, first block per query block, sink blocks)]."""
     sets: dict[tuple[tuple[int, ...], int], list[int]] = {}
     sinks = (sink // BLOCK).tolist()
@@ -129,7 +187,13 @@ def _alike(first: Tensor, sink: Tensor, begin: int, end: int) -> list[tuple[Tens
         sees_all = edges[-1] <= sinks[group]
         key = ((0,) * len(edges), 0) if sees_all else (tuple(edges), sinks[group])
         sets.setdefault(key, []).append(group)
-    return [(torch.tensor(groups, device=first.device), *key) for key, groups in sets.items()]
+    return [(_index(groups), *key) for key, groups in sets.items()]
+
+
+def _index(groups: list[int]) -> slice | list[int]:
+    """A slice where the groups are adjacent, so that indexing gives a view."""
+    adjacent = groups[-1] - groups[0] == len(groups) - 1
+    return slice(groups[0], groups[-1] + 1) if adjacent else groups
 
 
 def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float) -> Tensor:
@@ -160,7 +224,7 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], si
         done = min(rows, BLOCK * sum(edge <= sinks for edge in edges))
         if done:
             sdpa(0, done, 0, None)
-    chunk = -(-torch.get_num_threads() // heads)  # blocks: SDPA gives a thread 32 rows of a head, each thread gets two
+    chunk = -(-_threads() // heads)  # blocks: SDPA gives a thread 32 rows of a head, each thread gets two
     causal = torch.zeros(BLOCK * chunk, keys + BLOCK * chunk, dtype=q.dtype, device=q.device)
     causal[:, keys:] = torch.full_like(causal[:, keys:], -torch.inf).triu(1)
     sink_keys, sink_values = k[:, : BLOCK * sinks].clone(), v[:, : BLOCK * sinks].clone()
@@ -202,11 +266,10 @@ def _seen(store: Store, first: Tensor, sink: Tensor, at: Tensor) -> Tensor:
         sink: int32 [kv_heads], tokens.
         at: Positions of the rows, [sequences, width], rising.
     """
-    groups = store.base.shape[1]
-    sequence, group = store.pair // groups, store.pair % groups
-    sinks, row = sink[group] // BLOCK, at.T[:, sequence]
-    block = text_block(store.place, sinks, store.capacity[sequence, group], row[-1] // BLOCK)
-    kept = (block < sinks) | (block >= first[group, row // BLOCK])
+    sinks, row = (sink // BLOCK)[store.group], at.T[:, store.sequence]
+    after = period(store.place, sinks, store.capacity[store.sequence, store.group])
+    block = text_block(store.place, after, row[-1] // BLOCK)
+    kept = (block < sinks) | (block >= first[store.group, row // BLOCK])
     return torch.where(kept, row + 1 - BLOCK * block, 0).clamp_(0, BLOCK).to(torch.uint8)
 
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from moa.plans.span import BLOCK, Ints, cache_blocks
 
+ENDLESS = 1 << 30
+
 
 class Run(NamedTuple):
     """Adjacent slabs of equal capacity, group-major."""
@@ -39,10 +41,14 @@ class Store:
     """int64 [sequences, kv_heads]: first slot of each slab."""
     capacity: Tensor
     """int32 [sequences, kv_heads]: slots of each slab, a multiple of 64."""
-    pair: Tensor
-    """int64 [slots/64]: sequence * kv_heads + group that owns each block of the store."""
+    sequence: Tensor
+    """int64 [slots/64]: sequence that owns each block of the store."""
+    group: Tensor
+    """int64 [slots/64]: group that owns it."""
     place: Tensor
-    """int64 [slots/64]: which block of its slab each block of the store is."""
+    """int64 [slots/64]: which block of its slab it is."""
+    order: Tensor
+    """int64 [slabs]: sequence * kv_heads + group of each slab, in the order in which they lie."""
     runs: tuple[Run, ...]
     """The same layout, known to the host."""
     scratch: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -90,8 +96,10 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
         v=torch.zeros(slots, head_size, dtype=dtype, device=device),
         base=tensor(base.reshape(sequences, groups)),
         capacity=tensor(capacity, torch.int32),
-        pair=tensor(np.repeat(pairs, sizes // BLOCK)),
+        sequence=tensor(np.repeat(pairs // groups, sizes // BLOCK)),
+        group=tensor(np.repeat(pairs % groups, sizes // BLOCK)),
         place=tensor(np.arange(slots // BLOCK) - np.repeat(starts // BLOCK, sizes // BLOCK)),
+        order=tensor(pairs[sizes > 0]),
         runs=tuple(
             Run(int(starts[sizes == size][0]), int(size), tensor(pairs[sizes == size]))
             for size in np.unique(sizes)
@@ -106,20 +114,22 @@ def slab_block(block: Tensor, sink_blocks: Tensor, capacity: Tensor) -> Tensor:
     return torch.where(block < sink_blocks, block, sink_blocks + (block - sink_blocks) % ring)
 
 
-def text_block(place: Tensor, sink_blocks: Tensor, capacity: Tensor, last: Tensor) -> Tensor:
+def period(place: Tensor, sink_blocks: Tensor, capacity: Tensor) -> Tensor:
+    """After how many blocks of the text slab block `place` is written again: the ring's length, never in the sink."""
+    return torch.where(place < sink_blocks, ENDLESS, (capacity // BLOCK - sink_blocks).clamp(min=1))
+
+
+def text_block(place: Tensor, period: Tensor, last: Tensor) -> Tensor:
     """The block of the text that slab block `place` holds when `last` is the newest: `slab_block` read backwards.
 
     Where the text has not come that far yet, the block that will lie there first (greater than `last`). All broadcast.
     """
-    ring = (capacity // BLOCK - sink_blocks).clamp(min=1)
-    newest = torch.maximum(place, last - (last - place) % ring)
-    return torch.where(place < sink_blocks, place, newest)
+    return torch.maximum(place, last - (last - place) % period)
 
 
-def slots(store: Store, sequence: Tensor | int, group: Tensor | int, position: Tensor, sink: Tensor) -> Tensor:
-    """int64 slots of positions; `sequence`, `group`, `position` broadcast; `sink` is [kv_heads], tokens."""
-    block = slab_block(position // BLOCK, sink[group] // BLOCK, store.capacity[sequence, group])
-    return store.base[sequence, group] + BLOCK * block + position % BLOCK
+def slots(position: Tensor, sink: Tensor, base: Tensor, capacity: Tensor) -> Tensor:
+    """int64 slots where positions of the text lie in the slab at `base` with `capacity` slots; all broadcast."""
+    return base + BLOCK * slab_block(position // BLOCK, sink // BLOCK, capacity) + position % BLOCK
 
 
 def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
@@ -131,12 +141,12 @@ def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
         sink: int [kv_heads], tokens.
         lengths: int64 [sequences], tokens that `old` holds of each sequence.
     """
-    sequence, group = new.pair // new.base.shape[1], new.pair % new.base.shape[1]
+    sequence, group = new.sequence, new.group
     sinks, last = sink[group] // BLOCK, (lengths[sequence] - 1) // BLOCK
     room = old.capacity[sequence, group]
-    block = text_block(new.place, sinks, new.capacity[sequence, group], last)
+    block = text_block(new.place, period(new.place, sinks, new.capacity[sequence, group]), last)
     place = slab_block(block, sinks, room)
-    kept = (block <= last) & (text_block(place, sinks, room, last) == block)
+    kept = (block <= last) & (text_block(place, period(place, sinks, room), last) == block)
     source = (old.base[sequence, group] // BLOCK + place)[kept]
     for to, start in ((new.k, old.k), (new.v, old.v)):
         width = BLOCK * to.shape[-1]

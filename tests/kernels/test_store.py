@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moa.kernels.store import allocate, capacities, move, select, slab_block, slots, text_block
+from moa.kernels.store import allocate, capacities, move, period, select, slab_block, slots, text_block
 from moa.plans.span import cache_blocks
 
 blocks_per_slab = st.integers(1, 3).flatmap(
@@ -31,8 +31,10 @@ def test_slabs_tile_the_store_and_runs_describe_them(blocks):
             assert int(store.base.flatten()[pair]) == run.start + i * run.slots
             assert int(store.capacity.flatten()[pair]) == run.slots
             described.append(pair)
+    assert described == store.order.tolist()
     assert sorted(described) == np.flatnonzero(capacity).tolist()
-    assert torch.equal(store.base.flatten()[store.pair] + 64 * store.place, 64 * torch.arange(end // 64))
+    starts = store.base[store.sequence, store.group] + 64 * store.place
+    assert torch.equal(starts, 64 * torch.arange(end // 64))
 
 
 @settings(deadline=None, max_examples=200)
@@ -41,7 +43,8 @@ def test_text_block_inverts_slab_block(sink, ring, last):
     sinks, capacity, newest = torch.tensor(sink), torch.tensor(64 * (sink + ring)), torch.tensor(last)
     held = {int(slab_block(torch.tensor(j), sinks, capacity)): j for j in range(last + 1)}  # later blocks overwrite
     for place in range(sink + ring):
-        found = int(text_block(torch.tensor(place), sinks, capacity, newest))
+        at = torch.tensor(place)
+        found = int(text_block(at, period(at, sinks, capacity), newest))
         assert found == held.get(place, found)
         assert (found <= last) == (place in held)
 
@@ -68,6 +71,6 @@ def test_move_and_select_keep_every_wanted_key(kit, data):
         for g in range(2):
             last = lengths[s]
             at = torch.tensor([p for p in range(last) if kit.sees(rules, g, last, p)], dtype=torch.int64)
-            where = slots(beams, i, g, at, sink)
+            where = slots(at, sink[g], beams.base[i, g], beams.capacity[i, g])
             assert torch.equal(beams.k[where], whole.k[s][at, g])
             assert torch.equal(beams.v[where], whole.v[s][at, g])
