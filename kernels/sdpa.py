@@ -24,6 +24,8 @@ from moa.plans.span import BLOCK
 
 LARGE = 1 << 18
 """Numbers in a slab's keys from which sharing it out among threads pays (4,096 slots of 64; measured on 2 cores)."""
+HALF_CHUNK = 3
+"""Blocks in a chunk of rows in half precision: library attention takes tiles of 64 rows, not 32, from 192 rows on."""
 
 
 def attend(
@@ -52,14 +54,14 @@ def attend(
         if count == 0:
             continue
         for groups, edges, sinks in _alike(first, sink, past // BLOCK, (past + count - 1) // BLOCK):
-            keys, values = (x[new, groups].transpose(0, 1) for x in (k, v))
+            keys, values = (x[new, groups].transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in (k, v))
             if store is not None and past:
                 at = torch.arange(past - BLOCK * (edges[0] - sinks), device=q.device)
                 at = torch.where(at < BLOCK * sinks, at, at + BLOCK * (edges[0] - sinks))
                 place = slots(at, *(x[groups, None] for x in (sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
             rows = by_group[new, groups].flatten(1, 2).transpose(0, 1)
-            result = _walk(rows, keys.contiguous(), values.contiguous(), past, edges, sinks, scale)
+            result = _walk(rows, keys, values, past, edges, sinks, scale)
             out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
     return out
 
@@ -103,20 +105,16 @@ def step(
     else:  # a sequence with fewer rows repeats its last
         row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
         at = lengths[:, None] + row - starts[:-1, None]
-        index = (
-            (row[:, None] * groups + torch.arange(groups, device=q.device)[:, None])
-            .flatten(0, 1)[store.order]
-            .flatten()
-        )
+        index = row[:, None] * groups + torch.arange(groups, device=q.device)[:, None]  # [sequences, groups, width]
+        index = index.flatten(0, 1)[store.order].flatten()
         sequence, position = _places(starts, lengths, tokens)
         place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])
     store.k.index_copy_(0, place.flatten(), k.reshape(-1, size))
     store.v.index_copy_(0, place.flatten(), v.reshape(-1, size))
 
     # From here on slabs are in the order of the store, so that runs are slices.
-    queries = (
-        (scale * q).reshape(tokens * groups, -1).index_select(0, index).view(len(store.order), -1, size)
-    )  # [slabs, rows, D]
+    queries = (scale * q).reshape(tokens * groups, -1).index_select(0, index)
+    queries = queries.view(len(store.order), -1, size)  # [slabs, width * heads, D]
     result = torch.empty_like(queries)
     seen, reach = _seen(store, first, sink, at), _reach(lengths, width)
     offset = torch.arange(BLOCK, dtype=torch.uint8, device=q.device)
@@ -174,7 +172,7 @@ def _slabs(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
     return torch.bmm(weights.view(rows, pieces, -1).transpose(0, 1), v).sum(0, keepdim=True)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _threads() -> int:
     return torch.get_num_threads()
 
@@ -198,6 +196,9 @@ def _index(groups: list[int]) -> slice | list[int]:
 
 def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float) -> Tensor:
     """Attention of groups that see the same.
+
+    A chunk is one block, where work equals what the plan keeps but for half the diagonal block. It is more where the
+    heads alone would not give every thread two tiles of 32 rows.
 
     Args:
         q: [query heads, rows, D], at positions past, past + 1, ….
@@ -224,7 +225,7 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], si
         done = min(rows, BLOCK * sum(edge <= sinks for edge in edges))
         if done:
             sdpa(0, done, 0, None)
-    chunk = -(-_threads() // heads)  # blocks: SDPA gives a thread 32 rows of a head, each thread gets two
+    chunk = max(1 if q.dtype.itemsize > 2 else HALF_CHUNK, -(-_threads() // heads))
     causal = torch.zeros(BLOCK * chunk, keys + BLOCK * chunk, dtype=q.dtype, device=q.device)
     causal[:, keys:] = torch.full_like(causal[:, keys:], -torch.inf).triu(1)
     sink_keys, sink_values = k[:, : BLOCK * sinks].clone(), v[:, : BLOCK * sinks].clone()

@@ -38,6 +38,31 @@ def test_single_and_half_precision(kit, rules, dtype):
         torch.testing.assert_close(out.double(), expected, atol=bound, rtol=0)
 
 
+@pytest.mark.parametrize("past", [0, 300])
+def test_attend_leaves_its_inputs_alone(kit, rules, past):
+    """Also head-major ones, as models hand them over: the buffer that prefill overwrites is its own."""
+    whole = kit.text([900], 4, 4, 4, 0)
+    store = kit.store_of(whole, rules, [past], fill=0)
+    tokens = whole.new([past], [900])
+    tokens |= {n: tokens[n].transpose(0, 1).contiguous().transpose(0, 1) for n in "qkv"}
+    before = [x.clone() for x in (*tokens.values(), store.k, store.v)]
+    out = sdpa.attend(**tokens, **rules.tensors(900), store=store, scale=SCALE)
+    torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
+    assert all(torch.equal(x, y) for x, y in zip((*tokens.values(), store.k, store.v), before, strict=True))
+
+
+def test_large_slabs_are_shared_among_threads(kit, monkeypatch):
+    """One and three slabs, cut into four pieces each, give what uncut ones give."""
+    monkeypatch.setattr(sdpa, "LARGE", 1)
+    monkeypatch.setattr(sdpa, "_threads", lambda: 4)
+    for groups in (1, 3):
+        rules = kit.Rules(np.full(groups, 64), np.full(groups, 300), np.zeros(groups, np.int64))
+        whole = kit.text([700], 3 * groups, groups, 4, 0)
+        store = kit.store_of(whole, rules, [695], fill=1e3)
+        out = sdpa.step(**whole.new([695], [700]), **rules.tensors(700), store=store, scale=SCALE)
+        torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][695:], atol=1e-10, rtol=0)
+
+
 def test_step_is_one_graph_of_fixed_shapes(kit, rules):
     """Traced whole at one length, the same graph is right at the next: nothing depends on values of tensors."""
     whole = kit.text([500, 300], 12, 4, 4, 0)

@@ -1,0 +1,163 @@
+"""Attention alone on the CPU: the `torch` back-end beside dense library attention, SmolLM2-135M's shape by default.
+
+Prefill: one layer, one text. Decode: one step through `--layers` layers of caches, so that keys come from memory. The
+rules mix full groups, constant windows and growing spans to reach each density. Variants alternate within one run; the
+figures are medians. `bound` is the time dense attention would take for the kept share of the work (prefill) or of the
+bytes (decode).
+
+    python benchmarks/attention_cpu.py --part prefill decode --json attention_cpu.json
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from moa.kernels import sdpa
+from moa.kernels.store import allocate, capacities
+from moa.plans.span import first_block, span
+
+HEADS, GROUPS, SIZE = 9, 3, 64
+MIXES = {  # sink, alpha, beta256 per group; density at 8,192 about what the name says
+    "1.0": ([0, 0, 0], [0, 0, 0], [256, 256, 256]),
+    "0.5": ([64, 64, 64], [0, 512, 0], [256, 0, 110]),
+    "0.25": ([64, 64, 64], [1024, 512, 128], [0, 0, 138]),
+}
+
+Rules = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def timed(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
+    """Median, fastest and slowest milliseconds of each, alternating."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for i in range(repeats + 1):
+        for name, run in variants.items():
+            begin = time.perf_counter()
+            run()
+            if i:  # the first round warms up
+                times[name].append(1e3 * (time.perf_counter() - begin))
+    return {n: {"median": statistics.median(t), "min": min(t), "max": max(t)} for n, t in times.items()}
+
+
+def tables(rules: Rules, length: int) -> dict[str, Tensor]:
+    sink, alpha, beta = (x[:, None] for x in rules)
+    first = first_block(sink, alpha, beta, np.arange(length // 64 + 1))
+    return {"first": torch.from_numpy(first).int(), "sink": torch.from_numpy(rules[0]).int()}
+
+
+def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
+    q, k, v = (torch.randn(1, h, length, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
+    packed = {n: x[0].transpose(0, 1) for n, x in (("q", q), ("k", k), ("v", v))}
+    starts, lengths = torch.tensor([0, length], dtype=torch.int32), torch.tensor([0])
+
+    def ours(rules: Rules) -> Callable[[], object]:
+        table = tables(rules, length)
+        return lambda: sdpa.attend(**packed, **table, starts=starts, lengths=lengths, scale=SIZE**-0.5)
+
+    def dense() -> object:
+        return scaled_dot_product_attention(
+            q, k.repeat_interleave(HEADS // GROUPS, 1), v.repeat_interleave(HEADS // GROUPS, 1), is_causal=True
+        )
+
+    mixes = {name: tuple(np.array(x) for x in mix) for name, mix in MIXES.items()}
+    result = timed({"dense": dense} | {name: ours(rules) for name, rules in mixes.items()}, repeats)
+    n = np.arange(1, length + 1)[:, None]
+    for name, rules in mixes.items():
+        kept = float(span(*rules, n).sum() / (GROUPS * n.sum()))
+        ideal = kept * result["dense"]["median"]
+        result[name] |= {"kept": kept, "bound": ideal, "of_bound": ideal / result[name]["median"]}
+    return {"part": "prefill", "length": length, "batch": 1, "dtype": str(dtype), "ms": result}
+
+
+def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
+    q, k, v = (torch.randn(batch, h, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
+    starts, lengths = torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 1)
+    caches = [torch.randn(2, batch, GROUPS, length, SIZE).to(dtype) for _ in range(layers)]
+    mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
+
+    def dense() -> None:
+        for cache in caches:
+            cache[0, :, :, -1], cache[1, :, :, -1] = k, v
+            keys, values = (x.repeat_interleave(HEADS // GROUPS, 1) for x in cache)
+            scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)
+
+    def dense_grouped() -> None:
+        for cache in caches:
+            cache[0, :, :, -1], cache[1, :, :, -1] = k, v
+            scaled_dot_product_attention(q[:, :, None], *cache, attn_mask=mask, enable_gqa=True)
+
+    def ours(rules: Rules) -> tuple[Callable[[], None], int]:
+        stores = []
+        for _ in range(layers):
+            store = allocate(capacities(*rules, np.full(batch, length)), SIZE, dtype, "cpu")
+            store.k.normal_()
+            store.v.normal_()
+            stores.append(store)
+        table = tables(rules, length)
+
+        def run() -> None:
+            for store in stores:
+                sdpa.step(q, k, v, **table, store=store, starts=starts, lengths=lengths, scale=SIZE**-0.5)
+
+        return run, sum(x.nbytes for x in stores)
+
+    made = {name: ours(tuple(np.array(x) for x in mix)) for name, mix in MIXES.items()}
+    runs = {"repeat_kv": dense, "enable_gqa": dense_grouped} | {name: run for name, (run, _) in made.items()}
+    result = timed(runs, repeats)
+    whole = sum(x.nbytes for x in caches)
+    for name, (_, size) in made.items():
+        result[name] |= {"kept": size / whole, "GB/s": size / result[name]["median"] / 1e6}
+    return {"part": "decode", "length": length, "batch": batch, "layers": layers, "dtype": str(dtype), "ms": result}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", nargs="+", choices=["prefill", "decode"], default=["prefill", "decode"])
+    parser.add_argument("--length", type=int, nargs="+", default=[8192])
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8], help="of decode")
+    parser.add_argument("--layers", type=int, default=30, help="of decode")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", help="also write the figures here")
+    args = parser.parse_args()
+    torch.manual_seed(0)
+    figures: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": []}
+    ones = torch.ones(64 * 2**20)
+    read = ones.nbytes / timed({"sum": ones.sum}, 5)["sum"]["median"] / 1e6
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, reads {read:.1f} GB/s (sum of 256 MiB)")
+    results = []
+    with torch.inference_mode():
+        for dtype in (getattr(torch, name) for name in args.dtype):
+            for length in args.length:
+                if "prefill" in args.part:
+                    results.append(report(prefill(length, dtype, args.repeats)))
+                if "decode" in args.part:
+                    results += [report(decode(length, b, args.layers, dtype, args.repeats)) for b in args.batch]
+    if args.json:
+        figures = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "read_GB/s": read,
+            "results": results,
+        }
+        with open(args.json, "w") as file:
+            json.dump(figures, file, indent=1)
+
+
+def report(figures: dict[str, object]) -> dict[str, object]:
+    """Print one case, give it back."""
+    print(", ".join(f"{key} {value}" for key, value in figures.items() if key != "ms"))
+    for name, values in figures["ms"].items():  # type: ignore[attr-defined]
+        print(f"  {name:12}", "  ".join(f"{key} {value:.3g}" for key, value in values.items()), flush=True)
+    return figures
+
+
+if __name__ == "__main__":
+    sys.exit(main())
