@@ -132,6 +132,13 @@ def slots(position: Tensor, sink: Tensor, base: Tensor, capacity: Tensor) -> Ten
     return base + BLOCK * slab_block(position // BLOCK, sink // BLOCK, capacity) + position % BLOCK
 
 
+def find_tokens(starts: Tensor, lengths: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+    """The sequence and the position of each packed token."""
+    token = torch.arange(tokens, device=starts.device, dtype=starts.dtype)
+    sequence = torch.searchsorted(starts[1:].contiguous(), token, right=True)
+    return sequence, lengths[sequence] + token - starts[sequence]
+
+
 def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
     """Copy every block that both stores have room for from `old` into `new` (growth: another ring size).
 

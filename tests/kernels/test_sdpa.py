@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels import sdpa
+from moa.kernels import sdpa, slabs
 
 SCALE = 0.3
 
@@ -53,8 +53,8 @@ def test_attend_leaves_its_inputs_alone(kit, rules, past):
 
 def test_large_slabs_are_shared_among_threads(kit, monkeypatch):
     """One and three slabs, cut into four pieces each, give what uncut ones give."""
-    monkeypatch.setattr(sdpa, "LARGE", 1)
-    monkeypatch.setattr(sdpa, "_threads", lambda: 4)
+    monkeypatch.setattr(slabs, "LARGE", 1)
+    monkeypatch.setattr(slabs, "threads", lambda: 4)
     for groups in (1, 3):
         rules = kit.Rules(np.full(groups, 64), np.full(groups, 300), np.zeros(groups, np.int64))
         whole = kit.text([700], 3 * groups, groups, 4, 0)
