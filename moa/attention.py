@@ -81,7 +81,7 @@ def attention(
             assert isinstance(value, Tensor)
             out = _without_cache(state, query, key, value, attention_mask, scale)
     if torch.is_grad_enabled() and query.requires_grad:
-        out = _NoGradient.apply(query, out)
+        out = _NoGradient.apply(query, out)  # type: ignore[no-untyped-call]
     return out, None
 
 

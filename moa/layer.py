@@ -145,13 +145,14 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Note on the host how long the texts become; the longest."""
         exact = isinstance(tokens, int) or self.may_wait(new)
         self._after = self._held + (np.asarray(torch.as_tensor(tokens).cpu()) if exact else new)
-        return int(self._after.max())
+        self._written = self._held + 1 if new == 1 else self._after  # a padded token of a single column is written too
+        return int(self._written.max())
 
     def _make_room(self) -> None:
-        if self.store is not None and (self._after <= self._room).all():
+        if self.store is not None and (self._written <= self._room).all():
             return
         self._note_lost(self._held)
-        self._room = self.rules.reserve(self._after)
+        self._room = self.rules.reserve(self._written)
         slots = capacities(self.rules.sink, self.rules.alpha, self.rules.beta256, self._room)
         store = allocate(slots, self._head_size, self.dtype, self.device)
         if self.store is not None:
@@ -235,10 +236,13 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         return self.lengths.cpu().numpy().copy()
 
     def _note_lost(self, lengths: Ints) -> None:
-        """A ring holds the newest blocks that were written; those before may be overwritten for good."""
+        """A ring holds the newest blocks that were written; those before may be overwritten for good.
+
+        The newest may be the block of the next position, by a padded token of a single column (`Packing`).
+        """
         if self.store is not None:
             ring = self.store.capacity.cpu().numpy() // BLOCK - self.rules.sink // BLOCK
-            self._lost = np.maximum(self._lost, -(-lengths[:, None] // BLOCK) - ring)
+            self._lost = np.maximum(self._lost, lengths[:, None] // BLOCK + 1 - ring)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence i become a copy of sequence `beam_idx[i]`."""

@@ -40,8 +40,8 @@ class Packing:
 
     def unpack(self, x: Tensor) -> Tensor:
         """[tokens, heads, D] to [batch, width, heads, D], 0 where padded."""
+        batch, width = self._shape
         if self._index is not None:
-            flat = x.new_zeros(self._shape[0] * self._shape[1], *x.shape[1:])
-            return flat.index_copy(0, self._index, x).unflatten(0, self._shape)
-        out = x.unflatten(0, self._shape)
+            x = x.new_zeros(batch * width, *x.shape[1:]).index_copy(0, self._index, x)
+        out = x.view(batch, width, *x.shape[1:])
         return out if self._real is None else out.masked_fill(~self._real[..., None, None], 0)

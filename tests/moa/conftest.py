@@ -48,7 +48,7 @@ def make_model(family: str = "Llama", dtype: torch.dtype = torch.float64, seed: 
             "initializer_range": 0.2,
             "bos_token_id": 1,
             "eos_token_id": None,
-            "pad_token_id": 0,
+            "pad_token_id": None,
             **FAMILIES.get(family, {}),
             **changes,
         }
