@@ -1,1 +1,1 @@
-"""Search: rule grid, harm from a profile, budgets, exact solver, study."""
+"""Search: from a profile and budgets to a plan, by an exact integer program."""

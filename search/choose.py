@@ -1,0 +1,90 @@
+"""From a profile and budgets to a plan."""
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan, Predicted, Provenance
+from moa.profiler.profile import Profile, digest
+from moa.search.budget import Budget, limits
+from moa.search.grid import Grid, grid
+from moa.search.harm import harm
+from moa.search.solver import Floats, Solution, solve
+
+
+def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Floats:
+    """What the search minimises the sum of: [groups, rules].
+
+    Per source and length, the root of the influence: cuts of different groups act on the same answer, so their effects
+    add up, not the squares of their effects (docs/search.md has the comparison). Each source and length is brought to
+    one scale, the harm of the narrowest rule everywhere, then averaged over lengths and mixed over sources.
+
+    Args:
+        profile: The profile.
+        rules: Candidate rules.
+        weights: Weight of each source; sources not named count 1, those at 0 are left out.
+
+    Raises:
+        MoaError: A source the profile does not have, or no weight left.
+    """
+    unknown = set(weights) - set(profile.sources)
+    if unknown:
+        raise MoaError(f"sources of this profile are {', '.join(profile.sources)}, found {', '.join(sorted(unknown))}")
+    mixed = {source: weights.get(source, 1.0) for source in profile.sources}
+    if min(mixed.values()) < 0 or sum(mixed.values()) <= 0:
+        raise MoaError("source weights must not be negative, and one must be over 0")
+    effects = {cut: np.sqrt(np.maximum(h, 0.0)) for cut, h in harm(profile, rules).items()}
+    total = np.zeros(next(iter(effects.values())).shape)
+    for (source, _), effect in effects.items():
+        narrowest = effect.max(1).sum()
+        if narrowest > 0:
+            lengths = sum(1 for other, _ in effects if other == source)
+            total += mixed[source] / lengths * effect / narrowest
+    return total
+
+
+def choose(
+    profile: Profile, budgets: Sequence[Budget], *, weights: Mapping[str, float] | None = None,
+    time_limit: float = 60.0, provenance: Provenance | None = None,
+) -> tuple[Plan, Solution]:  # fmt: skip
+    """The plan of least harm within the budgets.
+
+    Args:
+        profile: What the cuts cost.
+        budgets: All to be kept.
+        weights: Weight of each source, 1 where not named.
+        time_limit: Seconds for the solver.
+        provenance: Recorded in the plan.
+
+    Raises:
+        BudgetInfeasible: No plan keeps the budgets.
+        MoaError: No budget, or weights that do not fit the profile.
+    """
+    if not budgets:
+        raise MoaError("give at least one budget, such as --max-density 0.5")
+    model = profile.model
+    rules = grid(profile.lengths, profile.sinks)
+    kept = [limit for budget in budgets for limit in limits(budget, rules, model, profile.lengths)]
+    solution = solve(objective(profile, rules, weights or {}), kept, time_limit=time_limit)
+    chosen = [rules.rule(int(i)) for i in solution.choice]
+    by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
+    plan = Plan.from_rules(
+        model, {layer: [chosen[i] for i in row] for layer, row in zip(model.ruled_layers, by_layer, strict=True)}
+    )
+    predicted = Predicted(
+        lengths=list(profile.lengths),
+        density=[round(plan.density(n), 4) for n in profile.lengths],
+        kv_bytes=[plan.kv_bytes(n, dtype="bfloat16") for n in profile.lengths],
+    )
+    return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
+
+
+def record(path: Path, profile: Profile, budgets: Sequence[Budget], tool: str) -> Provenance:
+    """Where a plan comes from."""
+    return Provenance(
+        tool=tool, profile=digest(path), calibration=", ".join(profile.sources),
+        budget=", ".join(map(str, budgets)), seed=int(profile.meta.get("seed", 0)), date=date.today(),
+    )  # fmt: skip
