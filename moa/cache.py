@@ -79,10 +79,33 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: Keys that the plan would want again are gone. Up to 64 tokens can always be taken back.
         """
+        self._require("crop")
         for layer in self.layers:
             if isinstance(layer, PlanLayer):
                 layer.check_crop(-tokens_to_remove)
+            elif not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
+                raise Unsupported(
+                    f"cannot crop: a layer with a sliding window of {layer.sliding_window} has dropped older keys; "
+                    "call activate_past_recording() after the prefill, as assisted generation does"
+                )
         super().crop(tokens_to_remove)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every sequence `repeats` times."""
+        self._require("batch_repeat_interleave")
+        super().batch_repeat_interleave(repeats)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep only the sequences `indices`."""
+        self._require("batch_select_indices")
+        super().batch_select_indices(indices)
+
+    def _require(self, operation: str) -> None:
+        lacking = next((layer for layer in self.layers if not hasattr(layer, operation)), None)
+        if lacking is not None:
+            raise Unsupported(
+                f"{operation} with max_length: transformers' {type(lacking).__name__} has no such operation"
+            )
 
 
 def _layer(plan: Plan, layer: int, max_length: int | None) -> Any:

@@ -238,11 +238,12 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _note_lost(self, lengths: Ints) -> None:
         """A ring holds the newest blocks that were written; those before may be overwritten for good.
 
-        The newest may be the block of the next position, by a padded token of a single column (`Packing`).
+        The newest may be the next position's, by a padded token of a single column (`Packing`), if there was room.
         """
         if self.store is not None:
             ring = self.store.capacity.cpu().numpy() // BLOCK - self.rules.sink // BLOCK
-            self._lost = np.maximum(self._lost, lengths[:, None] // BLOCK + 1 - ring)
+            written = np.minimum(lengths + 1, self._room)[:, None]
+            self._lost = np.maximum(self._lost, -(-written // BLOCK) - ring)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence i become a copy of sequence `beam_idx[i]`."""

@@ -198,6 +198,31 @@ def test_crop_counts_columns_of_padding(applied, plan, tokens):
     )
 
 
+def test_sliding_layers_that_cannot_are_named(tiny, tokens):
+    model, ids = tiny("Gemma3"), tokens(2, 100)
+    plan = Plan.dense(model)
+    with moa.apply(model, plan), torch.no_grad():
+        growing, fixed = KVCache(plan), KVCache(plan, max_length=200)
+        run(model, growing, ids)
+        run(model, fixed, ids)
+        with pytest.raises(Unsupported, match="sliding window of 48"):
+            growing.crop(-1)
+        assert growing.get_seq_length() == 100
+        for ask in (
+            lambda: fixed.crop(-1),
+            lambda: fixed.batch_repeat_interleave(2),
+            lambda: fixed.batch_select_indices(torch.tensor([0])),
+        ):
+            with pytest.raises(Unsupported, match="StaticSlidingWindowLayer"):
+                ask()
+        assert not fixed.is_croppable
+        growing.activate_past_recording()
+        whole = run(model, growing, torch.cat([ids, ids[:, :5]], 1))
+        growing.crop(-5)
+        again = run(model, growing, torch.cat([ids, ids[:, :5]], 1))
+    torch.testing.assert_close(again, whole, rtol=0, atol=1e-12)
+
+
 def test_crop_takes_a_negative_number(applied, plan, tokens):
     cache = KVCache(plan)
     run(applied, cache, tokens(1, 8))
