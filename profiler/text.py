@@ -2,12 +2,15 @@
 
 Profiling reads one part, evaluation the other, so that no plan is judged on text it was fitted to. The
 reference manual repeats whole sections under several names; a document that shares a paragraph with a longer
-one is left out, so that nothing lies on both sides. The text, and so the split, belongs to one Python version.
+one is left out, so that nothing lies on both sides. The text, hence the split, belongs to a Python version.
 """
 
+import random
+from collections.abc import Iterator, Sequence
 from functools import cache
+from itertools import cycle
 from pydoc_data.topics import topics
-from typing import Literal
+from typing import Any, Literal
 
 Part = Literal["calibration", "evaluation"]
 
@@ -32,3 +35,22 @@ def split(part: Part) -> list[str]:
     """The texts of one part, the longest first: every third document is evaluation, the rest calibration."""
     evaluation = part == "evaluation"
     return [text for i, text in enumerate(documents().values()) if (i % 3 == 1) == evaluation]
+
+
+def prose(tokenizer: Any, count: int, rng: random.Random, part: Part) -> list[int]:
+    """`count` tokens of one part's documents, in a random order."""
+    documents = split(part)
+    order: Iterator[str] = cycle(rng.sample(documents, len(documents)))
+    ids: list[int] = []
+    while len(ids) < count:
+        ids += tokenizer(next(order) + "\n\n", add_special_tokens=False)["input_ids"]
+    return ids[:count]
+
+
+def scatter(filler: Sequence[int], depths: Sequence[float], pieces: Sequence[Sequence[int]]) -> list[int]:
+    """The filler with each piece put in at its depth (0 to 1, ascending)."""
+    cuts = [int(depth * len(filler)) for depth in depths]
+    out: list[int] = []
+    for start, stop, piece in zip([0, *cuts], [*cuts, len(filler)], [*pieces, []], strict=True):
+        out += [*filler[start:stop], *piece]
+    return out
