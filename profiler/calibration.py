@@ -5,13 +5,12 @@ single backward pass covers every depth: a plan is only as good as the places it
 """
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from typing import Any, Literal
 
 from moa.plans.errors import MoaError
-from moa.profiler.text import split
+from moa.profiler.text import prose, scatter
 from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]
@@ -62,7 +61,7 @@ class Fact:
 
 def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
     """Consecutive documents; every token but the first is response. Plain text, whatever `chat` says."""
-    return whole_text(_filler(tokenizer, length, rng))
+    return whole_text(prose(tokenizer, length, rng, "calibration"))
 
 
 def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
@@ -195,24 +194,10 @@ def _context(
             stated[spare.pop()] = []
     else:
         stated = [tokenizer(f"\n{f.statement}\n", add_special_tokens=False)["input_ids"] for f in facts]
-    prose = room - sum(map(len, stated))
-    if prose < 0:
+    left = room - sum(map(len, stated))
+    if left < 0:
         raise MoaError(f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length")
-    filler = _filler(tokenizer, prose, rng)
+    filler = prose(tokenizer, left, rng, "calibration")
     if listed is not None:
         return filler + [i for piece in stated for i in piece]
-    cuts = [int((i + rng.random()) * prose / len(stated)) for i in range(len(stated))]
-    out: list[int] = []
-    for start, stop, piece in zip([0, *cuts], [*cuts, prose], [*stated, []], strict=True):
-        out += filler[start:stop] + piece
-    return out
-
-
-def _filler(tokenizer: Any, count: int, rng: random.Random) -> list[int]:
-    """`count` tokens of calibration documents, from a random place in a random order of documents."""
-    documents = split("calibration")
-    order: Iterator[str] = cycle(rng.sample(documents, len(documents)))
-    ids: list[int] = []
-    while len(ids) < count:
-        ids += tokenizer(next(order) + "\n\n", add_special_tokens=False)["input_ids"]
-    return list(islice(ids, count))
+    return scatter(filler, [(i + rng.random()) / len(stated) for i in range(len(stated))], stated)

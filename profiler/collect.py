@@ -21,15 +21,13 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from moa.plans.errors import MoaError, ProfileError, Unsupported
+from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
 from moa.profiler.calibration import Labels, Loss, Sample, Source
 from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
-
-HEAD_CHUNK = 256
-"""Positions whose logits are held at once."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +162,7 @@ def run_backward(
     response = torch.tensor(sample.response, device=ids.device)
     cut = hidden[0].detach().index_select(0, response.to(hidden.device) - 1).requires_grad_(True)
     for rows, given in zip(cut.split(HEAD_CHUNK), ids[0, response].split(HEAD_CHUNK), strict=True):
-        logits = _logits(model, rows)
+        logits = logits_of(model, rows)
         label = _label(logits.detach(), given.to(logits.device), labels, generator)[:, None]
         wanted = logits.gather(1, label)
         if loss == "nll":
@@ -175,17 +173,6 @@ def run_backward(
     assert cut.grad is not None
     grad = torch.zeros_like(hidden[0]).index_add_(0, response.to(hidden.device) - 1, cut.grad)
     hidden.backward(grad[None])
-
-
-def _logits(model: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """float32 logits [rows, vocabulary] of last hidden states [rows, d], as the model's own head makes them."""
-    config = model.config.get_text_config()
-    scaled = [name for name in ("logit_scale", "logits_scaling") if getattr(config, name, None) not in (None, 1.0)]
-    if scaled:
-        raise Unsupported(f"profiling does not know the model's {scaled[0]}; its logits would be wrong")
-    logits: Tensor = model.get_output_embeddings()(hidden).float()
-    cap = getattr(config, "final_logit_softcapping", None)
-    return logits if cap is None else cap * torch.tanh(logits / cap)
 
 
 def _label(logits: Tensor, given: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:

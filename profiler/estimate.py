@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from moa.profiler.calibration import whole_text
-from moa.profiler.collect import HEAD_CHUNK, Settings, Task, run_backward
+from moa.profiler.collect import Settings, Task, run_backward
 from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.recorder import recording
 
 PROBES = (128, 512)

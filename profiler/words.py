@@ -7,9 +7,9 @@ CITIES = (
     "Mumbai Munich Nairobi Naples Osaka Oslo Paris Prague Quito Riga Rome Seattle Seoul Sydney Tokyo Toronto Vienna"
 ).split()
 NAMES = (
-    "Adam Alice Anna Arthur Bella Boris Carla Cedric Clara Daniel Diana Edgar Elena Emma Felix Fiona George Grace Hanna "
-    "Henry Ida Igor Irene Jack Jane Karl Laura Leo Linda Lucas Maria Martin Nina Nora Oscar Paul Petra Quentin Rita "
-    "Robert Sara Simon Tara Thomas Ursula Victor Wanda Yusuf Zoe"
+    "Adam Alice Anna Arthur Bella Boris Carla Cedric Clara Daniel Diana Edgar Elena Emma Felix Fiona George Grace "
+    "Hanna Henry Ida Igor Irene Jack Jane Karl Laura Leo Linda Lucas Maria Martin Nina Nora Oscar Paul Petra "
+    "Quentin Rita Robert Sara Simon Tara Thomas Ursula Victor Wanda Yusuf Zoe"
 ).split()
 COLOURS = ("amber black blue brown crimson golden green grey orange pink purple red silver teal violet white").split()
 ADJECTIVES = (

@@ -47,9 +47,7 @@ def command(
     )
     for n in measured.lengths:
         kept = plan.kv_bytes(n) / measured.model.dense_kv_bytes(n)
-        console.print(
-            f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {plan.kv_bytes(n, dtype='bfloat16') / dense:.3f} of dense"
-        )
+        console.print(f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept:.3f} of dense")
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}", soft_wrap=True)
 
 

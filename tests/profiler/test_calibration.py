@@ -1,7 +1,9 @@
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
+
 from moa.plans.errors import MoaError
 from moa.profiler.calibration import SOURCES, Fact, ask, questions
 from moa.profiler.text import split
@@ -45,7 +47,7 @@ def test_facts_lie_at_every_depth(tokenizer: Any) -> None:
     depths = [text.index(f.statement) / len(text) for f in facts]
     assert depths == sorted(depths)
     assert depths[0] < 0.2
-    assert max(b - a for a, b in zip(depths, depths[1:], strict=False)) < 0.25
+    assert max(b - a for a, b in pairwise(depths)) < 0.25
 
 
 def test_a_length_too_short_for_the_questions_is_refused(tokenizer: Any) -> None:

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from moa.plans.errors import MoaError, ProfileError
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
-from moa.profiler.collect import HEAD_CHUNK, Settings, Task, collect, run_backward, tasks
+from moa.profiler.collect import Settings, Task, collect, run_backward, tasks
 from moa.profiler.estimators import fisher
+from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 
@@ -96,7 +98,9 @@ def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, loss: Any) -> 
     out = model(inputs_embeds=model.get_input_embeddings()(ids).requires_grad_()).logits[0, :-1].float()
     label = ids[0, 1:, None]
     wanted = out.gather(1, label)
-    other = out.logsumexp(-1, keepdim=True) if loss == "nll" else out.scatter(1, label, -torch.inf).amax(-1, keepdim=True)
+    other = (
+        out.logsumexp(-1, keepdim=True) if loss == "nll" else out.scatter(1, label, -torch.inf).amax(-1, keepdim=True)
+    )
     (other - wanted).sum().backward()
     hook.remove()
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)

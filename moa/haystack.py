@@ -1,0 +1,118 @@
+"""Needles in a haystack: sentences hidden in held-out prose, asked about once the text is cached.
+
+The formats are none that calibration uses (`moa.profiler.calibration`), and the prose is held out from it. The prompt
+ends with the first words of the answer, so that the next words are the answer itself, as in RULER (arXiv 2404.06654).
+"""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+from moa.plans.errors import MoaError
+from moa.profiler.text import prose, scatter
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of needle: `{key}` is what the question names; the statement is `lead`, the answer and a full stop."""
+
+    question: str
+    lead: str
+    keys: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+_NAMES = ("Abel", "Boris", "Dmitri", "Greta", "Hugo", "Jonas", "Karin", "Louis", "Marta", "Nils", "Olga", "Pavel")
+FORMATS = (
+    Format(
+        "What is the secret ingredient in the soup of {key}?", "The secret ingredient in the soup of {key} is", _NAMES,
+        ("ginger", "honey", "mustard", "saffron", "cinnamon", "garlic", "vanilla", "pepper", "butter", "lemon", "basil"),
+    ),
+    Format(
+        "To which day was the dentist appointment of {key} moved?", "The dentist appointment of {key} was moved to",
+        _NAMES, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    ),
+    Format(
+        "What is the password that opens the {key} door?", "The password that opens the {key} door is",
+        ("round", "wooden", "glass", "marble", "iron", "copper", "garden", "cellar", "kitchen", "northern"),
+        ("thunder", "candle", "rabbit", "mirror", "anchor", "window", "castle", "planet", "feather", "dragon", "pencil"),
+    ),
+    Format(
+        "In which year was the {key} Festival held for the first time?",
+        "The {key} Festival was held for the first time in the year",
+        ("Lantern", "Harvest", "Kite", "Salmon", "Tulip", "Harbor", "Maple", "Snow", "Pumpkin", "Cherry", "Bonfire"),
+        tuple(str(year) for year in range(1801, 1990)),
+    ),
+    Format(
+        "What animal does {key} keep in the garden?", "The animal that {key} keeps in the garden is called a", _NAMES,
+        ("parrot", "turtle", "hamster", "ferret", "goat", "pony", "lizard", "falcon", "peacock", "donkey", "llama"),
+    ),
+    Format(
+        "What instrument does {key} play on stage?", "The instrument that {key} plays on stage is the", _NAMES,
+        ("violin", "piano", "trumpet", "guitar", "cello", "flute", "harp", "banjo", "organ", "clarinet", "accordion"),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a haystack: its tokens up to where the answer starts, the answer, the needle's depth."""
+
+    ids: tuple[int, ...]
+    answer: str
+    depth: float
+
+
+@dataclass(frozen=True)
+class Haystack:
+    """A text that is cached once, and the questions asked about it."""
+
+    ids: tuple[int, ...]
+    questions: tuple[Question, ...]
+
+
+def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, seed: int = 0) -> Haystack:
+    """Sample `index` of `of`: the text and its longest question together have `length` tokens.
+
+    Args:
+        tokenizer: Any transformers tokenizer; its chat template is used when it has one.
+        length: Tokens of text and question.
+        needles: Needles in the text, at most one of each format, at stratified depths; one question each.
+        index: Which sample; depths sweep evenly from sample to sample.
+        of: How many samples there are.
+        seed: Seed.
+
+    Raises:
+        MoaError: The length leaves no room for the text.
+    """
+    rng = random.Random(f"{seed}/{length}/{needles}/{index}")
+    before, after = _frame(tokenizer)
+    head = _encode(tokenizer, before + "Read the text below, then answer the question about it.\n\n")
+    depths = [(i + (index + 0.5) / of) / needles for i in range(needles)]
+    statements, questions = [], []
+    for form, depth in zip(rng.sample(FORMATS, needles), depths, strict=True):
+        key, answer = rng.choice(form.keys), rng.choice(form.answers)
+        lead = form.lead.format(key=key)
+        statements.append(_encode(tokenizer, f"\n\n{lead} {answer}.\n\n"))
+        asked = _encode(tokenizer, f"\n\nQuestion: {form.question.format(key=key)}{after}{lead}")
+        questions.append(Question(tuple(asked), answer, depth))
+    room = length - len(head) - max(len(q.ids) for q in questions) - sum(map(len, statements))
+    if room < 64:
+        raise MoaError(f"length {length} leaves {room} tokens for the text of a haystack; at least 64 are needed")
+    text = scatter(prose(tokenizer, room, rng, "evaluation"), depths, statements)
+    return Haystack((*head, *text), tuple(questions))
+
+
+def _frame(tokenizer: Any) -> tuple[str, str]:
+    """The prompt before the user's text, and between it and the answer."""
+    if getattr(tokenizer, "chat_template", None) is None:
+        return tokenizer.bos_token or "", "\nAnswer: "
+    mark = "\u241e"  # a symbol no template contains
+    turn = [{"role": "user", "content": mark}]
+    before, after = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
+    return before, after
+
+
+def _encode(tokenizer: Any, text: str) -> list[int]:
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
