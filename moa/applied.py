@@ -8,9 +8,8 @@ import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from moa.attention import ATTRIBUTE, NAME, LayerState, register
+from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
 from moa.cache import KVCache
-from moa.kernels import backend as backends
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules
@@ -45,7 +44,7 @@ class Applied:
     Attributes:
         model: The model.
         plan: The plan.
-        backend: Names of the back-ends that run, one per device, sorted.
+        backend: Names of the back-ends for the model's devices, sorted.
     """
 
     def __init__(self, model: Any, plan: Plan, backend: str | None) -> None:
@@ -56,27 +55,23 @@ class Applied:
             raise Unsupported(
                 "the model, or another one that shares its config object, is under a plan: remove it first"
             )
-        states = [
-            LayerState(
-                Rules(plan, layer) if layer in plan.model.ruled_layers else None,
-                backends.load(backend or backends.pick(next(module.parameters()).device)),
-            )
-            for layer, module in enumerate(modules)
-        ]
+        backends = Backends(backend)
+        devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
+        self.backend = tuple(sorted({backends.on(device).name for device in devices}))
         register()
         self._before = decoder.config._attn_implementation
         decoder.set_attn_implementation(NAME)
         if decoder.config._attn_implementation != NAME:
             raise Unsupported(f"{type(decoder).__name__} does not use transformers' attention interface")
-        for module, state in zip(modules, states, strict=True):
-            setattr(module, ATTRIBUTE, state)
+        for layer, module in enumerate(modules):
+            rules = Rules(plan, layer) if layer in plan.model.ruled_layers else None
+            setattr(module, ATTRIBUTE, LayerState(rules, backends))
         self._hook = decoder.register_forward_pre_hook(partial(_check_call, plan), with_kwargs=True)
         self._generator = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
         if self._generator is not None:
             setattr(self._generator, _PREPARE, partial(_prepare_cache, self._generator, plan))
         self._modules, self._decoder, self._removed = modules, decoder, False
         self.model, self.plan = model, plan
-        self.backend = tuple(sorted({state.backend.name for state in states}))
 
     def remove(self) -> None:
         """Take the plan off: the model is as it was. Doing so twice is harmless."""

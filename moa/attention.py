@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-from moa.kernels.backend import Backend
+from moa.kernels.backend import Backend, load, pick
 from moa.kernels.store import allocate
 from moa.layer import Staged
 from moa.padding import Packing
@@ -29,12 +29,27 @@ ATTRIBUTE = "_moa"
 """The attribute of an attention module under a plan that holds its `LayerState`."""
 
 
+class Backends:
+    """The back-end for each device: the one asked for, or else the one meant for it."""
+
+    def __init__(self, name: str | None) -> None:
+        self._name = name
+        self._loaded: dict[str, Backend] = {}
+
+    def on(self, device: torch.device) -> Backend:
+        """The back-end for tensors on `device`; the model's own device may differ when weights are offloaded."""
+        backend = self._loaded.get(device.type)
+        if backend is None:
+            backend = self._loaded[device.type] = load(self._name or pick(device))
+        return backend
+
+
 @dataclass(frozen=True)
 class LayerState:
     """What an attention module under a plan knows; `rules` is None for a layer with a window of the model's own."""
 
     rules: Rules | None
-    backend: Backend
+    backends: Backends
 
 
 def attention(
@@ -74,12 +89,13 @@ def attention(
         )
     _refuse(module, attention_mask, dropout, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    backend = state.backends.on(query.device)
     with torch.no_grad():
         if isinstance(key, Staged):
-            out = key.attend(query, attention_mask, scale=scale, backend=state.backend)
+            out = key.attend(query, attention_mask, scale=scale, backend=backend)
         else:
             assert isinstance(value, Tensor)
-            out = _without_cache(state, query, key, value, attention_mask, scale)
+            out = _without_cache(state.rules, backend, query, key, value, attention_mask, scale)
     if torch.is_grad_enabled() and query.requires_grad:
         out = _NoGradient.apply(query, out)  # type: ignore[no-untyped-call]
     return out, None
@@ -180,16 +196,15 @@ def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs
 
 
 def _without_cache(
-    state: LayerState, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    layer: Rules, backend: Backend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
     """Attention where all keys are given: no cache, or a stock `DynamicCache`, which stays as large as it was."""
-    assert state.rules is not None
-    backend, device = state.backend, key.device
+    device = key.device
     batch, groups, columns, head_size = key.shape
     new, past = query.shape[2], key.shape[2] - query.shape[2]
     if mask is not None and mask.shape[1] != columns:
         raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
-    rules = state.rules.tables(columns, device)
+    rules = layer.tables(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
     store = None
     if past:
