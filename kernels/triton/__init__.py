@@ -7,6 +7,7 @@ contiguous. No function waits for the device, and no grid depends on what only t
 import torch
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
+from moa.kernels.triton.common import require_aligned
 from moa.kernels.triton.decode import decode
 from moa.kernels.triton.prefill import prefill
 from torch import Tensor
@@ -22,6 +23,7 @@ def attend(
     lengths: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
     """As `moa.kernels.reference.attend`."""
+    require_aligned(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(q):
         return out
@@ -43,6 +45,7 @@ def step(
         out = attend(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
         append(store, k, v, sink=sink, starts=starts, lengths=lengths)
         return out
+    require_aligned(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
         decode(

@@ -8,13 +8,27 @@ Sizes known at run time are plain arguments, marked by `RUN_TIME` so that no val
 
 import triton
 import triton.language as tl
+from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK as _BLOCK
+from torch import Tensor
 
 BLOCK = tl.constexpr(_BLOCK)
 LOG2E = tl.constexpr(1.4426950408889634)
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens"]
 """Arguments of the kernels that must not be specialised."""
+
+
+def require_aligned(*tensors: Tensor) -> None:
+    """Refuse [rows, heads, D] tensors whose rows are not whole units of 16 elements, as the kernels load them."""
+    for x in tensors:
+        odd = [step for step, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1 and step % 16]
+        if x.shape[-1] % 16 or x.stride(-1) != 1 or odd:
+            raise Unsupported(
+                "back-end triton needs head sizes and strides that are multiples of 16 and a contiguous last dimension, "
+                f"found head size {x.shape[-1]}, strides {x.stride()}: choose back-end torch"
+            )
 
 
 @triton.jit
@@ -49,11 +63,24 @@ def slab(base, capacity, sink, pair, group):
 
 
 @triton.jit
-def key_rows(new, stride, store, slot, position, past, start, D: tl.constexpr, HAS_STORE: tl.constexpr):
-    """Pointers to the rows of one block's keys or values: the store's before `past`, the new tokens' from there."""
-    rows = new + (start + position - past).to(tl.int64) * stride
+def block_rows(new, stride, store, slot, block, fresh, past, start, D: tl.constexpr, HAS_STORE: tl.constexpr):
+    """Pointers to one block's rows of keys or values: all among the new tokens if `fresh`, else all in the store."""
+    rows = new + (start + block * BLOCK - past).to(tl.int64) * stride
     if HAS_STORE:
-        rows = tl.where(position < past, store + (slot + position % BLOCK) * D, rows)
+        # `require_aligned` saw to these multiples (bytes, elements); the choice hides them from the compiler.
+        rows = tl.multiple_of(tl.where(fresh, rows, store + slot * D), [16])
+        stride = tl.multiple_of(tl.where(fresh, stride, D), [16])
+    return rows + tl.arange(0, BLOCK) * stride
+
+
+@triton.jit
+def mixed_rows(new, stride, store, slot, block, past, start, D: tl.constexpr, HAS_STORE: tl.constexpr):
+    """As `block_rows`, for a block that the store holds up to `past` and the new tokens from there."""
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    rows = new + (start + at - past).to(tl.int64) * stride
+    if HAS_STORE:
+        rows = tl.where(at < past, store + (slot + at % BLOCK) * D, rows)
+        rows = tl.multiple_of(rows, [16])
     return rows
 
 
@@ -70,6 +97,14 @@ def load_rows(rows, seen, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.const
 
 
 @triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in float32."""
+    if INTERPRETED:  # the interpreter multiplies bfloat16's bit patterns as integers
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """One step of online softmax (arXiv 2205.14135, algorithm 1), in base 2: `scale` holds log2(e).
 
@@ -81,7 +116,7 @@ def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION:
         acc: Weighted sum of values so far [rows, WIDTH], relative to `top`.
         scale: Factor on q.k.
     """
-    scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    scores = dot(q, tl.trans(k), None, PRECISION) * scale
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))
@@ -91,5 +126,5 @@ def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION:
     weights = tl.exp2(scores - zero[:, None])
     fade = tl.exp2(top - zero)
     total = total * fade + tl.sum(weights, 1)
-    acc = tl.dot(weights.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+    acc = dot(weights.to(v.dtype), v, acc * fade[:, None], PRECISION)
     return new_top, total, acc

@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append_rows
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, fold, key_rows, load_rows, slab, slot_of
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, block_rows, fold, load_rows, slab, slot_of
 from moa.kernels.triton.tiles import Tiles, decode_tiles
 from torch import Tensor
 
@@ -41,12 +41,17 @@ class Pieces(NamedTuple):
 
 
 @triton.jit
-def blocks_in_use(first, sink_blocks, past, count):
-    """Edge of the first row, sink blocks in the text, and all blocks that `count` rows from `past` on see."""
-    last = (past + count - 1) // BLOCK
+def blocks_seen(first, sink_blocks, past, count):
+    """What `count` rows from `past` on see, in order: the past's sink blocks, its window blocks, the new blocks.
+
+    A block that is past and new at once counts twice, so that each has one source. Returns the window's first block and
+    how many blocks there are of the first kind, of the first two, and of all.
+    """
     edge = tl.load(first + past // BLOCK)
-    sinks = tl.minimum(sink_blocks, last + 1)
-    return edge, sinks, sinks + tl.maximum(last + 1 - edge, 0)
+    stored = tl.cdiv(past, BLOCK)
+    sinks = tl.minimum(sink_blocks, stored)
+    old = sinks + tl.maximum(stored - edge, 0)
+    return edge, sinks, old, old + (past + count - 1) // BLOCK - past // BLOCK + 1
 
 
 @triton.jit
@@ -83,7 +88,7 @@ def decode_kernel(
                     D, WIDTH, 16,
                 )  # fmt: skip
 
-    edge, sinks, used = blocks_in_use(first, sink_blocks, past, count)
+    edge, sinks, old, used = blocks_seen(first, sink_blocks, past, count)
     begin = piece * per_piece
     end = tl.minimum(begin + per_piece, used)
     if piece == pieces_of(capacity, pair, per_piece) - 1:
@@ -109,13 +114,18 @@ def decode_kernel(
         total = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
         for i in tl.range(begin, end):
+            fresh = i >= old
             block = tl.where(i < sinks, i, edge + i - sinks)
+            block = tl.where(fresh, past // BLOCK + i - old, block)
             at = block * BLOCK + lane
             slot = slot_of(block, slot0, sink_blocks, ring)
-            exists = at <= high
-            tile_k = load_rows(key_rows(k, k_token, k_store, slot, at, past, start, D, True), exists, D, WIDTH, True)
-            tile_v = load_rows(key_rows(v, v_token, v_store, slot, at, past, start, D, True), exists, D, WIDTH, True)
-            seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= row_edge))[:, None]
+            rows_k = block_rows(k, k_token, k_store, slot, block, fresh, past, start, D, True)
+            rows_v = block_rows(v, v_token, v_store, slot, block, fresh, past, start, D, True)
+            exists = (at <= high) & ((at >= past) == fresh)
+            tile_k = load_rows(rows_k, exists, D, WIDTH, True)
+            tile_v = load_rows(rows_v, exists, D, WIDTH, True)
+            kept = (block < sink_blocks) | (block >= row_edge)
+            seen = exists[None, :] & (at[None, :] <= position[:, None]) & kept[:, None]
             top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, True, PRECISION)
         flat = token.to(tl.int64) * (groups * HEADS) + head
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # 0: the row sees no key of this piece
@@ -140,7 +150,7 @@ def join_kernel(
     if count == 0:
         return
     past = tl.load(lengths + sequence).to(tl.int32)
-    _, _, used = blocks_in_use(first + group * blocks, tl.load(sink + group) // BLOCK, past, count)
+    _, _, _, used = blocks_seen(first + group * blocks, tl.load(sink + group) // BLOCK, past, count)
     pieces = tl.minimum(tl.cdiv(used, per_piece), pieces_of(capacity, sequence * groups + group, per_piece))
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     stride = tokens.to(tl.int64) * groups * HEADS

@@ -8,7 +8,7 @@ group, so each K/V tile is read once per group. It walks the 64-key blocks its r
    key <= position and (key < sink or block >= first[position // 64]).
 
 Blocks outside the plan are never touched. A block is read from the slab where it is past, from the new tokens where it
-is new, by a choice of row pointers, so a block that holds both costs nothing extra.
+is new; the one block that may be both is left to the second loop.
 
 Balance. Programs start longest first without a sort: groups by reach, the one with the lowest `first` ahead, and tiles
 from the end of the text backwards, since a rule's span never falls with position.
@@ -21,7 +21,18 @@ import torch
 import triton
 import triton.language as tl
 from moa.kernels.store import Store
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, find_sequence, fold, key_rows, load_rows, slab, slot_of
+from moa.kernels.triton.common import (
+    BLOCK,
+    LOG2E,
+    RUN_TIME,
+    block_rows,
+    find_sequence,
+    fold,
+    load_rows,
+    mixed_rows,
+    slab,
+    slot_of,
+)
 from moa.kernels.triton.tiles import Tiles, prefill_tiles
 from torch import Tensor
 
@@ -78,22 +89,34 @@ def prefill_kernel(
 
     diagonal = low // BLOCK
     sinks = tl.minimum(sink_blocks, diagonal)
-    for i in tl.range(0, sinks + tl.maximum(diagonal - edge_high, 0)):
+    whole = sinks + tl.maximum(diagonal - edge_high, 0)
+    mixed, mixed_block = 0, past // BLOCK  # the block that is past and new at once goes to the second loop
+    if HAS_STORE:
+        split = (past % BLOCK != 0) & (mixed_block < diagonal)
+        mixed = (split & ((mixed_block < sinks) | (mixed_block >= edge_high))).to(tl.int32)
+    for i in tl.range(0, whole - mixed):
         block = tl.where(i < sinks, i, edge_high + i - sinks)
-        at = block * BLOCK + lane
+        if HAS_STORE:
+            i += tl.where(block >= mixed_block, mixed, 0)
+            block = tl.where(i < sinks, i, edge_high + i - sinks)
         slot = slot_of(block, slot0, sink_blocks, ring)
-        tile_k = load_rows(key_rows(k, k_token, k_store, slot, at, past, start, D, HAS_STORE), live, D, WIDTH, False)
-        tile_v = load_rows(key_rows(v, v_token, v_store, slot, at, past, start, D, HAS_STORE), live, D, WIDTH, False)
+        fresh = block >= mixed_block
+        rows_k = block_rows(k, k_token, k_store, slot, block, fresh, past, start, D, HAS_STORE)
+        rows_v = block_rows(v, v_token, v_store, slot, block, fresh, past, start, D, HAS_STORE)
+        tile_k = load_rows(rows_k, live, D, WIDTH, False)
+        tile_v = load_rows(rows_v, live, D, WIDTH, False)
         top, total, acc = fold(tile_q, tile_k, tile_v, live, top, total, acc, scale, False, PRECISION)
 
-    edges = tl.maximum(tl.minimum(edge_high, diagonal) - edge_low, 0)
+    edges = mixed + tl.maximum(tl.minimum(edge_high, diagonal) - edge_low, 0)
     for i in tl.range(0, edges + high // BLOCK - diagonal + 1, num_stages=1):
-        block = tl.where(i < edges, edge_low + i, diagonal + i - edges)
+        block = tl.where(i < edges, edge_low + i - mixed, diagonal + i - edges)
+        block = tl.where(i < mixed, mixed_block, block)
         at = block * BLOCK + lane
         slot = slot_of(block, slot0, sink_blocks, ring)
-        exists = at <= high
-        tile_k = load_rows(key_rows(k, k_token, k_store, slot, at, past, start, D, HAS_STORE), exists, D, WIDTH, True)
-        tile_v = load_rows(key_rows(v, v_token, v_store, slot, at, past, start, D, HAS_STORE), exists, D, WIDTH, True)
+        rows_k = mixed_rows(k, k_token, k_store, slot, block, past, start, D, HAS_STORE)
+        rows_v = mixed_rows(v, v_token, v_store, slot, block, past, start, D, HAS_STORE)
+        tile_k = load_rows(rows_k, at <= high, D, WIDTH, True)
+        tile_v = load_rows(rows_v, at <= high, D, WIDTH, True)
         seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= edge))[:, None]
         top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, True, PRECISION)
 

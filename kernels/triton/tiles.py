@@ -46,6 +46,14 @@ def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = N
     return Tiles(block_m, 4, stages, width, precision(target))
 
 
+def influence_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | None = None) -> Tiles:
+    """For `influence_backward` with `heads` query heads per group."""
+    target, width, wide = target or arch(), _width(dim), dtype == torch.float32
+    rows = max(64, triton.next_power_of_2(heads))
+    stages = 1 if target.startswith("gfx") or wide else 2
+    return Tiles(rows, 8 if wide or width > 64 else 4, stages, width, precision(target))
+
+
 def precision(target: str) -> str:
     """float32 products keep float32's accuracy: three TF32 passes on NVIDIA, plain multiplies elsewhere."""
     return "tf32x3" if target.startswith("sm_") else "ieee"

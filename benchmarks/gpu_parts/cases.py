@@ -1,0 +1,71 @@
+"""Rules by name, tables on the device, stores full of random keys."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moa.kernels.store import Store, allocate, capacities
+from moa.plans.span import BLOCK, Ints, first_block, live_blocks, span
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Rules of one layer's groups."""
+
+    name: str
+    sink: Ints
+    alpha: Ints
+    beta256: Ints
+
+    def tables(self, length: int, device: torch.device) -> dict[str, Tensor]:
+        """`first` and `sink` for positions below `length`."""
+        first = first_block(*self._columns(), np.arange(-(-length // BLOCK))).astype(np.int32)
+        return {
+            "first": torch.from_numpy(first).to(device),
+            "sink": torch.from_numpy(self.sink.astype(np.int32)).to(device),
+        }
+
+    def density(self, length: int) -> float:
+        """Keys the last query sees, over all."""
+        return float(span(*self._columns(), length).mean() / length)
+
+    def kept(self, length: int) -> float:
+        """Visible causal pairs over all of them."""
+        n = np.arange(1, length + 1)
+        return float(span(*self._columns(), n).mean(0).sum() / n.sum())
+
+    def live_bytes(self, length: int, batch: int, row_bytes: int) -> int:
+        """Bytes of keys and values in the blocks one decode step must read."""
+        return int(2 * batch * BLOCK * row_bytes * live_blocks(self.sink, self.alpha, self.beta256, length).sum())
+
+    def store(self, lengths: Ints, dim: int, dtype: torch.dtype, device: torch.device, room: int = BLOCK) -> Store:
+        """Slabs for `lengths` and `room` tokens more, filled with random numbers."""
+        store = allocate(capacities(self.sink, self.alpha, self.beta256, lengths + room), dim, dtype, device)
+        store.k.normal_()
+        store.v.normal_()
+        return store
+
+    def _columns(self) -> tuple[Ints, Ints, Ints]:
+        return self.sink[:, None], self.alpha[:, None], self.beta256[:, None]
+
+
+def mixes(groups: int) -> list[Mix]:
+    """Dense; every head at a half and a quarter; half the heads full; one in eight full beside windows of all sizes."""
+    sink, zero = np.full(groups, 64), np.zeros(groups, np.int64)
+    index = np.arange(groups)
+    half, eighth = index < (groups + 1) // 2, index % 8 == 0
+    return [
+        Mix("dense", sink, zero, zero + 256),
+        Mix("all at 1/2", sink, zero, zero + 128),
+        Mix("all at 1/4", sink, zero, zero + 64),
+        Mix("half full, half 1,024", sink, np.where(half, 0, 1024), np.where(half, 256, 0)),
+        Mix("1 in 8 full, others mixed", sink, np.where(eighth, 0, 256 << index % 5), np.where(eighth, 256, 0)),
+    ]
+
+
+def packed(lengths: Ints, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Random [tokens, heads, D], and `starts`."""
+    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+    return torch.randn(int(lengths.sum()), heads, dim, device=device).to(dtype), starts

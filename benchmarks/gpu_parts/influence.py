@@ -1,0 +1,53 @@
+"""The influence backward beside a plain flash backward."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from gpu_parts.measure import Bench
+from moa.kernels.triton.influence import forward, influence_backward
+
+Row = dict[str, Any]
+
+
+def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
+    """One layer of Llama-3-8B by length; adds the fit of extra memory over length to the report."""
+    rows = []
+    for n in (64, 130) if bench.dry else (1024, 2048, 4096, 8192, 16384, 32768):
+        if bench.has_time(f"influence {n}"):
+            rows.append(one(bench, n, *((4, 2, 16) if bench.dry else (32, 8, 128))))
+    if len(rows) > 1:
+        lengths, extra = (np.array([row[name] for row in rows], float) for name in ("length", "extra MB"))
+        fit = np.polyfit(lengths, extra, 1)
+        report["extra MB = a + b * length"] = [float(x) for x in fit[::-1]]
+        report["largest deviation from the fit, MB"] = float(np.abs(np.polyval(fit, lengths) - extra).max())
+    return rows
+
+
+def one(bench: Bench, n: int, heads: int, groups: int, dim: int) -> Row:
+    """The plain backward gets keys expanded to all heads beforehand, so it need not sum over a group."""
+    bin_size = 64 * max(1, -(-n // (64 * 128)))
+    q, k, v, dout = (
+        torch.randn(h, n, dim, dtype=torch.bfloat16, device=bench.device) for h in (heads, groups, groups, heads)
+    )
+    scale = dim**-0.5
+    out, lse = forward(q, k, v, scale=scale)
+
+    def ours() -> object:
+        return influence_backward(q, k, v, out, lse, dout, scale=scale, sinks=(64,), bin_size=bin_size)
+
+    leaves = [x[None].requires_grad_() for x in (q, *(x.repeat_interleave(heads // groups, 0) for x in (k, v)))]
+    with sdpa_kernel(SDPBackend.MATH if bench.dry else SDPBackend.FLASH_ATTENTION):
+        attended = sdpa(*leaves, is_causal=True)
+
+    def plain() -> object:
+        return torch.autograd.grad(attended, leaves, dout[None], retain_graph=True)
+
+    times = bench.time({"ours": ours, "flash": plain, "our forward": lambda: forward(q, k, v, scale=scale)})
+    return {
+        "length": n, **{f"{name} ms": 1e3 * seconds for name, seconds in times.items()},
+        "ours / flash": times["ours"] / times["flash"], "extra MB": bench.peak(ours) / 1e6,
+    }  # fmt: skip

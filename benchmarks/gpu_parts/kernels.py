@@ -1,0 +1,114 @@
+"""Prefill and decode kernels beside library attention, with ratios inside one run."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+from gpu_parts.cases import Mix, mixes, packed
+from gpu_parts.flex import flex_call
+from gpu_parts.flashinfer_decode import flashinfer_call
+from gpu_parts.measure import Bench, Call
+from moa.kernels import triton as kernels
+
+Row = dict[str, Any]
+HEADS, GROUPS, DIM = 32, 8, 128  # one layer of Llama-3-8B
+DTYPE = torch.bfloat16
+
+
+def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
+    """Rows of both kernels, the sizes with goals first."""
+    rows: list[Row] = []
+    heads, groups, dim = (4, 2, 16) if bench.dry else (HEADS, GROUPS, DIM)
+    for length in (128,) if bench.dry else (32768, 4096, 16384, 65536, 131072):
+        for mix in mixes(groups):
+            if bench.has_time(f"prefill {length} {mix.name}", leave=0.0 if bench.dry else 3.0):
+                rows.append(prefill(bench, mix, length, heads, dim))
+    for length, batch in ((128, 2),) if bench.dry else _decode_sizes():
+        for mix in mixes(groups):
+            if bench.has_time(f"decode {length} x {batch} {mix.name}"):
+                rows.append(decode(bench, mix, length, batch, heads, dim, report["copy_bytes_per_s"]))
+    return rows
+
+
+def _decode_sizes() -> list[tuple[int, int]]:
+    """Length and batch, as long as a dense cache takes at most 16 GB: both forms are held at once."""
+    row = 2 * 2 * GROUPS * DIM
+    sizes = [(n, b) for b in (16, 1, 64, 4) for n in (16384, 4096, 131072, 32768, 65536)]
+    return [(n, b) for n, b in sizes if n * b * row <= 16e9]
+
+
+def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
+    """One sequence. Keys of the libraries' calls are expanded to all heads beforehand, outside the clock."""
+    groups, scale = len(mix.sink), dim**-0.5
+    (q, starts), (k, _), (v, _) = (
+        packed(np.array([length]), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
+    )
+    call = {**mix.tables(length, bench.device), "starts": starts, "scale": scale}
+    call["lengths"] = torch.zeros(1, dtype=torch.int64, device=bench.device)
+    whole = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
+    wide = [whole[0], *(x.repeat_interleave(heads // groups, 1) for x in whole[1:])]
+    calls: dict[str, Call] = {"ours": lambda: kernels.attend(q, k, v, **call)}
+    calls |= _sdpa(bench, wide, is_causal=True)
+    if flex := flex_call(bench, *whole, call["first"], call["sink"]):
+        calls["flex"] = flex
+    times = bench.time(calls)
+    kept = mix.kept(length)
+    row = {"kernel": "prefill", "mix": mix.name, "length": length, "batch": 1, "kept": kept}
+    row |= {f"{name} ms": 1e3 * seconds for name, seconds in times.items()}
+    row["TFLOP/s"] = 4 * heads * dim * kept * length * (length + 1) / 2 / times["ours"] / 1e12
+    if "flash" in times:
+        row["ours / (kept * flash)"] = times["ours"] / (kept * times["flash"])
+    return row
+
+
+def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int, bandwidth: float) -> Row:
+    """One token for each sequence; every call as a CUDA graph. `dense` calls read every key, at any mix."""
+    groups, scale = len(mix.sink), dim**-0.5
+    store = mix.store(np.full(batch, length), dim, DTYPE, bench.device)
+    (q, starts), (k, _), (v, _) = (
+        packed(np.ones(batch, np.int64), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
+    )
+    call = {**mix.tables(length + 64, bench.device), "starts": starts, "scale": scale}
+    past = torch.full((batch,), length - 1, dtype=torch.int64, device=bench.device)
+    keys, values = (torch.randn(batch, groups, length, dim, device=bench.device, dtype=DTYPE) for _ in range(2))
+    queries = q[:, :, None]
+    calls = {"ours": bench.graph(lambda: kernels.step(q, k, v, store=store, lengths=past, **call))}
+    calls |= {f"{n} dense": bench.graph(f) for n, f in _sdpa(bench, [queries, keys, values], enable_gqa=True).items()}
+    if flex := flex_call(bench, queries, keys, values, call["first"], call["sink"]):
+        calls["flex"] = bench.graph(flex)
+    if other := flashinfer_call(bench, q, keys, values):
+        calls["flashinfer dense"] = bench.graph(other)
+    times = bench.time(calls)
+    live = mix.live_bytes(length, batch, dim * DTYPE.itemsize)
+    row = {"kernel": "decode", "mix": mix.name, "length": length, "batch": batch, "density": mix.density(length)}
+    row |= {f"{name} ms": 1e3 * seconds for name, seconds in times.items()}
+    row |= {"kept MB": live / 1e6, "share of copy bandwidth": live / times["ours"] / bandwidth}
+    return row
+
+
+def _sdpa(bench: Bench, qkv: list[Tensor], **options: bool) -> dict[str, Call]:
+    """Library attention by each fast back-end that takes these tensors; those that refuse are noted."""
+    backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+    if bench.dry:
+        backends = {"flash": SDPBackend.MATH}
+    calls = {}
+    for name, backend in backends.items():
+        call = partial(_under, backend, lambda: sdpa(*qkv, **options))
+        try:
+            call()
+        except RuntimeError as error:
+            bench.skipped.append(f"SDPA {name} {tuple(qkv[0].shape)}: {str(error).splitlines()[0]}")
+            continue
+        calls[name] = call
+    return calls
+
+
+def _under(backend: SDPBackend, call: Callable[[], Tensor]) -> Tensor:
+    with sdpa_kernel(backend):
+        return call()

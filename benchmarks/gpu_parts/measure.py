@@ -1,0 +1,132 @@
+"""Timing: alternating runs, medians, device events, CUDA graphs; the device's measured ceilings."""
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import triton
+
+Call = Callable[[], Any]
+
+
+class Bench:
+    """The device, its clock, and the time left.
+
+    Attributes:
+        dry: Tiny sizes on the CPU under the interpreter; times are then meaningless.
+        device: Where tensors go.
+        skipped: What no time or memory was left for.
+    """
+
+    def __init__(self, dry: bool, minutes: float) -> None:
+        self.dry, self.end, self.skipped = dry, time.monotonic() + 60 * minutes, list[str]()
+        if not dry and not torch.cuda.is_available():
+            raise SystemExit("no GPU is visible: run on one, or pass --dry")
+        self.device = torch.device("cpu" if dry else "cuda")
+        self.repeats = 1 if dry else 20
+        self._flush = torch.empty(1 if dry else 256 << 20, dtype=torch.uint8, device=self.device)
+        torch.manual_seed(0)
+
+    def about(self) -> dict[str, Any]:
+        """Device, versions, date."""
+        return {
+            "device": "dry run on the CPU, no figure counts" if self.dry else torch.cuda.get_device_name(),
+            "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"), "repeats": self.repeats,
+        }  # fmt: skip
+
+    def time(self, calls: dict[str, Call], cold: bool = True) -> dict[str, float]:
+        """Median seconds of each call: all of them in turn, `repeats` times, after two rounds unmeasured.
+
+        Args:
+            calls: By name.
+            cold: Overwrite the L2 cache before each.
+        """
+        taken: dict[str, list[Any]] = {name: [] for name in calls}
+        for round_ in range(-2 if not self.dry else 0, self.repeats):
+            for name, call in calls.items():
+                if cold:
+                    self._flush.zero_()
+                stop = self._clock()
+                call()
+                if round_ >= 0:
+                    taken[name].append(stop())
+        if not self.dry:
+            torch.cuda.synchronize()
+        return {name: statistics.median(read() for read in reads) for name, reads in taken.items()}
+
+    def _clock(self) -> Callable[[], Callable[[], float]]:
+        """Start; the result, when called, stops; its result gives the seconds, once the device is done."""
+        if self.dry:
+            begun = time.perf_counter()
+
+            def stop_host() -> Callable[[], float]:
+                seconds = time.perf_counter() - begun
+                return lambda: seconds
+
+            return stop_host
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+
+        def stop() -> Callable[[], float]:
+            end.record()
+            return lambda: begin.elapsed_time(end) / 1e3
+
+        return stop
+
+    def graph(self, call: Call) -> Call:
+        """`call` as a CUDA graph, so that launches cost nothing; itself in a dry run."""
+        if self.dry:
+            call()
+            return call
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
+
+    def has_time(self, what: str, leave: float = 0.0) -> bool:
+        """Whether another measurement may start, with `leave` minutes for what follows; if not, `what` is noted."""
+        if time.monotonic() < self.end - 60 * leave:
+            return True
+        self.skipped.append(what)
+        return False
+
+    def free(self) -> float:
+        """Bytes of device memory that can be had; a small pretence in a dry run."""
+        if self.dry:
+            return 1e6
+        gc.collect()
+        torch.cuda.empty_cache()
+        return float(torch.cuda.mem_get_info()[0])
+
+    def peak(self, call: Call) -> int:
+        """Bytes that `call` allocates at its peak, beyond what was held before."""
+        if self.dry:
+            call()
+            return 0
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+
+    def ceilings(self) -> dict[str, float]:
+        """Copy bandwidth (bytes read and written per second) and bf16 matmul rate, measured here and now."""
+        size, n = (1 << 12, 64) if self.dry else (1 << 30, 8192)
+        a = torch.randint(0, 255, (size,), dtype=torch.uint8, device=self.device)
+        b = torch.empty_like(a)
+        x, y = (torch.randn(n, n, dtype=torch.bfloat16, device=self.device) for _ in range(2))
+        times = self.time({"copy": lambda: b.copy_(a), "matmul": lambda: x @ y})
+        return {"copy_bytes_per_s": 2 * size / times["copy"], "matmul_flops_per_s": 2 * n**3 / times["matmul"]}

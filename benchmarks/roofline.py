@@ -1,0 +1,99 @@
+"""Calculates, does not measure: the least time that decode and prefill attention can take on an H100 and an A100.
+
+    python benchmarks/roofline.py        writes benchmarks/results/roofline.{json,md}
+
+Rates are the makers' datasheet rates (dense bf16, HBM). A step takes the larger of bytes / bandwidth and flops / rate.
+A plan is stood in for by its density: keys kept over keys seen at the length.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+DEVICES = {"H100 SXM 80 GB": (3.35e12, 989e12, 80e9), "A100 SXM 80 GB": (2.039e12, 312e12, 80e9)}
+"""Bytes/s, bf16 flop/s, bytes of memory."""
+DENSITIES = (1.0, 0.5, 0.25)
+RESERVE = 4e9
+"""Bytes left for activations, CUDA and fragmentation."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What of a model the bounds need."""
+
+    name: str
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_size: int
+    parameters: float
+
+    def kv_bytes(self, tokens: float) -> float:
+        return 2 * 2 * self.layers * self.kv_heads * self.head_size * tokens
+
+    def attention_flops(self, pairs: float) -> float:
+        """Two products of 2 * D flops for every visible (row, key) of every query head."""
+        return 4.0 * self.layers * self.query_heads * self.head_size * pairs
+
+
+SHAPES = (Shape("Llama-3-8B", 32, 32, 8, 128, 8.03e9), Shape("Llama-2-7B", 32, 32, 32, 128, 6.74e9))
+
+
+def decode(shape: Shape, device: str, length: int, density: float) -> dict[str, float]:
+    """One decode step at the largest batch that fits."""
+    bandwidth, rate, memory = DEVICES[device]
+    weights = 2 * shape.parameters
+    each = shape.kv_bytes(density * length)
+    batch = int((memory - RESERVE - weights) // each)
+    flops = batch * (2 * shape.parameters + shape.attention_flops(density * length))
+    seconds = max((weights + batch * each) / bandwidth, flops / rate)
+    return {"batch": batch, "step_ms": 1e3 * seconds, "tokens_per_s": batch / seconds if batch else 0.0}
+
+
+def prefill(shape: Shape, device: str, length: int, density: float) -> float:
+    """Milliseconds of one layer's attention over a prompt; `density` is the share of causal pairs kept."""
+    return 1e3 * shape.attention_flops(density * length * (length + 1) / 2) / shape.layers / DEVICES[device][1]
+
+
+def rows() -> list[dict[str, object]]:
+    return [
+        {"device": device, "model": shape.name, "length": length, "density": density,
+         **decode(shape, device, length, density), "prefill_layer_ms": prefill(shape, device, length, density)}
+        for device in DEVICES for shape in SHAPES for length in (4096, 16384, 32768, 131072) for density in DENSITIES
+    ]  # fmt: skip
+
+
+def markdown(table: list[dict[str, object]]) -> str:
+    lines = [
+        "Calculated from datasheet rates, not measured (`python benchmarks/roofline.py`). Decode: bf16, the largest batch "
+        "that fits beside the weights, one step reads the weights and the kept keys once. Prefill: one layer's attention, "
+        "batch 1.",
+        "",
+        "| device | model | length | density | batch | decode step ms | decode tokens/s | over dense | prefill ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    dense = {}
+    for row in table:
+        key = (row["device"], row["model"], row["length"])
+        speed = float(str(row["tokens_per_s"]))
+        dense.setdefault(key, speed)
+        over = f"{speed / dense[key]:.2f}" if dense[key] else "-"
+        step = f"{row['step_ms']:.1f}" if row["batch"] else "does not fit"
+        lines.append(
+            f"| {row['device']} | {row['model']} | {row['length']:,} | {row['density']} | {row['batch']} | "
+            f"{step} | {speed:,.0f} | {over} | {row['prefill_layer_ms']:.2f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    results = Path(__file__).parent / "results"
+    results.mkdir(exist_ok=True)
+    table = rows()
+    (results / "roofline.json").write_text(json.dumps({"kind": "calculated", "rows": table}, indent=1) + "\n")
+    (results / "roofline.md").write_text(markdown(table))
+    print(markdown(table))
+
+
+if __name__ == "__main__":
+    main()

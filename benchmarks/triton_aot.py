@@ -1,0 +1,216 @@
+"""Compiles every Triton kernel without a device and reports registers, shared memory, spills, tensor-core use.
+
+    python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
+    python benchmarks/triton_aot.py --quick         the few compilations that the tests check
+
+Exits 1 if a configuration spills, exceeds its target's shared memory, or has no tensor-core instruction where it should.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from moa.kernels.triton.append import append_kernel
+from moa.kernels.triton.common import RUN_TIME
+from moa.kernels.triton.decode import decode_kernel, join_kernel
+from moa.kernels.triton.prefill import prefill_kernel
+from moa.kernels.triton.tiles import Tiles, decode_tiles, prefill_tiles
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}  # fmt: skip
+SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+"""Bytes of shared memory that a block may use: NVIDIA's tuning guides, AMD's CDNA3 ISA guide."""
+TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
+DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+INTS32 = {"first", "sink", "capacity", "starts", "items"}
+INTS64 = {"base", "lengths"}
+FLOATS = {"lse", "parts"}
+
+
+@dataclass
+class Row:
+    """What one compilation needed."""
+
+    kernel: str
+    target: str
+    dtype: str
+    head_size: int
+    variant: str
+    rows: int
+    warps: int
+    stages: int
+    registers: int
+    shared: int
+    spills: int
+    tensor_cores: str
+
+    def faults(self) -> list[str]:
+        """What makes this configuration unfit to ship."""
+        needs_mma = self.kernel not in ("append", "join") and not (self.target == "gfx942" and self.dtype == "fp32")
+        found = []
+        if self.spills:
+            found.append(f"spills {self.spills} bytes")
+        if self.shared > SHARED[self.target]:
+            found.append(f"needs {self.shared} bytes of shared memory, the target has {SHARED[self.target]}")
+        if needs_mma and not self.tensor_cores:
+            found.append("uses no tensor cores")
+        return found
+
+
+def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, variant: str, tiles: Tiles,
+          constants: dict[str, Any], pointers: dict[str, str] | None = None) -> Row:  # fmt: skip
+    """Compile one kernel as its launcher would for aligned tensors."""
+    signature, attributes = {}, {}
+    for i, arg in enumerate(kernel.arg_names):
+        if arg in constants:
+            signature[arg] = "constexpr"
+            continue
+        signature[arg] = (pointers or {}).get(arg) or _type(arg, DTYPES[dtype])
+        if arg not in RUN_TIME and arg != "scale":
+            attributes[(i,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
+    made = triton.compile(source, target=TARGETS[target], options=options)
+    text = made.asm["ptx" if "ptx" in made.asm else "amdgcn"]
+    registers, spills = _amd(text) if target.startswith("gfx") else _nvidia(made.asm["cubin"])
+    cores = "+".join(sorted(set(TENSOR_CORES.findall(text))))
+    return Row(
+        name, target, DTYPES[dtype], dim, variant, tiles.block_m, tiles.warps, tiles.stages, registers,
+        made.metadata.shared, spills, cores,
+    )  # fmt: skip
+
+
+def prefill(target: str, dtype: torch.dtype, dim: int, *, store: bool, heads: int = 4) -> Row:
+    t = prefill_tiles(dim, dtype, target)
+    constants = {
+        "HEADS": heads, "GROUPS": 8, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "HAS_STORE": store,
+        "WITH_LSE": False, "PRECISION": t.precision,
+    }  # fmt: skip
+    variant = f"group of {heads}, {'store and new' if store else 'new tokens'}"
+    return build(prefill_kernel, "prefill", target, dtype, dim, variant, t, constants)
+
+
+def decode(target: str, dtype: torch.dtype, dim: int, *, tokens: int = 1, heads: int = 4) -> Row:
+    t = decode_tiles(dim, dtype, tokens * heads, target)
+    constants = {
+        "HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "APPEND": True, "SPLIT": True,
+        "PRECISION": t.precision,
+    }  # fmt: skip
+    pointers = {"out": "*fp32"}
+    variant = f"group of {heads}, {tokens} tokens"
+    return build(decode_kernel, "decode", target, dtype, dim, variant, t, constants, pointers)
+
+
+def join(target: str, dtype: torch.dtype, dim: int) -> Row:
+    t = Tiles(0, 1, 3, dim, "")
+    return build(join_kernel, "join", target, dtype, dim, "", t, {"HEADS": 4, "D": dim, "COLUMNS": 32, "AT_ONCE": 32})
+
+
+def append(target: str, dtype: torch.dtype, dim: int) -> Row:
+    t = Tiles(64, 4, 3, triton.next_power_of_2(dim), "")
+    return build(append_kernel, "append", target, dtype, dim, "", t, {"D": dim, "WIDTH": t.width, "ROWS": 64})
+
+
+def quick() -> list[Row]:
+    """The most used configurations: bf16, head sizes 64 and 128, every target."""
+    half = torch.bfloat16
+    return [
+        row
+        for target in TARGETS
+        for row in (prefill(target, half, 128, store=True), decode(target, half, 128), decode(target, half, 64))
+    ]
+
+
+def matrix() -> list[Row]:
+    rows = []
+    for target in TARGETS:
+        for dtype in DTYPES:
+            for dim in (64, 80, 96, 128, 256):
+                rows += [prefill(target, dtype, dim, store=store) for store in (False, True)]
+                rows += [decode(target, dtype, dim, tokens=tokens) for tokens in (1, 4, 16)]
+            rows += [join(target, dtype, 128), append(target, dtype, 128)]
+    return rows
+
+
+def _type(arg: str, dtype: str) -> str:
+    if arg in INTS32:
+        return "*i32"
+    if arg in INTS64:
+        return "*i64"
+    if arg in FLOATS:
+        return "*fp32"
+    if arg == "scale":
+        return "fp32"
+    pointers = {"q", "k", "v", "out", "k_store", "v_store"}
+    return f"*{dtype}" if arg in pointers else "i32"
+
+
+def _nvidia(cubin: bytes) -> tuple[int, int]:
+    """Registers per thread, and bytes of stack, which is where spills live."""
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        report = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    return int(_find(r"REG:(\d+)", report)), int(_find(r"STACK:(\d+)", report))
+
+
+def _amd(text: str) -> tuple[int, int]:
+    """Vector registers per lane, and bytes of scratch."""
+    spilled = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text)) + int(_find(r"\.sgpr_spill_count:\s*(\d+)", text))
+    return int(_find(r"\.vgpr_count:\s*(\d+)", text)), 4 * spilled
+
+
+def _find(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    assert match, f"no {pattern} in the compiler's report"
+    return match.group(1)
+
+
+def markdown(rows: list[Row]) -> str:
+    head = [
+        "| kernel | target | type | head size | variant | tile rows | warps | stages | registers | shared KiB | spill bytes | tensor cores |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    body = [
+        f"| {r.kernel} | {r.target} | {r.dtype} | {r.head_size} | {r.variant} | {r.rows or ''} | {r.warps} | "
+        f"{r.stages} | {r.registers} | {r.shared / 1024:.0f} | {r.spills} | {r.tensor_cores or '-'} |"
+        for r in rows
+    ]
+    return "\n".join(head + body) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="12 compilations, printed only")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    rows = quick() if args.quick else matrix()
+    if not args.quick:
+        made = {"triton": triton.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
+        (args.out / "triton-aot.json").write_text(json.dumps({**made, "rows": [asdict(r) for r in rows]}, indent=1))
+        note = f"Compiled ahead of time, no device, triton {made['triton']}, {made['date']}.\n\n"
+        (args.out / "triton-aot.md").write_text(note + markdown(rows))
+    print(markdown(rows))
+    bad = [(r, fault) for r in rows for fault in r.faults()]
+    for row, fault in bad:
+        print(f"{row.kernel} {row.target} {row.dtype} D={row.head_size} {row.variant}: {fault}", file=sys.stderr)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

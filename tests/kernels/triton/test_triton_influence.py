@@ -1,0 +1,74 @@
+"""The influence kernels under the interpreter, against the plain form in float64."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from moa.kernels import influence as plain
+from moa.kernels.triton.influence import forward, influence_backward
+
+NO_MASS = 1e-6
+
+
+def fisher(tile: plain.Tile) -> Tensor:
+    """The estimator the kernels hold, as the profiler defines it."""
+    mass, effect = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
+    delta: Tensor = (torch.where(mass > NO_MASS, effect / mass, 0.0) - tile.d).sum(1)
+    return delta.square()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_zero_by_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty: Callable[..., Tensor] = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(float("nan")))
+
+
+def run(n: int, heads: int, groups: int, dim: int, dtype: torch.dtype, sinks: tuple[int, ...], bin_size: int) -> None:
+    """Error at most twice that of the plain form in the same type, plus the type's rounding of the largest value."""
+    g = torch.Generator().manual_seed(n)
+    q, k, v, dout = (torch.randn(h, n, dim, generator=g).to(dtype) for h in (heads, groups, groups, heads))
+    call = {"scale": dim**-0.5, "sinks": sinks, "bin_size": bin_size}
+    out, lse = forward(q, k, v, scale=call["scale"])
+    mine = influence_backward(q, k, v, out, lse, dout, **call)
+    exact = plain.influence_backward(q.double(), k.double(), v.double(), dout.double(), estimator=fisher, **call)
+    same = plain.influence_backward(q, k, v, dout, estimator=fisher, **call)
+    for name, found, theirs, want in zip(("dq", "dk", "dv", "table"), mine, same, exact, strict=True):
+        assert found.shape == want.shape
+        allowed = 2 * (theirs - want).abs().max() + 4 * torch.finfo(dtype).eps * want.abs().max()
+        error = (found - want).abs().max()
+        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+
+
+@pytest.mark.parametrize(("n", "heads", "groups"), [(1, 1, 1), (63, 3, 1), (64, 8, 2), (65, 2, 2), (111, 6, 2)])
+def test_short(n: int, heads: int, groups: int) -> None:
+    run(n, heads, groups, 16, torch.float32, (64,), 64)
+
+
+@pytest.mark.parametrize(("sinks", "bin_size"), [((64,), 64), ((0, 64, 192), 64), ((64, 128), 128)])
+def test_sinks_and_bins(sinks: tuple[int, ...], bin_size: int) -> None:
+    run(333, 4, 2, 16, torch.float32, sinks, bin_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(dtype: torch.dtype) -> None:
+    run(200, 3, 1, 64, dtype, (64,), 64)
+
+
+def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
+    n, dim = 192, 16
+    q, k, v, dout = (torch.zeros(1, n, dim) for _ in range(4))
+    q[..., 0], k[:, 70, 0], v[:, 70, 0], dout[:, 191, 0] = 1.0, 200.0, 1.0, 1.0  # all mass on key 70, effect 1
+    out, lse = forward(q, k, v, scale=1.0)
+    *_, table = influence_backward(q, k, v, out, lse, dout, scale=1.0, sinks=(64,), bin_size=64)
+    assert table[0, 0].tolist() == [[0.0] * 3, [0.0] * 3, [0.0, 0.0, 1.0]]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("heads", [1, 3, 4, 8])
+@pytest.mark.parametrize("dim", [64, 80, 128])
+def test_groups_head_sizes_and_types(dim: int, heads: int, dtype: torch.dtype) -> None:
+    for n in (111, 500):
+        run(n, 2 * heads, 2, dim, dtype, (64, 128), 64)
