@@ -6,7 +6,8 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
-from moa.layer import FixedPlanLayer, PlanLayer
+from moa.fixed import FixedPlanLayer
+from moa.layer import PlanLayer
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules

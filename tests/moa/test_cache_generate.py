@@ -110,14 +110,17 @@ def test_chat_of_several_turns(applied, plan, tokens, fixed):
         assert torch.equal(text, fresh)
 
 
-def test_inference_mode(applied, plan, tokens):
-    ids = tokens(1, 190)
-    expected = applied.generate(ids, max_new_tokens=8, do_sample=False)
-    cache = KVCache(plan)
+@pytest.mark.parametrize("fixed", [False, True])
+def test_inference_mode_and_out_of_it(applied, plan, tokens, fixed):
+    cache = KVCache(plan, max_length=300) if fixed else KVCache(plan)
+    greedy = {"max_new_tokens": 8, "do_sample": False}
+    text = tokens(1, 190)
+    expected = applied.generate(applied.generate(text, **greedy), **greedy)
     with torch.inference_mode():
-        assert torch.equal(
-            applied.generate(ids, max_new_tokens=8, do_sample=False, past_key_values=cache), expected
-        )
+        text = applied.generate(text, past_key_values=cache, **greedy)
+    assert torch.equal(applied.generate(text, past_key_values=cache, **greedy), expected)
+    cache.reorder_cache(torch.tensor([0]))
+    cache.crop(-3)
 
 
 @pytest.fixture
