@@ -52,11 +52,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to remember: as the context states it, as it is asked, and the answer."""
+    """One thing to remember: as the context states it, as it is asked, the answer, and the words that lead up to it."""
 
     statement: str
     question: str
     answer: str
+    lead: str = ""
 
 
 def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
@@ -65,23 +66,25 @@ def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> 
 
 
 def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Sentences about cities and people scattered through prose."""
+    """Sentences about cities and people scattered through prose, answered by a word or by a sentence."""
     facts = []
     cities, names = rng.sample(CITIES, len(CITIES)), rng.sample(NAMES, len(NAMES))
     for city, name, _ in zip(cities, names, range(questions(length)), strict=False):
-        number, colour = str(rng.randrange(10_000, 100_000)), rng.choice(COLOURS)
-        facts.append(
-            rng.choice(
-                [
-                    Fact(f"The special magic number for {city} is {number}.",
-                         f"What is the special magic number for {city}? Answer with the number only.", number),
-                    Fact(f"{name} has a {colour} bicycle and lives in {city}.",
-                         f"In which city does {name} live? Answer with the city only.", city),
-                    Fact(f"The locker of {name} opens with the code {number}.",
-                         f"Which code opens the locker of {name}? Answer with the code only.", number),
-                ]
-            )
-        )  # fmt: skip
+        number = str(rng.randrange(10_000, 100_000))
+        lead, question, answer = rng.choice(
+            [
+                (f"The special magic number for {city} is", f"What is the special magic number for {city}?", number),
+                (f"The locker of {name} opens with the code", f"Which code opens the locker of {name}?", number),
+                (f"{name} moved last year to", f"To which city did {name} move last year?", city),
+                (f"The bicycle of {name} is painted", f"What colour is the bicycle of {name}?", rng.choice(COLOURS)),
+                (f"The shop in {city} only sells a kind of", f"What does the shop in {city} sell?", rng.choice(NOUNS)),
+                (f"{name} describes the weather in {city} as", f"How does {name} describe it?", rng.choice(ADJECTIVES)),
+            ]
+        )
+        if rng.random() < 0.5:  # the answer alone, or at the end of a sentence that repeats the statement
+            facts.append(Fact(f"{lead} {answer}.", f"{question} Answer in one word.", answer))
+        else:
+            facts.append(Fact(f"{lead} {answer}.", question, answer, lead))
     return ask(tokenizer, length, rng, chat, facts)
 
 
@@ -166,7 +169,7 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
     """Tokens before the context, then of question, answer, question, answer, ..., and after the last answer."""
     mark = "\u241e"  # a symbol no template and no fact contains
     if not chat:
-        asked = [f"\n\nQuestion: {t.question}\nAnswer:{mark} {t.answer}{mark}" for t in turns]
+        asked = [f"\n\nQuestion: {t.question}\nAnswer: {t.lead}".rstrip() + f"{mark} {t.answer}{mark}" for t in turns]
         bos = tokenizer.bos_token or ""
         text = f"{bos}{mark}{''.join(asked)}"
     else:
@@ -175,7 +178,7 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
             opening = f"Remember the facts in this text.\n\n{mark}\n\n" if i == 0 else ""
             messages += [
                 {"role": "user", "content": opening + t.question},
-                {"role": "assistant", "content": mark + t.answer + mark},
+                {"role": "assistant", "content": f"{t.lead}{mark}{' ' if t.lead else ''}{t.answer}{mark}"},
             ]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     return [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split(mark)]
