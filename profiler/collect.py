@@ -131,7 +131,7 @@ def collect(
                 generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
                 labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
                 run_backward(model, sample, labels, loss, generator)
-                table = {"cut": recorder.take().numpy(), "tokens": np.int64([len(sample.response)])}
+                table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 save_file(table, temporary := path.with_suffix(".tmp"))
                 os.replace(temporary, path)
             progress(task, measured)

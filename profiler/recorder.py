@@ -89,7 +89,7 @@ def _attention(
     if attention_mask is not None or refused:
         raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    attended = _Recorded.apply(query[0], key[0], value[0], scale, recorder, layer)
+    attended: Tensor = _Recorded.apply(query[0], key[0], value[0], scale, recorder, layer)  # type: ignore[no-untyped-call]
     return attended.transpose(0, 1)[None], None
 
 

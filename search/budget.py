@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
@@ -77,6 +78,7 @@ def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
 _COSTS: dict[str, Callable[[Budget, Grid, ModelInfo, int], Limit]] = {"density": _density, "kv_gb": _kv_gb}
 
 
-def _every_group(cost: Floats, groups: int) -> Floats:
+def _every_group(cost: npt.ArrayLike, groups: int) -> Floats:
     """The same cost per rule in every group: [groups, rules]."""
-    return np.broadcast_to(np.asarray(cost, np.float64), (groups, len(cost)))
+    row = np.asarray(cost, np.float64)
+    return np.broadcast_to(row, (groups, len(row)))

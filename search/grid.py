@@ -35,7 +35,8 @@ class Grid:
 
     def first(self, length: int) -> Ints:
         """First block kept besides the sink, for every query block of a text of `length`: int64 [rules, blocks]."""
-        return first_block(*(x[:, None] for x in self._rule()), np.arange(-(-length // BLOCK)))
+        sink, alpha, beta256 = (x[:, None] for x in self._rule())
+        return first_block(sink, alpha, beta256, np.arange(-(-length // BLOCK)))
 
     def spans(self, length: int) -> Ints:
         """Keys visible at `length`: int64 [rules]."""
@@ -67,7 +68,7 @@ def grid(lengths: tuple[int, ...], sinks: tuple[int, ...], levels: int = LEVELS)
     firsts[dense] = 0
     behaviour = np.column_stack([np.where(dense, 0, candidates.sink), firsts])
     _, kept = np.unique(behaviour, axis=0, return_index=True)
-    cost = sum(candidates.spans(n)[kept] / n for n in sorted(lengths))
+    cost = np.sum([candidates.spans(n)[kept] / n for n in sorted(lengths)], axis=0)
     order = np.lexsort((kept, cost))
     chosen = kept[order]
     return Grid(candidates.sink[chosen], candidates.alpha[chosen], candidates.beta256[chosen])
