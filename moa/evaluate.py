@@ -1,7 +1,7 @@
 """Quality of a plan beside the dense model: perplexity, KL divergence and needle retrieval, on the same samples."""
 
-import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.text import split
 
 ANSWER_TOKENS = 8
-"""Tokens generated per question; the answer counts when it stands in them."""
+"""Tokens generated per question at most; the answer counts when it stands at their start."""
 
 QUARTERS = 4
 """Perplexity and KL are reported by quarter of the window."""
@@ -53,29 +53,40 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
     """Cache the text once, then answer every question greedily from a copy of the cache.
 
     Returns:
-        `right`: one bool per question; `cache_bytes`: what the cache holds of the text.
+        `right`: one bool per question; `answers`: the texts generated; `cache_bytes`: what the cache holds of the text.
     """
     with row.applied(model):
         cache = row.cache(model)
         model(torch.tensor([hay.ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        right = [q.answer in _continue(model, tokenizer, deepcopy(cache), q.ids) for q in hay.questions]
-        return {"right": right, "cache_bytes": _bytes(cache)}
+        held = _bytes(cache)
+        answers = [_continue(model, tokenizer, deepcopy(cache), q.ids, q.answer) for q in hay.questions]
+    right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
+    return {"right": right, "answers": answers, "cache_bytes": held}
 
 
-def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int]) -> str:
-    """Greedy text after `ids`."""
+def answered(text: str, answer: str) -> bool:
+    """Whether `text` starts with the words of `answer`, case and punctuation aside."""
+    wanted = _words(answer)
+    return _words(text)[: len(wanted)] == wanted
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], answer: str) -> str:
+    """Greedy text after `ids`, no longer than it takes to tell whether it is the answer."""
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops or ())
     out: list[int] = []
-    step = list(ids)
-    while len(out) < ANSWER_TOKENS:
+    text, step = "", list(ids)
+    while len(out) < ANSWER_TOKENS and answer.casefold().startswith(text.strip().casefold()):
         tokens = torch.tensor([step], device=model.device)
         token = int(model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
         if token in stops:
             break
         out.append(token)
-        step = [token]
-    text: str = tokenizer.decode(out)
+        text, step = tokenizer.decode(out), [token]
     return text
 
 
@@ -87,13 +98,18 @@ def _bytes(cache: Any) -> int:
 
 
 def windows(tokenizer: Any, length: int, count: int) -> list[list[int]]:
-    """Up to `count` windows of `length` tokens of held-out text, one after the other."""
+    """Up to `count` windows of `length` tokens of held-out text, one after the other.
+
+    Each begins with the tokenizer's first special token, where it has one: some models are lost without.
+    """
+    bos = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
+    step = length - len(bos)
     ids: list[int] = []
     for text in split("evaluation"):
         ids += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
-        if len(ids) >= count * length:
+        if len(ids) >= count * step:
             break
-    return [ids[i * length : (i + 1) * length] for i in range(min(count, len(ids) // length))]
+    return [bos + ids[i * step : (i + 1) * step] for i in range(min(count, len(ids) // step))]
 
 
 @torch.inference_mode()
@@ -133,14 +149,6 @@ def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
         return hidden
 
 
-def wilson(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson, 1927)."""
-    rate, spread = right / count, z * z / count
-    middle = (rate + spread / 2) / (1 + spread)
-    half = z * math.sqrt(rate * (1 - rate) / count + spread / (4 * count)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
-
-
 def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:
     """Dense, then each plan and, when asked, the uniform window of the plan's density at `length`."""
     rows = [Row("dense", None)]
@@ -150,7 +158,3 @@ def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backe
             twin = Plan.uniform(plan.model, plan.density(length), at=length)
             rows.append(Row(f"uniform like {name}", twin, backend))
     return rows
-
-
-Run = Callable[[str, Callable[[], Any]], Any]
-"""(key, work) to the work's result: where finished results are kept and found again."""

@@ -1,25 +1,10 @@
-"""A tiny model and a byte tokenizer, made on the spot."""
+"""A tiny model for the byte tokenizer, made on the spot."""
 
 from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-TEMPLATE = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
-
-
-@pytest.fixture(scope="session")
-def tokenizer() -> Any:
-    """Every byte is a token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    core = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    core.decoder = decoders.ByteLevel()
-    fast = PreTrainedTokenizerFast(tokenizer_object=core, bos_token="<s>", eos_token="</s>")
-    fast.chat_template = TEMPLATE
-    return fast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 
 @pytest.fixture

@@ -1,0 +1,110 @@
+"""`moa eval MODEL --plan PLAN`: what a plan costs in quality and saves in memory, beside the dense model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moa.plans.errors import MoaError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    plan: Annotated[list[str] | None, typer.Option(help="Plan file or shipped plan, repeatable.")] = None,
+    lengths: Annotated[str, typer.Option(help="Lengths to measure at, tokens.")] = "1024,2048",
+    needles: Annotated[int, typer.Option(help="Contexts with one needle, per length.")] = 20,
+    four_needles: Annotated[int, typer.Option(help="Contexts with four needles, per length.")] = 5,
+    ppl_windows: Annotated[int, typer.Option(help="Windows of held-out text, per length.")] = 2,
+    uniform: Annotated[bool, typer.Option(help="Beside each plan, the uniform window of its density.")] = True,
+    backend: Annotated[str | None, typer.Option(help="reference, torch or triton. Default: the device's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of the needles.")] = 0,
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
+) -> None:
+    """Measure perplexity, KL and needle retrieval of the dense model and of plans on the same samples.
+
+    With -o, every result is also kept in OUTPUT.jsonl as it comes: stopped at any moment, the same command goes on.
+    """
+    from rich.console import Console
+
+    from moa.cli.profile import numbers, writable
+    from moa.comparison import Part, compare
+    from moa.journal import Journal, replace_json
+    from moa.load import load_model
+    from moa.plans.plan import Plan
+
+    parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]
+    plans = [(Path(name).stem if name.endswith(".yaml") else name, Plan.load(name)) for name in plan or []]
+    if output is not None:
+        writable(output)
+        if output.suffix == ".jsonl":
+            raise MoaError(f"output must not end in .jsonl, where single results go; found {output}")
+    journal = Journal(None if output is None else output.with_suffix(".jsonl"))
+    network, tokenizer = load_model(model, dtype=dtype)
+    with Bar("evaluating") as progress:
+        found = compare(
+            network, tokenizer, plans, parts,
+            uniform=uniform, backend=backend, seed=seed, journal=journal, progress=progress,
+        )  # fmt: skip
+    Console(soft_wrap=True).print(table(found))
+    if output is not None:
+        replace_json(output, found)
+        Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
+
+
+class Bar:
+    """A bar on stderr whose time left counts tokens to run."""
+
+    def __init__(self, title: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
+        self._task = self._progress.add_task(title, total=None)
+        self._title = title
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` tokens were run, the last for `what`."""
+        self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+
+COLUMNS = ("tokens", "row", "density", "KV cache, MiB", "perplexity", "KL, nats", "one needle", "four needles")
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One row's cells under COLUMNS: rates with their 95 % intervals, `-` for what was not measured."""
+    text = row.get("text")
+    rates = [
+        f"{r['rate']:.2f} ({r['interval'][0]:.2f} to {r['interval'][1]:.2f})" if (r := row.get(task)) else "-"
+        for task in ("single", "four")
+    ]
+    held = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
+    return [
+        f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{held / 2**20:.1f}",
+        f"{text['perplexity']:.3f}" if text else "-", f"{text['kl']:.4f}" if text else "-", *rates,
+    ]  # fmt: skip
+
+
+def table(found: dict[str, Any]) -> "Table":
+    """The table of a comparison."""
+    from rich.table import Table
+
+    about = found["environment"]
+    title = f"{found['model']['name']}, {about['dtype']}, {about['device']}, back-end {about['backend']}"
+    out = Table(*COLUMNS, title=title)
+    for before, row in zip([None, *found["rows"]], found["rows"], strict=False):
+        if before and before["length"] != row["length"]:
+            out.add_section()
+        out.add_row(*cells(row))
+    return out
