@@ -1,7 +1,7 @@
 """Compiles every Triton kernel without a device and reports registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the few compilations that the tests check
+    python benchmarks/triton_aot.py --quick         the 12 that the tests check, printed only unless --out names a folder
 
 Exits 1 if a configuration spills, exceeds its target's shared memory, or has no tensor-core instruction where it should.
 """
@@ -23,10 +23,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from moa.kernels.triton.append import append_kernel
-from moa.kernels.triton.common import RUN_TIME
 from moa.kernels.triton.decode import decode_kernel, join_kernel
+from moa.kernels.triton.influence import UNSPECIALISED, gradient_kv_kernel, gradient_q_kernel
 from moa.kernels.triton.prefill import prefill_kernel
-from moa.kernels.triton.tiles import Tiles, decode_tiles, prefill_tiles
+from moa.kernels.triton.tiles import Tiles, decode_tiles, influence_tiles, prefill_tiles
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
@@ -36,9 +36,9 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942":
 """Bytes of shared memory that a block may use: NVIDIA's tuning guides, AMD's CDNA3 ISA guide."""
 TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-INTS32 = {"first", "sink", "capacity", "starts", "items"}
+INTS32 = {"first", "sink", "sinks", "capacity", "starts", "items"}
 INTS64 = {"base", "lengths"}
-FLOATS = {"lse", "parts"}
+FLOATS = {"lse", "parts", "delta", "cuts"}
 
 
 @dataclass
@@ -80,7 +80,7 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
             signature[arg] = "constexpr"
             continue
         signature[arg] = (pointers or {}).get(arg) or _type(arg, DTYPES[dtype])
-        if arg not in RUN_TIME and arg != "scale":
+        if arg not in UNSPECIALISED and arg != "scale":
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
@@ -125,24 +125,44 @@ def append(target: str, dtype: torch.dtype, dim: int) -> Row:
     return build(append_kernel, "append", target, dtype, dim, "", t, {"D": dim, "WIDTH": t.width, "ROWS": 64})
 
 
+def gradient_q(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+    t = influence_tiles(dim, dtype, heads, target)
+    constants = {
+        "HEADS": heads, "HEADS_UP": triton.next_power_of_2(heads), "SINKS_UP": 1, "D": dim, "WIDTH": t.width,
+        "BLOCK_M": t.block_m, "PRECISION": t.precision,
+    }  # fmt: skip
+    return build(gradient_q_kernel, "influence q", target, dtype, dim, f"group of {heads}", t, constants)
+
+
+def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+    t = influence_tiles(dim, dtype, heads, target)._replace(block_m=64)
+    constants = {"HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": 64, "PRECISION": t.precision}
+    return build(gradient_kv_kernel, "influence kv", target, dtype, dim, f"group of {heads}", t, constants)
+
+
 def quick() -> list[Row]:
     """The most used configurations: bf16, head sizes 64 and 128, every target."""
     half = torch.bfloat16
     return [
         row
         for target in TARGETS
-        for row in (prefill(target, half, 128, store=True), decode(target, half, 128), decode(target, half, 64))
+        for row in (prefill(target, half, 128, store=True), decode(target, half, 128), gradient_q(target, half, 64))
     ]
 
 
 def matrix() -> list[Row]:
+    """Every head size in bf16; fp16 and fp32 where they are most used; both forms of input; one and many rows."""
+    bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     rows = []
     for target in TARGETS:
-        for dtype in DTYPES:
-            for dim in (64, 80, 96, 128, 256):
-                rows += [prefill(target, dtype, dim, store=store) for store in (False, True)]
-                rows += [decode(target, dtype, dim, tokens=tokens) for tokens in (1, 4, 16)]
-            rows += [join(target, dtype, 128), append(target, dtype, 128)]
+        for dtype, dims in ((bf16, (64, 80, 96, 128, 256)), (fp16, (128,)), (fp32, (64, 128))):
+            for dim in dims:
+                rows += [prefill(target, dtype, dim, store=True), decode(target, dtype, dim)]
+        rows += [prefill(target, bf16, dim, store=False) for dim in (64, 128)]
+        rows += [decode(target, bf16, 128, tokens=tokens) for tokens in (4, 16)]
+        for dtype, dim in ((bf16, 64), (bf16, 128), (fp32, 64)):
+            rows += [gradient_q(target, dtype, dim), gradient_kv(target, dtype, dim)]
+        rows += [join(target, bf16, 128), append(target, bf16, 128)]
     return rows
 
 
@@ -155,7 +175,7 @@ def _type(arg: str, dtype: str) -> str:
         return "*fp32"
     if arg == "scale":
         return "fp32"
-    pointers = {"q", "k", "v", "out", "k_store", "v_store"}
+    pointers = {"q", "k", "v", "out", "k_store", "v_store", "dout", "dq", "dk", "dv"}
     return f"*{dtype}" if arg in pointers else "i32"
 
 
@@ -170,9 +190,8 @@ def _nvidia(cubin: bytes) -> tuple[int, int]:
 
 
 def _amd(text: str) -> tuple[int, int]:
-    """Vector registers per lane, and bytes of scratch."""
-    spilled = int(_find(r"\.vgpr_spill_count:\s*(\d+)", text)) + int(_find(r"\.sgpr_spill_count:\s*(\d+)", text))
-    return int(_find(r"\.vgpr_count:\s*(\d+)", text)), 4 * spilled
+    """Vector registers per lane, and bytes of scratch; scalar registers spill into vector ones, not to memory."""
+    return int(_find(r"\.vgpr_count:\s*(\d+)", text)), int(_find(r"\.private_segment_fixed_size:\s*(\d+)", text))
 
 
 def _find(pattern: str, text: str) -> str:
@@ -196,15 +215,16 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="12 compilations, printed only")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--quick", action="store_true", help="12 compilations")
+    parser.add_argument("--out", type=Path, help="folder of the table; benchmarks/results for the whole matrix")
     args = parser.parse_args()
     rows = quick() if args.quick else matrix()
-    if not args.quick:
+    out = args.out or (None if args.quick else Path(__file__).parent / "results")
+    if out:
         made = {"triton": triton.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-        (args.out / "triton-aot.json").write_text(json.dumps({**made, "rows": [asdict(r) for r in rows]}, indent=1))
+        (out / "triton-aot.json").write_text(json.dumps({**made, "rows": [asdict(r) for r in rows]}, indent=1))
         note = f"Compiled ahead of time, no device, triton {made['triton']}, {made['date']}.\n\n"
-        (args.out / "triton-aot.md").write_text(note + markdown(rows))
+        (out / "triton-aot.md").write_text(note + markdown(rows))
     print(markdown(rows))
     bad = [(r, fault) for r in rows for fault in r.faults()]
     for row, fault in bad:

@@ -35,6 +35,9 @@ NO_MASS = tl.constexpr(1e-6)
 """Kept attention mass below which a cut is taken to remove the whole output."""
 
 
+UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "sink_count", "most_sinks"]
+
+
 @triton.jit
 def weigh(q, dout, k, v, lse, scale, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """A and dP of a tile [rows, keys]; `lse` holds log2 of each row's denominator."""
@@ -54,7 +57,7 @@ def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, 
     return tl.sum(change * change, 0)
 
 
-@triton.jit(do_not_specialize=[*RUN_TIME, "per_bin", "edges", "sink_count", "most_sinks"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_q_kernel(
     q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, tokens, groups, tiles, edges, per_bin, sink_count, most_sinks,
     q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head, dout_token,
@@ -88,9 +91,9 @@ def gradient_q_kernel(
     sink_mass = tl.zeros([BLOCK_M, SINKS_UP], tl.float32)
     sink_effect = tl.zeros([BLOCK_M, SINKS_UP], tl.float32)
     for block in tl.range(0, tl.minimum(most_sinks, diagonal), num_stages=1):
-        at = (block * BLOCK + lane).to(tl.int64)
-        tile_k = load_rows(k + at * k_token, live, D, WIDTH, False)
-        tile_v = load_rows(v + at * v_token, live, D, WIDTH, False)
+        key = (block * BLOCK + lane).to(tl.int64)
+        tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)
+        tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
         a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
         inside = (block * BLOCK < sink)[None, :]
         sink_mass += tl.where(inside, tl.sum(a, 1)[:, None], 0.0)
@@ -110,9 +113,9 @@ def gradient_q_kernel(
 
     for i in tl.range(0, diagonal):
         block = diagonal - 1 - i
-        at = (block * BLOCK + lane).to(tl.int64)
-        tile_k = load_rows(k + at * k_token, live, D, WIDTH, False)
-        tile_v = load_rows(v + at * v_token, live, D, WIDTH, False)
+        key = (block * BLOCK + lane).to(tl.int64)
+        tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)
+        tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
         a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
         mass += tl.sum(a, 1)
         effect += tl.sum(a * dp, 1)
@@ -148,7 +151,7 @@ def add_rows(
     return dot(ds.to(tile_q.dtype), tile_q, acc_k, PRECISION), acc_v
 
 
-@triton.jit(do_not_specialize=RUN_TIME)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_kv_kernel(
     q, k, v, dout, lse, delta, dk, dv, scale, tokens, groups,
     q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,

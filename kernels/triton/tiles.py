@@ -33,9 +33,10 @@ def arch() -> str:
 def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
     """For `prefill` on `target` (the current device by default)."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
-    rows = 64 if wide or width > 128 else 128
+    narrow = wide or width > 128 or (width == 128 and target.startswith("sm_8"))
+    rows = 64 if narrow else 128
     stages = 1 if target.startswith("gfx") or wide else 2
-    return Tiles(rows, 4 if rows * width <= 8192 else 8, stages, width, precision(target))
+    return Tiles(rows, 4 if width <= 64 and not wide else 8, stages, width, precision(target))
 
 
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
