@@ -26,7 +26,7 @@ _NAMES = ("Abel", "Boris", "Dmitri", "Greta", "Hugo", "Jonas", "Karin", "Louis",
 FORMATS = (
     Format(
         "What is the secret ingredient in the soup of {key}?", "The secret ingredient in the soup of {key} is", _NAMES,
-        ("ginger", "honey", "mustard", "saffron", "cinnamon", "garlic", "vanilla", "pepper", "butter", "lemon", "basil"),
+        ("ginger", "honey", "mustard", "saffron", "cinnamon", "garlic", "vanilla", "pepper", "butter", "lemon"),
     ),
     Format(
         "To which day was the dentist appointment of {key} moved?", "The dentist appointment of {key} was moved to",
@@ -35,7 +35,7 @@ FORMATS = (
     Format(
         "What is the password that opens the {key} door?", "The password that opens the {key} door is",
         ("round", "wooden", "glass", "marble", "iron", "copper", "garden", "cellar", "kitchen", "northern"),
-        ("thunder", "candle", "rabbit", "mirror", "anchor", "window", "castle", "planet", "feather", "dragon", "pencil"),
+        ("thunder", "candle", "rabbit", "mirror", "anchor", "window", "castle", "planet", "feather", "dragon"),
     ),
     Format(
         "In which year was the {key} Festival held for the first time?",
