@@ -1,0 +1,45 @@
+"""`moa show PLAN [PLAN2]`: draw a plan, or compare two."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def command(
+    plan: Annotated[str, typer.Argument(help="Plan file or name of a shipped plan.")],
+    other: Annotated[str | None, typer.Argument(help="A second plan, to compare.", metavar="[PLAN2]")] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Lengths to show, tokens. Default: those the plan was made for, or 1024,4096.")
+    ] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw the spans to this file.")] = None,
+) -> None:
+    """Draw the spans of every layer and KV head, and what they cost; with two plans, side by side."""
+    from rich.columns import Columns
+    from rich.console import Console
+
+    from moa import report
+    from moa.cli.profile import numbers, writable
+    from moa.plans.plan import Plan
+
+    paths = [plan] if other is None else [plan, other]
+    numbered = [Path(path).stem if len(paths) == 1 else f"{i} {Path(path).stem}" for i, path in enumerate(paths, 1)]
+    plans = dict(zip(numbered, map(Plan.load, paths), strict=True))
+    loaded = list(plans.values())
+    report.same_model(loaded)
+    made_for = loaded[0].predicted.lengths if loaded[0].predicted else (1024, 4096)
+    shown = tuple(sorted(set(made_for))) if lengths is None else numbers("lengths", lengths)
+    if png is not None:
+        writable(png)
+        report.picture(plans, shown, png)
+    console = Console(highlight=False)
+    console.print(report.costs(plans, shown), *(report.rules(p, shown, name) for name, p in plans.items()), sep="\n")
+    maps = [report.span_map(p, shown, name) for name, p in plans.items()]
+    if other is None:
+        console.print(*maps, report.LEGEND, sep="\n")
+    else:
+        maps.append(report.difference_map(loaded[0], loaded[1], shown))
+        console.print(Columns(maps), report.LEGEND, report.SIGNS_LEGEND, sep="\n")
+        console.print(report.differences(loaded[0], loaded[1], shown))
+    if png is not None:
+        console.print(f"wrote {png}", soft_wrap=True, markup=False)

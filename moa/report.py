@@ -1,0 +1,143 @@
+"""Plans as pictures and tables: for the terminal with rich, as a PNG with matplotlib."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich.table import Table
+from rich.text import Text
+
+from moa.plans.errors import MoaError, ModelMismatch
+from moa.plans.plan import Plan, Rule
+from moa.plans.span import BLOCK, Ints, first_block
+
+SHADES = "·░▒▓█"
+EDGES = (1 / 8, 1 / 4, 1 / 2, 1)
+LEGEND = "span / length: · under 1/8, ░ under 1/4, ▒ under 1/2, ▓ under 1, █ all; ~ the model's own sliding window"
+SIGNS = "-·+"
+SIGNS_LEGEND = "2 against 1: + the second plan sees further, - less far"
+KINDS = ("full", "growing", "constant")
+FAR = 2**36
+"""A block beyond the reach of any alpha: what is still full there is full everywhere."""
+MOST = 10
+"""Differing spans that are listed one by one."""
+
+
+def growth(rule: Rule) -> str:
+    """How the span grows with the length: `full`, `constant`, or `growing`."""
+    if first_block(rule.sink, rule.alpha, rule.beta256, FAR) == rule.sink // BLOCK:
+        return "full"
+    return "growing" if rule.beta256 else "constant"
+
+
+def same_model(plans: Sequence[Plan]) -> None:
+    """Raise ModelMismatch, naming each field that differs, unless all plans are for one shape of model."""
+    for other in plans[1:]:
+        differences = plans[0].model.differences(other.model)
+        if differences:
+            raise ModelMismatch(f"plans of different models cannot be compared: {'; '.join(differences)}")
+
+
+def costs(plans: Mapping[str, Plan], lengths: Sequence[int]) -> Table:
+    """What each plan keeps at each length, batch 1 in bfloat16, beside the dense model."""
+    table = Table("tokens", "plan", "density", "prefill kept", "KV cache, MiB", "of dense", title="Costs")
+    for n in lengths:
+        for name, plan in plans.items():
+            kept, whole = plan.kv_bytes(n, dtype="bfloat16"), plan.model.dense_kv_bytes(n, dtype="bfloat16")
+            table.add_row(
+                f"{n:,}", Text(name), f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}",
+                f"{kept / 2**20:.1f}", f"{kept / whole:.3f}",
+            )  # fmt: skip
+    return table
+
+
+def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
+    """The rules by how they grow: number of groups, ranges of alpha and beta, mean density at each length."""
+    table = Table("span", "groups", "alpha", "beta", *(f"at {n:,}" for n in lengths), title=Text(title))
+    table.caption = "right of beta: density of these groups at each length"
+    places = [(layer, head) for layer in plan.model.ruled_layers for head in range(plan.model.kv_heads)]
+    for kind in KINDS:
+        found = [place for place in places if growth(plan.rule(*place)) == kind]
+        if found:
+            ruled = [plan.rule(*place) for place in found]
+            index = tuple(np.transpose(found))
+            density = [f"{plan.spans(n)[index].mean() / n:.3f}" for n in lengths]
+            alpha, beta = _range([r.alpha for r in ruled]), _range([r.beta for r in ruled])
+            table.add_row(kind, str(len(found)), alpha, beta, *density)
+    return table
+
+
+def span_map(plan: Plan, lengths: Sequence[int], title: str) -> Table:
+    """Shaded blocks: a row per layer, a block per KV head, a column per length."""
+    shades = {f"{n:,}": np.searchsorted(EDGES, plan.spans(n) / n, side="right") for n in lengths}
+    return _map(plan, shades, SHADES, title)
+
+
+def difference_map(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
+    """Where the second plan sees further (+) or less far (-) than the first."""
+    signs = {f"{n:,}": np.sign(second.spans(n) - first.spans(n)) + 1 for n in lengths}
+    return _map(first, signs, SIGNS, "2 against 1")
+
+
+def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
+    """The groups whose spans differ most, the widest difference first, with their spans at each length."""
+    spans = [(first.spans(n), second.spans(n)) for n in lengths]
+    change = np.max([np.abs(b - a) for a, b in spans], axis=0)
+    counts = ", ".join(f"{np.count_nonzero(b - a)} at {n:,}" for n, (a, b) in zip(lengths, spans, strict=True))
+    groups = len(first.model.ruled_layers) * first.model.kv_heads
+    caption = f"of {groups} groups differ: {counts}"
+    table = Table("layer", "KV head", *(f"span at {n:,}" for n in lengths), title="Spans that differ", caption=caption)
+    for place in np.argsort(-change, axis=None, kind="stable")[:MOST]:
+        layer, head = (int(i) for i in np.unravel_index(place, change.shape))
+        if change[layer, head]:
+            table.add_row(str(layer), str(head), *(f"{a[layer, head]:,} → {b[layer, head]:,}" for a, b in spans))
+    return table
+
+
+def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> None:
+    """Write the spans as a PNG: a row of panels per plan, a panel per length, layers down, KV heads across.
+
+    Raises:
+        MoaError: matplotlib is not installed.
+        OSError: The file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[eval]'") from None
+    model = next(iter(plans.values())).model
+    size = (1.5 + len(lengths) * max(2.0, 0.15 * model.kv_heads), len(plans) * max(2.5, 0.15 * model.layers))
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(len(plans), len(lengths), squeeze=False)
+    for row, (name, plan) in zip(panels, plans.items(), strict=True):
+        for panel, n in zip(row, lengths, strict=True):
+            kept = np.full((model.layers, model.kv_heads), np.nan)  # sliding layers stay grey
+            ruled = list(model.ruled_layers)
+            kept[ruled] = plan.spans(n)[ruled] / n
+            panel.set_facecolor("lightgrey")
+            image = panel.imshow(kept, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            panel.set_title(f"{name}\n{n:,} tokens, density {plan.density(n):.3f}", fontsize=8, parse_math=False)
+            panel.set_xlabel("KV head", fontsize=8)
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.yaxis.get_major_locator().set_params(integer=True)
+        row[0].set_ylabel("layer", fontsize=8)
+    figure.colorbar(image, ax=panels, label="span / length")
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _map(plan: Plan, cells: Mapping[str, Ints], marks: str, title: str) -> Table:
+    """One mark per (layer, KV head): `cells` holds indices into `marks`, [layers, kv_heads], per column."""
+    table = Table("layer", title=Text(title))
+    for name in cells:
+        table.add_column(name, overflow="fold")  # a row of many heads goes on below itself
+    wide = 2 if plan.model.kv_heads <= 8 else 1
+    ruled = set(plan.model.ruled_layers)
+    for layer in range(plan.model.layers):
+        drawn = ("".join((marks[i] if layer in ruled else "~") * wide for i in grid[layer]) for grid in cells.values())
+        table.add_row(str(layer), *drawn)
+    return table
+
+
+def _range(values: Sequence[float]) -> str:
+    low, high = min(values), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"

@@ -1,0 +1,105 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from moa.cli import main as cli
+from moa.plans.model import ModelInfo
+from moa.plans.plan import FULL, Plan, Predicted, Rule
+
+INFO = ModelInfo(
+    architecture="LlamaForCausalLM", layers=2, query_heads=4, kv_heads=2, head_size=64, rope={"theta": 1e4}
+)
+NARROW = Rule(alpha=128, beta=0)
+
+
+@pytest.fixture
+def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `moa show` beside two plan files, returns (code, out, err)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
+    Plan.from_rules(INFO, {0: [NARROW, FULL], 1: [NARROW] * 2}).save("half.yaml")
+    predicted = Predicted(lengths=(2048, 512), density=(0.1, 0.4))
+    Plan.from_rules(INFO, {0: [NARROW] * 2, 1: [NARROW] * 2}, predicted=predicted).save("narrow.yaml")
+
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moa", "show", *args])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_one_plan(show):
+    code, out, err = show("half.yaml")
+    assert (code, err) == (0, "")
+    assert "1,024" in out
+    assert "4,096" in out
+    assert f"{Plan.load('half.yaml').density(4096):.3f}" in out
+    assert "░░██" in out
+    assert "differ" not in out
+
+
+def test_default_lengths_are_those_the_plan_was_made_for(show):
+    _, out, _ = show("narrow.yaml")
+    assert "512" in out
+    assert "2,048" in out
+    assert "1,024" not in out
+    _, out, _ = show("narrow.yaml", "--lengths", "4096,1024")
+    assert out.index("1,024") < out.index("4,096")
+    assert "2,048" not in out
+
+
+def test_two_plans_side_by_side(show):
+    code, out, err = show("half.yaml", "narrow.yaml", "--lengths", "4096")
+    assert (code, err) == (0, "")
+    assert "1 half" in out
+    assert "2 narrow" in out
+    assert "4,096 → 192" in out
+    assert "of 4 groups differ: 1 at 4,096" in out
+    one_line = [line for line in out.splitlines() if "··██" in line]
+    assert "····" in one_line[0]  # the second plan's map stands beside the first's
+    assert "··--" in one_line[0]
+
+
+def test_the_same_plan_twice(show):
+    code, out, _ = show("half.yaml", "half.yaml", "--lengths", "1024")
+    assert code == 0
+    assert "of 4 groups differ: 0 at 1,024" in out
+
+
+def test_png(show, tmp_path):
+    code, out, _ = show("half.yaml", "--png", "plan.png")
+    assert code == 0
+    assert "wrote plan.png" in out
+    assert (tmp_path / "plan.png").read_bytes()[:4] == b"\x89PNG"
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["no-such.yaml"], "no-such"),
+        (["half.yaml", "other.yaml"], "layers: 2 against 3"),
+        (["half.yaml", "--lengths", "many"], "many"),
+        (["half.yaml", "--lengths", "0,1024"], "found 0"),
+        (["half.yaml", "--png", "no/folder/plan.png"], "no/folder"),
+        (["half.yaml", "--png", "."], "folder"),
+        (["half.yaml", "--color"], "--color"),
+        (["broken.yaml"], "broken.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(show, tmp_path, args, says):
+    Plan.dense(INFO.model_copy(update={"layers": 3})).save("other.yaml")
+    Path("broken.yaml").write_text("version: [1")
+    code, out, err = show(*args)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_without_matplotlib(show, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = show("half.yaml", "--png", "plan.png")
+    assert (code, out) == (2, "")
+    assert "moa-attention[eval]" in err
