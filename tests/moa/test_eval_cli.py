@@ -1,0 +1,90 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from moa.cli import main as cli
+from moa.plans.plan import Plan, Rule
+
+
+@pytest.fixture(scope="module")
+def folder(fresh, tokenizer, tmp_path_factory):
+    """A tiny model, its tokenizer, a plan, and a plan for another model."""
+    path = tmp_path_factory.mktemp("model")
+    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "narrow.yaml")
+    Plan.dense(fresh(num_hidden_layers=3)).save(path / "other.yaml")
+    (path / "broken.yaml").write_text("version: 1\nmodel: [")
+    return path
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capfd):
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(sys, "argv", ["moa", "eval", *args])
+        code = cli.main()
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+SMALL = ["--lengths", "512", "--needles", "1", "--four-needles", "1", "--ppl-windows", "1"]
+
+
+def test_table_and_json(run, folder, tmp_path):
+    output = tmp_path / "eval.json"
+    code, out, _ = run(str(folder), "--plan", "narrow.yaml", *SMALL, "-o", str(output))
+    assert code == 0
+    density = f"{Plan.load(folder / 'narrow.yaml').density(512):.3f}"
+    for words in ("dense", "uniform like narrow", density, "KL, nats"):
+        assert words in out
+    found = json.loads(output.read_text())
+    assert [row["row"] for row in found["rows"]] == ["dense", "narrow", "uniform like narrow"]
+    assert found["environment"]["dtype"] == "float32"
+    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 9
+    before = output.read_bytes()
+    assert run(str(folder), "--plan", "narrow.yaml", *SMALL, "-o", str(output))[0] == 0
+    assert output.read_bytes() == before
+    assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 9
+
+
+def test_without_plans_output_or_twins(run, folder):
+    code, out, _ = run(str(folder), *SMALL, "--no-uniform")
+    assert code == 0
+    assert "narrow" not in out
+    assert not list(folder.glob("*.json*l"))
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["/no/such/model"], "/no/such/model"),
+        ([".", "--plan", "no-such-plan"], "no-such-plan"),
+        ([".", "--plan", "broken.yaml"], "broken.yaml"),
+        ([".", "--plan", "other.yaml"], "layers: 3 against 2"),
+        ([".", "--plan", "narrow.yaml", "--plan", "narrow.yaml"], "distinct names"),
+        ([".", "--lengths", "4096"], "over the model's maximum of 2048"),
+        ([".", "--lengths", "many"], "lengths must be whole numbers"),
+        ([".", "--needles", "0", "--four-needles", "0", "--ppl-windows", "0"], "one of them at least 1"),
+        ([".", "--needles", "-3"], "found -3"),
+        ([".", "--backend", "fast"], "unknown back-end 'fast'"),
+        ([".", "--dtype", "int3"], "dtype must be one of"),
+        ([".", "-o", "/no/such/folder/eval.json"], "/no/such/folder"),
+        ([".", "-o", "eval.jsonl"], "must not end in .jsonl"),
+    ],
+)
+def test_bad_input_is_one_line(run, args, says):
+    code, out, err = run(*args)
+    assert (code, out) == (2, "")
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ")
+    assert says in lines[-1]
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    assert "Traceback" not in err
