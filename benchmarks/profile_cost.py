@@ -1,9 +1,9 @@
 """What profiling costs beside a plain forward and backward pass under the same checkpointing.
 
 Alternates both in one process; time as a ratio, and the extra peak memory against the length with a straight-line fit.
-Writes benchmarks/results/profile.json and .md.
+Writes benchmarks/results/profile_cost.json and .md.
 
-    python benchmarks/profile.py MODEL [--lengths 1024,2048,4096,8192] [--repeats 3]
+    python benchmarks/profile_cost.py MODEL [--lengths 1024,2048,4096,8192] [--repeats 3]
 """
 
 import argparse
@@ -105,7 +105,7 @@ def main() -> None:
     worst = max(abs(slope * n + offset - p) / p for n, p in zip(lengths, peaks, strict=True)) if len(rows) > 1 else 0.0
     fit = {"bytes_per_token": float(slope), "offset": float(offset), "worst_relative_error": float(worst)}
     note = {"torch": torch.__version__, "threads": torch.get_num_threads(), "tile": influence.BLOCK}
-    (RESULTS / "profile.json").write_text(json.dumps({"rows": rows, "memory_fit": fit, **note}, indent=1) + "\n")
+    (RESULTS / "profile_cost.json").write_text(json.dumps({"rows": rows, "memory_fit": fit, **note}, indent=1) + "\n")
     lines = [
         "| length | plain, s | with influence, s | ratio | peak memory with influence, MiB |",
         "|---|---|---|---|---|",
@@ -116,7 +116,7 @@ def main() -> None:
             f"| {r['length']} | {plain:.2f} | {ours:.2f} | {r['ratio']:.2f} | {r['fisher']['peak_bytes'] / 2**20:.0f} |"
         )
     lines += ["", f"Memory fit: {slope:.0f} bytes per token, worst error {worst:.0%}."]
-    (RESULTS / "profile.md").write_text("\n".join(lines) + "\n")
+    (RESULTS / "profile_cost.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
