@@ -1,10 +1,10 @@
 """Correctness and speed of the Triton kernels and of decoding under a plan, on a GPU.
 
     python benchmarks/gpu.py --part correctness|kernels|end-to-end|influence [--out benchmarks/results]
-    python benchmarks/gpu.py --part kernels --dry      every code path at tiny sizes, interpreted on the CPU: no figure counts
+    python benchmarks/gpu.py --part kernels --dry      every code path, tiny, interpreted: no figure counts
 
 Each part stays under 8 minutes: what no time is left for is listed as not run. It first checks the kernels against the
-reference and stops if one disagrees. Needs torch, triton, numpy; end-to-end also transformers and pydantic; FlashInfer is
+reference and stops if one disagrees. Needs torch, triton, numpy; end-to-end also transformers, pydantic; FlashInfer is
 compared where installed. Models have random weights and caches random keys, so no network is needed.
 """
 
@@ -22,7 +22,9 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, required=True)
     parser.add_argument("--dry", action="store_true", help="tiny sizes on the CPU, to run every code path")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of gpu-PART.{json,md}")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results", help="folder of gpu-PART.{json,md}"
+    )
     parser.add_argument("--minutes", type=float, default=7.5, help="no new measurement starts after this")
     return parser.parse_args()
 

@@ -65,8 +65,8 @@ def rows() -> list[dict[str, object]]:
 
 def markdown(table: list[dict[str, object]]) -> str:
     lines = [
-        "Calculated from datasheet rates, not measured (`python benchmarks/roofline.py`). Decode: bf16, the largest batch "
-        "that fits beside the weights, one step reads the weights and the kept keys once. Prefill: one layer's attention, "
+        "Calculated from datasheet rates, not measured (`python benchmarks/roofline.py`). Decode: bf16, largest batch "
+        "that fits beside the weights, one step reads weights and kept keys once. Prefill: one layer's attention, "
         "batch 1.",
         "",
         "| device | model | length | density | batch | decode step ms | decode tokens/s | over dense | prefill ms |",

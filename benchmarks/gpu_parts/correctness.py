@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-
 from gpu_parts.cases import mixes, packed
 from gpu_parts.measure import Bench
+from torch import Tensor
+
 from moa.kernels import influence as plain
 from moa.kernels import reference
 from moa.kernels import triton as kernels
@@ -46,7 +46,9 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
     store.v.fill_(torch.nan)
     rows, past = [], zero
     for what, new in (("prefill", lengths), ("chunk", lengths % 90 + 20), ("decode", lengths % 4 + 1)):
-        (q, starts), (k, _), (v, _) = (packed(new, h, dim, dtype, bench.device) for h in (groups * heads, groups, groups))
+        (q, starts), (k, _), (v, _) = (
+            packed(new, h, dim, dtype, bench.device) for h in (groups * heads, groups, groups)
+        )
         call = {**tables, "starts": starts, "lengths": past, "scale": scale}
         want = reference.attend(q.double(), k.double(), v.double(), store=_double(store), **call)
         if what == "decode":

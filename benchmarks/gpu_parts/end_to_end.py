@@ -4,7 +4,6 @@ import gc
 from typing import Any
 
 import torch
-
 from gpu_parts.measure import Bench, Call
 
 Row = dict[str, Any]
@@ -26,7 +25,9 @@ def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
         model = build(bench, name)
         for length in (128,) if bench.dry else (16384, 4096):
             ways = ["dense DynamicCache", "dense StaticCache, graph", *(f"plan {d}, graph" for d in DENSITIES)]
-            rows += [measure(bench, model, name, length, way) for way in ways if bench.has_time(f"{name} {length} {way}")]
+            rows += [
+                measure(bench, model, name, length, way) for way in ways if bench.has_time(f"{name} {length} {way}")
+            ]
         del model
         gc.collect()
     _ratios(rows)
@@ -86,7 +87,7 @@ def measure(bench: Bench, model: Any, name: str, length: int, way: str) -> Row:
 
 
 def _plan(model: Any, length: int, density: float) -> Any:
-    """Some heads full, the others a window: of all plans of this density the least regular, so the hardest to balance."""
+    """Some heads full, the others a window: of all plans of a density the least regular, so hardest to balance."""
     from moa.plans.model import ModelInfo
     from moa.plans.plan import Plan
 
@@ -113,7 +114,9 @@ def _cache(bench: Bench, model: Any, plan: Any, length: int, batch: int, way: st
         for layer in range(config.num_hidden_layers):
             cache.update(*(torch.randn(shape, dtype=torch.bfloat16, device=bench.device) for _ in range(2)), layer)
         return cache
-    one = torch.zeros((batch, config.num_key_value_heads, 1, config.head_dim), dtype=torch.bfloat16, device=bench.device)
+    one = torch.zeros(
+        (batch, config.num_key_value_heads, 1, config.head_dim), dtype=torch.bfloat16, device=bench.device
+    )
     if plan is None:
         cache = StaticCache(config=config, max_cache_len=length + STEPS)
         for layer in cache.layers:

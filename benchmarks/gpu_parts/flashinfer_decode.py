@@ -3,9 +3,8 @@
 from importlib.util import find_spec
 
 import torch
-from torch import Tensor
-
 from gpu_parts.measure import Bench, Call
+from torch import Tensor
 
 PAGE = 64
 

@@ -1,10 +1,10 @@
 """FlexAttention with a plan's mask."""
 
 import torch
+from gpu_parts.measure import Bench, Call
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from gpu_parts.measure import Bench, Call
 from moa.plans.span import BLOCK
 
 SIDE = 128

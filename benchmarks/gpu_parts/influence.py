@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_parts.measure import Bench
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from gpu_parts.measure import Bench
 from moa.kernels.triton.influence import forward, influence_backward
 
 Row = dict[str, Any]

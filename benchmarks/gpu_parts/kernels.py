@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from gpu_parts.cases import Mix, mixes, packed
+from gpu_parts.flashinfer_decode import flashinfer_call
+from gpu_parts.flex import flex_call
+from gpu_parts.measure import Bench, Call
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from gpu_parts.cases import Mix, mixes, packed
-from gpu_parts.flex import flex_call
-from gpu_parts.flashinfer_decode import flashinfer_call
-from gpu_parts.measure import Bench, Call
 from moa.kernels import triton as kernels
 
 Row = dict[str, Any]

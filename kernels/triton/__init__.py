@@ -5,12 +5,13 @@ contiguous. No function waits for the device, and no grid depends on what only t
 """
 
 import torch
+from torch import Tensor
+
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
 from moa.kernels.triton.common import require_aligned
 from moa.kernels.triton.decode import decode
 from moa.kernels.triton.prefill import prefill
-from torch import Tensor
 
 __all__ = ["append", "attend", "decode", "prefill", "step"]
 

@@ -2,9 +2,10 @@
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from moa.kernels.store import Store
 from moa.kernels.triton.common import BLOCK, RUN_TIME, find_sequence, load_rows, slab, slot_of
-from torch import Tensor
 
 
 @triton.jit

@@ -8,9 +8,10 @@ Sizes known at run time are plain arguments, marked by `RUN_TIME` so that no val
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK as _BLOCK
-from torch import Tensor
 
 BLOCK = tl.constexpr(_BLOCK)
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -26,7 +27,7 @@ def require_aligned(*tensors: Tensor) -> None:
         odd = [step for step, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1 and step % 16]
         if x.shape[-1] % 16 or x.stride(-1) != 1 or odd:
             raise Unsupported(
-                "back-end triton needs head sizes and strides that are multiples of 16 and a contiguous last dimension, "
+                "back-end triton needs head sizes and strides in multiples of 16 and a contiguous last dimension, "
                 f"found head size {x.shape[-1]}, strides {x.stride()}: choose back-end torch"
             )
 

@@ -19,11 +19,12 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append_rows
 from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, block_rows, fold, load_rows, slab, slot_of
 from moa.kernels.triton.tiles import Tiles, decode_tiles
-from torch import Tensor
 
 PIECES_PER_PROCESSOR = 8  # enough waves that the last, partly filled one costs little
 SMALLEST_PIECE = 4  # blocks; below it the partial results cost more than the balance gains
@@ -80,7 +81,7 @@ def decode_kernel(
     first += group * blocks
     k += group * k_head
     v += group * v_head
-    if APPEND:
+    if APPEND:  # noqa: SIM102  (a compile-time and a run-time condition)
         if piece == 0:
             for offset in range(0, count, 16):
                 append_rows(
@@ -154,7 +155,7 @@ def join_kernel(
     pieces = tl.minimum(tl.cdiv(used, per_piece), pieces_of(capacity, sequence * groups + group, per_piece))
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
     stride = tokens.to(tl.int64) * groups * HEADS
-    for t in range(0, count):
+    for t in range(count):
         flat = (start + t).to(tl.int64) * (groups * HEADS) + query_head
         top = tl.full((), float("-inf"), tl.float32)
         total = tl.full((), 0.0, tl.float32)

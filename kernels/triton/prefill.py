@@ -17,9 +17,10 @@ Work. 4 * D * (visible keys) flops per row and query head, rounded up to blocks 
 K and V once per tile, from L2 where tiles of one group run together.
 """
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from moa.kernels.store import Store
 from moa.kernels.triton.common import (
     BLOCK,
@@ -34,7 +35,6 @@ from moa.kernels.triton.common import (
     slot_of,
 )
 from moa.kernels.triton.tiles import Tiles, prefill_tiles
-from torch import Tensor
 
 
 @triton.jit
