@@ -190,7 +190,8 @@ def pieces(store: Store, processors: int) -> Pieces:
             lists.append(torch.stack([run.pairs[:, None].expand_as(index), index], -1).reshape(-1, 2))
             most = max(most, each)
         store.scratch["pieces"] = Pieces(torch.cat(lists).to(torch.int32), size, most)
-    return store.scratch["pieces"]
+    found: Pieces = store.scratch["pieces"]
+    return found
 
 
 def decode(

@@ -61,4 +61,4 @@ def precision(target: str) -> str:
 
 
 def _width(dim: int) -> int:
-    return max(16, triton.next_power_of_2(dim))
+    return max(16, int(triton.next_power_of_2(dim)))
