@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import numpy.typing as npt
@@ -40,14 +41,14 @@ def parse(kind: str, text: str) -> Budget:
     Raises:
         MoaError: Another form, or a figure out of range.
     """
-    figure, _, where = text.partition("@")
-    length, _, batch = where.partition("x")
+    figure, at, where = text.partition("@")
+    length, times, batch = where.partition("x")
     try:
-        budget = Budget(kind, float(figure), int(length) if where else None, int(batch) if batch else 1)
+        budget = Budget(kind, float(figure), int(length) if at else None, int(batch) if times else 1)
     except ValueError:
         form = "D[@LENGTH]" if kind == "density" else "G@LENGTH[xBATCH]"
         raise MoaError(f"a {kind} budget is written {form}, found {text!r}") from None
-    if not budget.most > 0 or (kind == "density" and budget.most > 1):
+    if not 0 < budget.most < inf or (kind == "density" and budget.most > 1):
         raise MoaError(f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {text!r}")
     if (budget.length is not None and budget.length < 1) or budget.batch < 1:
         raise MoaError(f"length and batch of a budget must be at least 1, found {text!r}")

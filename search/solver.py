@@ -18,6 +18,12 @@ from moa.plans.span import Ints
 
 Floats = npt.NDArray[np.float64]
 
+SLACK = 1e-9
+"""A budget counts as kept up to this fraction: room for rounding in sums, far less than one block."""
+
+UNITS = 1e4
+"""What every budget is scaled to: HiGHS's tolerance is absolute, 1e-6."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -77,7 +83,7 @@ def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time
     start = time.monotonic()
     for limit in limits:
         least = float(limit.cost.min(1).sum()) + limit.fixed
-        if least > limit.most:
+        if least > limit.most * (1 + SLACK):
             raise BudgetInfeasible(f"no plan keeps {limit.name}: the smallest feasible value is {_round_up(least)}")
     group, rule = np.nonzero(_undominated(objective, [limit.cost for limit in limits]))
     groups, columns = len(objective), np.arange(len(group))
@@ -85,9 +91,9 @@ def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time
     constraints = [LinearConstraint(one_each, 1, 1)]
     for limit in limits:
         room = limit.most - limit.fixed
-        scale = room if room > 0 else 1.0  # HiGHS's tolerance is absolute, so every budget is brought to 1
+        scale = max(room, 1e-300) / UNITS
         row = csr_array((limit.cost[group, rule] / scale, (np.zeros_like(group), columns)), shape=(1, len(group)))
-        constraints.append(LinearConstraint(row, -np.inf, room / scale * (1 - 1e-7)))
+        constraints.append(LinearConstraint(row, -np.inf, UNITS * (1 + SLACK)))
     weight = objective[group, rule]
     unit = max(float(weight.max()), 1e-300)
     result = milp(

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moa.plans.errors import MoaError
+from moa.plans.model import Sliding
+from moa.plans.plan import Plan
+from moa.search.budget import Budget, limits, parse
+from moa.search.grid import grid
+
+LENGTHS = (512, 1024)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text", "budget", "written"),
+    [
+        ("density", "0.5", Budget("density", 0.5), "density<=0.5"),
+        ("density", "1@4096", Budget("density", 1.0, 4096), "density<=1@4096"),
+        ("kv_gb", "1.5@4096x8", Budget("kv_gb", 1.5, 4096, 8), "kv_gb<=1.5@4096x8"),
+        ("kv_gb", "2@4096", Budget("kv_gb", 2.0, 4096), "kv_gb<=2@4096"),
+    ],
+)
+def test_parse(kind, text, budget, written):
+    assert parse(kind, text) == budget
+    assert str(budget) == written
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [(kind, text) for kind in ("density", "kv_gb")
+     for text in ("", "half", "0", "-1", "nan", "inf", "0.5@", "0.5@0", "0.5@-5", "0.5@1k", "0.5@1024x0", "0.5@1024x")]
+    + [("density", "1.01"), ("density", "50")],
+)  # fmt: skip
+def test_bad_budgets_are_refused(kind, text):
+    with pytest.raises(MoaError, match="budget"):
+        parse(kind, text)
+
+
+SLIDING = [None, Sliding(window=128, layers=(1,))]
+
+
+@settings(max_examples=40)
+@given(st.data(), st.sampled_from(SLIDING), st.sampled_from([200, 512, 1024, 3000]), st.integers(1, 3))
+def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, batch):
+    info = make_profile(sliding=sliding, layers=3).model
+    rules = grid(LENGTHS, (64, 128))
+    groups = len(info.ruled_layers) * info.kv_heads
+    choice = np.array(data.draw(st.lists(st.integers(0, len(rules) - 1), min_size=groups, max_size=groups)))
+    chosen = [rules.rule(int(i)) for i in choice]
+    plan = Plan.from_rules(info, {layer: chosen[2 * i : 2 * i + 2] for i, layer in enumerate(info.ruled_layers)})
+    for kind, figure in {
+        "density": plan.density(length),
+        "kv_gb": plan.kv_bytes(length, batch, dtype="bfloat16") / 1e9,
+    }.items():
+        [limit] = limits(Budget(kind, 1.0, length, batch), rules, info, LENGTHS)
+        assert limit.cost[np.arange(groups), choice].sum() + limit.fixed == pytest.approx(figure)
+
+
+def test_without_a_length_a_budget_holds_at_every_profiled_one(make_profile):
+    info, rules = make_profile().model, grid(LENGTHS, (64,))
+    found = limits(Budget("density", 0.5), rules, info, LENGTHS)
+    assert [limit.name for limit in found] == ["density<=0.5@512", "density<=0.5@1024"]
+    for limit, n in zip(found, LENGTHS, strict=True):
+        assert limit.cost.sum() == pytest.approx(rules.spans(n).sum() / n)

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moa.plans.rule import FULL
+from moa.plans.span import span
+from moa.search.grid import grid
+
+LENGTHS = st.lists(st.sampled_from([256, 300, 512, 1000, 1024, 2048, 4096]), min_size=1, max_size=3, unique=True)
+
+
+@settings(max_examples=12)
+@given(LENGTHS, st.sampled_from([(64,), (128,), (64, 256)]))
+def test_every_rule_is_valid_and_behaves_differently_from_every_other(lengths, sinks):
+    rules = grid(tuple(lengths), sinks)
+    longest = max(lengths)
+    seen = set()
+    for i in range(len(rules)):
+        rule = rules.rule(i)  # the plan's own checks
+        rows = range(1, longest + 1, 64)  # the first of each block
+        visible = [int(span(rule.sink, rule.alpha, rule.beta256, n)) for n in rows]
+        seen.add((None,) if visible[-1] == rows[-1] else (rule.sink, *visible))
+    assert len(seen) == len(rules)
+
+
+@settings(max_examples=12)
+@given(LENGTHS)
+def test_from_full_to_the_narrowest_cheapest_first(lengths):
+    rules = grid(tuple(lengths), (64,))
+    longest = max(lengths)
+    assert rules.rule(len(rules) - 1) == FULL
+    narrowest = int(span(64, 128, 0, longest))
+    assert rules.spans(longest)[0] == narrowest == rules.spans(longest).min()
+    cost = sum(rules.spans(n) / n for n in lengths)
+    assert (np.diff(cost) >= -1e-12).all()
+
+
+def test_finer_than_the_papers_and_of_every_kind():
+    rules = grid((1024, 2048, 4096), (64,))
+    assert len(rules) >= 54  # the paper's 6 alphas and 9 betas
+    assert {0, 256} < set(rules.beta256.tolist())
+    constant = rules.spans(4096)[rules.beta256 == 0]
+    proportional = rules.spans(4096)[(rules.alpha == 0) & (rules.beta256 > 0)]
+    assert len(constant) > 10
+    assert len(proportional) > 10
+    assert (rules.alpha < 0).any()
+
+
+def test_every_sink_has_its_rules():
+    rules = grid((512, 1024), (64, 192))
+    for sink in (64, 192):
+        mine = rules.spans(1024)[rules.sink == sink]
+        assert mine.min() == span(sink, sink + 64, 0, 1024)
+    assert (rules.spans(1024) == 1024).sum() == 1  # full attention has no sink to speak of
+
+
+def test_figures_are_the_plans_one_definition():
+    rules = grid((512, 1024), (64, 128))
+    for i in range(0, len(rules), 7):
+        rule = rules.rule(i)
+        assert rules.spans(777)[i] == span(rule.sink, rule.alpha, rule.beta256, 777)
+        assert rules.cache_blocks(1024)[i] <= 16
+        first = rules.first(1000)[i]
+        assert first.shape == (16,)
+        assert first[0] == rule.sink // 64
+
+
+@pytest.mark.parametrize("lengths", [(1024,), (256,), (256, 8192)])
+def test_deterministic(lengths):
+    one, two = grid(lengths, (64,)), grid(lengths, (64,))
+    assert [one.rule(i) for i in range(len(one))] == [two.rule(i) for i in range(len(two))]

@@ -1,0 +1,133 @@
+import itertools
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from moa.plans.errors import BudgetInfeasible
+from moa.search.solver import Limit, solve
+
+
+@st.composite
+def instances(draw):
+    """Up to 4 groups of up to 4 rules, two costs in small integers so that ties and tight budgets are common."""
+    shape = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    table = st.lists(st.integers(0, 6), min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])
+    objective, *costs = (
+        np.array(draw(table), float).reshape(shape) * scale for scale in (draw(st.sampled_from([1e-6, 1, 1e5])), 1, 0.1)
+    )
+    limits = [
+        Limit(f"cost {i}", cost, draw(st.integers(1, 20)) * scale, draw(st.integers(0, 2)) * scale)
+        for i, (cost, scale) in enumerate(zip(costs, (1, 0.1), strict=True))
+    ]
+    return objective, limits[: draw(st.integers(1, 2))]
+
+
+def total(table, choice):
+    return float(table[np.arange(len(choice)), list(choice)].sum())
+
+
+def brute_force(objective, limits):
+    """Value of the best choice that keeps all budgets, None where there is none."""
+    groups, rules = objective.shape
+    return min(
+        (
+            total(objective, choice)
+            for choice in itertools.product(range(rules), repeat=groups)
+            if all(total(limit.cost, choice) + limit.fixed <= limit.most + 1e-9 for limit in limits)
+        ),
+        default=None,
+    )
+
+
+@settings(max_examples=60)
+@given(instances())
+def test_solver_against_brute_force(instance):
+    objective, limits = instance
+    best = brute_force(objective, limits)
+    if best is None:
+        with pytest.raises(BudgetInfeasible):
+            solve(objective, limits)
+        return
+    solution = solve(objective, limits)
+    for limit in limits:
+        assert total(limit.cost, solution.choice) + limit.fixed <= limit.most * (1 + 1e-8)
+    assert solution.value == pytest.approx(total(objective, solution.choice))
+    slack = 1e-4 * best + 1e-9 * objective.max()
+    assert best - 1e-12 <= solution.value <= best + slack
+    assert solution.bound <= best + slack
+    assert solution.gap <= 1.1e-4
+    assert not solution.timed_out
+
+
+@settings(max_examples=25)
+@given(instances(), st.integers(0, 5))
+def test_the_smallest_feasible_value_is_named_and_is_feasible(instance, below):
+    objective, limits = instance
+    limit = limits[0]
+    least = limit.cost.min(1).sum() + limit.fixed
+    tight = Limit("density<=0", limit.cost, least * (1 - 0.1 * (1 + below)), limit.fixed)
+    if tight.most >= least:  # nothing costs anything
+        return
+    with pytest.raises(BudgetInfeasible, match=r"no plan keeps density<=0: the smallest feasible value is") as error:
+        solve(objective, [tight])
+    named = float(re.findall(r"[\d.e+-]+$", str(error.value))[0])
+    assert least <= named <= least * 1.001 + 1e-12
+    solution = solve(objective, [Limit("named", limit.cost, named, limit.fixed)])
+    assert total(limit.cost, solution.choice) + limit.fixed <= named * (1 + 1e-8)
+
+
+def test_a_choice_exactly_on_its_budgets_counts():
+    objective = np.array([[1.0, 0.0, 0.0]])
+    limits = [Limit("a", np.array([[0.0, 1.0, 2.0]]), 2.0), Limit("b", np.array([[0.0, 0.1 + 0.2, 0.1]]), 0.3)]
+    assert solve(objective, limits).value == 0
+    assert solve(objective, [Limit("a", np.array([[0.0, 1.0, 2.0]]), 1.0), limits[1]]).value == 0
+
+
+def test_budgets_that_exclude_each_other():
+    cost = np.array([[0.0, 1.0]])
+    limits = [Limit("memory<=0.5", cost, 0.5), Limit("time<=0.5", 1 - cost, 0.5)]
+    with pytest.raises(BudgetInfeasible, match=r"memory<=0\.5.*time<=0\.5"):
+        solve(np.zeros((1, 2)), limits)
+
+
+def large(seed=0):
+    """90 groups of 30 rules whose harm falls with their cost, as the search makes them."""
+    rng = np.random.default_rng(seed)
+    cost = np.sort(rng.random((90, 30)), axis=1)
+    objective = -np.sort(-rng.exponential(1.0, (90, 30)) * rng.exponential(1.0, (90, 1)), axis=1)
+    return objective, [Limit("a", cost, 25.0), Limit("b", cost**2, 14.0)]
+
+
+def test_large_instances_are_proven_optimal_and_deterministic():
+    objective, limits = large()
+    one, two = solve(objective, limits), solve(objective, limits)
+    assert (one.choice == two.choice).all()
+    assert one.gap <= 1.1e-4
+    assert not one.timed_out
+    for limit in limits:
+        assert total(limit.cost, one.choice) <= limit.most
+
+
+def test_dominated_rules_are_dropped_and_change_nothing():
+    objective, limits = large()
+    worse = [Limit(x.name, np.hstack([x.cost, x.cost]), x.most) for x in limits]
+    solution = solve(np.hstack([objective, objective + 1e-3]), worse)
+    assert solution.columns[0] == 2 * objective.size
+    assert solution.columns[1] <= objective.size
+    assert (solution.choice < objective.shape[1]).all()
+    assert solution.value == pytest.approx(solve(objective, limits).value, rel=2e-4)
+
+
+def test_more_budget_never_does_worse():
+    objective, [limit, _] = large()
+    values = [solve(objective[:20], [Limit("a", limit.cost[:20], most)]).value for most in (2, 5, 9)]
+    assert values == sorted(values, reverse=True)
+    assert values[0] > values[-1]
+
+
+def test_no_harm_at_all():
+    solution = solve(np.zeros((3, 2)), [Limit("a", np.array([[2.0, 1.0]] * 3), 4.0)])
+    assert (solution.value, solution.gap) == (0.0, 0.0)
