@@ -61,11 +61,10 @@ def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, 
 def gradient_q_kernel(
     q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, tokens, groups, tiles, edges, per_bin, sink_count, most_sinks,
     q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head, dout_token,
-    HEADS: tl.constexpr, HEADS_UP: tl.constexpr, SINKS_UP: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
-    BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr, D: tl.constexpr,
+    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, D and the cuts' harms of BLOCK_M rows: see the module. `cuts` is [tiles, groups, sinks, edges]."""
-    POSITIONS: tl.constexpr = BLOCK_M // HEADS_UP
+    """dQ, D and the cuts' harms of BLOCK_M rows, POSITIONS times HEADS_UP: see the module. `cuts` is [tiles, groups, sinks, edges]."""
     group = tl.program_id(0) % groups
     tile = tiles - 1 - tl.program_id(0) // groups  # late rows have the most keys
     row = tl.arange(0, BLOCK_M)
@@ -91,11 +90,11 @@ def gradient_q_kernel(
     sink_mass = tl.zeros([BLOCK_M, SINKS_UP], tl.float32)
     sink_effect = tl.zeros([BLOCK_M, SINKS_UP], tl.float32)
     for block in tl.range(0, tl.minimum(most_sinks, diagonal), num_stages=1):
-        key = (block * BLOCK + lane).to(tl.int64)
+        key = (lane + block * BLOCK).to(tl.int64)
         tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)
         tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
         a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
-        inside = (block * BLOCK < sink)[None, :]
+        inside = (sink > block * BLOCK)[None, :]
         sink_mass += tl.where(inside, tl.sum(a, 1)[:, None], 0.0)
         sink_effect += tl.where(inside, tl.sum(a * dp, 1)[:, None], 0.0)
 
@@ -113,7 +112,7 @@ def gradient_q_kernel(
 
     for i in tl.range(0, diagonal):
         block = diagonal - 1 - i
-        key = (block * BLOCK + lane).to(tl.int64)
+        key = (lane + block * BLOCK).to(tl.int64)
         tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)
         tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
         a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
@@ -246,7 +245,7 @@ def influence_backward(
     gradient_q_kernel[(used * groups,)](
         q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, n, groups, used, bins, bin_size // BLOCK.value,
         len(sinks), max(sinks) // BLOCK.value, *strides,
-        HEADS_UP=heads_up, SINKS_UP=triton.next_power_of_2(len(sinks)), BLOCK_M=shape.block_m, **meta,
+        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), BLOCK_M=shape.block_m, **meta,
     )  # fmt: skip
     gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
         q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], BLOCK_M=64, **meta

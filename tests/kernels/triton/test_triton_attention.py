@@ -19,7 +19,7 @@ from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, first_block
 
 Rules = Sequence[tuple[int, int, int]]  # sink, alpha, beta256 of each group
-ONE_BLOCK, WINDOW, HALF, ALL = (0, 0, 0), (64, 192, 0), (64, -64, 128), (64, 0, 256)
+ONE_BLOCK, WINDOW, HALF, ALL = (0, 0, 0), (64, 128, 0), (64, -64, 128), (64, 0, 256)
 NAN = float("nan")
 
 
@@ -112,8 +112,11 @@ def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
     assert row == len(out)
 
 
-def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False) -> None:
-    """Feed the texts up to each of `stops` in turn, through one store, checking outputs and every written slot."""
+def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False, filled: bool = False) -> None:
+    """Feed the texts up to each of `stops` in turn, through one store, checking outputs and every written slot.
+
+    With `decode`, by `step` after the first stop; with `filled`, the first stop only fills the store.
+    """
     ends = [torch.tensor(stop) for stop in stops]
     store, twin = text.store(ends[-1]), text.store(ends[-1])
     begin = torch.zeros_like(ends[0])
@@ -124,11 +127,11 @@ def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False) -> No
         twin.k.copy_(store.k)
         twin.v.copy_(store.v)
         if decode and begin.any():
-            out = kernels.step(q, k, v, store=store, **call)
+            agree(text, begin, end, kernels.step(q, k, v, store=store, **call))
         else:
-            out = kernels.attend(q, k, v, store=store, **call)
+            if begin.any() or not filled:
+                agree(text, begin, end, kernels.attend(q, k, v, store=store, **call))
             kernels.append(store, k, v, sink=text.sink, **where)
-        agree(text, begin, end, out)
         reference.append(twin, k, v, sink=text.sink, **where)
         for mine, theirs in ((store.k, twin.k), (store.v, twin.v)):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
@@ -153,20 +156,20 @@ def test_prefill_of_a_ragged_batch(heads: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_prefill_then_a_long_chunk_over_wrapped_rings(dtype: torch.dtype) -> None:
-    feed(texts([450, 111], [WINDOW, HALF, ALL], 1, 64, dtype), [[300, 20], [450, 111]])
+    feed(texts([420, 111], [WINDOW, HALF, ALL], 1, 64, dtype), [[300, 20], [420, 111]], filled=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_decode_over_wrapped_rings(dtype: torch.dtype) -> None:
-    stops = [[620, 64, 1, 0], [621, 67, 2, 0], [637, 80, 3, 1], [638, 80, 67, 2]]
-    feed(texts([640, 80, 80, 80], [ONE_BLOCK, WINDOW, ALL], 3, 64, dtype), stops, decode=True)
+    stops = [[318, 63, 1, 0], [319, 66, 2, 0], [335, 66, 3, 1]]
+    feed(texts([335, 66, 3, 1], [ONE_BLOCK, WINDOW, ALL], 3, 64, dtype), stops, decode=True, filled=True)
 
 
 def test_a_long_sequence_is_split_into_pieces() -> None:
     text = texts([1000], [ALL, WINDOW], 4, 16, torch.float32)
     store = text.store(torch.tensor([1000]))
     assert pieces(store, 1).most == 4
-    feed(text, [[998], [999], [1000]], decode=True)
+    feed(text, [[998], [999], [1000]], decode=True, filled=True)
 
 
 @pytest.mark.parametrize("rows", [16, 32, 64])
@@ -220,14 +223,14 @@ def conversations(draw: st.DrawFn) -> tuple[Text, list[list[int]], bool]:
     """Random rules, sequences and stops; after the first stop short steps, for decode, or chunks of any size."""
     rules = draw(st.lists(RULE, min_size=1, max_size=3))
     sequences, decode = draw(st.integers(1, 3)), draw(st.booleans())
-    stops = [draw(st.lists(st.integers(0, 500), min_size=sequences, max_size=sequences))]
+    stops = [draw(st.lists(st.integers(0, 300), min_size=sequences, max_size=sequences))]
     for _ in range(draw(st.integers(1, 3))):
-        stops.append([at + draw(st.integers(0, 16 if decode else 200)) for at in stops[-1]])
+        stops.append([at + draw(st.integers(0, 16 if decode else 120)) for at in stops[-1]])
     heads = draw(st.sampled_from([1, 2, 3, 4]))
     return texts(stops[-1], rules, heads, 16, torch.float32), stops, decode
 
 
-@settings(max_examples=5)
+@settings(max_examples=3)
 @given(conversations())
 def test_conversations(case: tuple[Text, list[list[int]], bool]) -> None:
     feed(*case)
@@ -247,4 +250,4 @@ def test_many_conversations(case: tuple[Text, list[list[int]], bool]) -> None:
 def test_lengths_groups_head_sizes_and_types(dim: int, heads: int, dtype: torch.dtype) -> None:
     lengths = [1, 63, 64, 65, 111, 1000]
     text = texts([n + 2 for n in lengths], [ONE_BLOCK, HALF, ALL], heads, dim, dtype)
-    feed(text, [lengths, [n + 1 for n in lengths], [n + 2 for n in lengths]], decode=True)
+    feed(text, [lengths, [n + 1 for n in lengths], [n + 2 for n in lengths]], decode=True)  # prefill, then two steps
