@@ -70,6 +70,12 @@ def answered(text: str, answer: str) -> bool:
     return _words(text)[: len(wanted)] == wanted
 
 
+def undecided(text: str, answer: str) -> bool:
+    """Whether more text could still tell whether it is the answer: quotes before it do not count, its end must show."""
+    said, wanted = " ".join(_words(text)), " ".join(_words(answer))
+    return wanted.startswith(said) and (said != wanted or text[-1:].isalnum())
+
+
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
 
@@ -80,7 +86,7 @@ def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], answer
     stops = {stops} if isinstance(stops, int) else set(stops or ())
     out: list[int] = []
     text, step = "", list(ids)
-    while len(out) < ANSWER_TOKENS and answer.casefold().startswith(text.strip().casefold()):
+    while len(out) < ANSWER_TOKENS and undecided(text, answer):
         tokens = torch.tensor([step], device=model.device)
         token = int(model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
         if token in stops:
