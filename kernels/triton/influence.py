@@ -83,8 +83,7 @@ def gradient_q_kernel(
     v += group * v_head
     cuts += (tile.to(tl.int64) * groups + group) * sink_count * edges
     which = tl.arange(0, SINKS_UP)
-    real = which < sink_count
-    sink = tl.load(sinks + which, mask=real, other=0)
+    sink = tl.load(sinks + which, mask=which < sink_count, other=1 << 30)  # lanes beyond the sinks cut nothing
     lane = tl.arange(0, BLOCK)
     diagonal = tile * POSITIONS // BLOCK
     sink_mass = tl.zeros([BLOCK_M, SINKS_UP], tl.float32)
@@ -105,7 +104,7 @@ def gradient_q_kernel(
     a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, at[None, :] <= position[:, None], True, PRECISION)
     mass, effect = tl.sum(a, 1), tl.sum(a * dp, 1)
     harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP)
-    cut = real & (diagonal * BLOCK > sink) & (diagonal % per_bin == 0)
+    cut = tl.where(diagonal % per_bin == 0, diagonal * BLOCK, 0) > sink
     tl.store(cuts + which * edges + diagonal // per_bin, harm, mask=cut)
     ds = (a * (dp - d[:, None])).to(k.dtype.element_ty)
     acc = dot(ds, tile_k, tl.zeros([BLOCK_M, WIDTH], tl.float32), PRECISION)
@@ -119,7 +118,7 @@ def gradient_q_kernel(
         mass += tl.sum(a, 1)
         effect += tl.sum(a * dp, 1)
         harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP)
-        cut = real & (block * BLOCK > sink) & (block % per_bin == 0)
+        cut = tl.where(block % per_bin == 0, block * BLOCK, 0) > sink
         tl.store(cuts + which * edges + block // per_bin, harm, mask=cut)
         acc = dot((a * (dp - d[:, None])).to(tile_k.dtype), tile_k, acc, PRECISION)
 
