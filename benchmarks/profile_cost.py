@@ -86,9 +86,7 @@ def main() -> None:
             for name, function in (("plain", _Plain), ("fisher", recorded)):
                 recorder_module._Recorded = function  # type: ignore[misc,assignment]
                 with recording(model, fisher, (64,)):
-                    seconds, memory = peak(
-                        lambda: run_backward(model, sample, "given", "nll", torch.Generator())  # noqa: B023
-                    )
+                    seconds, memory = peak(lambda: run_backward(model, sample, "given", "nll", torch.Generator()))
                 took[name].append(seconds)
                 held[name].append(memory)
         row = {"length": length, **{n: {"seconds": took[n], "peak_bytes": max(held[n])} for n in took}}

@@ -1,9 +1,9 @@
 """Compiles every Triton kernel without a device and reports registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the 12 that the tests check, printed only unless --out names a folder
+    python benchmarks/triton_aot.py --quick         the 12 that the tests check, printed unless --out names a folder
 
-Exits 1 if a configuration spills, exceeds its target's shared memory, or has no tensor-core instruction where it should.
+Exit 1 if a configuration spills, exceeds the shared memory, or lacks a tensor-core instruction where it should.
 """
 
 import argparse
@@ -203,7 +203,8 @@ def _find(pattern: str, text: str) -> str:
 
 def markdown(rows: list[Row]) -> str:
     head = [
-        "| kernel | target | type | head size | variant | tile rows | warps | stages | registers | shared KiB | spill bytes | tensor cores |",
+        "| kernel | target | type | head size | variant | tile rows | warps | stages | registers "
+        "| shared KiB | spill bytes | tensor cores |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     body = [

@@ -26,10 +26,11 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows, require_aligned
 from moa.kernels.triton.prefill import prefill
 from moa.kernels.triton.tiles import Tiles, influence_tiles
-from torch import Tensor
 
 NO_MASS = tl.constexpr(1e-6)
 """Kept attention mass below which a cut is taken to remove the whole output."""
@@ -59,12 +60,12 @@ def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_q_kernel(
-    q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, tokens, groups, tiles, edges, per_bin, sink_count, most_sinks,
-    q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head, dout_token,
+    q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, tokens, groups, tiles, edges, per_bin, sink_count,
+    most_sinks, q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head, dout_token,
     HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr, D: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, D and the cuts' harms of BLOCK_M rows, POSITIONS times HEADS_UP: see the module. `cuts` is [tiles, groups, sinks, edges]."""
+    """dQ, D and the cuts' harms of BLOCK_M rows, POSITIONS times HEADS_UP; `cuts` is [tiles, groups, sinks, edges]."""
     group = tl.program_id(0) % groups
     tile = tiles - 1 - tl.program_id(0) // groups  # late rows have the most keys
     row = tl.arange(0, BLOCK_M)
@@ -130,8 +131,9 @@ def gradient_q_kernel(
 
 @triton.jit
 def add_rows(
-    row, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head, q_token, dout_head,
-    dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    row, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head, q_token,
+    dout_head, dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """What rows `row`, flat (position, head) pairs, add to dK and dV of the keys `at`."""
     live = row < tokens * HEADS
@@ -201,7 +203,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
     lse = torch.empty((n, heads), dtype=torch.float32, device=q.device)
     everything = torch.zeros((len(k), -(-n // BLOCK.value)), dtype=torch.int32, device=q.device)
     prefill(
-        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), out, first=everything, sink=everything[:, 0].contiguous(),
+        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), out, first=everything,
+        sink=everything[:, 0].contiguous(),
         starts=torch.arange(2, dtype=torch.int32, device=q.device) * n,
         lengths=torch.zeros(1, dtype=torch.int64, device=q.device), scale=scale, lse=lse,
     )  # fmt: skip
@@ -244,7 +247,8 @@ def influence_backward(
     gradient_q_kernel[(used * groups,)](
         q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, n, groups, used, bins, bin_size // BLOCK.value,
         len(sinks), max(sinks) // BLOCK.value, *strides,
-        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), BLOCK_M=shape.block_m, **meta,
+        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), BLOCK_M=shape.block_m,
+        **meta,
     )  # fmt: skip
     gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
         q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], BLOCK_M=64, **meta

@@ -75,7 +75,8 @@ def texts(lengths: Sequence[int], rules: Rules, heads: int, dim: int, dtype: tor
         return torch.randn(n, count, dim, generator=g).to(dtype)
 
     return Text(
-        [draw(n, groups * heads) for n in lengths], [draw(n, groups) for n in lengths], [draw(n, groups) for n in lengths],
+        [draw(n, groups * heads) for n in lengths], [draw(n, groups) for n in lengths],
+        [draw(n, groups) for n in lengths],
         rules,
     )  # fmt: skip
 
