@@ -86,6 +86,19 @@ def test_a_choice_exactly_on_its_budgets_counts():
     assert solve(objective, [Limit("a", np.array([[0.0, 1.0, 2.0]]), 1.0), limits[1]]).value == 0
 
 
+def test_a_budget_that_leaves_no_room_admits_what_costs_nothing():
+    cost = np.array([[0.0, 5.0], [7.0, 0.0]])
+    solution = solve(np.array([[1.0, 0.0], [0.0, 1.0]]), [Limit("memory", cost, 3.0, fixed=3.0)])
+    assert solution.choice.tolist() == [0, 1]
+
+
+def test_one_large_harm_does_not_hide_the_small_ones():
+    objective = np.array([[0.0, 1e6]] + [[0.0, 1e-3 * (i + 1)] for i in range(12)])
+    cost = np.array([[1.0, 0.0]] * 13)
+    solution = solve(objective, [Limit("a", cost, 7.0)])
+    assert solution.choice.tolist() == [0] + [1] * 6 + [0] * 6
+
+
 def test_budgets_that_exclude_each_other():
     cost = np.array([[0.0, 1.0]])
     limits = [Limit("memory<=0.5", cost, 0.5), Limit("time<=0.5", 1 - cost, 0.5)]
