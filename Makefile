@@ -9,12 +9,13 @@ MODEL := .model/SmolLM2-135M-Instruct
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo fuzz bench clean
+.PHONY: help test test-full test-triton check demo fuzz bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
 	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
 	@echo "make test-full  those, then the ones with the real model and the long properties (45 minutes)"
+	@echo "make test-triton  the whole matrix of Triton kernels, interpreted and compiled (hours)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       property tests with many more examples than make test"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
@@ -29,10 +30,14 @@ $(MODEL)/config.json: | $(READY)
 	$(BIN)/python examples/demo_model.py $(MODEL)
 
 test: $(READY)
-	$(PYTEST) -m "not full and not gpu"
+	$(PYTEST) -m "not full and not gpu and not matrix"
 
 test-full: test $(MODEL)/config.json
-	MOA_TEST_MODEL=$(MODEL) $(PYTEST) -m "full and not gpu"
+	MOA_TEST_MODEL=$(MODEL) $(PYTEST) -m "full and not gpu" --ignore tests/kernels/triton
+
+# Every kernel, length, group size and target: interpreted, and compiled ahead of time.
+test-triton: $(READY)
+	$(PYTEST) -m matrix tests/kernels
 
 # Static checkers do not follow setuptools' package-dir, so mypy gets the installed tree as links to the sources.
 check: $(READY)
@@ -53,7 +58,7 @@ demo: $(READY) $(MODEL)/config.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
 
 fuzz: $(READY)
-	$(PYTEST) -m "not full and not gpu" --hypothesis-profile=fuzz
+	$(PYTEST) -m "not full and not gpu and not matrix" --hypothesis-profile=fuzz
 
 bench: $(READY) $(MODEL)/config.json
 	for script in benchmarks/*.py; do $(BIN)/python $$script $(MODEL) || exit 1; done
