@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +35,8 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
     if unknown:
         raise MoaError(f"sources of this profile are {', '.join(profile.sources)}, found {', '.join(sorted(unknown))}")
     mixed = {source: weights.get(source, 1.0) for source in profile.sources}
-    if min(mixed.values()) < 0 or sum(mixed.values()) <= 0:
-        raise MoaError("source weights must not be negative, and one must be over 0")
+    if not all(0 <= weight < inf for weight in mixed.values()) or not any(mixed.values()):
+        raise MoaError(f"source weights must be 0 or more, and one over 0, found {mixed}")
     effects = {cut: np.sqrt(np.maximum(h, 0.0)) for cut, h in harm(profile, rules).items()}
     total = np.zeros(next(iter(effects.values())).shape)
     for (source, _), effect in effects.items():

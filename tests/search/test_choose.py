@@ -1,0 +1,95 @@
+import numpy as np
+import pytest
+
+from moa.plans.errors import BudgetInfeasible, MoaError
+from moa.plans.model import Sliding
+from moa.plans.plan import FULL
+from moa.search.budget import parse
+from moa.search.choose import choose, objective
+from moa.search.grid import grid
+from moa.search.harm import harm
+
+
+def test_budgets_are_kept_and_predicted(make_profile):
+    profile = make_profile(layers=3, sliding=Sliding(window=128, layers=(1,)))
+    budgets = [parse("density", "0.5"), parse("density", "0.4@2048"), parse("kv_gb", "0.000700@1024")]
+    plan, solution = choose(profile, budgets)
+    plan.check(profile.model)
+    assert sorted(plan.groups) == [0, 2]
+    assert max(plan.density(512), plan.density(1024)) <= 0.5
+    assert plan.density(2048) <= 0.4
+    assert plan.kv_bytes(1024, dtype="bfloat16") <= 700_000
+    assert plan.predicted.lengths == (512, 1024)
+    assert plan.predicted.density == pytest.approx([plan.density(512), plan.density(1024)], abs=1e-4)
+    assert solution.gap <= 1.1e-4
+
+
+def test_the_group_that_loses_most_keeps_most(make_profile):
+    profile = make_profile(sources=("text",))
+    for table in profile.cuts.values():
+        table[:, 1, 0] *= 1e6
+    plan, _ = choose(profile, [parse("density", "0.6")])
+    assert plan.rule(1, 0) == FULL
+
+
+def test_all_of_it_is_dense(make_profile):
+    plan, solution = choose(make_profile(), [parse("density", "1")])
+    assert {rule for rules in plan.groups.values() for rule in rules} == {FULL}
+    assert solution.value == 0
+
+
+def test_objective_is_the_mean_of_roots_on_one_scale(make_profile):
+    profile = make_profile()
+    rules = grid(profile.lengths, profile.sinks)
+    weights = {"text": 3.0}
+    expected = 0.0
+    for source, weight in (("text", 3.0), ("facts", 1.0)):
+        for n in (512, 1024):
+            root = np.sqrt(harm(profile, rules)[source, n])
+            expected = expected + weight / 2 * root / root.max(1).sum()
+    assert np.allclose(objective(profile, rules, weights), expected)
+
+
+def test_a_source_without_weight_does_not_count(make_profile):
+    profile = make_profile()
+    rules = grid(profile.lengths, profile.sinks)
+    alone = objective(profile, rules, {"facts": 0.0})
+    for cut in [cut for cut in profile.cuts if cut[0] == "facts"]:
+        profile.cuts[cut][:] = 0
+    assert np.allclose(alone, objective(profile, rules, {}))
+
+
+def test_unit_of_a_source_does_not_count(make_profile):
+    profile = make_profile()
+    rules = grid(profile.lengths, profile.sinks)
+    before = objective(profile, rules, {})
+    for cut in profile.cuts:
+        if cut[0] == "facts":
+            profile.cuts[cut][:] *= 1000
+    assert np.allclose(before, objective(profile, rules, {}))
+
+
+@pytest.mark.parametrize(
+    ("weights", "says"),
+    [
+        ({"prose": 1.0}, "sources of this profile are text, facts, found prose"),
+        ({"text": -1.0}, "0 or more"),
+        ({"text": 0.0, "facts": 0.0}, "one over 0"),
+        ({"text": float("nan")}, "0 or more"),
+    ],
+)
+def test_bad_weights(make_profile, weights, says):
+    with pytest.raises(MoaError, match=says):
+        choose(make_profile(), [parse("density", "0.5")], weights=weights)
+
+
+def test_no_budget(make_profile):
+    with pytest.raises(MoaError, match="at least one budget"):
+        choose(make_profile(), [])
+
+
+def test_an_infeasible_budget_names_what_is_feasible(make_profile):
+    profile = make_profile()
+    with pytest.raises(BudgetInfeasible, match=r"density<=0\.1@512: the smallest feasible value is 0\.375$"):
+        choose(profile, [parse("density", "0.1")])
+    assert choose(profile, [parse("density", "0.375@512")])[0].density(512) == 0.375

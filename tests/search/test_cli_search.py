@@ -1,0 +1,94 @@
+import sys
+from pathlib import Path
+
+import pytest
+
+from moa.cli import main as cli
+from moa.plans.plan import Plan
+from moa.profiler.profile import digest
+
+
+@pytest.fixture
+def search(tmp_path: Path, make_profile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Runs `moa search profile.safetensors` with more arguments, returns (code, out, err)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    make_profile().save("profile.safetensors")
+
+    def run(*args: str, profile: str = "profile.safetensors") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moa", "search", profile, *args])
+        code = cli.main()
+        return code, *capsys.readouterr()
+
+    return run
+
+
+def test_a_plan_is_written_within_its_budgets(search):
+    code, _, err = search(
+        "-o", "plan.yaml", "--max-density", "0.5", "--max-kv-gb", "0.0005@1024", "--max-density", "0.45@1024"
+    )
+    assert code == 0
+    plan = Plan.load("plan.yaml")
+    assert plan.density(512) <= 0.5
+    assert plan.density(1024) <= 0.45
+    assert plan.kv_bytes(1024, dtype="bfloat16") <= 500_000
+    assert "gap" in err
+    assert f"density {plan.density(1024):.3f}" in err
+    assert "wrote plan.yaml" in err
+    assert plan.provenance is not None
+    assert plan.provenance.profile == digest("profile.safetensors")
+    assert plan.provenance.budget == "density<=0.5, density<=0.45@1024, kv_gb<=0.0005@1024"
+    assert plan.provenance.calibration == "text, facts"
+    assert plan.provenance.seed == 3
+
+
+def test_deterministic(search):
+    for name in ("one.yaml", "two.yaml"):
+        assert search("-o", name, "--max-density", "0.5")[0] == 0
+    one, two = Plan.load("one.yaml"), Plan.load("two.yaml")
+    assert (one.groups, one.predicted) == (two.groups, two.predicted)
+
+
+def test_source_weights_change_the_plan(search):
+    for name, weight in (("text.yaml", "facts=0"), ("facts.yaml", "text=0")):
+        assert search("-o", name, "--max-density", "0.5", "--source-weight", weight)[0] == 0
+    assert Plan.load("text.yaml").groups != Plan.load("facts.yaml").groups
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([], "at least one budget"),
+        (["--max-density", "0.05"], "smallest feasible value is 0.375"),
+        (["--max-density", "half"], "'half'"),
+        (["--max-density", "2"], "at most 1"),
+        (["--max-kv-gb", "1@x"], "'1@x'"),
+        (["--max-density", "0.5", "--source-weight", "prose=1"], "prose"),
+        (["--max-density", "0.5", "--source-weight", "text"], "SOURCE=WEIGHT"),
+        (["--max-densty", "0.5"], "--max-densty"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(search, tmp_path, args, says):
+    code, out, err = search("-o", "plan.yaml", *args)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_unwritable_output(search):
+    code, _, err = search("-o", "no/folder/plan.yaml", "--max-density", "0.5")
+    assert code == 2
+    assert "no/folder" in err
+
+
+def test_damaged_profiles(search, tmp_path):
+    whole = (tmp_path / "profile.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.safetensors").write_text("not a profile")
+    for name in ("cut.safetensors", "text.safetensors", "missing.safetensors"):
+        code, _, err = search("-o", "plan.yaml", "--max-density", "0.5", profile=name)
+        assert code == 2
+        assert name in err
+        assert err.count("\n") == 1
