@@ -53,7 +53,7 @@ def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, 
           SINKS_UP: tl.constexpr):  # fmt: skip
     """Harm of one cut under each sink [SINKS_UP], the group's heads summed before squaring."""
     kept = mass[:, None] + sink_mass
-    mean = tl.where(kept > NO_MASS, (effect[:, None] + sink_effect) / kept, 0.0)
+    mean = tl.where(kept > NO_MASS, (effect[:, None] + sink_effect) / tl.maximum(kept, NO_MASS), 0.0)
     change = tl.sum(tl.reshape(mean - delta[:, None], (POSITIONS, HEADS_UP, SINKS_UP)), 1)
     return tl.sum(change * change, 0)
 
