@@ -67,5 +67,5 @@ def _mask(table: Tensor, sinks: Tensor, rows: int, keys: int, visible: object) -
 
 def _lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Counts [1, heads, lines] and indices [1, heads, lines, columns], the chosen ones first."""
-    order = chosen.to(torch.int8).argsort(-1, descending=True, stable=True)
+    order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1).to(torch.int32)[None], order.to(torch.int32)[None]
