@@ -25,8 +25,7 @@ class Format:
 _NAMES = ("Abel", "Boris", "Dmitri", "Greta", "Hugo", "Jonas", "Karin", "Louis", "Marta", "Nils", "Olga", "Pavel")
 FORMATS = (
     Format(
-        "What is the secret ingredient in the soup of {key}?", "The secret ingredient in the soup of {key} is called",
-        _NAMES,
+        "What is the secret ingredient in the soup of {key}?", "The secret ingredient in the soup of {key} is", _NAMES,
         ("ginger", "honey", "mustard", "saffron", "cinnamon", "garlic", "vanilla", "pepper", "butter", "lemon"),
     ),
     Format(
@@ -34,9 +33,9 @@ FORMATS = (
         _NAMES, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     ),
     Format(
-        "What does the picture painted on the {key} door show?", "The picture painted on the {key} door shows a",
+        "What is the password that opens the {key} door?", "The password that opens the {key} door is",
         ("round", "wooden", "glass", "marble", "iron", "copper", "garden", "cellar", "kitchen", "northern"),
-        ("dragon", "castle", "rabbit", "mountain", "ship", "candle", "feather", "mirror", "bridge", "tiger", "lion"),
+        ("thunder", "candle", "rabbit", "mirror", "anchor", "window", "castle", "planet", "feather", "dragon"),
     ),
     Format(
         "In which year was the {key} Festival held for the first time?",
@@ -49,7 +48,7 @@ FORMATS = (
         ("parrot", "turtle", "hamster", "ferret", "goat", "pony", "lizard", "falcon", "peacock", "donkey", "llama"),
     ),
     Format(
-        "Which instrument did {key} learn to play as a child?", "As a child {key} learned to play the", _NAMES,
+        "What instrument does {key} play on stage?", "The instrument that {key} plays on stage is the", _NAMES,
         ("violin", "piano", "trumpet", "guitar", "cello", "flute", "harp", "banjo", "organ", "clarinet", "accordion"),
     ),
 )  # fmt: skip
