@@ -26,7 +26,7 @@ from moa.kernels.triton.append import append_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.influence import UNSPECIALISED, gradient_kv_kernel, gradient_q_kernel
 from moa.kernels.triton.prefill import prefill_kernel
-from moa.kernels.triton.tiles import Tiles, decode_tiles, influence_tiles, prefill_tiles
+from moa.kernels.triton.tiles import Tiles, decode_tiles, gradient_kv_tiles, gradient_q_tiles, prefill_tiles
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
@@ -60,7 +60,7 @@ class Row:
 
     def faults(self) -> list[str]:
         """What makes this configuration unfit to ship."""
-        needs_mma = self.kernel not in ("append", "join") and not (self.target == "gfx942" and self.dtype == "fp32")
+        needs_mma = self.kernel not in ("append", "join") and self.dtype != "fp32"
         found = []
         if self.spills:
             found.append(f"spills {self.spills} bytes")
@@ -126,7 +126,7 @@ def append(target: str, dtype: torch.dtype, dim: int) -> Row:
 
 
 def gradient_q(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
-    t = influence_tiles(dim, dtype, heads, target)
+    t = gradient_q_tiles(dim, dtype, heads, target)
     heads_up = triton.next_power_of_2(heads)
     constants = {
         "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SINKS_UP": 1, "D": dim,
@@ -136,8 +136,8 @@ def gradient_q(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row
 
 
 def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
-    t = influence_tiles(dim, dtype, heads, target)._replace(block_m=64)
-    constants = {"HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": 64, "PRECISION": t.precision}
+    t = gradient_kv_tiles(dim, dtype, target)
+    constants = {"HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision}
     return build(gradient_kv_kernel, "influence kv", target, dtype, dim, f"group of {heads}", t, constants)
 
 

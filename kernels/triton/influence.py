@@ -22,6 +22,7 @@ linear in N since edges <= 128.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import triton
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows, require_aligned
 from moa.kernels.triton.prefill import prefill
-from moa.kernels.triton.tiles import Tiles, influence_tiles
+from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
 
 NO_MASS = tl.constexpr(1e-6)
 """Kept attention mass below which a cut is taken to remove the whole output."""
@@ -213,7 +214,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
 
 def influence_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, scale: float, sinks: Sequence[int],
-    bin_size: int, tiles: Tiles | None = None,
+    bin_size: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of causal attention, and the summed Fisher harm of every cut.
 
@@ -223,7 +224,6 @@ def influence_backward(
         dout: Gradient at the output [query_heads, N, D].
         sinks: Sink sizes to measure, tokens, multiples of 64.
         bin_size: Tokens per row and edge bin, a multiple of 64.
-        tiles: Tile shape, the device's own by default.
 
     Returns:
         As `moa.kernels.influence.influence_backward`.
@@ -231,7 +231,7 @@ def influence_backward(
     require_aligned(q, k, v, out, dout)
     heads, n, dim = q.shape
     groups, per_group = len(k), heads // len(k)
-    shape = tiles or influence_tiles(dim, q.dtype, per_group)
+    shape, shape_kv = gradient_q_tiles(dim, q.dtype, per_group), gradient_kv_tiles(dim, q.dtype)
     heads_up = triton.next_power_of_2(per_group)
     positions = shape.block_m // heads_up
     bins = -(-n // bin_size)
@@ -241,17 +241,23 @@ def influence_backward(
     cuts = torch.zeros((count, groups, len(sinks), bins), dtype=torch.float32, device=q.device)
     used = -(-n // positions)
     sizes = torch.tensor(sinks, dtype=torch.int32).to(q.device, non_blocking=True)
-    meta = {"D": dim, "WIDTH": shape.width, "PRECISION": shape.precision, "HEADS": per_group}
-    meta |= {"num_warps": shape.warps, "num_stages": shape.stages}
     strides = [s for x in (q, k, v, out, dout) for s in x.stride()[:2]]
     gradient_q_kernel[(used * groups,)](
         q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, n, groups, used, bins, bin_size // BLOCK.value,
         len(sinks), max(sinks) // BLOCK.value, *strides,
-        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), BLOCK_M=shape.block_m,
-        **meta,
+        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), HEADS=per_group,
+        **_meta(shape, dim),
     )  # fmt: skip
     gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
-        q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], BLOCK_M=64, **meta
-    )
+        q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], HEADS=per_group,
+        **_meta(shape_kv, dim),
+    )  # fmt: skip
     table = cuts.unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, sinks, edges]
     return dq, dk, dv, table.permute(2, 1, 0, 3).contiguous()
+
+
+def _meta(shape: Tiles, dim: int) -> dict[str, Any]:
+    return {
+        "D": dim, "WIDTH": shape.width, "BLOCK_M": shape.block_m, "PRECISION": shape.precision,
+        "num_warps": shape.warps, "num_stages": shape.stages,
+    }  # fmt: skip

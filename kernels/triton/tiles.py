@@ -33,31 +33,57 @@ def arch() -> str:
 def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
     """For `prefill` on `target` (the current device by default)."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
-    narrow = wide or width > 128 or (width == 128 and target.startswith("sm_8"))
-    rows = 64 if narrow else 128
-    stages = 1 if target.startswith("gfx") or wide else 2
-    return Tiles(rows, 4 if width <= 64 and not wide else 8, stages, width, precision(target))
+    if _amd(target):
+        return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
+    ampere = target.startswith("sm_8")
+    if wide:
+        return Tiles(32, 8, 1, width, precision(target))
+    rows = 64 if width > (64 if ampere else 128) else 128
+    return Tiles(rows, 8, 1 if ampere and width > 128 else 2, width, precision(target))
 
 
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
     """For `decode` with about `rows` rows (tokens times heads) per sequence and group."""
     target, width = target or arch(), _width(dim)
-    block_m = min(max(triton.next_power_of_2(rows), 16), 64)
-    stages = 1 if target.startswith("gfx") else 2 if dtype == torch.float32 else 3
-    return Tiles(block_m, 4, stages, width, precision(target))
+    block_m = 16 if rows <= 16 else 32
+    if _amd(target):
+        return Tiles(block_m, 4, 1, width, precision(target))
+    heavy = width > 128 or dtype == torch.float32 or block_m > 16
+    return Tiles(block_m, 8 if heavy else 4, 2 if heavy else 3, width, precision(target))
 
 
-def influence_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | None = None) -> Tiles:
-    """For `influence_backward` with `heads` query heads per group."""
+def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | None = None) -> Tiles:
+    """For the first influence kernel with `heads` query heads per group."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
-    rows = max(64, triton.next_power_of_2(heads))
-    stages = 1 if target.startswith("gfx") or wide else 2
-    return Tiles(rows, 8 if wide or width > 64 else 4, stages, width, precision(target))
+    at_least = int(triton.next_power_of_2(heads))
+    if _amd(target):
+        rows = 64 if width <= 64 and not wide else 16 if width > 64 and wide else 32
+        return Tiles(max(rows, at_least), 4, 1, width, precision(target))
+    if wide:
+        return Tiles(max(16, at_least), 8, 1, width, precision(target))
+    rows = 32 if width > 64 and target.startswith("sm_8") else 64
+    return Tiles(max(rows, at_least), 4 if width <= 64 else 8, 2, width, precision(target))
+
+
+def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
+    """For the second influence kernel; a tile is 64 keys by `block_m` rows."""
+    target, width, wide = target or arch(), _width(dim), dtype == torch.float32
+    if _amd(target):
+        return Tiles(32 if wide and width > 64 else 64, 4, 1, width, precision(target))
+    if wide and target.startswith("sm_8"):
+        return Tiles(32, 8, 1, width, "ieee")  # here three TF32 passes do not fit the registers
+    if wide:
+        return Tiles(16, 8, 1, width, precision(target))
+    return Tiles(64, 4 if width <= 64 else 8, 2, width, precision(target))
 
 
 def precision(target: str) -> str:
     """float32 products keep float32's accuracy: three TF32 passes on NVIDIA, plain multiplies elsewhere."""
     return "tf32x3" if target.startswith("sm_") else "ieee"
+
+
+def _amd(target: str) -> bool:
+    return target.startswith("gfx")
 
 
 def _width(dim: int) -> int:
