@@ -18,8 +18,10 @@ import torch
 from scipy.stats import spearmanr
 
 from moa.applied import apply
+from moa.journal import Journal
 from moa.load import load_model
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
+from moa.plans.span import first_block
 from moa.profiler.calibration import SOURCES, Sample
 from moa.profiler.collect import run_backward
 from moa.profiler.estimators import ESTIMATORS
@@ -50,14 +52,13 @@ def answers(model: Any, sample: Sample) -> torch.Tensor:
     return logits_of(model, hidden[torch.tensor(sample.response) - 1]).log_softmax(-1)
 
 
-def truth(model: Any, info: ModelInfo, texts: list[Sample], cut: Rule, journal: Path) -> np.ndarray:
+def truth(model: Any, info: ModelInfo, texts: list[Sample], cut: Rule, journal: Journal) -> np.ndarray:
     """KL of each group's cut, mean over answers, nats: [layers * kv_heads]."""
-    known = dict(json.loads(line) for line in journal.read_text().splitlines()) if journal.exists() else {}
     dense = [answers(model, text) for text in texts]
     for layer in info.ruled_layers:
         for head in range(info.kv_heads):
             key = f"{layer}.{head}"
-            if key in known:
+            if journal.get(key) is not None:
                 continue
             rules = {other: [FULL] * info.kv_heads for other in info.ruled_layers}
             rules[layer][head] = cut
@@ -66,17 +67,13 @@ def truth(model: Any, info: ModelInfo, texts: list[Sample], cut: Rule, journal: 
                     float((p.exp() * (p - answers(model, text))).sum(-1).mean())
                     for p, text in zip(dense, texts, strict=True)
                 ]
-            known[key] = float(np.mean(kl))
-            with journal.open("a") as f:
-                f.write(json.dumps([key, known[key]]) + "\n")
-            print(key, f"{known[key]:.5f}", flush=True)
-    return np.array([known[f"{layer}.{head}"] for layer in info.ruled_layers for head in range(info.kv_heads)])
+            journal.put(key, float(np.mean(kl)))
+            print(key, f"{journal.get(key):.5f}", flush=True)
+    return np.array([journal.get(f"{layer}.{head}") for layer in info.ruled_layers for head in range(info.kv_heads)])
 
 
 def score(model: Any, texts: list[Sample], cut: Rule, estimator: str, labels: Any, loss: Any) -> np.ndarray:
     """What one estimator says of the same cut: [layers * kv_heads]."""
-    from moa.plans.span import first_block
-
     total: Any = 0
     for i, text in enumerate(texts):
         with recording(model, ESTIMATORS[estimator], (cut.sink,)) as recorder:
@@ -98,8 +95,8 @@ def main() -> None:
     info = ModelInfo.from_config(model.config)
     texts = samples(tokenizer, options.length, options.samples)
     cut = Rule(sink=64, alpha=options.length // 4, beta=0)
-    journal = HERE / "results" / f"influence_truth.{options.length}.{options.samples}.partial"
-    real = truth(model, info, texts, cut, journal)
+    partial = HERE / "results" / f"influence_truth.{options.length}.{options.samples}.partial"
+    real = truth(model, info, texts, cut, Journal(partial))
     rows = []
     for estimator, labels, loss, label in MEASURES:
         ranked = float(spearmanr(score(model, texts, cut, estimator, labels, loss), real).statistic)
@@ -119,7 +116,7 @@ def main() -> None:
     note = f"{info.name}, {options.length} tokens, {options.samples} samples, {len(real)} groups, float32."
     block = "\n".join([note, "", *table])
     DOCUMENT.write_text(f"{head}<!-- truth:begin -->\n{block}\n<!-- truth:end -->{tail}")
-    journal.unlink()
+    partial.unlink()
 
 
 if __name__ == "__main__":

@@ -55,15 +55,11 @@ def peak(work: Callable[[], None]) -> tuple[float, int]:
     return took, most[0]
 
 
-class _Plain(torch.autograd.Function):
+class Plain:
     """Library attention in the recorder's place: the same graph without the influence."""
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, scale: float, recorder: Any, layer: int) -> Any:
-        raise NotImplementedError
-
-    @staticmethod
-    def apply(q: Any, k: Any, v: Any, scale: float, recorder: Any, layer: int) -> Any:  # type: ignore[override]
+    def apply(q: Any, k: Any, v: Any, scale: float, recorder: Any, layer: int) -> Any:
         k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], 0)[None] for x in (k, v))
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
 
@@ -83,7 +79,7 @@ def main() -> None:
         took: dict[str, list[float]] = {"plain": [], "fisher": []}
         held: dict[str, list[int]] = {"plain": [], "fisher": []}
         for _ in range(options.repeats):
-            for name, function in (("plain", _Plain), ("fisher", recorded)):
+            for name, function in (("plain", Plain), ("fisher", recorded)):
                 recorder_module._Recorded = function  # type: ignore[misc,assignment]
                 with recording(model, fisher, (64,)):
                     seconds, memory = peak(lambda: run_backward(model, sample, "given", "nll", torch.Generator()))

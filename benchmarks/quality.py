@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moa.cli.eval import COLUMNS, Bar, cells
+from moa.cli.common import Bar
+from moa.cli.eval import COLUMNS, cells
 from moa.comparison import Part, compare
 from moa.journal import Journal, replace_json
 from moa.load import load_model

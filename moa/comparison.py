@@ -16,6 +16,7 @@ from moa.kernels import backend as backends
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.profiler.collect import check_length
 from moa.summary import summarise
 
 NEEDLES = {"single": 1, "four": 4}
@@ -47,11 +48,7 @@ class Part:
         Raises:
             MoaError: Naming the rule, the value and the valid choices.
         """
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if self.length < 256:
-            raise MoaError(f"lengths must be at least 256 tokens, found {self.length}")
-        if longest is not None and self.length > longest:
-            raise MoaError(f"length {self.length} is over the model's maximum of {longest} tokens")
+        check_length(model, self.length)
         counts = self.single, self.four, self.windows
         if min(counts) < 0 or not any(counts):
             raise MoaError(

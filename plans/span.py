@@ -22,6 +22,7 @@ BETA_STEPS = 256
 """beta is a multiple of 1/256."""
 
 Ints = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 IntLike = int | npt.NDArray[np.integer]
 
 

@@ -29,6 +29,22 @@ from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 
+SHORTEST = 256
+"""Tokens; shorter texts have no cut worth measuring."""
+
+
+def check_length(model: PreTrainedModel, length: int) -> None:
+    """Refuse a length that nothing can be measured at.
+
+    Raises:
+        MoaError: Too short, or over the model's maximum.
+    """
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if length < SHORTEST:
+        raise MoaError(f"lengths must be at least {SHORTEST} tokens, found {length}")
+    if longest is not None and length > longest:
+        raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -60,11 +76,10 @@ class Settings:
         Raises:
             MoaError: Naming the rule, the value and the valid choices.
         """
-        longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if not self.lengths or min(self.lengths) < 256:
-            raise MoaError(f"lengths must be at least 256 tokens, found {list(self.lengths)}")
-        if longest is not None and max(self.lengths) > longest:
-            raise MoaError(f"length {max(self.lengths)} is over the model's maximum of {longest} tokens")
+        if not self.lengths:
+            raise MoaError("give at least one length")
+        for length in self.lengths:
+            check_length(model, length)
         if self.samples < 1:
             raise MoaError(f"samples must be at least 1, found {self.samples}")
         if any(s < 64 or s % 64 for s in self.sinks) or not self.sinks:

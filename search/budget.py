@@ -9,9 +9,9 @@ import numpy.typing as npt
 
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
-from moa.plans.span import BLOCK
+from moa.plans.span import BLOCK, Floats
 from moa.search.grid import Grid
-from moa.search.solver import Floats, Limit
+from moa.search.solver import Limit
 
 
 @dataclass(frozen=True)

@@ -9,18 +9,19 @@ import numpy as np
 
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan, Predicted, Provenance
+from moa.plans.span import Floats
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
 from moa.search.grid import Grid, grid
 from moa.search.harm import harm
-from moa.search.solver import Floats, Solution, solve
+from moa.search.solver import Solution, solve
 
 
 def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Floats:
     """What the search minimises the sum of: [groups, rules].
 
     Per source and length, the root of the influence: cuts of different groups act on the same answer, so their effects
-    add up, not the squares of their effects (docs/search.md has the comparison). Each source and length is brought to
+    add up, not the squares of their effects. Each source and length is brought to
     one scale, the harm of the narrowest rule everywhere, then averaged over lengths and mixed over sources.
 
     Args:

@@ -3,11 +3,9 @@
 import numpy as np
 import numpy.typing as npt
 
-from moa.plans.span import BLOCK
+from moa.plans.span import BLOCK, Floats
 from moa.profiler.profile import Cut, Profile, bin_size
 from moa.search.grid import Grid
-
-Floats = npt.NDArray[np.float64]
 
 
 def harm(profile: Profile, grid: Grid) -> dict[Cut, Floats]:

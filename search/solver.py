@@ -14,9 +14,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from moa.plans.errors import BudgetInfeasible
-from moa.plans.span import Ints
-
-Floats = npt.NDArray[np.float64]
+from moa.plans.span import Floats, Ints
 
 SLACK = 1e-9
 """A budget counts as kept up to this fraction: room for rounding in sums, far less than one block."""

@@ -30,7 +30,7 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.profile import numbers, writable
+    from moa.cli.common import Bar, numbers, writable
     from moa.comparison import Part, compare
     from moa.journal import Journal, replace_json
     from moa.load import load_model
@@ -53,30 +53,6 @@ def command(
     if output is not None:
         replace_json(output, found)
         Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
-
-
-class Bar:
-    """A bar on stderr whose time left counts tokens to run."""
-
-    def __init__(self, title: str) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
-        self._progress = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True))
-        self._task = self._progress.add_task(title, total=None)
-        self._title = title
-
-    def __enter__(self) -> "Bar":
-        self._progress.start()
-        return self
-
-    def __call__(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` tokens were run, the last for `what`."""
-        self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
 
 
 COLUMNS = ("tokens", "row", "density", "KV cache, MiB", "perplexity", "KL, nats", "one needle", "four needles")

@@ -2,7 +2,6 @@
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -11,7 +10,7 @@ from typer.exceptions import TyperException
 import moa
 from moa.plans.errors import MoaError
 
-COMMANDS = ("profile", "search", "show", "eval", "generate", "bench", "measure", "doctor")
+COMMANDS = ("profile", "search", "show", "eval", "doctor")
 
 app = typer.Typer(
     name="moa",
@@ -40,8 +39,7 @@ def _moa(
 
 
 for _name in COMMANDS:
-    if find_spec(f"moa.cli.{_name}"):
-        app.command(_name)(import_module(f"moa.cli.{_name}").command)
+    app.command(_name)(import_module(f"moa.cli.{_name}").command)
 
 
 def main() -> int:

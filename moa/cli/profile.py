@@ -2,15 +2,11 @@
 
 import os
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
-
-from moa.plans.errors import MoaError
-
-if TYPE_CHECKING:
-    from moa.profiler.collect import Task
 
 SOURCES = "text, facts, pairs, lines"
 
@@ -41,6 +37,7 @@ def command(
     """
     from rich.console import Console
 
+    from moa.cli.common import Bar, choice, numbers, writable
     from moa.load import load_model
     from moa.profiler.calibration import SOURCES as KNOWN
     from moa.profiler.collect import Settings, collect, tasks
@@ -55,55 +52,26 @@ def command(
     sources = [KNOWN[choice("source", name, tuple(KNOWN)) or name] for name in names]
     rank, world, barrier = _processes()
     console = Console(stderr=True, quiet=rank > 0)
+    writable(output)
     network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
     settings.check(network)
     if data:
         sources.append(document_source(data, tokenizer, settings.lengths))
-    writable(output)
     todo = tasks(settings, sources)
     mine = todo[rank::world]
     if rank == 0:
         minutes = seconds(network, tokenizer, settings, mine) / 60
         memory = peak_bytes(network, max(settings.lengths)) / 2**30
         console.print(f"{len(todo)} samples, about {minutes:.1f} minutes and {memory:.1f} GiB of memory")
-    with _Bar(console, mine) as report:
+    done = accumulate(task.length for task in mine)
+    tokens = sum(task.length for task in mine)
+    with Bar("profiling", console) as bar:
         profile = collect(
-            network,
-            tokenizer,
-            settings,
-            sources,
-            output,
-            rank=rank,
-            world=world,
-            barrier=barrier,
-            progress=report,
-        )
+            network, tokenizer, settings, sources, output, rank=rank, world=world, barrier=barrier,
+            progress=lambda task, _measured: bar(next(done), tokens, task.key),
+        )  # fmt: skip
     if profile is not None:
         console.print(f"wrote {output}; next: moa search {output} -o plan.yaml --max-density 0.5", soft_wrap=True)
-
-
-def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers from `1024,2048`."""
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
-    except ValueError:
-        raise MoaError(f"{name} must be whole numbers separated by commas, found {text!r}") from None
-
-
-def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
-    """`value` when it is None or valid."""
-    if value is not None and value not in valid:
-        raise MoaError(f"{name} must be one of {', '.join(valid)}, found {value!r}")
-    return value
-
-
-def writable(path: Path) -> None:
-    """Refuse an output that cannot be written, before work starts."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise MoaError(
-            f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is no writable folder'}"
-        )
 
 
 def _processes() -> tuple[int, int, Callable[[], None]]:
@@ -115,30 +83,3 @@ def _processes() -> tuple[int, int, Callable[[], None]]:
 
     dist.init_process_group("gloo")
     return dist.get_rank(), world, dist.barrier
-
-
-class _Bar:
-    """A bar whose time left counts tokens, not samples: long samples take longer."""
-
-    def __init__(self, console: Any, mine: "list[Task]") -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:.0f}%"),
-            TimeRemainingColumn(),
-        )
-        self.progress = Progress(*columns, console=console)
-        self.bar = self.progress.add_task("profiling", total=sum(t.length for t in mine))
-
-    def __enter__(self) -> "Callable[[Task, bool], None]":
-        self.progress.start()
-        return self.advance
-
-    def advance(self, task: "Task", measured: bool) -> None:
-        """One sample is done."""
-        self.progress.update(self.bar, advance=task.length, description=f"profiling {task.key}")
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()

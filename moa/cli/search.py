@@ -24,7 +24,7 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.profile import writable
+    from moa.cli.common import writable
     from moa.profiler.profile import Profile
     from moa.search.budget import parse
     from moa.search.choose import choose, record

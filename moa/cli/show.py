@@ -19,7 +19,7 @@ def command(
     from rich.console import Console
 
     from moa import report
-    from moa.cli.profile import numbers, writable
+    from moa.cli.common import numbers, writable
     from moa.plans.plan import Plan
 
     paths = [plan] if other is None else [plan, other]

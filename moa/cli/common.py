@@ -1,0 +1,59 @@
+"""What several commands share: reading options, refusing outputs, the progress bar."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from moa.plans.errors import MoaError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from `1024,2048`."""
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise MoaError(f"{name} must be whole numbers separated by commas, found {text!r}") from None
+
+
+def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
+    """`value` when it is None or valid."""
+    if value is not None and value not in valid:
+        raise MoaError(f"{name} must be one of {', '.join(valid)}, found {value!r}")
+    return value
+
+
+def writable(path: Path) -> None:
+    """Refuse an output that cannot be written, before work starts."""
+    folder = path.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise MoaError(
+            f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is no writable folder'}"
+        )
+
+
+class Bar:
+    """A bar on stderr whose time left counts tokens, not samples: long samples take longer."""
+
+    def __init__(self, title: str, console: "Console | None" = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
+        console = console or Console(stderr=True)
+        self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
+        self._task = self._progress.add_task(title, total=None)
+        self._title = title
+
+    def __enter__(self) -> "Bar":
+        self._progress.start()
+        return self
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        """`done` of `total` tokens were run, the last for `what`."""
+        self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
