@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from itertools import chain
 from os import PathLike
 from typing import Any, Self
@@ -36,6 +35,11 @@ class Plan(Strict):
     defaults: Pattern
     predicted: Predicted | None = None
     provenance: Provenance | None = None
+
+    __slots__ = ("_made",)  # arrays, where neither == nor a copy takes them along
+
+    def __hash__(self) -> int:
+        return hash((tuple(sorted(self.groups.items())), self.defaults))  # the model's rope is a dict
 
     @model_validator(mode="after")
     def _every_group_has_a_rule(self) -> Self:
@@ -233,9 +237,16 @@ class Plan(Strict):
         blocks = sum(int(spans_.cache_blocks(*self._arrays, length).sum()) for length in lengths)
         return blocks * BLOCK * self.model.token_bytes(dtype) + self.model.sliding_kv_bytes(lengths, dtype)
 
-    @cached_property
+    @property
     def _arrays(self) -> tuple[Ints, Ints, Ints]:
-        """Sink, alpha, beta in 1/256: int64 [ruled layers, kv_heads] each."""
+        """Sink, alpha, beta in 1/256: int64 [ruled layers, kv_heads] each; made on first use."""
+        made: tuple[Ints, Ints, Ints] | None = getattr(self, "_made", None)
+        if made is None:
+            made = self._make_arrays()
+            object.__setattr__(self, "_made", made)
+        return made
+
+    def _make_arrays(self) -> tuple[Ints, Ints, Ints]:
         layers = [self.groups[layer] for layer in self.model.ruled_layers]
         rules = [[(rule.sink, rule.alpha, rule.beta256) for rule in heads] for heads in layers]
         table = np.array(rules, np.int64)
