@@ -1,0 +1,170 @@
+"""Timing of dense and planned models in turn, on caches filled without a prefill; the process's peak memory.
+
+What a step takes depends on how much a cache holds, not on what. So decoding at a length is timed on random keys.
+"""
+
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
+
+from moa.applied import apply
+from moa.cache import KVCache
+from moa.kernels.backend import Backend, load
+from moa.layer import Staged
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model.
+
+    Attributes:
+        plan: The plan, or None for the model as it comes.
+        fixed: Whether its cache is allocated once (`KVCache` with max_length, `StaticCache`) or grows.
+        backend: Of a plan; by default the device's own.
+    """
+
+    plan: Plan | None = None
+    fixed: bool = False
+    backend: str | None = None
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """`model`, in place, run this way for a while."""
+        if self.plan is None:
+            yield
+        else:
+            with apply(model, self.plan, self.backend):
+                yield
+
+    def cache(self, model: Any, room: int) -> Any:
+        """An empty cache for texts of up to `room` tokens."""
+        if self.plan is not None:
+            return KVCache(self.plan, room if self.fixed else None)
+        return StaticCache(config=model.config, max_cache_len=room) if self.fixed else DynamicCache(config=model.config)
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of one thing, measured several times."""
+
+    seconds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median."""
+        return statistics.median(self.seconds)
+
+    @property
+    def spread(self) -> float:
+        """Distance between the quartiles, as a share of the median."""
+        if len(self.seconds) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
+        return (high - low) / self.median
+
+
+def alternate(calls: Mapping[str, Callable[[], Sequence[float]]], rounds: int) -> dict[str, Times]:
+    """Every call in turn, `rounds` times over, so that drift of the machine meets all alike.
+
+    Args:
+        calls: By name; each gives the seconds that it took itself, once or several times.
+        rounds: At least 1.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            taken[name] += call()
+    return {name: Times(tuple(seconds)) for name, seconds in taken.items()}
+
+
+@torch.inference_mode()
+def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
+    """Seconds of one forward call over `ids` [batch, n] into an empty cache, logits of the last position alone."""
+    with variant.on(model):
+        cache = variant.cache(model, ids.shape[1] + 1)
+        return [_timed(lambda: model(ids, past_key_values=cache, logits_to_keep=1), model.device)]
+
+
+@torch.inference_mode()
+def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int = 5, cache: Any = None) -> list[float]:
+    """Seconds of each of `steps` decode steps after one that is not counted.
+
+    Args:
+        model: The model.
+        variant: How to run it.
+        length: Tokens held before, random ones.
+        batch: Sequences.
+        steps: Steps to time.
+        cache: A filled one, to go on with; by default a new one.
+    """
+    token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    with variant.on(model):
+        if cache is None:
+            cache = variant.cache(model, length + steps + 1)
+            fill(cache, model, length, batch)
+        step = lambda: model(token, past_key_values=cache)  # noqa: E731
+        step()
+        return [_timed(step, model.device) for _ in range(steps)]
+
+
+def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
+    """Give an empty cache `length` tokens of random keys and values, the same in every sequence.
+
+    Args:
+        cache: A `KVCache`, `DynamicCache` or `StaticCache` of the model.
+        model: For its shape, dtype and device.
+        length: Tokens.
+        batch: Sequences.
+    """
+    info = ModelInfo.of(model)
+    shape, kind = (2, 1, info.kv_heads, length, info.head_size), {"dtype": model.dtype, "device": model.device}
+    store_only = Backend("none", lambda q, *_, **__: q, load("torch").append, _no_step)
+    for layer in range(info.layers):
+        k, v = torch.randn(shape, **kind).expand(-1, batch, -1, -1, -1)
+        staged, _ = cache.update(k, v, layer)
+        if isinstance(staged, Staged):
+            staged.attend(k, None, scale=1.0, backend=store_only)
+
+
+def _no_step(*_: Any, **__: Any) -> Tensor:
+    raise AssertionError("a cache to fill must be empty")
+
+
+def held_bytes(cache: Cache) -> int:
+    """Bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
+    if isinstance(cache, KVCache):
+        return cache.nbytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory this process has held so far: of a GPU what torch allocated, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    _wait(device)
+    begin = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - begin
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

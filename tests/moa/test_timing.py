@@ -1,0 +1,77 @@
+"""Caches filled with random keys are as full as a prefill leaves them, and go on decoding."""
+
+import pytest
+import torch
+
+from moa import KVCache
+from moa.timing import Times, Variant, alternate, decode, fill, held_bytes, peak_bytes, prefill
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny(dtype=torch.float32)
+
+
+def variants(plan):
+    return {
+        "dense, growing": Variant(),
+        "dense, fixed": Variant(fixed=True),
+        "plan, growing": Variant(plan),
+        "plan, fixed": Variant(plan, fixed=True),
+    }
+
+
+@pytest.mark.parametrize("name", variants(None))
+def test_a_filled_cache_is_as_a_prefill_leaves_it(model, random_plan, tokens, name):
+    variant = variants(random_plan(model, 3))[name]
+    filled, run = variant.cache(model, 301), variant.cache(model, 301)
+    fill(filled, model, 300, batch=2)
+    with variant.on(model), torch.no_grad():
+        model(tokens(2, 300), past_key_values=run)
+        assert held_bytes(filled) == held_bytes(run) > 0
+        for cache in (filled, run):
+            assert int(cache.get_seq_length()) == 300
+        logits = model(tokens(2, 1), past_key_values=filled).logits
+    assert logits.isfinite().all()
+    assert int(filled.get_seq_length()) == 301
+
+
+def test_filled_keys_are_random_and_alike_in_every_sequence(model, random_plan):
+    cache = KVCache(random_plan(model, 3))
+    fill(cache, model, 130, batch=2)
+    store = cache.layers[0].store
+    first, second = (store.k[store.base[s, 0] :][:64] for s in range(2))
+    assert torch.equal(first, second)
+    assert first.std() > 0.5
+
+
+@pytest.mark.parametrize("name", variants(None))
+def test_every_step_is_timed(model, random_plan, tokens, name):
+    variant = variants(random_plan(model, 3))[name]
+    before = model.config._attn_implementation
+    calls = {
+        "prefill": lambda: prefill(model, variant, tokens(1, 70)),
+        "decode": lambda: decode(model, variant, 130, 2, steps=3),
+    }
+    found = alternate(calls, rounds=2)
+    assert {name: len(times.seconds) for name, times in found.items()} == {"prefill": 2, "decode": 6}
+    assert all(second > 0 for times in found.values() for second in times.seconds)
+    assert model.config._attn_implementation == before
+
+
+def test_calls_alternate():
+    order = []
+    alternate({name: lambda name=name: order.append(name) or [1.0] for name in "ab"}, rounds=2)
+    assert order == list("abab")
+
+
+def test_median_and_quartiles():
+    times = Times((1.0, 2.0, 3.0, 4.0, 5.0))
+    assert (times.median, times.spread) == (3.0, 2 / 3)
+    assert Times((2.0,)).spread == 0
+
+
+def test_peak_memory_never_falls():
+    before = peak_bytes(torch.device("cpu"))
+    torch.ones(32 << 20)
+    assert peak_bytes(torch.device("cpu")) >= before > 1 << 20
