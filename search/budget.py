@@ -10,6 +10,7 @@ import numpy.typing as npt
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.span import BLOCK, Floats
+from moa.search.cost import Costs, Kind, Work
 from moa.search.grid import Grid
 from moa.search.solver import Limit
 
@@ -19,10 +20,10 @@ class Budget:
     """A figure that the plan must not exceed.
 
     Attributes:
-        kind: `density` or `kv_gb`.
+        kind: `density`, `kv_gb`, `decode_ms` or `prefill_ms`.
         most: The figure.
         length: The length it holds at; None means every profiled length.
-        batch: Sequences (`kv_gb` only).
+        batch: Sequences; a density has none.
     """
 
     kind: str
@@ -36,7 +37,7 @@ class Budget:
 
 
 def parse(kind: str, text: str) -> Budget:
-    """A budget from `0.5`, `0.5@4096` or, for memory, `1.5@4096x8`.
+    """A budget from `0.5`, `0.5@4096` or, for memory and time, `1.5@4096x8`.
 
     Raises:
         MoaError: Another form, or a figure out of range.
@@ -44,9 +45,11 @@ def parse(kind: str, text: str) -> Budget:
     figure, at, where = text.partition("@")
     length, times, batch = where.partition("x")
     try:
+        if times and kind == "density":
+            raise ValueError("a density does not depend on the batch")
         budget = Budget(kind, float(figure), int(length) if at else None, int(batch) if times else 1)
     except ValueError:
-        form = "D[@LENGTH]" if kind == "density" else "G@LENGTH[xBATCH]"
+        form = _FORMS[kind]
         raise MoaError(f"a {kind} budget is written {form}, found {text!r}") from None
     if not 0 < budget.most < inf or (kind == "density" and budget.most > 1):
         raise MoaError(f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {text!r}")
@@ -55,11 +58,36 @@ def parse(kind: str, text: str) -> Budget:
     return budget
 
 
-def limits(budget: Budget, grid: Grid, model: ModelInfo, lengths: Sequence[int]) -> list[Limit]:
-    """What the solver must keep: the budget at its length, or at every profiled one."""
-    cost = _COSTS[budget.kind]
+def limits(
+    budget: Budget, grid: Grid, model: ModelInfo, lengths: Sequence[int], costs: Costs | None = None
+) -> list[Limit]:
+    """What the solver must keep: the budget at its length, or at every profiled one.
+
+    Args:
+        budget: The budget.
+        grid: Candidate rules.
+        model: The model profiled.
+        lengths: Profiled lengths.
+        costs: Measured costs, for budgets in milliseconds.
+
+    Raises:
+        MoaError: Milliseconds without costs.
+        ModelMismatch: Costs of another model.
+    """
     at = [budget.length] if budget.length is not None else list(lengths)
-    return [cost(Budget(budget.kind, budget.most, n, budget.batch), grid, model, n) for n in at]
+    here = [Budget(budget.kind, budget.most, n, budget.batch) for n in at]
+    if budget.kind in _COSTS:
+        return [_COSTS[budget.kind](each, grid, model, n) for each, n in zip(here, at, strict=True)]
+    if costs is None:
+        raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
+    costs.check(model)
+    return [_milliseconds(each, grid, model, costs) for each in here]
+
+
+def work(budget: Budget, length: int) -> Work:
+    """What a budget in milliseconds limits the time of."""
+    kind: Kind = "decode" if budget.kind == "decode_ms" else "prefill"
+    return Work(kind, length, budget.batch)
 
 
 def _density(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
@@ -76,6 +104,18 @@ def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
     return Limit(str(budget), _every_group(grid.cache_blocks(length) * block, groups), budget.most, fixed)
 
 
+def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs) -> Limit:
+    """Predicted time of a decode step or a prefill."""
+    assert budget.length is not None
+    groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, budget.length)
+    row = costs.per_group(what, grid.sink, grid.alpha, grid.beta256)
+    return Limit(str(budget), _every_group(row, groups), budget.most, costs.fixed(what))
+
+
+_FORMS = {
+    "density": "D[@LENGTH]", "kv_gb": "G@LENGTH[xBATCH]", "decode_ms": "T@LENGTH[xBATCH]",
+    "prefill_ms": "T@LENGTH[xBATCH]",
+}  # fmt: skip
 _COSTS: dict[str, Callable[[Budget, Grid, ModelInfo, int], Limit]] = {"density": _density, "kv_gb": _kv_gb}
 
 

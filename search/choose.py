@@ -12,6 +12,7 @@ from moa.plans.plan import Plan, Predicted, Provenance
 from moa.plans.span import Floats
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
+from moa.search.cost import Costs
 from moa.search.grid import Grid, grid
 from moa.search.harm import harm
 from moa.search.solver import Solution, solve
@@ -50,7 +51,7 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
 
 def choose(
     profile: Profile, budgets: Sequence[Budget], *, weights: Mapping[str, float] | None = None,
-    time_limit: float = 60.0, provenance: Provenance | None = None,
+    costs: Costs | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
     """The plan of least harm within the budgets.
 
@@ -58,6 +59,7 @@ def choose(
         profile: What the cuts cost.
         budgets: All to be kept.
         weights: Weight of each source, 1 where not named.
+        costs: Measured costs, for budgets in milliseconds.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
 
@@ -69,7 +71,7 @@ def choose(
         raise MoaError("give at least one budget, such as --max-density 0.5")
     model = profile.model
     rules = grid(profile.lengths, profile.sinks)
-    kept = [limit for budget in budgets for limit in limits(budget, rules, model, profile.lengths)]
+    kept = [limit for budget in budgets for limit in limits(budget, rules, model, profile.lengths, costs)]
     solution = solve(objective(profile, rules, weights or {}), kept, time_limit=time_limit)
     chosen = [rules.rule(int(i)) for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)

@@ -1,7 +1,9 @@
 """The exact core: one rule per group, least objective, every budget kept.
 
-A multiple-choice knapsack with several constraints, solved by HiGHS. Rules that another rule of the same group beats in
-the objective and in every cost are dropped first. The bound is HiGHS's own; it comes with the solution.
+A multiple-choice knapsack with several constraints. Rules that another rule of the same group beats in the objective
+and in every cost are dropped. Lagrangian duality bounds the optimum from below, a repaired choice from above; a rule
+whose reduced cost exceeds the distance between the two is in no better choice, and is dropped too. HiGHS solves the
+integer program over the rest, first over the most promising part of it, which brings the bounds closer.
 """
 
 import time
@@ -9,18 +11,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
 from moa.plans.errors import BudgetInfeasible
 from moa.plans.span import Floats, Ints
+from moa.search.bounds import Mask, dual, reduced, repair, undominated
 
 SLACK = 1e-9
 """A budget counts as kept up to this fraction: room for rounding in sums, far less than one block."""
 
 UNITS = 1e4
-"""What budgets and objective are scaled to: HiGHS's tolerances are absolute, 1e-6."""
+"""What budgets and objective are scaled to in the integer program: HiGHS's tolerance is absolute, 1e-6."""
+
+FIRST = 2000
+"""(group, rule) pairs in the first integer program; each further one takes four times as many."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class Solution:
         choice: Rule of each group: int64 [groups].
         value: Its objective.
         bound: No choice within the budgets is below this.
+        lagrangian: The bound that duality alone proves, apart from HiGHS.
         columns: (group, rule) pairs given, and left after dominated ones were dropped.
         seconds: Time taken.
         timed_out: The time limit came before the gap was reached; the best choice found is returned.
@@ -56,6 +62,7 @@ class Solution:
     choice: Ints
     value: float
     bound: float
+    lagrangian: float
     columns: tuple[int, int]
     seconds: float
     timed_out: bool
@@ -76,59 +83,117 @@ def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time
         time_limit: Seconds; then the best choice found is returned.
 
     Raises:
-        BudgetInfeasible: No choice keeps all budgets; names the smallest feasible value.
+        BudgetInfeasible: No choice keeps all budgets; names the smallest feasible values.
     """
-    start = time.monotonic()
     for limit in limits:
         least = float(limit.cost.min(1).sum()) + limit.fixed
         if least > limit.most * (1 + SLACK):
             raise BudgetInfeasible(f"no plan keeps {limit.name}: the smallest feasible value is {_round_up(least)}")
-    rooms = [limit.most * (1 + SLACK) - limit.fixed for limit in limits]
-    fits = _undominated(objective, [limit.cost for limit in limits])
-    for limit, room in zip(limits, rooms, strict=True):
-        fits &= limit.cost <= room  # costs are not negative: a rule over the whole budget is in no choice
-    names = " and ".join(limit.name for limit in limits)
-    together = f"no plan keeps {names} together, though each alone can be kept"
-    if not fits.any(1).all():
-        raise BudgetInfeasible(together)
-    group, rule = np.nonzero(fits)
-    groups, columns = len(objective), np.arange(len(group))
-    one_each = csr_array((np.ones(len(group)), (group, columns)), shape=(groups, len(group)))
+    solution, timed_out = _attempt(objective, limits, gap, time_limit)
+    if solution is None:
+        names = " and ".join(limit.name for limit in limits)
+        if timed_out:
+            raise BudgetInfeasible(f"no plan within {names} was found in {time_limit:g} s; allow more time")
+        raise BudgetInfeasible(_conflict(limits, time_limit))
+    return solution
+
+
+def _attempt(objective: Floats, limits: Sequence[Limit], gap: float, time_limit: float) -> tuple[Solution | None, bool]:
+    """The solution, None where none was found, and whether time ran out; each budget alone can be kept."""
+    start = time.monotonic()
+    unit = float(objective.max()) or 1.0
+    goal, costs = objective / unit, _scaled(objective, limits)
+    kept = undominated(goal, costs)
+    prices, lagrangian = dual(goal, costs)
+    distance = reduced(goal, costs, prices)
+    distance = np.where(kept, distance - distance.min(1, keepdims=True), np.inf)
+    priced = np.where(kept, goal, 2 * goal.max(1).sum() + 1)  # a dropped rule is worse than any choice
+    best = repair(priced, costs, distance.argmin(1))
+    if best is None:
+        best = repair(priced, costs, np.where(kept, costs.sum(0), np.inf).argmin(1))
+    value, bound = _value(goal, best), lagrangian
+    pairs, whole, timed_out = FIRST, False, False
+    while not whole and not timed_out and (best is None or value - bound > gap * value):
+        core = kept & (distance <= (value - lagrangian) * (1 + SLACK))
+        whole = int(core.sum()) <= pairs
+        if not whole:
+            core &= distance <= np.partition(distance[core], pairs)[pairs]
+        left = time_limit - (time.monotonic() - start)
+        share = left if whole else left / 4  # a part of the program only has to improve the choice
+        found, proven, late = _integer(goal, costs, core, value, gap, max(share, 0.01))
+        timed_out = late and whole
+        if _value(goal, found) < value:
+            best, value = found, _value(goal, found)
+        if whole:  # rules outside the core are in no choice below `value`
+            bound = max(bound, min(proven, value))
+        pairs *= 4
+    if best is None:
+        return None, timed_out
+    bound, lagrangian = unit * min(bound, value), unit * lagrangian
+    columns, elapsed = (objective.size, int(kept.sum())), time.monotonic() - start
+    return Solution(best, unit * value, bound, lagrangian, columns, elapsed, timed_out), timed_out
+
+
+def _scaled(objective: Floats, limits: Sequence[Limit]) -> Floats:
+    """Costs in parts of their budget: [budgets, groups, rules]."""
+    costs = np.zeros((len(limits), *objective.shape))
+    for cost, limit in zip(costs, limits, strict=True):
+        room = limit.most * (1 + SLACK) - limit.fixed
+        if room > 0:  # with none, and yet feasible, the only rules that fit cost nothing
+            cost[:] = limit.cost / room
+        else:
+            cost[:] = np.where(limit.cost > 0, 2, 0)
+    return costs
+
+
+def _value(objective: Floats, choice: Ints | None) -> float:
+    return np.inf if choice is None else float(objective[np.arange(len(objective)), choice].sum())
+
+
+def _integer(
+    objective: Floats, costs: Floats, core: Mask, value: float, gap: float, time_limit: float
+) -> tuple[Ints | None, float, bool]:
+    """The integer program over the pairs in `core`, where a choice of `value` is known.
+
+    Returns:
+        A choice, the bound proven within the core, and whether time ran out.
+    """
+    group, rule = np.nonzero(core)
+    columns = np.arange(len(group))
+    least = np.where(core, objective, np.inf).min(1)  # what every choice pays would only blur the tolerances
+    extra = objective[group, rule] - least[group]
+    unit = max(float(extra.max()), 1e-300) / UNITS
+    part = 1 - least.sum() / value if value > 0 else 1.0  # of the value that HiGHS sees, and takes its gap from
+    one_each = csr_array((np.ones(len(group)), (group, columns)), shape=(len(core), len(group)))
     constraints = [LinearConstraint(one_each, 1, 1)]
-    for limit, room in zip(limits, rooms, strict=True):
-        scale = (room if room > 0 else 1.0) / UNITS
-        row = csr_array((limit.cost[group, rule] / scale, (np.zeros_like(group), columns)), shape=(1, len(group)))
-        constraints.append(LinearConstraint(row, -np.inf, UNITS))
-    weight = objective[group, rule]
-    unit = max(float(weight.max()), 1e-300) / UNITS
+    constraints += [LinearConstraint(cost[None, group, rule] * UNITS, -np.inf, UNITS) for cost in costs]
     result = milp(
-        weight / unit, constraints=constraints, integrality=np.ones(len(group)), bounds=Bounds(0, 1),
-        options={"mip_rel_gap": gap, "time_limit": time_limit},
+        extra / unit, constraints=constraints, integrality=np.ones(len(group)), bounds=Bounds(0, 1),
+        options={"mip_rel_gap": min(gap / max(part, gap), 1.0), "time_limit": time_limit},
     )  # fmt: skip
+    timed_out = result.status == 1
+    proven = -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound) * unit + least.sum()
     if result.x is None:
-        if result.status == 2:
-            raise BudgetInfeasible(together)
-        raise BudgetInfeasible(f"no plan within {names} was found in {time_limit:g} s; allow more time")
+        return None, proven, timed_out
     chosen = np.flatnonzero(result.x > 0.5)
-    assert len(chosen) == groups
-    choice = np.empty(groups, np.int64)
-    choice[group[chosen]] = rule[chosen]
-    value = float(objective[np.arange(groups), choice].sum())
-    bound = min(float(result.mip_dual_bound) * unit, value)
-    elapsed = time.monotonic() - start
-    return Solution(choice, value, bound, (objective.size, len(group)), elapsed, result.status == 1)
+    assert (group[chosen] == np.arange(len(core))).all()
+    kept = (costs[:, group[chosen], rule[chosen]].sum(1) <= 1 + SLACK).all()
+    return rule[chosen] if kept else None, proven, timed_out
 
 
-def _undominated(objective: Floats, costs: Sequence[Floats]) -> npt.NDArray[np.bool_]:
-    """Rules that no other rule of the group matches or beats in everything; of equals the first stays."""
-    kept = np.ones(objective.shape, bool)
-    measures = np.stack([objective, *costs], -1)  # [groups, rules, measures]
-    for g, rules in enumerate(measures):
-        order = np.lexsort(rules.T[::-1])
-        for position, r in enumerate(order):
-            before = order[:position][kept[g, order[:position]]]
-            kept[g, r] = not (rules[before] <= rules[r]).all(1).any()
-    return kept
+def _conflict(limits: Sequence[Limit], time_limit: float) -> str:
+    """What to say when each budget alone can be kept, but not all: the smallest feasible value of each."""
+    least = []
+    for limit in limits:
+        others = [other for other in limits if other is not limit]
+        solution, _ = _attempt(limit.cost, others, 1e-5, time_limit)
+        if solution is not None:  # None: the others conflict among themselves
+            least.append(f"{_round_up(solution.value + limit.fixed)} for {limit.name}")
+    if not least and len(limits) > 2:
+        return _conflict(limits[1:], time_limit)
+    names = " and ".join(limit.name for limit in limits)
+    feasible = f"; smallest feasible values, the others kept: {', '.join(least)}" if least else ""
+    return f"no plan keeps {names} together, though each alone can be kept{feasible}"
 
 
 def _round_up(value: float) -> str:

@@ -99,11 +99,56 @@ def test_one_large_harm_does_not_hide_the_small_ones():
     assert solution.choice.tolist() == [0] + [1] * 6 + [0] * 6
 
 
+def named_values(message):
+    """The smallest feasible values at the end of a message about budgets that conflict together."""
+    listed = message.partition("smallest feasible values, the others kept: ")[2]
+    return {name: float(figure) for figure, name in re.findall(r"([\d.e+-]+) for ([^,]+)", listed)}
+
+
 def test_budgets_that_exclude_each_other():
-    cost = np.array([[0.0, 1.0]])
-    limits = [Limit("memory<=0.5", cost, 0.5), Limit("time<=0.5", 1 - cost, 0.5)]
-    with pytest.raises(BudgetInfeasible, match=r"memory<=0\.5.*time<=0\.5"):
-        solve(np.zeros((1, 2)), limits)
+    cost = np.array([[0.0, 0.6, 1.0]])
+    limits = [Limit("memory<=0.5", cost, 0.5), Limit("time<=0.3", 1 - cost, 0.3)]
+    with pytest.raises(BudgetInfeasible, match=r"memory<=0\.5 and time<=0\.3 together") as error:
+        solve(np.zeros((1, 3)), limits)
+    assert named_values(str(error.value)) == {"memory<=0.5": 1.0, "time<=0.3": 1.0}
+
+
+def test_of_three_budgets_the_two_that_conflict_are_named():
+    cost = np.array([[0.0, 0.6, 1.0]])
+    free = Limit("free<=1", cost * 0, 1.0)
+    for place in range(3):
+        limits = [Limit("memory<=0.5", cost, 0.5), Limit("time<=0.3", 1 - cost, 0.3)]
+        limits.insert(place, free)
+        with pytest.raises(BudgetInfeasible) as error:
+            solve(np.zeros((1, 3)), limits)
+        assert named_values(str(error.value)) == {"memory<=0.5": 1.0, "time<=0.3": 1.0}
+
+
+def test_three_budgets_of_which_no_two_can_be_kept():
+    costs = 1 - np.eye(3)  # each rule keeps one budget
+    limits = [Limit(name, costs[[i]], 0.5) for i, name in enumerate("abc")]
+    with pytest.raises(BudgetInfeasible, match="no plan keeps b and c together") as error:
+        solve(np.zeros((1, 3)), limits)
+    assert named_values(str(error.value)) == {"b": 1.0, "c": 1.0}
+
+
+@settings(max_examples=25)
+@given(instances())
+def test_values_named_in_a_conflict_are_feasible_and_smallest(instance):
+    objective, limits = instance
+    least = [limit.cost.min(1).sum() + limit.fixed for limit in limits]
+    if len(limits) < 2 or any(low > limit.most for low, limit in zip(least, limits, strict=True)):
+        return
+    try:
+        solve(objective, limits)
+    except BudgetInfeasible as error:
+        found = named_values(str(error))
+        assert set(found) == {limit.name for limit in limits}
+        for limit, other in (limits, limits[::-1]):
+            named = found[limit.name]
+            assert solve(objective, [Limit("named", limit.cost, named, limit.fixed), other]).value >= 0
+            with pytest.raises(BudgetInfeasible):
+                solve(objective, [Limit("below", limit.cost, named * 0.998, limit.fixed), other])
 
 
 def large(seed=0):
@@ -119,6 +164,7 @@ def test_large_instances_are_proven_optimal_and_deterministic():
     one, two = solve(objective, limits), solve(objective, limits)
     assert (one.choice == two.choice).all()
     assert one.gap <= 1.1e-4
+    assert one.lagrangian <= one.bound <= one.value
     assert not one.timed_out
     for limit in limits:
         assert total(limit.cost, one.choice) <= limit.most
