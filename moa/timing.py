@@ -20,7 +20,6 @@ from transformers.cache_utils import Cache
 from moa.applied import apply
 from moa.cache import KVCache
 from moa.kernels.backend import Backend, load
-from moa.layer import Staged
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 
@@ -94,7 +93,7 @@ def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
     """Seconds of one forward call over `ids` [batch, n] into an empty cache, logits of the last position alone."""
     with variant.on(model):
         cache = variant.cache(model, ids.shape[1] + 1)
-        return [_timed(lambda: model(ids, past_key_values=cache, logits_to_keep=1), model.device)]
+        return [timed(lambda: model(ids, past_key_values=cache, logits_to_keep=1), model.device)]
 
 
 @torch.inference_mode()
@@ -116,7 +115,7 @@ def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int 
             fill(cache, model, length, batch)
         step = lambda: model(token, past_key_values=cache)  # noqa: E731
         step()
-        return [_timed(step, model.device) for _ in range(steps)]
+        return [timed(step, model.device) for _ in range(steps)]
 
 
 def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
@@ -130,16 +129,38 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     """
     info = ModelInfo.of(model)
     shape, kind = (2, 1, info.kv_heads, length, info.head_size), {"dtype": model.dtype, "device": model.device}
-    store_only = Backend("none", lambda q, *_, **__: q, load("torch").append, _no_step)
+    torch_ = load("torch")
+    store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.step)
     for layer in range(info.layers):
-        k, v = torch.randn(shape, **kind).expand(-1, batch, -1, -1, -1)
-        staged, _ = cache.update(k, v, layer)
-        if isinstance(staged, Staged):
+        k, v = torch.randn(shape, **kind)
+        if isinstance(cache, KVCache) and layer in info.ruled_layers:
+            staged, _ = cache.update(k, v, layer)
             staged.attend(k, None, scale=1.0, backend=store_only)
+            if batch > 1:
+                cache.layers[layer].batch_repeat_interleave(batch)
+        else:
+            cache.update(*(x.expand(batch, -1, -1, -1) for x in (k, v)), layer)
 
 
-def _no_step(*_: Any, **__: Any) -> Tensor:
-    raise AssertionError("a cache to fill must be empty")
+@torch.inference_mode()
+def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> float:
+    """How far a variant's logits are from the reference's: the largest difference over their standard deviation.
+
+    The reference runs the whole text at once, without a cache: the model as it comes, or back-end `reference`.
+
+    Args:
+        model: The model.
+        variant: Prefills all but the last `new` tokens, then takes those in one by one.
+        ids: [1, n].
+        new: Tokens.
+    """
+    with Variant(variant.plan, backend="reference").on(model):
+        expected = model(ids, use_cache=False, logits_to_keep=new + 1).logits[0]
+    with variant.on(model):
+        cache, begin = variant.cache(model, ids.shape[1]), ids.shape[1] - new
+        parts = [ids[:, :begin], *ids[:, begin:].split(1, dim=1)]
+        found = torch.cat([model(part, past_key_values=cache, logits_to_keep=1).logits[0] for part in parts])
+    return float((found - expected).abs().max() / expected.std())
 
 
 def held_bytes(cache: Cache) -> int:
@@ -157,7 +178,8 @@ def peak_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _timed(call: Callable[[], object], device: torch.device) -> float:
+def timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds that `call` takes, what it left running on the device included."""
     _wait(device)
     begin = time.perf_counter()
     call()

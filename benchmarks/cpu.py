@@ -1,0 +1,208 @@
+"""Speed and memory of whole models on the CPU: dense with both of transformers' caches, density 1.0, and two plans.
+
+Prefill, decode steps and the process's peak memory; variants alternate within one process, and peak memory is measured
+in a process of its own for each. Beside each figure is its bound: for prefill, the time without attention plus the kept
+part of attention's; for decode, the bytes of weights and kept keys at the rate at which this machine reads memory.
+Plans use `KVCache(plan, max_length=…)`, the counterpart of `StaticCache`.
+
+Writes cpu.json and cpu.md to `--results`; every claim is in them with the figure measured for it. Stopped at any
+moment, the same command goes on from `cpu.partial`. About 25 minutes on 2 idle cores.
+
+    python benchmarks/cpu.py .model/SmolLM2-135M-Instruct --half demo/plan-0.5.yaml --quarter demo/plan-0.25.yaml
+"""
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from cpu_parts.report import DYNAMIC, HALF, QUARTER, STATIC, WHOLE, WITHOUT, claims, markdown
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import sdpa_mask
+
+from moa import timing
+from moa.cli.common import numbers
+from moa.journal import Journal, key, replace_json
+from moa.load import load_model
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.timing import Times, Variant, alternate
+
+CHECKED = 1024
+"""Tokens of the equality check."""
+TOLERANCE = 1e-3
+"""Largest difference of logits from the reference's, in their standard deviations: float32 through 30 layers."""
+STEPS, ROUNDS = 5, 4
+"""Decode steps timed at a time, and rounds over the variants."""
+
+
+class WithoutAttention(Variant):
+    """The dense model with attention left out: what a plan cannot make faster."""
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        AttentionInterface.register("without", lambda module, query, *_, **__: (query.transpose(1, 2), None))
+        AttentionMaskInterface.register("without", sdpa_mask)
+        before = model.config._attn_implementation
+        model.set_attn_implementation("without")
+        try:
+            yield
+        finally:
+            model.set_attn_implementation(before)
+
+
+class Bench:
+    """The model and the ways to run it; each method measures one cell."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        half, quarter = Plan.load(options.half), Plan.load(options.quarter)
+        self.model = load_model(options.model, dtype="float32", device="cpu")[0]
+        self.variants = {DYNAMIC: Variant(), STATIC: Variant(fixed=True)}
+        for name, plan in ((WHOLE, Plan.dense(self.model)), (HALF, half), (QUARTER, quarter)):
+            plan.check(self.model)
+            self.variants[name] = Variant(plan, fixed=True)
+        torch.manual_seed(0)
+        self.ids = torch.randint(self.model.config.vocab_size, (1, max(CHECKED, *options.lengths)))
+
+    def check(self) -> dict[str, float]:
+        """Every variant's distance from the reference, in standard deviations of the logits."""
+        found = {name: timing.disagreement(self.model, v, self.ids[:, :CHECKED]) for name, v in self.variants.items()}
+        wrong = {name: distance for name, distance in found.items() if not distance <= TOLERANCE}
+        if wrong:
+            raise MoaError(f"logits must be within {TOLERANCE} standard deviations of the reference's, found {wrong}")
+        return found
+
+    def rates(self) -> dict[str, Any]:
+        """How fast this machine reads memory, and what every decode step reads besides keys."""
+        ones = torch.ones(128 << 20)
+        reads = alternate({"sum": lambda: [timing.timed(ones.sum, ones.device)]}, 7)["sum"]
+        weights = sum(p.nbytes for p in self.model.parameters())
+        if not self.model.config.tie_word_embeddings:  # else the head reads them
+            weights -= self.model.get_input_embeddings().weight.nbytes
+        return {"bytes_per_second": ones.nbytes / reads.median, "weights": weights}
+
+    def prefill(self, length: int) -> dict[str, Any]:
+        """Seconds of each variant, and of the model without attention."""
+        ways = self.variants | {WITHOUT: WithoutAttention()}
+        for way in ways.values():  # warm up
+            timing.prefill(self.model, way, self.ids[:, :256])
+        ids = self.ids[:, :length]
+        calls = {name: lambda way=way: timing.prefill(self.model, way, ids) for name, way in ways.items()}
+        return {"seconds": summaries(alternate(calls, 3 if length >= 8192 else 5))}
+
+    def decode(self, length: int, batch: int) -> dict[str, Any]:
+        """Seconds of each variant's step, and the bytes its cache holds."""
+        held = {}
+
+        def run(name: str) -> list[float]:
+            way = self.variants[name]
+            cache = way.cache(self.model, length + STEPS + 1)
+            timing.fill(cache, self.model, length, batch)
+            held[name] = timing.held_bytes(cache)
+            return timing.decode(self.model, way, length, batch, steps=STEPS, cache=cache)
+
+        found = alternate({name: lambda name=name: run(name) for name in self.variants}, ROUNDS)
+        return {"seconds": summaries(found), "held": held}
+
+    def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
+        """Peak bytes of a process of its own; see `peaks`."""
+        plans = ["--half", self.options.half, "--quarter", self.options.quarter]
+        command = [sys.executable, __file__, self.options.model, *plans, "--peaks-of", variant]
+        command += ["--lengths", str(length), "--batches", str(batch)]
+        return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
+
+    def peaks(self, variant: str) -> dict[str, int]:
+        """Peak bytes of this process: with the model alone, after one prefill, after decoding a batch."""
+        way, length, batch = self.variants[variant], max(self.options.lengths), max(self.options.batches)
+        found = {"model": timing.peak_bytes(self.model.device)}
+        timing.prefill(self.model, way, self.ids[:, :length])
+        found["prefill"] = timing.peak_bytes(self.model.device)
+        timing.decode(self.model, way, length, batch, steps=2)
+        return found | {"decode": timing.peak_bytes(self.model.device)}
+
+
+def summaries(found: dict[str, Times]) -> dict[str, dict[str, Any]]:
+    return {name: {"median": t.median, "spread": t.spread, "all": t.seconds} for name, t in found.items()}
+
+
+def environment() -> dict[str, Any]:
+    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
+    return {
+        "cpu": cpu, "threads": torch.get_num_threads(), "dtype": "float32", "torch": torch.__version__,
+        "transformers": transformers.__version__, "date": datetime.now(UTC).date().isoformat(),
+    }  # fmt: skip
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def run(bench: Bench, journal: Journal) -> dict[str, Any]:
+    """Every cell, from the journal where it has it."""
+    plans = {name: v.plan for name, v in bench.variants.items() if v.plan is not None}
+    about = environment()
+    identity = {name: about[name] for name in ("cpu", "threads", "torch", "transformers")} | {
+        "model": bench.options.model, "plans": {name: plan.to_dict() for name, plan in plans.items()},
+    }  # fmt: skip
+
+    def cell(measure: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
+        name = key(**identity, measure=measure.__name__, what=what)
+        if journal.get(name) is None:
+            journal.put(name, measure(**what), measure=measure.__name__, **what)
+            print("measured", measure.__name__, *what.values(), file=sys.stderr, flush=True)
+        return what | journal.get(name)
+
+    lengths, batches = bench.options.lengths, bench.options.batches
+    shape = {"length": max(lengths), "batch": max(batches)}
+    return {
+        "environment": about,
+        "equality": bench.check(),
+        "rates": cell(bench.rates),
+        "kept": {name: {str(n): plan.prefill_fraction(n) for n in lengths} for name, plan in plans.items()},
+        "density": {name: {str(n): plan.density(n) for n in lengths} for name, plan in plans.items()},
+        "prefill": [cell(bench.prefill, length=n) for n in lengths],
+        "decode": [cell(bench.decode, length=n, batch=b) for n in lengths for b in batches],
+        "memory": [cell(bench.memory, variant=name, **shape) for name in bench.variants],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--half", default="demo/plan-0.5.yaml", help="plan of density 0.5 at the longest length")
+    parser.add_argument("--quarter", default="demo/plan-0.25.yaml", help="plan of density 0.25 there")
+    parser.add_argument("--lengths", default="2048,4096,8192")
+    parser.add_argument("--batches", default="1,4,8")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--peaks-of", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    try:
+        options.lengths, options.batches = numbers("lengths", options.lengths), numbers("batches", options.batches)
+        bench = Bench(options)
+        if options.peaks_of:
+            print(json.dumps(bench.peaks(options.peaks_of)))
+            return 0
+        options.results.mkdir(parents=True, exist_ok=True)
+        found = run(bench, Journal(options.results / "cpu.partial"))
+    except MoaError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    found["claims"] = claims(found)
+    replace_json(options.results / "cpu.json", found)
+    (options.results / "cpu.md").write_text(markdown(found))
+    print(markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
