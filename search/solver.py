@@ -125,13 +125,14 @@ def _attempt(objective: Floats, limits: Sequence[Limit], gap: float, time_limit:
         if _value(goal, found) < value:
             best, value = found, _value(goal, found)
         if whole:  # rules outside the core are in no choice below `value`
-            bound = max(bound, min(proven, value))
+            bound = max(bound, float(min(proven, value)))
         pairs *= 4
     if best is None:
         return None, timed_out
-    bound, lagrangian = unit * min(bound, value), unit * lagrangian
+    value = _value(objective, best)
+    bound, lagrangian = min(unit * bound, value), min(unit * lagrangian, value)
     columns, elapsed = (objective.size, int(kept.sum())), time.monotonic() - start
-    return Solution(best, unit * value, bound, lagrangian, columns, elapsed, timed_out), timed_out
+    return Solution(best, value, bound, lagrangian, columns, elapsed, timed_out), timed_out
 
 
 def _scaled(objective: Floats, limits: Sequence[Limit]) -> Floats:

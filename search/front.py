@@ -1,0 +1,78 @@
+"""The front: plans from the smallest to dense, each of less harm than all that keep less."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
+from moa.search.budget import Budget, limits
+from moa.search.choose import choose
+from moa.search.cost import Costs
+from moa.search.grid import grid
+from moa.search.solver import Solution
+
+
+@dataclass(frozen=True)
+class Point:
+    """A plan of the front.
+
+    Attributes:
+        plan: The plan.
+        budget: What it was solved for.
+        solution: Its harm and how close to the least that is proven to be.
+    """
+
+    plan: Plan
+    budget: Budget
+    solution: Solution
+
+
+def front(
+    profile: Profile, count: int, axis: Budget, budgets: Sequence[Budget] = (), *,
+    weights: Mapping[str, float] | None = None, costs: Costs | None = None, time_limit: float = 60.0,
+) -> Iterator[Point]:  # fmt: skip
+    """Solve for `count` budgets in equal ratios, from the least that any plan needs to what full attention takes.
+
+    Args:
+        profile: What the cuts cost.
+        count: Budgets, 2 or more. Those that give a plan no better than the one before are left out.
+        axis: Says which budget to vary, and at which length and batch; its figure does not count.
+        budgets: Others, kept by every plan.
+        weights: As for `choose`.
+        costs: Measured costs, for budgets in milliseconds.
+        time_limit: Seconds for each plan.
+
+    Yields:
+        Points of rising budget and falling harm, as they are found.
+
+    Raises:
+        BudgetInfeasible: The other budgets cannot be kept with the least of this one.
+        MoaError: A count below 2; what `choose` refuses.
+    """
+    if count < 2:
+        raise MoaError(f"a front has 2 plans or more, found {count}")
+    harm = np.inf
+    for figure in np.geomspace(*_range(profile, axis, costs), count):
+        budget = replace(axis, most=_round_up(float(figure)))
+        plan, solution = choose(profile, [budget, *budgets], weights=weights, costs=costs, time_limit=time_limit)
+        if solution.value < harm:
+            harm = solution.value
+            yield Point(plan, budget, solution)
+
+
+def _range(profile: Profile, axis: Budget, costs: Costs | None) -> tuple[float, float]:
+    """The least that some plan keeps, and what full attention takes: the most over the lengths that it holds at."""
+    rules = grid(profile.lengths, profile.sinks)
+    kept = limits(axis, rules, profile.model, profile.lengths, costs)
+    totals = [limit.fixed + limit.cost.sum(0) for limit in kept]  # the same rule in every group
+    return max(float(total.min()) for total in totals), max(float(total.max()) for total in totals)
+
+
+def _round_up(value: float) -> float:
+    """Six digits, never below `value`: what the plan's provenance and the table say is the budget that was solved."""
+    step = 10.0 ** (math.floor(math.log10(value)) - 5)
+    return float(f"{math.ceil(value / step * (1 - 1e-12)) * step:.6g}")
