@@ -19,6 +19,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -96,22 +97,16 @@ class Bench:
         for way in ways.values():  # warm up
             timing.prefill(self.model, way, self.ids[:, :256])
         ids = self.ids[:, :length]
-        calls = {name: lambda way=way: timing.prefill(self.model, way, ids) for name, way in ways.items()}
+        calls = {name: partial(timing.prefill, self.model, way, ids) for name, way in ways.items()}
         return {"seconds": summaries(alternate(calls, 3 if length >= 8192 else 5))}
 
     def decode(self, length: int, batch: int) -> dict[str, Any]:
         """Seconds of each variant's step, and the bytes its cache holds."""
-        held = {}
-
-        def run(name: str) -> list[float]:
-            way = self.variants[name]
-            cache = way.cache(self.model, length + STEPS + 1)
-            timing.fill(cache, self.model, length, batch)
-            held[name] = timing.held_bytes(cache)
-            return timing.decode(self.model, way, length, batch, steps=STEPS, cache=cache)
-
-        found = alternate({name: lambda name=name: run(name) for name in self.variants}, ROUNDS)
-        return {"seconds": summaries(found), "held": held}
+        held, calls = {}, {}
+        for name, way in self.variants.items():
+            held[name] = timing.held_bytes(timing.filled(self.model, way, length, batch))
+            calls[name] = partial(timing.decode, self.model, way, length, batch, steps=STEPS)
+        return {"seconds": summaries(alternate(calls, ROUNDS)), "held": held}
 
     def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
         """Peak bytes of a process of its own; see `peaks`."""

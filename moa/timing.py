@@ -97,25 +97,28 @@ def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
 
 
 @torch.inference_mode()
-def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int = 5, cache: Any = None) -> list[float]:
-    """Seconds of each of `steps` decode steps after one that is not counted.
+def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int = 5) -> list[float]:
+    """Seconds of each of `steps` decode steps, after one that is not counted.
 
     Args:
         model: The model.
         variant: How to run it.
-        length: Tokens held before, random ones.
+        length: Tokens that each sequence has before, random ones.
         batch: Sequences.
         steps: Steps to time.
-        cache: A filled one, to go on with; by default a new one.
     """
     token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    cache = filled(model, variant, length, batch, room=length + steps + 1)
     with variant.on(model):
-        if cache is None:
-            cache = variant.cache(model, length + steps + 1)
-            fill(cache, model, length, batch)
-        step = lambda: model(token, past_key_values=cache)  # noqa: E731
-        step()
-        return [timed(step, model.device) for _ in range(steps)]
+        taken = [timed(lambda: model(token, past_key_values=cache), model.device) for _ in range(steps + 1)]
+    return taken[1:]
+
+
+def filled(model: Any, variant: Variant, length: int, batch: int, *, room: int | None = None) -> Any:
+    """A cache of the variant's that holds `length` random tokens of each sequence; a fixed one has `room` for more."""
+    cache = variant.cache(model, room or length)
+    fill(cache, model, length, batch)
+    return cache
 
 
 def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:

@@ -7,15 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moa.plans.errors import Unsupported
+from moa.plans.errors import MoaError, Unsupported
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.table import Table
 
     from moa.plans.plan import Plan
 
 PACKAGES = ("moa-attention", "torch", "transformers", "triton", "numpy", "scipy", "optuna", "gguf")
 LENGTHS = (1024, 4096, 16384, 65536)
+CLOSE = 1e-4
+"""Largest difference to the reference that a back-end may have in float32."""
+WORTH = 0.95
+"""A plan gains something where it keeps at most this part of attention's work, of the keys read, or of the memory."""
 
 
 def command(
@@ -23,12 +29,17 @@ def command(
         str | None, typer.Argument(help="Hub id, local folder or .gguf file; only its config is read.")
     ] = None,
     plan: Annotated[str | None, typer.Argument(help="Plan file or name of a shipped plan.")] = None,
+    length: Annotated[
+        int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1)
+    ] = None,
 ) -> None:
-    """Say what is installed, which back-end would run and why, and what a plan would cost."""
+    """Say what is installed, which back-end would run and why, whether it computes right, what a plan would gain."""
     import torch
     from rich.console import Console
     from rich.table import Table
 
+    if length is not None and plan is None:
+        raise MoaError("--length says what a plan gains there: give a model and a plan")
     console = Console(soft_wrap=True, highlight=False)
     versions = Table("package", "version", title=f"Python {platform.python_version()}, {platform.machine()}")
     for package in PACKAGES:
@@ -52,7 +63,11 @@ def command(
         )
         chosen = Plan.dense(info) if plan is None else Plan.load(plan)
         chosen.check(info)
-        console.print(_costs(chosen, plan or "dense"))
+        console.print(_costs(chosen, plan or "dense", LENGTHS if length is None else sorted({*LENGTHS, length})))
+        if plan is not None:
+            if length is not None:
+                console.print(_gain(chosen, length))
+            console.print(_begin(chosen))
 
 
 def _version(package: str) -> str:
@@ -66,22 +81,53 @@ def _backend() -> str:
     import torch
 
     from moa.kernels.backend import load, pick
+    from moa.selftest import deviation
 
     device, sees = ("cuda", "a") if torch.cuda.is_available() else ("cpu", "no")
     name = pick(device)
     try:
-        load(name)
+        backend = load(name)
     except Unsupported as error:
         return f"back-end here: none; {error}"
-    return f"back-end here: {name} (torch sees {sees} CUDA device)"
+    found = deviation(backend, device)
+    verdict = "passed" if found <= CLOSE else "FAILED: do not use it"
+    return (
+        f"back-end here: {name} (torch sees {sees} CUDA device)\n"
+        f"self-test against the reference: {verdict}; largest difference {found:.1e}, at most {CLOSE:.0e} is right"
+    )
 
 
-def _costs(plan: "Plan", title: str) -> "Table":
+def _costs(plan: "Plan", title: str, lengths: "Sequence[int]") -> "Table":
     from rich.table import Table
 
-    table = Table("tokens", "density", "KV cache, MiB", "dense, MiB", title=f"{title}: batch 1, bfloat16")
-    for n in LENGTHS:
+    columns = "density", "prefill kept", "KV cache, MiB", "dense, MiB", "saved, MiB"
+    table = Table("tokens", *columns, title=f"{title}: batch 1, bfloat16")
+    for n in lengths:
         kept = plan.kv_bytes(n, dtype="bfloat16") / 2**20
         whole = plan.model.dense_kv_bytes(n, dtype="bfloat16") / 2**20
-        table.add_row(f"{n:,}", f"{plan.density(n):.3f}", f"{kept:.1f}", f"{whole:.1f}")
+        shares = f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}"
+        table.add_row(f"{n:,}", *shares, f"{kept:.1f}", f"{whole:.1f}", f"{whole - kept:.1f}")
     return table
+
+
+def _kept(plan: "Plan", n: int) -> dict[str, float]:
+    memory = plan.kv_bytes(n) / plan.model.dense_kv_bytes(n)
+    return {"prefill's attention": plan.prefill_fraction(n), "keys read per step": plan.density(n), "KV memory": memory}
+
+
+def _gain(plan: "Plan", n: int) -> str:
+    kept = _kept(plan, n)
+    shares = ", ".join(f"{share:.2f} of {what}" for what, share in kept.items())
+    gains = "gains nothing" if min(kept.values()) > WORTH else "gains"
+    return f"at {n:,} tokens this plan {gains}: it keeps {shares}"
+
+
+def _begin(plan: "Plan") -> str:
+    """From which length on there is a gain, among powers of two: figures change slowly between them."""
+    lengths = [2**power for power in range(7, 21)]
+    begin = next((n for n in lengths if min(_kept(plan, n).values()) <= WORTH), None)
+    if begin is None:
+        return f"this plan gains nothing up to {lengths[-1]:,} tokens"
+    if begin == lengths[0]:
+        return f"this plan gains from {begin:,} tokens on"
+    return f"nothing at {begin // 2:,} tokens and below; this plan gains at {begin:,} tokens and above"

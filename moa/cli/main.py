@@ -10,7 +10,7 @@ from typer.exceptions import TyperException
 import moa
 from moa.plans.errors import MoaError
 
-COMMANDS = ("profile", "search", "show", "eval", "doctor")
+COMMANDS = ("profile", "measure", "search", "show", "eval", "generate", "bench", "doctor")
 
 app = typer.Typer(
     name="moa",

@@ -1,0 +1,127 @@
+"""`moa bench MODEL --plan PLAN`: time and memory of a plan on this machine, beside the dense model."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moa.plans.errors import MoaError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from moa.plans.plan import Plan
+    from moa.timing import Times
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    plan: Annotated[str, typer.Option(help="Plan file or name of a shipped plan.")],
+    lengths: Annotated[str, typer.Option(help="Lengths to measure at, tokens.")] = "1024,2048",
+    batches: Annotated[str, typer.Option(help="Batch sizes of decode steps.")] = "1",
+    repeats: Annotated[int, typer.Option(help="Times that dense and plan take turns.", min=1)] = 3,
+    backend: Annotated[str | None, typer.Option(help="reference, torch or triton. Default: the device's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
+) -> None:
+    """Time prefill and decode steps of the dense model and of a plan in turn, predicted bytes beside allocated.
+
+    Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
+    grows, as `generate` does.
+    """
+    from rich.console import Console
+
+    from moa.cli.common import Bar, numbers, writable
+    from moa.journal import replace_json
+    from moa.load import load_model
+    from moa.plans.plan import Plan
+    from moa.profiler.collect import check_length
+
+    chosen, sizes, counts = Plan.load(plan), numbers("lengths", lengths), numbers("batches", batches)
+    if counts[0] < 1:
+        raise MoaError(f"batches must be 1 or more, found {counts[0]}")
+    if output is not None:
+        writable(output)
+    network, _ = load_model(model, dtype=dtype)
+    for n in sizes:
+        check_length(network, n)
+    with Bar("measuring") as progress:
+        found = measure(network, chosen, sizes, counts, repeats, backend, progress)
+    console = Console(soft_wrap=True)
+    console.print(*tables(found), sep="\n")
+    if output is not None:
+        replace_json(output, found)
+        Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
+
+
+def measure(
+    network: Any,
+    plan: "Plan",
+    lengths: tuple[int, ...],
+    batches: tuple[int, ...],
+    repeats: int,
+    backend: str | None,
+    progress: Any,
+) -> dict[str, Any]:
+    """Seconds and bytes by length, and by length and batch, in JSON types."""
+    import torch
+
+    from moa import timing
+    from moa.applied import apply
+    from moa.timing import Variant, alternate
+
+    with apply(network, plan, backend) as applied:  # refuses what cannot run before anything is timed
+        names = ", ".join(applied.backend)
+    ways = {"dense": Variant(), "plan": Variant(plan, backend=backend)}
+    vocabulary = network.config.get_text_config().vocab_size
+    ids = torch.randint(vocabulary, (1, max(lengths)), generator=torch.Generator().manual_seed(0)).to(network.device)
+    for way in ways.values():  # warm up
+        timing.prefill(network, way, ids[:, :128])
+    done, total = 0, sum(lengths) * (1 + sum(batches))
+    found: dict[str, Any] = {"model": plan.model.name, "backend": names, "dtype": str(network.dtype), "lengths": []}
+    for n in lengths:
+        times = alternate(
+            {name: partial(timing.prefill, network, way, ids[:, :n]) for name, way in ways.items()}, repeats
+        )
+        cell: dict[str, Any] = {"length": n, "density": plan.density(n), "prefill_kept": plan.prefill_fraction(n)}
+        steps: list[dict[str, Any]] = []
+        found["lengths"].append(cell | {"prefill": _json(times), "decode": steps})
+        progress(done := done + n, total, f"prefill of {n:,}")
+        for batch in batches:
+            held = {name: timing.held_bytes(timing.filled(network, way, n, batch)) for name, way in ways.items()}
+            times = alternate(
+                {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}, repeats
+            )
+            about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": held}
+            steps.append(about | _json(times))
+            progress(done := done + n * batch, total, f"decode at {n:,}, batch {batch}")
+    return found
+
+
+def _json(times: "dict[str, Times]") -> dict[str, Any]:
+    return {name: {"median": t.median, "spread": t.spread, "seconds": t.seconds} for name, t in times.items()}
+
+
+def tables(found: dict[str, Any]) -> list["Table"]:
+    """Prefill and decode, medians and half the distance between the quartiles."""
+    from rich.table import Table
+
+    title = f"{found['model']}, {found['dtype'].removeprefix('torch.')}, back-end {found['backend']}"
+    prefill = Table("tokens", "attention kept", "dense, s", "plan, s", "times", title=f"{title}: prefill, batch 1")
+    columns = "dense, ms", "plan, ms", "times", "KV predicted, MiB", "allocated", "dense"
+    decode = Table("tokens", "batch", *columns, title="a decode step")
+    for cell in found["lengths"]:
+        n = f"{cell['length']:,}"
+        prefill.add_row(n, f"{cell['prefill_kept']:.3f}", *_compared(cell["prefill"], 1))
+        for step in cell["decode"]:
+            sizes = step["predicted"], step["allocated"]["plan"], step["allocated"]["dense"]
+            mib = [f"{size / 2**20:.1f}" for size in sizes]
+            decode.add_row(n, str(step["batch"]), *_compared(step, 1e3), *mib)
+    return [prefill, decode]
+
+
+def _compared(cell: dict[str, Any], unit: float) -> list[str]:
+    dense, plan = cell["dense"], cell["plan"]
+    shown = [f"{unit * t['median']:.3g} ± {50 * t['spread']:.0f} %" for t in (dense, plan)]
+    return [*shown, f"{dense['median'] / plan['median']:.2f}"]

@@ -1,0 +1,97 @@
+"""`moa generate MODEL --plan PLAN --prompt-file FILE`: text under a plan, streamed, and what it took."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moa.plans.errors import MoaError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    plan: Annotated[str, typer.Option(help="Plan file or name of a shipped plan.")],
+    prompt_file: Annotated[Path, typer.Option(help="Text to go on from, UTF-8.")],
+    chat: Annotated[bool, typer.Option("--chat", help="Ask it as a user's turn, by the chat template.")] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 256,
+    backend: Annotated[str | None, typer.Option(help="reference, torch or triton. Default: the device's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Generate greedily under a plan. The last line says the speed and the memory of keys and values."""
+    import moa
+    from moa.load import load_model
+    from moa.plans.plan import Plan
+
+    chosen, text = Plan.load(plan), _read(prompt_file)
+    network, tokenizer = load_model(model, dtype=dtype)
+    ids = _encode(tokenizer, text, chat).to(network.device)
+    _check_room(network, ids.shape[1] + max_new_tokens)
+    cache, streamer = moa.KVCache(chosen), _streamer(tokenizer)
+    ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    with moa.apply(network, chosen, backend):
+        network.generate(
+            ids, attention_mask=ids.new_ones(ids.shape), past_key_values=cache, streamer=streamer,
+            max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=ends,
+        )  # fmt: skip
+    n = int(cache.get_seq_length())
+    dense = chosen.model.dense_kv_bytes(n, dtype=network.dtype)
+    typer.echo(
+        f"prompt of {ids.shape[1]:,} tokens in {streamer.prefill:.2f} s, then {streamer.rate}; "
+        f"KV cache {cache.nbytes / 2**20:.1f} MiB at {n:,} tokens, dense {dense / 2**20:.1f} MiB"
+    )
+
+
+def _read(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise MoaError(f"{path} must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    if not text.strip():
+        raise MoaError(f"{path} is empty; the prompt must have text")
+    return text
+
+
+def _encode(tokenizer: Any, text: str, chat: bool) -> "Tensor":
+    if not chat:
+        return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[no-any-return]
+    if not tokenizer.chat_template:
+        raise MoaError("--chat needs a model with a chat template; this one has none")
+    turn = [{"role": "user", "content": text}]
+    found = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    return found["input_ids"]  # type: ignore[no-any-return]
+
+
+def _check_room(network: Any, tokens: int) -> None:
+    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and tokens > longest:
+        raise MoaError(f"prompt and max-new-tokens are {tokens} tokens, over the model's maximum of {longest}")
+
+
+def _streamer(tokenizer: Any) -> Any:
+    from transformers import TextStreamer
+
+    class TimedStreamer(TextStreamer):  # type: ignore[misc]  # transformers has no types
+        """Prints tokens as they come, and notes when they do: first the prompt, then one by one."""
+
+        def __init__(self) -> None:
+            super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+            self.times: list[float] = []
+
+        def put(self, value: Any) -> None:
+            self.times.append(time.perf_counter())
+            super().put(value)
+
+        @property
+        def prefill(self) -> float:
+            return self.times[1] - self.times[0]
+
+        @property
+        def rate(self) -> str:
+            count = len(self.times) - 2
+            return f"{count / (self.times[-1] - self.times[1]):.1f} tokens/s" if count else "no more tokens"
+
+    return TimedStreamer()

@@ -1,0 +1,54 @@
+"""A back-end against the reference on a small random case: a second's work, for `moa doctor`."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moa.kernels.backend import Backend, load
+from moa.kernels.store import allocate, capacities
+from moa.plans.span import BLOCK, first_block
+
+SINK, ALPHA, BETA256 = np.array([64, 64, 128]), np.array([64, 150, 0]), np.array([0, 0, 100])
+HEADS, SIZE = 6, 64
+LENGTHS = (400, 250)
+"""Tokens of each sequence in the prefill; a decode step follows."""
+
+
+def deviation(backend: Backend, device: torch.device | str = "cpu") -> float:
+    """The largest difference to the reference, over a ragged prefill and a decode step from its cache.
+
+    Args:
+        backend: The one to test.
+        device: Where its tensors lie; the reference's lie on the CPU.
+
+    Returns:
+        The difference of float32 outputs, whose values are about 0.1 in size; inf where an output is not finite.
+    """
+    expected, found = _run(load("reference"), "cpu"), _run(backend, device)
+    return float(torch.nan_to_num((found.cpu() - expected).abs(), nan=torch.inf).max())
+
+
+@torch.inference_mode()
+def _run(backend: Backend, device: torch.device | str) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    first = first_block(SINK[:, None], ALPHA[:, None], BETA256[:, None], np.arange(max(LENGTHS) // BLOCK + 1))
+    rules = {"first": torch.from_numpy(first.astype(np.int32)), "sink": torch.from_numpy(SINK.astype(np.int32))}
+    rules = {name: table.to(device) for name, table in rules.items()}
+    store = allocate(capacities(SINK, ALPHA, BETA256, np.add(LENGTHS, 1)), SIZE, torch.float32, device)
+    held, outs = np.zeros(len(LENGTHS), np.int64), []
+    for new in (np.array(LENGTHS), np.ones(len(LENGTHS), np.int64)):
+        q, k, v = (
+            torch.randn(int(new.sum()), heads, SIZE, generator=generator).to(device)
+            for heads in (HEADS, len(SINK), len(SINK))
+        )
+        where = {
+            "starts": torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device),
+            "lengths": torch.from_numpy(held).to(device),
+        }
+        if not held.any():
+            outs.append(backend.attend(q, k, v, **rules, **where, scale=SIZE**-0.5))
+            backend.append(store, k, v, sink=rules["sink"], **where)
+        else:
+            outs.append(backend.step(q, k, v, **rules, store=store, **where, scale=SIZE**-0.5))
+        held = held + new
+    return torch.cat(outs)

@@ -1,0 +1,135 @@
+"""`moa generate`, `moa bench` and `moa doctor` on a tiny model."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from moa import selftest
+from moa.cli import doctor
+from moa.cli import main as cli
+from moa.kernels.backend import Backend, load
+from moa.plans.plan import Plan, Rule
+
+
+@pytest.fixture(scope="module")
+def folder(fresh, tokenizer, tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "plan.yaml")
+    Plan.dense(model).save(path / "dense.yaml")
+    Plan.dense(fresh(num_hidden_layers=3)).save(path / "other.yaml")
+    (path / "prompt.txt").write_text("The sea is calm today. " * 20)
+    (path / "empty.txt").write_text("\n")
+    (path / "latin.txt").write_bytes(b"caf\xe9")
+    return path
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capfd):
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(sys, "argv", ["moa", *args])
+        code = cli.main()
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+PROMPT = ["generate", ".", "--plan", "plan.yaml", "--prompt-file", "prompt.txt", "--max-new-tokens", "5"]
+
+
+@pytest.mark.parametrize(("chat", "prompt"), [([], 460), (["--chat"], 486)])
+def test_generate(run, folder, chat, prompt):
+    code, out, _ = run(*PROMPT, *chat)
+    assert code == 0
+    last = out.splitlines()[-1]
+    assert last.startswith(f"prompt of {prompt} tokens in ")
+    assert " tokens/s; " in last
+    plan, n = Plan.load(folder / "plan.yaml"), prompt + 4
+    dense = plan.model.dense_kv_bytes(n) / 2**20
+    assert last.endswith(f"at {n} tokens, dense {dense:.1f} MiB")
+
+
+def test_generate_one_token(run):
+    code, out, _ = run(*PROMPT[:-1], "1")
+    assert code == 0
+    assert "then no more tokens" in out.splitlines()[-1]
+
+
+def test_bench(run, folder, tmp_path):
+    output = tmp_path / "bench.json"
+    where = ["--lengths", "256,512", "--batches", "1,2", "--repeats", "1", "-o", str(output)]
+    code, out, _ = run("bench", ".", "--plan", "plan.yaml", *where)
+    assert code == 0
+    assert "KV predicted, MiB" in out
+    found = json.loads(output.read_text())
+    assert [cell["length"] for cell in found["lengths"]] == [256, 512]
+    plan = Plan.load(folder / "plan.yaml")
+    for cell in found["lengths"]:
+        assert [step["batch"] for step in cell["decode"]] == [1, 2]
+        for step in cell["decode"]:
+            due = plan.kv_bytes(cell["length"], step["batch"])
+            assert step["predicted"] == due
+            assert due <= step["allocated"]["plan"] <= due * 9 / 8
+            assert step["allocated"]["dense"] == plan.model.dense_kv_bytes(cell["length"], step["batch"])
+            assert step["dense"]["median"] > 0
+            assert step["plan"]["median"] > 0
+
+
+@pytest.mark.parametrize(
+    ("plan", "length", "says"),
+    [
+        ("plan.yaml", "128", "at 128 tokens this plan gains nothing"),
+        ("plan.yaml", "2048", "at 2,048 tokens this plan gains: it keeps 0."),
+        ("plan.yaml", "2048", "nothing at 128 tokens and below; this plan gains at 256 tokens and above"),
+        ("dense.yaml", "2048", "this plan gains nothing up to"),
+    ],
+)
+def test_doctor_says_what_a_plan_gains(run, plan, length, says):
+    code, out, _ = run("doctor", ".", plan, "--length", length)
+    assert code == 0
+    assert says in out
+    assert "self-test against the reference: passed" in out
+    assert f"{int(length):,} │" in out
+
+
+def test_self_test_finds_a_wrong_back_end(monkeypatch):
+    right = load("torch")
+    wrong = Backend("torch", right.attend, right.append, lambda *a, **k: right.step(*a, **k) * 1.001)
+    assert selftest.deviation(right) <= doctor.CLOSE < selftest.deviation(wrong)
+    broken = Backend("torch", lambda *a, **k: right.attend(*a, **k) * float("nan"), right.append, right.step)
+    assert selftest.deviation(broken) == float("inf")
+    monkeypatch.setattr("moa.kernels.backend.load", lambda name: wrong if name == "torch" else load(name))
+    assert "FAILED" in doctor._backend()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ([*PROMPT[:5], "no-such.txt"], "no-such.txt: No such file"),
+        ([*PROMPT[:5], "empty.txt"], "empty.txt is empty"),
+        ([*PROMPT[:5], "latin.txt"], "latin.txt must be UTF-8"),
+        ([*PROMPT[:-1], "4000"], "over the model's maximum of 2048"),
+        ([*PROMPT[:-1], "0"], "max-new-tokens"),
+        ([*PROMPT, "--backend", "fast"], "unknown back-end 'fast'"),
+        (["bench", ".", "--plan", "other.yaml", "--lengths", "256"], "layers: 3 against 2"),
+        (["bench", ".", "--plan", "plan.yaml", "--lengths", "4096"], "over the model's maximum of 2048"),
+        (["bench", ".", "--plan", "plan.yaml", "--batches", "0"], "batches must be 1 or more"),
+        (["bench", ".", "--plan", "plan.yaml", "-o", "/no/such/folder/x.json"], "/no/such/folder"),
+        (["doctor", ".", "--length", "512"], "give a model and a plan"),
+    ],
+)
+def test_bad_input_is_one_line(run, args, says):
+    code, _, err = run(*args)
+    assert code == 2
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ")
+    assert says in lines[-1]
+    assert "Traceback" not in err
