@@ -17,7 +17,7 @@ help:
 	@echo "make test-full  those, then the ones with the real model and the long properties (45 minutes)"
 	@echo "make test-triton  the whole matrix of Triton kernels, interpreted and compiled (hours)"
 	@echo "make check      ruff, mypy --strict, links"
-	@echo "make fuzz       property tests with many more examples than make test"
+	@echo "make fuzz       every property test at 20 seeds, 2,000 cases or more; SEEDS=… for more; resumable"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
 
 $(READY): pyproject.toml constraints.txt
@@ -57,8 +57,15 @@ demo: $(READY) $(MODEL)/config.json
 	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 1024 --needles 8 --four-needles 2 --ppl-windows 1 -o demo/eval.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
 
-fuzz: $(READY)
-	$(PYTEST) -m "not full and not gpu and not matrix" --hypothesis-profile=fuzz
+# Every property at 20 seeds of 100 cases or more. Interrupted, it goes on with the seed it was at; a change starts anew.
+FUZZED := $(patsubst %,build/fuzz/%,$(shell seq $(or $(SEEDS),20)))
+SOURCES := $(wildcard $(foreach folder,kernels kernels/triton moa plans profiler search tests tests/*,$(folder)/*.py))
+
+fuzz: $(FUZZED)
+
+build/fuzz/%: $(READY) $(SOURCES)
+	$(PYTEST) -m "hypothesis and not full and not gpu and not matrix" --hypothesis-seed=$*
+	mkdir -p $(@D) && touch $@
 
 bench: $(READY) $(MODEL)/config.json
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)

@@ -1,6 +1,6 @@
 """Random lives of a cache against the masked model over each whole text.
 
-`make fuzz` runs the same test with thousands of cases.
+`make fuzz` runs the same test at 20 seeds.
 """
 
 from collections.abc import Callable
@@ -106,7 +106,7 @@ CROP = st.tuples(st.just("crop"), st.one_of(st.integers(0, 64), st.integers(0, 2
 CHOOSE = st.tuples(st.just("choose"), st.sampled_from(["reorder", "repeat", "select"]), st.integers(0, 3))
 
 
-@settings(max_examples=max(100, settings().max_examples))
+@settings(max_examples=100)
 @given(
     family=st.sampled_from(FAMILIES),
     backend=st.sampled_from(["reference", "torch"]),
