@@ -14,6 +14,9 @@ Mask = npt.NDArray[np.bool_]
 PLANES = 200
 """Most cutting planes of the dual; a dozen or two usually do."""
 
+NEAR = 1e-6
+"""The dual ends this close to its best, as a share of it: far below the gap that the search asks for."""
+
 
 def undominated(objective: Floats, costs: Floats) -> Mask:
     """The rules that no other rule of their group equals or beats in everything; of equal ones the first stays."""
@@ -55,7 +58,7 @@ def dual(objective: Floats, costs: Floats) -> tuple[Floats, float]:
         heights.append(height)
         ranges = [*((0, most) for most in highest), (None, None)]
         master = linprog([*np.zeros(len(costs)), -1.0], A_ub=planes, b_ub=heights, bounds=ranges)
-        if not master.success or -master.fun - best <= 1e-9 * abs(best):
+        if not master.success or -master.fun - best <= NEAR * abs(best):
             break
         prices = np.maximum(master.x[:-1], 0.0)
     return best_prices, best

@@ -160,7 +160,7 @@ def measure(
     taken: dict[tuple[str, Work], list[float]] = {each: [] for each in todo}
     for done in range(rounds * len(todo)):
         name, work = todo[done % len(todo)]
-        taken[name, work] += run(plans[name], work)
+        taken[name, work].extend(run(plans[name], work))
         if progress:
             progress(done + 1, rounds * len(todo), f"{work} {name}")
     terms = {kind: _fit(kind, plans, taken) for kind in dict.fromkeys(work.kind for work in works)}

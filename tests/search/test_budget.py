@@ -19,6 +19,8 @@ LENGTHS = (512, 1024)
         ("density", "1@4096", Budget("density", 1.0, 4096), "density<=1@4096"),
         ("kv_gb", "1.5@4096x8", Budget("kv_gb", 1.5, 4096, 8), "kv_gb<=1.5@4096x8"),
         ("kv_gb", "2@4096", Budget("kv_gb", 2.0, 4096), "kv_gb<=2@4096"),
+        ("decode_ms", "60@4096x4", Budget("decode_ms", 60.0, 4096, 4), "decode_ms<=60@4096x4"),
+        ("prefill_ms", "5000@4096", Budget("prefill_ms", 5000.0, 4096), "prefill_ms<=5000@4096"),
     ],
 )
 def test_parse(kind, text, budget, written):
@@ -28,9 +30,9 @@ def test_parse(kind, text, budget, written):
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [(kind, text) for kind in ("density", "kv_gb")
+    [(kind, text) for kind in ("density", "kv_gb", "decode_ms", "prefill_ms")
      for text in ("", "half", "0", "-1", "nan", "inf", "0.5@", "0.5@0", "0.5@-5", "0.5@1k", "0.5@1024x0", "0.5@1024x")]
-    + [("density", "1.01"), ("density", "50")],
+    + [("density", "1.01"), ("density", "50"), ("density", "0.5@1024x2")],
 )  # fmt: skip
 def test_bad_budgets_are_refused(kind, text):
     with pytest.raises(MoaError, match="budget"):

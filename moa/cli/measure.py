@@ -1,0 +1,101 @@
+"""`moa measure MODEL -o COSTS.json`: what decode steps and prefills take here, for budgets in milliseconds."""
+
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moa.plans.errors import MoaError, ModelMismatch
+
+if TYPE_CHECKING:
+    from moa.plans.plan import Plan
+    from moa.search.cost import Costs, Work
+
+PLACE = ("device", "threads", "backend", "dtype")
+"""What must agree for costs to hold."""
+
+
+def command(
+    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Costs to write (.json).")],
+    lengths: Annotated[str, typer.Option(help="Lengths to measure at, two or more, tokens.")] = "1024,4096",
+    batches: Annotated[str, typer.Option(help="Sequences in a decode step; prefills take one.")] = "1,4",
+    rounds: Annotated[int, typer.Option(help="Measure everything in turn, this many times over.")] = 3,
+    backend: Annotated[str | None, typer.Option(help="reference, torch or triton. Default: the device's own.")] = None,
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+) -> None:
+    """Time the model under a few plans and fit costs that `moa search --costs` predicts the time of any plan with."""
+    from rich.console import Console
+
+    from moa.cli.common import Bar, numbers, writable
+    from moa.journal import replace_json
+    from moa.load import load_model
+    from moa.plans.model import ModelInfo
+    from moa.search.cost import Work, measure
+
+    sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
+    if min(*sizes, *sequences, rounds) < 1 or len(sizes) < 2:
+        raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
+    writable(output)
+    network, _ = load_model(model, dtype=dtype)
+    works = [Work("decode", n, batch) for n in sizes for batch in sequences] + [Work("prefill", n) for n in sizes]
+    with Bar("measuring") as progress:
+        costs = measure(
+            ModelInfo.of(network), works, runner(network, backend),
+            environment=environment(network, backend), rounds=rounds, progress=progress,
+        )  # fmt: skip
+    replace_json(output, costs.model_dump(mode="json"))
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    for kind, terms in costs.terms.items():
+        console.print(f"{kind}: median error of the fit {costs.error[kind]:.1%}; terms in ms:", end=" ")
+        console.print(", ".join(f"{name} {ms:.3g}" for name, ms in terms.items()))
+    console.print(f"wrote {output}; next: moa search PROFILE -o plan.yaml --max-decode-ms T@N --costs {output}")
+
+
+def runner(network: Any, backend: str | None) -> "Callable[[Plan, Work], list[float]]":
+    """Runs plans on `network`: milliseconds of several decode steps, on random keys, or of one prefill."""
+    import torch
+
+    from moa import timing
+
+    def run(plan: "Plan", work: "Work") -> list[float]:
+        variant = timing.Variant(plan, backend=backend)
+        if work.kind == "decode":
+            seconds = timing.decode(network, variant, work.length, work.batch)
+        else:
+            vocabulary = network.get_input_embeddings().num_embeddings
+            ids = torch.randint(vocabulary, (work.batch, work.length), device=network.device)
+            seconds = timing.prefill(network, variant, ids)
+        return [1e3 * s for s in seconds]
+
+    return run
+
+
+def environment(network: Any, backend: str | None) -> dict[str, str | int]:
+    """What the times of `network` hold for."""
+    import torch
+    import transformers
+
+    import moa
+    from moa.kernels.backend import pick
+
+    cuda = network.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(network.device) if cuda else f"{platform.machine()} CPU",
+        "threads": torch.get_num_threads(),
+        "backend": backend or pick(network.device),
+        "dtype": str(network.dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "moa": moa.__version__,
+    }
+
+
+def check_place(costs: "Costs", here: dict[str, str | int]) -> None:
+    """Raise ModelMismatch unless costs were measured where `here` describes."""
+    differences = [f"{name}: {costs.environment.get(name)} against {here[name]}" for name in PLACE
+                   if costs.environment.get(name) != here[name]]  # fmt: skip
+    if differences:
+        raise ModelMismatch(f"costs measured elsewhere (costs against here): {'; '.join(differences)}")

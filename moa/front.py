@@ -1,0 +1,56 @@
+"""A front of plans as a table and a picture."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from moa.plans.errors import MoaError
+from moa.search.cost import Costs, Work
+from moa.search.front import Point
+
+
+def figures(point: Point, lengths: Sequence[int], costs: Costs | None) -> dict[str, float]:
+    """What a plan costs at the longest profiled length, one sequence; times where they were measured."""
+    n = max(lengths)
+    found = {"density": point.plan.density(n), "KV cache, MiB": point.plan.kv_bytes(n, dtype="bfloat16") / 2**20}
+    for kind in ("decode", "prefill"):
+        if costs is not None and kind in costs.terms:
+            found[f"{kind}, ms"] = costs.predict(point.plan, Work(kind, n))
+    return found
+
+
+def table(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | None) -> Table:
+    """One row per plan, dense first."""
+    rows = {name: figures(point, lengths, costs) for name, point in points.items()}
+    columns = list(next(iter(rows.values())))
+    out = Table("plan", "budget", "harm", "gap", *columns, title=f"Front, costs at {max(lengths):,} tokens, 1 sequence")
+    for name, row in sorted(rows.items(), key=lambda each: points[each[0]].solution.value):
+        point = points[name]
+        cells = (f"{row[column]:.4g}" for column in columns)
+        out.add_row(name, str(point.budget), f"{point.solution.value:.4g}", f"{point.solution.gap:.0e}", *cells)
+    return out
+
+
+def picture(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | None, path: Path) -> None:
+    """Write a PNG: harm against density, memory and, where measured, times.
+
+    Raises:
+        MoaError: matplotlib is not installed.
+        OSError: The file cannot be written.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[eval]'") from None
+    rows = [figures(point, lengths, costs) for point in points.values()]
+    harm = [point.solution.value for point in points.values()]
+    figure = Figure(figsize=(3.5 * len(rows[0]), 3.2), layout="constrained")
+    panels = figure.subplots(1, len(rows[0]), sharey=True, squeeze=False)[0]
+    for panel, name in zip(panels, rows[0], strict=True):
+        panel.plot([row[name] for row in rows], harm, marker="o", markersize=3, linewidth=1)
+        panel.set_xlabel(f"{name}, {max(lengths):,} tokens", fontsize=8)
+        panel.set_xlim(left=0)
+        panel.grid(linewidth=0.3)
+    panels[0].set_ylabel("predicted harm (objective)", fontsize=8)
+    figure.savefig(path, format="png", dpi=150)

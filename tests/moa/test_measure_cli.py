@@ -1,0 +1,154 @@
+"""`moa measure`, and what `moa search` does with its costs: with a model."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from moa.cli import main as cli
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
+from moa.search.cost import Costs, Work
+
+
+@pytest.fixture(scope="module")
+def folder(fresh, tokenizer, tmp_path_factory):
+    """A tiny model with its tokenizer, a profile of it and one of another model."""
+    path = tmp_path_factory.mktemp("model")
+    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    info = ModelInfo.of(model)
+    rng = np.random.default_rng(0)
+    table = np.tril(rng.exponential(1.0, (1, 2, 2, 8, 8))).astype(np.float32)
+    table[..., 0] = 0
+    for name, shape in (("profile", info), ("other", info.model_copy(update={"head_size": 32}))):
+        Profile(shape, (64,), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}).save(
+            path / f"{name}.safetensors"
+        )
+    return path
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capfd):
+    def run(*args: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(sys, "argv", ["moa", *args])
+        code = cli.main()
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def costs(folder):
+    """Costs of the model, measured once."""
+    before, sys.argv = sys.argv, ["moa", "measure", str(folder), "-o", str(folder / "costs.json"),
+                                  "--lengths", "128,512", "--batches", "1,2", "--rounds", "1"]  # fmt: skip
+    try:
+        assert cli.main() == 0
+    finally:
+        sys.argv = before
+    return Costs.load(folder / "costs.json")
+
+
+def test_what_is_measured(costs, folder):
+    assert costs.model.layers == 2
+    assert costs.environment["backend"] == "torch"
+    assert costs.environment["dtype"] == "float32"
+    assert costs.environment["threads"] == torch.get_num_threads()
+    works = {(row.kind, row.length, row.batch) for row in costs.measured}
+    assert works == {("decode", n, b) for n in (128, 512) for b in (1, 2)} | {("prefill", n, 1) for n in (128, 512)}
+    assert {row.plan for row in costs.measured} == {"dense", "half", "narrow", "mixed"}
+    assert all(row.ms > 0 for row in costs.measured)
+
+
+def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
+    # Figures made up: those of a tiny model are all noise.
+    terms = {**costs.terms, "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1}}
+    path = tmp_path / "costs.json"
+    path.write_text(costs.model_copy(update={"terms": terms}).model_dump_json())
+    args = ["search", "profile.safetensors", "--costs", str(path), "-o", str(tmp_path / "plan.yaml")]
+    code, _, err = run(*args, "--max-decode-ms", "3.4@512", "--measure", str(folder))
+    assert code == 0
+    plan = Plan.load(tmp_path / "plan.yaml")
+    predicted = Costs.load(path).predict(plan, Work("decode", 512))
+    assert predicted <= 3.4 * (1 + 1e-8)
+    assert f"decode@512x1: {predicted:.1f} ms predicted, budget 3.4, " in err
+    assert "ms measured, prediction off by" in err
+    elsewhere = costs.model_copy(update={"environment": {**costs.environment, "device": "abacus"}})
+    path.write_text(elsewhere.model_dump_json())
+    code, _, err = run(*args, "--max-decode-ms", "1e9@512", "--measure", str(folder))
+    assert code == 2
+    assert "costs measured elsewhere" in err
+    assert "abacus" in err
+
+
+def test_a_front_by_time(run, costs, tmp_path):
+    terms = {**costs.terms, "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1}}
+    path, out = tmp_path / "costs.json", tmp_path / "front"
+    path.write_text(costs.model_copy(update={"terms": terms}).model_dump_json())
+    code, table, err = run("search", "profile.safetensors", "--costs", str(path), "--front", "3", "-o", str(out))
+    assert code == 0
+    plans = sorted(out.glob("decode-ms-*.yaml"))
+    assert 2 <= len(plans) <= 3
+    assert f"wrote {len(plans)} plans" in err
+    for plan in plans:
+        assert plan.name in table
+        loaded = Plan.load(plan)
+        assert loaded.provenance.budget == f"decode_ms<={plan.stem.removeprefix('decode-ms-')}@512"
+    assert (out / "front.txt").read_text().splitlines()[0].strip().startswith("Front")
+    assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
+    code, _, err = run("search", "profile.safetensors", "--front", "3", "-o", str(out))
+    assert code == 2
+    assert "empty folder" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--max-decode-ms", "5@512"], "needs measured costs: moa measure"),
+        (["--max-decode-ms", "1e-6@512", "--costs", "costs.json"], "smallest feasible value"),
+        (["--max-decode-ms", "fast", "--costs", "costs.json"], "T@LENGTH[xBATCH]"),
+        (["--max-density", "0.9", "--costs", "no-such.json"], "no-such.json"),
+        (["--max-density", "0.9", "--costs", "config.json"], "config.json"),
+        (["--max-density", "0.9", "--measure", "."], "give --costs"),
+        (["--front", "1"], "2 plans or more"),
+    ],
+)
+def test_bad_input_is_one_line(run, costs, tmp_path, args, says):
+    code, _, err = run("search", "profile.safetensors", "-o", str(tmp_path / "new"), *args)
+    assert code == 2
+    assert says in err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_costs_of_another_model(run, costs, tmp_path):
+    code, _, err = run(
+        "search", "other.safetensors", "-o", str(tmp_path / "p.yaml"), "--max-density", "0.9", "--costs", "costs.json"
+    )
+    assert code == 2
+    assert "costs measured on another model" in err
+    assert "head_size: 16 against 32" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--lengths", "512"], "lengths two or more"),
+        (["--batches", "0"], "1 or more"),
+        (["--backend", "tritan"], "tritan"),
+        (["-o", "no/folder/costs.json"], "no/folder"),
+    ],
+)
+def test_bad_measurements_are_refused(run, folder, args, says):
+    code, _, err = run("measure", str(folder), "-o", "bad.json", *args)
+    assert code == 2
+    assert says in err
+    assert not (folder / "bad.json").exists()
