@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
-from pydantic import BaseModel, Field, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moa.plans.errors import PlanError, Unsupported
-from moa.plans.schema import Strict
+from moa.plans.schema import Strict, problem
 from moa.plans.span import Ints
 
 _BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
@@ -59,21 +59,25 @@ class ModelInfo(Strict):
         with `ForCausalLM` for `Config`. Of rope parameters per layer type, full attention's are taken.
 
         Raises:
-            Unsupported: No layer can take rules, or some layer is neither full nor sliding attention.
+            Unsupported: No layer can take rules, some layer is neither full nor sliding attention, or the numbers
+                do not fit each other.
         """
         text = config.get_text_config() if hasattr(config, "get_text_config") else config
         architecture = _architecture(config, text)
         _refuse_other_models(text, architecture)
-        return cls(
-            architecture=architecture,
-            layers=text.num_hidden_layers,
-            query_heads=text.num_attention_heads,
-            kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-            head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-            rope=_rope(text),
-            name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
-            sliding=_sliding(text, architecture),
-        )
+        try:
+            return cls(
+                architecture=architecture,
+                layers=text.num_hidden_layers,
+                query_heads=text.num_attention_heads,
+                kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+                head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
+                rope=_rope(text),
+                name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
+                sliding=_sliding(text, architecture),
+            )
+        except ValidationError as error:
+            raise Unsupported(f"the config of {architecture}: {problem(error)}") from None
 
     @property
     def group_size(self) -> int:
@@ -155,7 +159,7 @@ def _architecture(config: Any, text: Any) -> str:
 def _refuse_other_models(text: Any, architecture: str) -> None:
     """Refuse what is not a decoder whose every layer keeps one key and one value per KV head."""
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
-        if getattr(text, field, None) is None:
+        if not getattr(text, field, None):
             raise Unsupported(f"the config of {architecture} has no {field}: not a decoder with attention heads")
     if getattr(text, "is_encoder_decoder", False):
         raise Unsupported(f"{architecture} is an encoder-decoder model; plans are for decoder-only models")

@@ -11,21 +11,42 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from moa.plans.errors import ProfileError
 from moa.plans.model import ModelInfo
+from moa.plans.schema import Strict, problem
+from moa.plans.span import BLOCK
 
 Cut = tuple[str, int]
 """A kind of calibration text and a length in tokens."""
 
-FORMAT = "moa-profile-1"
+FORMAT: Literal["moa-profile-1"] = "moa-profile-1"
+
+
+class _Table(Strict):
+    """What the header says of one table."""
+
+    source: str
+    length: int = Field(ge=1)
+    tokens: int = Field(ge=1)
+    samples: int = Field(ge=1)
+
+
+class _Header(Strict):
+    """The header's JSON."""
+
+    format: Literal["moa-profile-1"]
+    model: ModelInfo
+    sinks: tuple[Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)], ...] = Field(min_length=1)
+    cuts: tuple[_Table, ...] = Field(min_length=1)
+    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -93,19 +114,13 @@ class Profile:
             raise ProfileError(f"no profile at {path}; make one with `moa profile MODEL -o {path}`")
         try:
             with safe_open(path, framework="numpy") as f:
-                header = json.loads((f.metadata() or {}).get("profile", "{}"))
-                if header.get("format") != FORMAT:
-                    raise ProfileError(f"{path} is not a profile: format {header.get('format')!r}, expected {FORMAT!r}")
-                keys = [(c["source"], int(c["length"])) for c in header["cuts"]]
-                cuts = {(s, n): f.get_tensor(f"cut.{s}.{n}") for s, n in keys}
-            model = ModelInfo.model_validate(header["model"])
-            tokens = {key: int(c["tokens"]) for key, c in zip(keys, header["cuts"], strict=True)}
-            samples = {key: int(c["samples"]) for key, c in zip(keys, header["cuts"], strict=True)}
-            profile = cls(model, tuple(header["sinks"]), cuts, tokens, samples, header["meta"])
-        except (SafetensorError, OSError, KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as e:
+                header = _read_header((f.metadata() or {}).get("profile"), path)
+                cuts = {(t.source, t.length): f.get_tensor(f"cut.{t.source}.{t.length}") for t in header.cuts}
+        except (SafetensorError, OSError, TypeError, AttributeError) as e:  # the last two: a dtype that numpy lacks
             raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {e}") from e
-        except ValidationError as e:
-            raise ProfileError(f"{path} describes no valid model: {e.errors()[0]['msg']}") from e
+        tokens = {(t.source, t.length): t.tokens for t in header.cuts}
+        samples = {(t.source, t.length): t.samples for t in header.cuts}
+        profile = cls(header.model, header.sinks, cuts, tokens, samples, header.meta)
         profile._check(path)
         return profile
 
@@ -122,6 +137,16 @@ class Profile:
                 )
             if not np.isfinite(table).all():
                 raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")
+
+
+def _read_header(text: str | None, path: str | Path) -> _Header:
+    """The header, checked."""
+    if text is None:
+        raise ProfileError(f"{path} is not a profile: the file has no header of one")
+    try:
+        return _Header.model_validate_json(text)
+    except ValidationError as e:
+        raise ProfileError(f"{path}: broken header: {problem(e)}") from None
 
 
 def bin_size(length: int) -> int:

@@ -1,0 +1,123 @@
+"""The profile's file: read as written, and whatever is wrong with it said in one line."""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from moa.plans.errors import ProfileError
+from moa.plans.model import ModelInfo
+from moa.profiler.profile import Profile
+
+MODEL = ModelInfo(
+    architecture="LlamaForCausalLM", layers=2, query_heads=4, kv_heads=2, head_size=8, rope={"theta": 10000.0}
+)
+
+
+def make() -> Profile:
+    cuts = {("text", n): np.random.default_rng(n).random((2, 2, 2, n // 64, n // 64), np.float32) for n in (256, 512)}
+    return Profile(MODEL, (64, 128), cuts, dict.fromkeys(cuts, 9), dict.fromkeys(cuts, 1), {"seed": 3, "loss": None})
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("profile") / "profile.safetensors"
+    make().save(path)
+    return path
+
+
+def test_read_as_written(path: Path) -> None:
+    wrote, read = make(), Profile.load(path)
+    assert (read.model, read.sinks, read.tokens, read.samples, read.meta) == (
+        wrote.model, wrote.sinks, wrote.tokens, wrote.samples, wrote.meta,
+    )  # fmt: skip
+    assert read.cuts.keys() == wrote.cuts.keys()
+    for cut, table in wrote.cuts.items():
+        np.testing.assert_array_equal(read.cuts[cut], table)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(part=st.floats(0, 1, exclude_max=True))
+@example(part=0.0)
+@example(part=1 - 2**-20)
+def test_a_truncated_file_is_refused(path: Path, tmp_path: Path, part: float) -> None:
+    whole = path.read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[: int(part * len(whole))])
+    with pytest.raises(ProfileError, match="damaged or truncated"):
+        Profile.load(tmp_path / "cut.safetensors")
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(place=st.integers(0, 1800), byte=st.integers(0, 255))
+def test_a_changed_byte_gives_an_error_or_a_profile_but_nothing_else(
+    path: Path, tmp_path: Path, place: int, byte: int
+) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] = byte
+    (tmp_path / "bad.safetensors").write_bytes(content)
+    with suppress(ProfileError):
+        read = Profile.load(tmp_path / "bad.safetensors")
+        assert all(np.isfinite(table).all() for table in read.cuts.values())
+
+
+def rewrite(path: Path, to: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The file with another header."""
+    with safe_open(path, framework="numpy") as file:
+        header = json.loads(file.metadata()["profile"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    change(header)
+    save_file(tensors, to, {"profile": json.dumps(header)})
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda h: h.update(format="moa-profile-9"), "format: .*'moa-profile-9'"),
+        (lambda h: h.update(colour="blue"), "colour: unknown key"),
+        (lambda h: h["model"].update(heads=3), "model.heads: unknown key"),
+        (lambda h: h["model"].update(kv_heads=3), "query_heads 4 must be a multiple of kv_heads 3"),
+        (lambda h: h.pop("model"), "model: is missing"),
+        (lambda h: h.update(sinks=[]), "sinks: "),
+        (lambda h: h.update(sinks=[64, 100]), "sinks.1: .*multiple of 64, found 100"),
+        (lambda h: h.update(sinks=[64]), r"cut.text.256 must be float32 \[1, 2, 2, 4, 4\]"),
+        (lambda h: h.update(cuts=[]), "cuts: "),
+        (lambda h: h.update(cuts=7), "cuts: "),
+        (lambda h: h["cuts"][0].update(tokens=0), "cuts.0.tokens: .*found 0"),
+        (lambda h: h["cuts"][0].update(tokens="many"), "cuts.0.tokens: "),
+        (lambda h: h["cuts"][0].update(length=0), "cuts.0.length: "),
+        (lambda h: h["cuts"][0].update(source="books"), "cut.books.256"),
+        (lambda h: h.update(meta=None), "meta: "),
+    ],
+)
+def test_a_wrong_header_is_refused_by_name(path: Path, tmp_path: Path, change: Any, says: str) -> None:
+    rewrite(path, tmp_path / "bad.safetensors", change)
+    with pytest.raises(ProfileError, match=says) as caught:
+        Profile.load(tmp_path / "bad.safetensors")
+    assert "bad.safetensors" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"profile": "[]"}, {"profile": "{"}])
+def test_another_safetensors_file_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
+    save_file({"weight": np.zeros(4, np.float32)}, tmp_path / "model.safetensors", metadata)
+    with pytest.raises(ProfileError, match=r"not a profile|broken header"):
+        Profile.load(tmp_path / "model.safetensors")
+
+
+def test_a_save_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr("moa.profiler.profile.save_file", fail)
+    with pytest.raises(ProfileError, match="No space left"):
+        make().save(path)
+    assert path.read_bytes() == before
