@@ -105,13 +105,15 @@ def markdown(sizes: list[dict[str, Any]]) -> str:
             )
     peaks = ", ".join(f"{s['peak_bytes'] / 1e9:.2f} GB for {s['size']}" for s in sizes)
     lines += ["", f"{sizes[0]['rules']} rules per group. Peak memory of the process, profile included: {peaks}.", ""]
+    verdicts = []
     for size in sizes:
         slowest, gap = (max(case[key] for case in size["cases"]) for key in ("seconds", "gap"))
         kept = slowest <= SECONDS[size["size"]] and gap <= GAP and size["peak_bytes"] <= MEMORY
-        lines.append(
-            f"{size['size']}: {'kept' if kept else 'NOT kept'}: gap {gap:.1e} (limit {GAP:g}), {slowest:.2f} s (limit "
-            f"{SECONDS[size['size']]:g}), {size['peak_bytes'] / 1e9:.2f} GB (limit {MEMORY / 1e9:g})  "
+        verdicts.append(
+            f"{size['size']} {'kept' if kept else 'NOT kept'}: gap {gap:.1e} (limit {GAP:g}), {slowest:.2f} s (limit "
+            f"{SECONDS[size['size']]:g}), {size['peak_bytes'] / 1e9:.2f} GB (limit {MEMORY / 1e9:g})"
         )
+    lines.append("; ".join(verdicts))
     return "\n".join(lines)
 
 
