@@ -8,6 +8,9 @@ from typing import Any
 
 from moa.plans.errors import MoaError
 
+_START = b'{"key": '
+"""How each line begins; a cut-short line that begins otherwise is not ours to drop."""
+
 
 class Journal:
     """Results by what they are results of. Without a path they live in memory only."""
@@ -24,13 +27,16 @@ class Journal:
             return
         raw = path.read_bytes()
         whole = raw[: raw.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.splitlines(), start=1):
+        cut, lines = raw[len(whole) :], whole.splitlines()
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
                 self._results[entry["key"]] = entry["result"]
             except (ValueError, KeyError, TypeError):
-                raise MoaError(f"{path}, line {number}: not a result of an evaluation; move the file away") from None
-        if len(whole) < len(raw):
+                raise _not_ours(path, number) from None
+        if not cut.startswith(_START[: len(cut)]):
+            raise _not_ours(path, len(lines) + 1)
+        if cut:
             os.truncate(path, len(whole))
 
     def get(self, key: str) -> Any:
@@ -45,6 +51,10 @@ class Journal:
                 file.write(json.dumps({"key": key, **about, "result": result}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _not_ours(path: Path, line: int) -> MoaError:
+    return MoaError(f"{path}, line {line}: not a result of an evaluation; move the file away")
 
 
 def key(**what: Any) -> str:

@@ -26,7 +26,8 @@ def load_model(
 
     Args:
         name: Hub id, local folder, or `.gguf` file (its weights are unpacked to `dtype`).
-        dtype: float32, bfloat16, float16, or auto: float32 on the CPU, else as the checkpoint says.
+        dtype: float32, bfloat16, float16, or auto: float32 on the CPU, else, and with `device_map`, as the checkpoint
+            says.
         device: Where the whole model goes; default CUDA when there is one, else the CPU.
         device_map: As transformers takes it, for a model larger than one device; excludes `device`.
 
@@ -43,6 +44,8 @@ def load_model(
         raise MoaError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
     if device is not None and device_map is not None:
         raise MoaError(f"give device or device_map, not both: found {device!r} and {device_map!r}")
+    if str(device or device_map).startswith("cuda") and not torch.cuda.is_available():
+        raise MoaError(f"device {device or device_map}: torch sees no CUDA device here")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype == "auto" and device_map is None and target.type == "cpu":
         dtype = "float32"

@@ -25,9 +25,14 @@ class ProblemError(Exception):
 
 
 def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
-    """The first problem that pydantic found in the part of a document at `place`."""
-    first = error.errors(include_url=False)[0]
-    kind, message, found = first["type"], first["msg"], brief(first["input"])
+    """The first problem that pydantic found in the part of a document at `place`.
+
+    Rather than a missing key, an unknown one is named: it may be the missing one misspelt.
+    """
+    found = error.errors(include_url=False)
+    unknown = (entry for entry in found if entry["type"] == "extra_forbidden")
+    first = next(unknown, found[0]) if found[0]["type"] == "missing" else found[0]
+    kind, message, value = first["type"], first["msg"], brief(first["input"])
     if kind == "value_error":
         what = str(first["ctx"]["error"])
     elif kind == "extra_forbidden":
@@ -39,7 +44,7 @@ def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
     elif kind == "union_tag_invalid":
         what = f"pattern must be {first['ctx']['expected_tags']}, found {first['ctx']['tag']!r}"
     else:
-        what = f"{message[0].lower()}{message[1:]}, found {found}"
+        what = f"{message[0].lower()}{message[1:]}, found {value}"
     # Pydantic puts the pattern's name into the path; the file has no such key.
     return ProblemError((*place, *(key for key in first["loc"] if key != "sink_window")), what)
 

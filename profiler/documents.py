@@ -1,7 +1,8 @@
 """The user's own calibration documents: a local file or a data set of the hub, through `datasets`."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,28 +27,46 @@ def load_documents(spec: str) -> list[tuple[str, str]]:
         MoaError: No such file, another format, unreadable rows, or columns missing.
     """
     from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
+    from datasets.exceptions import DatasetsError
 
+    local, path = not spec.startswith("hub:"), Path(spec)
+    if local and path.suffix not in FORMATS:
+        raise MoaError(f"data must be {', '.join(FORMATS)} or hub:NAME, found {spec!r}")
+    if local and not path.is_file():
+        raise MoaError(f"no data file at {spec}")
+    extra = {"sample_by": "document"} if path.suffix == ".txt" else {}
     try:
-        if spec.startswith("hub:"):
-            rows = load_dataset(spec.removeprefix("hub:"), split="train")
+        if local:
+            with _quiet():
+                rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **extra)
         else:
-            path = Path(spec)
-            if path.suffix not in FORMATS:
-                raise MoaError(f"data must be {', '.join(FORMATS)} or hub:NAME, found {spec!r}")
-            if not path.is_file():
-                raise MoaError(f"no data file at {spec}")
-            extra = {"sample_by": "document"} if path.suffix == ".txt" else {}
-            rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **extra)
-    except (DatasetGenerationError, OSError, ConnectionError) as e:
-        reason = str(e.__cause__ or e).splitlines()[0]
-        raise MoaError(f"cannot read data {spec}: {reason}") from e
+            rows = load_dataset(spec.removeprefix("hub:"), split="train")
+    except StopIteration:  # what comes of a .jsonl file without a row
+        return []
+    except (DatasetsError, OSError, ValueError) as e:
+        raise MoaError(f"cannot read data {spec}: {str(e.__cause__ or e).splitlines()[0]}") from e
     columns = set(rows.column_names)
     if "text" in columns:
         return [("", str(row["text"])) for row in rows]
     if {"prompt", "response"} <= columns:
         return [(str(row["prompt"]), str(row["response"])) for row in rows]
     raise MoaError(f"data {spec} needs a column text, or prompt and response; found {', '.join(sorted(columns))}")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No bars and no log lines of `datasets`: what is wrong with a file is said once, by us."""
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
+
+    bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
+    disable_progress_bars()
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
 
 
 def document_source(spec: str, tokenizer: Any, lengths: Sequence[int]) -> Source:

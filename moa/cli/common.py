@@ -1,7 +1,7 @@
 """What several commands share: reading options, refusing outputs, the progress bar."""
 
-import os
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from moa.plans.errors import MoaError
@@ -27,11 +27,12 @@ def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
 
 def writable(path: Path) -> None:
     """Refuse an output that cannot be written, before work starts."""
-    folder = path.parent
-    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise MoaError(
-            f"cannot write {path}: {'it is a folder' if path.is_dir() else f'{folder} is no writable folder'}"
-        )
+    if path.is_dir():
+        raise MoaError(f"cannot write {path}: it is a folder")
+    try:
+        TemporaryFile(dir=path.parent).close()  # os.access knows permissions only
+    except OSError as error:
+        raise MoaError(f"cannot write {path}: {path.parent} is no writable folder ({error.strerror})") from None
 
 
 class Bar:
@@ -55,5 +56,9 @@ class Bar:
         """`done` of `total` tokens were run, the last for `what`."""
         self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
 
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+    def __exit__(self, error: object, *_: object) -> None:
+        if error is not None and not self._progress.tasks[0].completed:
+            self._progress.live.transient = True  # nothing was done: the bar goes, the error's line stays
+            self._progress.live.stop()
+        else:
+            self._progress.stop()

@@ -1,0 +1,211 @@
+"""What users get wrong, each as they type it: one line that says what, exit code 2, and no file changed."""
+
+import json
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moa.cli import main as cli
+from moa.load import load_config
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
+
+EVAL = "--needles 1 --four-needles 0 --ppl-windows 0 --lengths 512"
+
+
+@pytest.fixture(scope="module")
+def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny model, plans and profiles good and bad, documents, and outputs of earlier runs."""
+    here = tmp_path_factory.mktemp("workplace")
+    shutil.copytree(model_folder, here / "model")
+    info = ModelInfo.from_config(load_config(model_folder))
+    Plan.uniform(info, 0.5, at=1024).save(here / "plan.yaml")
+    Plan.dense(info.model_copy(update={"layers": 3})).save(here / "other.yaml")
+    text = (here / "plan.yaml").read_text()
+    (here / "cut.yaml").write_text(text[: text.index("head_size")])
+    (here / "tabs.yaml").write_text(text.replace("defaults: ", "defaults:\n\t"))
+    (here / "unknown.yaml").write_text(text.replace("alpha", "alpah"))
+    (here / "unknown-top.yaml").write_text(text + "colour: blue\n")
+    (here / "list.yaml").write_text("- a\n- b\n")
+    (here / "empty.yaml").write_text("")
+    (here / "binary.yaml").write_bytes(bytes(range(256)))
+
+    cuts = {("text", 512): np.zeros((1, 2, 2, 8, 8), np.float32)}
+    Profile(info, (64,), cuts, {("text", 512): 9}, {("text", 512): 1}).save(here / "good.safetensors")
+    whole = (here / "good.safetensors").read_bytes()
+    (here / "cut.safetensors").write_bytes(whole[:-1])
+    (here / "head.safetensors").write_bytes(whole[:100])
+    (here / "empty.safetensors").write_bytes(b"")
+    (here / "garbage.safetensors").write_bytes(whole.replace(b'\\"model\\"', b'\\"madel\\"'))
+    (here / "nan.safetensors").write_bytes(whole[:-4] + np.float32("nan").tobytes())
+
+    (here / "nothing.jsonl").write_text("")
+    (here / "nothing.txt").write_text("")
+    (here / "short.txt").write_text("x" * 100)
+    (here / "short.jsonl").write_text("".join(json.dumps({"text": "x" * n}) + "\n" for n in (90, 300, 120)))
+    (here / "columns.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    (here / "broken.jsonl").write_text('{"text": "x"}\n{"text": \n')
+    (here / "broken.parquet").write_bytes(b"PAR1 and then nothing")
+    (here / "table.csv").write_text("text\nx\n")
+
+    for name in ("out.safetensors", "out.yaml", "out.json", "out.png", "note.jsonl"):
+        (here / name).write_text("an earlier result")
+    return here
+
+
+@pytest.fixture
+def moa(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command line in the workplace; returns (code, out, err)."""
+    monkeypatch.chdir(workplace)
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+
+    def run(line: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["moa", *shlex.split(line)])
+        code = cli.main()
+        return code, *capfd.readouterr()
+
+    return run
+
+
+def files(folder: Path) -> dict[str, bytes | None]:
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+MODELS = [
+    (command.format(model), says)
+    for command in ("profile {} -o out.safetensors", "eval {} -o out.json", "doctor {}")
+    for model, says in [
+        ("./missing", "no such folder"),
+        ("nobody/missing", "from the hub"),
+        ("missing.gguf", "no such .gguf file"),
+        ("out.json", "not a .gguf one"),
+        ("''", "name is empty"),
+    ]
+]
+PLANS = [
+    (command.format(plan), says)
+    for command in (f"eval model --plan {{}} -o out.json {EVAL}", "doctor model {}", "show {} --png out.png")
+    for plan, says in [
+        ("missing.yaml", "no plan file missing.yaml"),
+        ("model", "cannot read plan model"),
+        ("cut.yaml", "cut.yaml, line 2: not valid YAML"),
+        ("tabs.yaml", "tabs.yaml, line"),
+        ("unknown.yaml", "alpah: unknown key"),
+        ("unknown-top.yaml", "colour: unknown key"),
+        ("list.yaml", "list.yaml, line 1"),
+        ("empty.yaml", "empty.yaml, line 1"),
+        ("binary.yaml", "binary.yaml: not UTF-8"),
+    ]
+]
+WRONG_MODEL = [
+    (f"eval model --plan other.yaml -o out.json {EVAL}", "layers: 3 against 2"),
+    ("doctor model other.yaml", "layers: 3 against 2"),
+    ("show plan.yaml other.yaml --png out.png", "layers"),
+]
+PROFILES = [
+    (f"search {name} -o out.yaml --max-density 0.5", says)
+    for name, says in [
+        ("missing.safetensors", "no profile at missing.safetensors"),
+        ("model", "no profile at model"),
+        ("cut.safetensors", "cut.safetensors is damaged"),
+        ("head.safetensors", "head.safetensors is damaged"),
+        ("empty.safetensors", "empty.safetensors is damaged"),
+        ("garbage.safetensors", "garbage.safetensors"),
+        ("nan.safetensors", "not finite"),
+        ("plan.yaml", "plan.yaml is damaged"),
+        ("model/model.safetensors", "model/model.safetensors is not a profile"),
+    ]
+]
+NUMBERS = [
+    ("profile model -o out.safetensors --lengths 8192", "length 8192 is over the model's maximum of 4096"),
+    ("profile model -o out.safetensors --lengths 512,100", "at least 256 tokens, found 100"),
+    ("profile model -o out.safetensors --lengths ''", "lengths must be whole numbers"),
+    ("profile model -o out.safetensors --lengths 1k", "lengths must be whole numbers"),
+    ("profile model -o out.safetensors --samples 0", "samples must be at least 1, found 0"),
+    ("profile model -o out.safetensors --samples -1", "samples must be at least 1, found -1"),
+    ("profile model -o out.safetensors --samples two", "--samples"),
+    ("profile model -o out.safetensors --sinks 65", "sinks must be positive multiples of 64"),
+    ("profile model -o out.safetensors --source books", "source must be one of text, facts"),
+    ("profile model -o out.safetensors --estimator magic", "estimator must be one of fisher"),
+    ("profile model -o out.safetensors --dtype int3", "dtype must be one of auto"),
+    ("profile model -o out.safetensors --device-map sideways", "sideways"),
+    ("profile model", "--output"),
+    ("profile model -o out.safetensors --lenghts 512", "--lenghts"),
+    ("eval model -o out.json --lengths 8192", "length 8192 is over the model's maximum of 4096"),
+    ("eval model -o out.json --lengths 0", "at least 256 tokens, found 0"),
+    ("eval model -o out.json --needles 0 --four-needles 0 --ppl-windows 0", "one of them at least 1"),
+    ("eval model -o out.json --ppl-windows -1", "found 20, 5 and -1"),
+    ("eval model -o out.json --dtype int3", "dtype must be one of auto"),
+    ("show plan.yaml --lengths 0", "length must be 1 or more, found 0"),
+    ("show plan.yaml --lengths ''", "lengths must be whole numbers"),
+    ("search good.safetensors -o out.yaml", "give at least one budget"),
+    ("search good.safetensors -o out.yaml --max-density 0.001", "0.001"),
+    ("search good.safetensors -o out.yaml --max-density half", "half"),
+    (
+        "search good.safetensors -o out.yaml --max-density 0.5 --source-weight books=1",
+        "sources of this profile are text",
+    ),
+    ("serch good.safetensors", "serch"),
+]
+OUTPUTS = [
+    (command.format(path), says)
+    for command in (
+        "profile model -o {} --lengths 512",
+        "search good.safetensors -o {} --max-density 0.5",
+        f"eval model -o {{}} {EVAL}",
+        "show plan.yaml --png {}",
+    )
+    for path, says in [
+        ("missing/out", "missing is no writable folder"),
+        ("model", "cannot write model: it is a folder"),
+        ("out.json/out", "out.json is no writable folder"),
+        ("/proc/out", "/proc/out"),
+    ]
+] + [
+    (f"eval model -o out.jsonl {EVAL}", "must not end in .jsonl"),
+    (f"eval model -o note.json {EVAL}", "note.jsonl, line 1: not a result of an evaluation"),
+]
+DATA = [
+    (f"profile model -o out.safetensors --lengths 256,512 --data {data}", says)
+    for data, says in [
+        ("missing.jsonl", "no data file at missing.jsonl"),
+        ("table.csv", "data must be .jsonl"),
+        ("nothing.jsonl", "at least 512 tokens, found no documents"),
+        ("nothing.txt", "at least 512 tokens, found no documents"),
+        ("short.txt", "at least 512 tokens, found 1 documents, the longest of 100 tokens"),
+        ("short.jsonl", "at least 512 tokens, found 3 documents, the longest of 300 tokens"),
+        ("columns.jsonl", "needs a column text, or prompt and response; found answer, question"),
+        ("broken.jsonl", "cannot read data broken.jsonl"),
+        ("broken.parquet", "cannot read data broken.parquet"),
+        ("hub:nobody/missing", "cannot read data hub:nobody/missing"),
+    ]
+]
+CASES = [*MODELS, *PLANS, *WRONG_MODEL, *PROFILES, *NUMBERS, *OUTPUTS, *DATA]
+
+
+@pytest.mark.parametrize(("line", "says"), CASES, ids=[line for line, _ in CASES])
+def test_one_line_exit_code_2_and_nothing_lost(moa: Any, workplace: Path, line: str, says: str) -> None:
+    before = files(workplace)
+    code, out, err = moa(line)
+    assert code == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert says in err
+    assert files(workplace) == before
+    assert "Traceback" not in out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_a_device_that_is_not_there(moa: Any) -> None:
+    code, _, err = moa("profile model -o out.safetensors --device-map cuda")
+    assert (code, err) == (2, "error: device cuda: torch sees no CUDA device here\n")
