@@ -94,15 +94,16 @@ def run(size: str, path: str) -> dict[str, Any]:
 
 def markdown(sizes: list[dict[str, Any]]) -> str:
     lines = [
-        "| size | budgets | choices | left | search, CPU s | search, clock s | solver, clock s | gap | gap by duality alone |",
+        "| size | budgets | choices | left | search, CPU s | search, clock s | solver, clock s | gap | "
+        "gap by duality alone |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for size in sizes:
         for case in size["cases"]:
             lines.append(
                 f"| {size['size']} | {case['case']}: {', '.join(case['budgets'])} | {case['given']:,} | "
-                f"{case['left']:,} | {case['cpu_seconds']:.2f} | {case['seconds']:.2f} | {case['solver_seconds']:.2f} | "
-                f"{case['gap']:.1e} | {case['lagrangian_gap']:.1e} |"
+                f"{case['left']:,} | {case['cpu_seconds']:.2f} | {case['seconds']:.2f} | "
+                f"{case['solver_seconds']:.2f} | {case['gap']:.1e} | {case['lagrangian_gap']:.1e} |"
             )
     peaks = ", ".join(f"{s['peak_bytes'] / 1e9:.2f} GB for {s['size']}" for s in sizes)
     lines += ["", f"{sizes[0]['rules']} rules per group. Peak memory of the process, profile included: {peaks}.", ""]
@@ -111,8 +112,8 @@ def markdown(sizes: list[dict[str, Any]]) -> str:
         slowest, gap = (max(case[key] for case in size["cases"]) for key in ("cpu_seconds", "gap"))
         kept = slowest <= SECONDS[size["size"]] and gap <= GAP and size["peak_bytes"] <= MEMORY
         verdicts.append(
-            f"{size['size']} {'kept' if kept else 'NOT kept'}: gap {gap:.1e} (limit {GAP:g}), {slowest:.2f} CPU s (limit "
-            f"{SECONDS[size['size']]:g}), {size['peak_bytes'] / 1e9:.2f} GB (limit {MEMORY / 1e9:g})"
+            f"{size['size']} {'kept' if kept else 'NOT kept'}: gap {gap:.1e} (limit {GAP:g}), {slowest:.2f} CPU s "
+            f"(limit {SECONDS[size['size']]:g}), {size['peak_bytes'] / 1e9:.2f} GB (limit {MEMORY / 1e9:g})"
         )
     lines.append("; ".join(verdicts))
     return "\n".join(lines)
