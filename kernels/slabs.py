@@ -1,11 +1,12 @@
 """Decode of back-end `torch`: whole slabs multiplied in place, one batch per run of equal slabs.
 
-The scores of slots that a row does not see are set to -inf: scores are small beside keys, and nothing of the past is
-copied. This relies on every slot being finite, as `allocate` and `append` leave them, since a weight of 0 times NaN is
-NaN. In half precision scores are rounded to that precision, as in eager attention; the softmax is float32.
+A bias of -inf hides the slots that a row does not see; it is small beside keys, and nothing of the past is copied. This
+relies on every slot being finite, as `allocate` and `append` leave them, since a weight of 0 times NaN is NaN. In half
+precision scores are rounded to that precision, as in eager attention; the softmax is float32.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -38,38 +39,69 @@ def step(
     """
     tokens, groups, size = k.shape
     sequences = len(lengths)
-    torch._assert_async((starts[1:] > starts[:-1]).all(), "step needs a new token of every sequence")
     width = tokens - sequences + 1  # the most rows a sequence can bring when each brings one
+    torch._assert_async((starts[1:] > starts[:-1]).all(), "step needs a new token of every sequence")
     if width == 1:
-        at, index = lengths[:, None], store.order
-        place = slots(at, sink, store.base, store.capacity)
+        index = store.order
+        place, bias = (_next if _on_host(lengths) else _row)(store, first, sink, lengths, q.dtype)
     else:  # a sequence with fewer rows repeats its last
         row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
-        at = lengths[:, None] + row - starts[:-1, None]
         index = row[:, None] * groups + torch.arange(groups, device=q.device)[:, None]  # [sequences, groups, width]
         index = index.flatten(0, 1)[store.order].flatten()
         sequence, position = find_tokens(starts, lengths, tokens)
-        place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])
-    store.k.index_copy_(0, place.flatten(), k.reshape(-1, size))
-    store.v.index_copy_(0, place.flatten(), v.reshape(-1, size))
+        place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence]).flatten()
+        bias = _bias(store, first, sink, lengths[:, None] + row - starts[:-1, None], q.dtype)
+    store.k.index_copy_(0, place, k.reshape(-1, size))
+    store.v.index_copy_(0, place, v.reshape(-1, size))
 
     # From here on slabs are in the order of the store, so that runs are slices.
-    queries = (scale * q).reshape(tokens * groups, -1).index_select(0, index)
+    queries = q.reshape(tokens * groups, -1).index_select(0, index)
     queries = queries.view(len(store.order), -1, size)  # [slabs, width * heads, D]
     result = torch.empty_like(queries)
-    seen, reach = _seen(store, first, sink, at), _reach(lengths, width)
-    offset = torch.arange(BLOCK, dtype=torch.uint8, device=q.device)
+    reach = _reach(lengths, width)
     done = 0
     for start, count, room in _batches(store):
         used, stop = min(room, reach), start + count * room
         keys, values = (x[start:stop].view(count, -1, size)[:, :used] for x in (store.k, store.v))
-        blocks = seen[:, start // BLOCK : stop // BLOCK].view(width, count, -1)[..., : used // BLOCK]
-        hidden = (offset >= blocks.transpose(0, 1)[..., None]).flatten(2)
-        result[done : done + count] = _slabs(queries[done : done + count], keys, values, hidden)
+        hide = bias[:, start:stop].view(width, count, -1)[..., :used].transpose(0, 1)
+        result[done : done + count] = _slabs(queries[done : done + count], keys, values, hide, scale)
         done += count
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    out.view(tokens * groups, -1)[index] = result.view(len(index), -1)
+    out.view(tokens * groups, -1).index_copy_(0, index, result.view(len(index), -1))
     return out
+
+
+def _row(store: Store, first: Tensor, sink: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Slots of one new token per sequence, [sequences * kv_heads], and the bias [1, slots] for them."""
+    at = lengths[:, None]
+    return slots(at, sink, store.base, store.capacity).flatten(), _bias(store, first, sink, at, dtype)
+
+
+@dataclass
+class _Kept:
+    """`_row` of the last step, and what it was made from."""
+
+    first: Tensor
+    lengths: list[int]
+    place: Tensor
+    bias: Tensor
+
+
+def _next(store: Store, first: Tensor, sink: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`_row`, from the last step's where every length is one more and no block begins.
+
+    Then each token goes one slot further and sees that slot besides: most of a step's small operations are saved.
+    """
+    now, kept = lengths.tolist(), store.scratch.get("row")
+    if kept and kept.first is first and kept.lengths == [n - 1 for n in now] and all(n % BLOCK for n in now):
+        kept.place += 1
+        kept.bias[0].index_fill_(0, kept.place, 0)
+        kept.lengths = now
+    else:
+        with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
+            place, bias = _row(store, first, sink, lengths, dtype)
+        kept = store.scratch["row"] = _Kept(first, now, place, bias)
+    return kept.place, kept.bias
 
 
 def _batches(store: Store) -> Iterator[tuple[int, int, int]]:
@@ -88,25 +120,28 @@ def _batches(store: Store) -> Iterator[tuple[int, int, int]]:
             yield start, count, room
 
 
-def _slabs(q: Tensor, k: Tensor, v: Tensor, hidden: Tensor) -> Tensor:
+def _slabs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """Attention of a batch of slabs, a lone one cut into pieces for the threads.
 
     Args:
-        q: [slabs, width * heads, D], scaled.
+        q: [slabs, width * heads, D].
         k: [slabs, slots, D], like v.
         v: See k.
-        hidden: bool [slabs, width, slots].
+        bias: [slabs, width, slots], added to the scores.
+        scale: Factor on q·k.
     """
     count, used, size = k.shape
-    rows, width = q.shape[1], hidden.shape[1]
+    rows, width = q.shape[1], bias.shape[1]
+    if width > 1:
+        bias = bias.repeat_interleave(rows // width, 1)
     pieces = 1
     if count == 1 and used * size >= LARGE // 4:
         pieces = min(BLOCK, 1 << (threads() - 1).bit_length())  # a power of two: divides used
         q, k, v = q.expand(pieces, -1, -1), k.view(pieces, -1, size), v.view(pieces, -1, size)
-    scores = torch.bmm(q, k.transpose(1, 2))
+        bias = bias.reshape(-1, pieces, used // pieces).transpose(0, 1)
+    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
     if pieces > 1:
         scores = scores.transpose(0, 1).reshape(1, rows, used)
-    scores.view(count, width, -1, used).masked_fill_(hidden[:, :, None], -torch.inf)
     weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     if pieces == 1:
         return torch.bmm(weights, v)
@@ -119,24 +154,32 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def _seen(store: Store, first: Tensor, sink: Tensor, at: Tensor) -> Tensor:
-    """How many leading slots of each block of the store a row sees: uint8 [width, slots/64].
+def _bias(store: Store, first: Tensor, sink: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 for the slots that a row sees, else -inf: [width, slots].
 
     Args:
-        store: Already holding the rows' own keys.
+        store: The rows' own keys count as held.
         first: int32 [kv_heads, blocks].
         sink: int32 [kv_heads], tokens.
         at: Positions of the rows, [sequences, width], rising.
+        dtype: Of the result.
     """
     sinks, row = (sink // BLOCK)[store.group], at.T[:, store.sequence]
     after = period(store.place, sinks, store.capacity[store.sequence, store.group])
     block = text_block(store.place, after, row[-1] // BLOCK)
     kept = (block < sinks) | (block >= first[store.group, row // BLOCK])
-    return torch.where(kept, row + 1 - BLOCK * block, 0).clamp_(0, BLOCK).to(torch.uint8)
+    seen = torch.where(kept, row + 1 - BLOCK * block, 0)  # leading slots of each block
+    hidden = torch.arange(BLOCK, device=at.device) >= seen[..., None]
+    return torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, -torch.inf).flatten(1)
+
+
+def _on_host(x: Tensor) -> bool:
+    """Whether reading values costs no wait."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _reach(lengths: Tensor, width: int) -> int:
     """Slots of a slab that can hold keys, rounded up to blocks; a bound without end where asking would cost a wait."""
-    if lengths.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _on_host(lengths):
         return torch.iinfo(torch.int64).max
     return BLOCK * -(-(int(lengths.max()) + width) // BLOCK)

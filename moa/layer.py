@@ -144,7 +144,9 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _admit(self, tokens: Tensor | int, new: int) -> int:
         """Note on the host how long the texts become; the longest."""
         exact = isinstance(tokens, int) or self.may_wait(new)
-        self._after = self._held + (np.asarray(torch.as_tensor(tokens).cpu()) if exact else new)
+        if not exact:
+            tokens = new
+        self._after = self._held + (tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
         self._written = self._held + 1 if new == 1 else self._after  # a padded token of a single column is written too
         return int(self._written.max())
 

@@ -78,6 +78,24 @@ def test_step_is_one_graph_of_fixed_shapes(kit, rules):
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
 
 
+def test_steps_in_a_row(kit, rules):
+    """Each goes on from the last: over the beginnings of blocks, back by 20 tokens, and where one text stands still."""
+    whole = kit.text([340, 240], 12, 4, 4, 0)
+    store = kit.store_of(whole, rules, [200, 160], fill=0, room=140)
+    tensors, expected = rules.tensors(340), kit.oracle(whole, rules, SCALE)
+    for n in (*range(90), *range(70, 130)):
+        begin = [200 + n, 160 + n // 2]
+        end = [b + 1 for b in begin]
+        out = sdpa.step(**whole.new(begin, end), **tensors, store=store, scale=SCALE)
+        rows = torch.stack([x[b] for x, b in zip(expected, begin, strict=True)])
+        torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
+        if n % 2:
+            again = [200 + n + 1, 160 + n // 2 + 1]  # every length one more, as the kept bias expects
+            out = sdpa.step(**whole.new(again, [b + 1 for b in again]), **tensors, store=store, scale=SCALE)
+            rows = torch.stack([x[b] for x, b in zip(expected, again, strict=True)])
+            torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
+
+
 def test_step_refuses_a_sequence_without_a_new_token(kit, rules):
     whole = kit.text([5, 5], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [3, 5], fill=0)

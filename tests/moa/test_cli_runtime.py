@@ -45,7 +45,7 @@ def run(folder, monkeypatch, capfd):
 PROMPT = ["generate", ".", "--plan", "plan.yaml", "--prompt-file", "prompt.txt", "--max-new-tokens", "5"]
 
 
-@pytest.mark.parametrize(("chat", "prompt"), [([], 460), (["--chat"], 486)])
+@pytest.mark.parametrize(("chat", "prompt"), [([], 460), (["--chat"], 477)])
 def test_generate(run, folder, chat, prompt):
     code, out, _ = run(*PROMPT, *chat)
     assert code == 0
@@ -97,7 +97,7 @@ def test_doctor_says_what_a_plan_gains(run, plan, length, says):
     assert code == 0
     assert says in out
     assert "self-test against the reference: passed" in out
-    assert f"{int(length):,} │" in out
+    assert f"│ {int(length):,} " in out
 
 
 def test_self_test_finds_a_wrong_back_end(monkeypatch):
