@@ -20,7 +20,7 @@ class Budget:
     """A figure that the plan must not exceed.
 
     Attributes:
-        kind: `density`, `kv_gb`, `decode_ms` or `prefill_ms`.
+        kind: `density`, `kv_gb`, `decode_ms`, `prefill_ms`, or `harm`, the search's own objective.
         most: The figure.
         length: The length it holds at; None means every profiled length.
         batch: Sequences; a density has none.
@@ -45,17 +45,32 @@ def parse(kind: str, text: str) -> Budget:
     figure, at, where = text.partition("@")
     length, times, batch = where.partition("x")
     try:
-        if times and kind == "density":
-            raise ValueError("a density does not depend on the batch")
+        if (times and kind == "density") or (at and kind == "harm"):
+            raise ValueError("that does not depend on the batch, or on the length")
         budget = Budget(kind, float(figure), int(length) if at else None, int(batch) if times else 1)
     except ValueError:
-        form = _FORMS[kind]
+        form = "H" if kind == "harm" else _FORMS[kind]
         raise MoaError(f"a {kind} budget is written {form}, found {text!r}") from None
     if not 0 < budget.most < inf or (kind == "density" and budget.most > 1):
         raise MoaError(f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {text!r}")
     if (budget.length is not None and budget.length < 1) or budget.batch < 1:
         raise MoaError(f"length and batch of a budget must be at least 1, found {text!r}")
     return budget
+
+
+def cost(text: str) -> Budget:
+    """A cost to make least, from `density@4096` or `decode_ms@4096x4`; the budget's figure does not count.
+
+    Raises:
+        MoaError: Another form.
+    """
+    kind, _, where = text.partition("@")
+    try:
+        if kind in _FORMS and where:
+            return parse(kind, f"1@{where}")
+    except MoaError:
+        pass  # said below in the words of this form
+    raise MoaError(f"a cost is written KIND@LENGTH[xBATCH], KIND one of {', '.join(_FORMS)}; found {text!r}")
 
 
 def limits(

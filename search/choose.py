@@ -15,7 +15,7 @@ from moa.search.budget import Budget, limits
 from moa.search.cost import Costs
 from moa.search.grid import Grid, grid
 from moa.search.harm import harm
-from moa.search.solver import Solution, solve
+from moa.search.solver import Limit, Solution, solve
 
 
 def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Floats:
@@ -51,15 +51,17 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
 
 def choose(
     profile: Profile, budgets: Sequence[Budget], *, weights: Mapping[str, float] | None = None,
-    costs: Costs | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
+    costs: Costs | None = None, minimise: Budget | None = None, time_limit: float = 60.0,
+    provenance: Provenance | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
-    """The plan of least harm within the budgets.
+    """The plan of least harm within the budgets, or with `minimise` of least cost within them, one of them on harm.
 
     Args:
         profile: What the cuts cost.
-        budgets: All to be kept.
+        budgets: All to be kept. One of kind `harm` limits the objective, and only makes sense with `minimise`.
         weights: Weight of each source, 1 where not named.
         costs: Measured costs, for budgets in milliseconds.
+        minimise: The cost to make least, at one length; its figure does not count.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
 
@@ -71,8 +73,18 @@ def choose(
         raise MoaError("give at least one budget, such as --max-density 0.5")
     model = profile.model
     rules = grid(profile.lengths, profile.sinks)
-    kept = [limit for budget in budgets for limit in limits(budget, rules, model, profile.lengths, costs)]
-    solution = solve(objective(profile, rules, weights or {}), kept, time_limit=time_limit)
+    harms = objective(profile, rules, weights or {})
+    kept = []
+    for budget in budgets:
+        if budget.kind == "harm":
+            kept.append(Limit(str(budget), harms, budget.most))
+        else:
+            kept += limits(budget, rules, model, profile.lengths, costs)
+    if minimise is None:
+        solution = solve(harms, kept, time_limit=time_limit)
+    else:
+        [least] = limits(minimise, rules, model, profile.lengths, costs)
+        solution = solve(least.cost, kept, time_limit=time_limit).plus(least.fixed)
     chosen = [rules.rule(int(i)) for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
     plan = Plan.from_rules(

@@ -8,7 +8,7 @@ integer program over the rest, first over the most promising part of it, which b
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -71,6 +71,11 @@ class Solution:
     def gap(self) -> float:
         """Part of the objective by which a better choice might undercut this one."""
         return max(0.0, self.value - self.bound) / self.value if self.value > 0 else 0.0
+
+    def plus(self, fixed: float) -> "Solution":
+        """The same choice, where every choice has `fixed` added to its objective."""
+        value, bound, lagrangian = (figure + fixed for figure in (self.value, self.bound, self.lagrangian))
+        return replace(self, value=value, bound=bound, lagrangian=lagrangian)
 
 
 def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time_limit: float = 60.0) -> Solution:

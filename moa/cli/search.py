@@ -31,6 +31,12 @@ def command(
     max_decode_ms: Annotated[list[str] | None, typer.Option(help=TIMES.format("decode step"))] = None,
     max_prefill_ms: Annotated[list[str] | None, typer.Option(help=TIMES.format("prefill"))] = None,
     costs: Annotated[Path | None, typer.Option(help="Costs made by `moa measure`.")] = None,
+    max_harm: Annotated[
+        str | None, typer.Option(help="H: instead of least harm, a harm of at most H at the least of --minimise.")
+    ] = None,
+    minimise: Annotated[
+        str | None, typer.Option(help="KIND@LENGTH[xBATCH], KIND density, kv_gb, decode_ms or prefill_ms.")
+    ] = None,
     front: Annotated[
         int | None, typer.Option(help="Instead of one plan, this many from the smallest to dense, within all budgets.")
     ] = None,
@@ -50,12 +56,17 @@ def command(
     import moa
     from moa.cli.common import writable
     from moa.profiler.profile import Profile
-    from moa.search.budget import parse
+    from moa.search.budget import cost, parse
     from moa.search.choose import choose, record
     from moa.search.cost import Costs
 
     given = {"density": max_density, "kv_gb": max_kv_gb, "decode_ms": max_decode_ms, "prefill_ms": max_prefill_ms}
     budgets = [parse(kind, text) for kind, texts in given.items() for text in texts or []]
+    if (max_harm is None) != (minimise is None) or (minimise is not None and front is not None):
+        raise MoaError("--max-harm and --minimise go together, and without --front")
+    least = None if minimise is None else cost(minimise)
+    if max_harm is not None:
+        budgets.append(parse("harm", max_harm))
     weights = _weights(source_weight or [])
     known = None if costs is None else Costs.load(costs)
     measured = Profile.load(profile)
@@ -68,15 +79,17 @@ def command(
         _front(front, profile, measured, budgets, weights, known, time_limit, output, console)
         return
     writable(output)
+    origin = record(profile, measured, budgets, moa.__version__)
+    if minimise is not None:
+        origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}"})
     plan, solution = choose(
-        measured, budgets, weights=weights, costs=known, time_limit=time_limit,
-        provenance=record(profile, measured, budgets, moa.__version__),
-    )  # fmt: skip
+        measured, budgets, weights=weights, costs=known, minimise=least, time_limit=time_limit, provenance=origin
+    )
     plan.save(output)
     state = "time limit reached" if solution.timed_out else "optimal"
     given_, left = solution.columns
     console.print(
-        f"{state}: objective {solution.value:.4g}, gap {solution.gap:.1e}, {solution.seconds:.1f} s, "
+        f"{state}: {minimise or 'objective'} {solution.value:.4g}, gap {solution.gap:.1e}, {solution.seconds:.1f} s, "
         f"{left} of {given_} choices after pruning"
     )
     for n in measured.lengths:

@@ -66,6 +66,10 @@ def test_source_weights_change_the_plan(search):
         (["--max-density", "0.5", "--source-weight", "prose=1"], "prose"),
         (["--max-density", "0.5", "--source-weight", "text"], "SOURCE=WEIGHT"),
         (["--max-densty", "0.5"], "--max-densty"),
+        (["--max-harm", "0.5"], "--minimise go together"),
+        (["--max-density", "0.5", "--minimise", "density@512"], "--minimise go together"),
+        (["--max-harm", "0.5", "--minimise", "seconds@512"], "found 'seconds@512'"),
+        (["--max-harm", "0.5", "--minimise", "decode_ms@512"], "needs measured costs"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(search, tmp_path, args, says):
@@ -75,6 +79,15 @@ def test_bad_input_is_one_line_and_exit_code_2(search, tmp_path, args, says):
     assert says in err
     assert err.count("\n") == 1
     assert not (tmp_path / "plan.yaml").exists()
+
+
+def test_least_cost_within_a_harm(search):
+    code, _, err = search("-o", "plan.yaml", "--max-harm", "0.3", "--minimise", "kv_gb@1024x2")
+    assert code == 0
+    plan = Plan.load("plan.yaml")
+    assert f"optimal: kv_gb@1024x2 {plan.kv_bytes(1024, 2, dtype='bfloat16') / 1e9:.4g}, gap" in err
+    assert plan.provenance is not None
+    assert plan.provenance.budget == "harm<=0.3, least kv_gb@1024x2"
 
 
 def test_unwritable_output(search):
