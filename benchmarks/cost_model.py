@@ -51,7 +51,7 @@ def plans(profile: Profile, longest: int) -> dict[str, Plan]:
     """Four of each kind, by turns, so that the first few hold all kinds."""
     found = {}
     for i, density in enumerate(DENSITIES):
-        searched, _ = choose(profile, [Budget("density", density)])
+        searched, _ = choose(profile, [Budget("density", density, max(profile.lengths))])
         found[f"searched {density}"] = searched
         found[f"uniform {density}"] = Plan.uniform(profile.model, density, at=longest)
         found[f"random {i}"] = random_plan(profile.model, longest, 100 + i)
