@@ -1,0 +1,113 @@
+"""`moa profile` as a process: killed, shared between processes, on a model spread over devices."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from moa.cli import main as cli
+from moa.load import load_model
+from moa.profiler.calibration import SOURCES
+from moa.profiler.collect import Settings, collect
+from moa.profiler.profile import Profile
+
+OPTIONS = ["--lengths", "256,320", "--samples", "12", "--source", "text", "--seed", "5"]
+SAMPLES = 24
+
+Run = Callable[..., None]
+
+
+@pytest.fixture(scope="module")
+def run() -> Run:
+    """Runs a command line in this process."""
+
+    def run(*args: str) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["moa", *args])
+            assert cli.main() == 0
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(run: Run, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The profile of a run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("whole") / "profile.safetensors"
+    run("profile", str(model_folder), "-o", str(output), *OPTIONS)
+    return output
+
+
+def environment() -> dict[str, str]:
+    """As many threads as here: with others, sums differ in their last bits."""
+    return os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+
+
+def test_killed_and_run_again_it_writes_the_same_bytes(
+    run: Run, model_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "profile.safetensors"
+    finished = Path(f"{output}.partial")
+    line = ["profile", str(model_folder), "-o", str(output), *OPTIONS]
+    with subprocess.Popen(
+        [sys.executable, "-m", "moa", *line], env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        while process.poll() is None and not list(finished.glob("*.safetensors")):
+            time.sleep(0.002)
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
+    assert not output.exists()
+    assert 0 < len(list(finished.glob("*.safetensors"))) < SAMPLES
+    run(*line)
+    assert output.read_bytes() == whole.read_bytes()
+    assert list(tmp_path.iterdir()) == [output]
+
+
+@pytest.mark.full
+def test_two_processes_write_the_single_process_profile(model_folder: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "profile.safetensors"
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "moa"]
+    line = ["profile", str(model_folder), "-o", str(output), *OPTIONS]
+    done = subprocess.run(
+        [sys.executable, *launch, *line], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{SAMPLES} samples" in done.stderr  # once: the second process is quiet
+    one, two = Profile.load(whole), Profile.load(output)
+    assert one.tokens == two.tokens
+    for cut, table in one.cuts.items():
+        np.testing.assert_allclose(two.cuts[cut], table, rtol=1e-5, atol=0)
+    assert output.read_bytes() == whole.read_bytes()
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_device_map_auto(run: Run, model_folder: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "profile.safetensors"
+    run("profile", str(model_folder), "-o", str(output), *OPTIONS, "--device-map", "auto")
+    one, two = Profile.load(whole), Profile.load(output)
+    for cut, table in one.cuts.items():
+        np.testing.assert_allclose(two.cuts[cut], table, rtol=1e-4, atol=1e-9)
+
+
+def test_a_model_in_two_places(model_folder: Path, tmp_path: Path) -> None:
+    """The last layer's weights stay on disk and are read when it runs: moved by the hooks that serve several GPUs."""
+    places: dict[str, Any] = dict.fromkeys(["model.embed_tokens", "model.layers.0", "model.norm"], "cpu")
+    places |= {"model.rotary_emb": "cpu", "lm_head": "cpu", "model.layers.1": "disk"}
+    tables = []
+    for name, device_map in (("one", None), ("two", places)):
+        model, tokenizer = load_model(model_folder, dtype="float32", device_map=device_map)
+        parts = {p.device.type for p in model.parameters()}
+        assert parts == ({"cpu"} if device_map is None else {"cpu", "meta"})
+        output = tmp_path / f"{name}.safetensors"
+        profile = collect(model, tokenizer, Settings((256,), samples=2), [SOURCES["text"]], output)
+        assert profile is not None
+        tables.append(profile.cuts["text", 256])
+    assert tables[0].max() > 0
+    np.testing.assert_allclose(tables[1], tables[0], rtol=1e-5, atol=0)
