@@ -1,58 +1,39 @@
-"""What profiling costs beside a plain forward and backward pass under the same checkpointing.
+"""What profiling costs beside a plain forward and backward pass under the same checkpointing, weights frozen in both.
 
-Alternates both in one process; time as a ratio, and the extra peak memory against the length with a straight-line fit.
-Writes benchmarks/results/profile_cost.json and .md.
+Both alternate in one process. Time as a ratio; peak memory over what the process held before, by length, with a
+straight-line fit, and what a parabola's square term would add at the longest length. Writes profile_cost.json and
+profile_cost.md to `--results`. Stopped at any moment, the same command goes on from `profile_cost.partial`.
 
-    python benchmarks/profile_cost.py MODEL [--lengths 1024,2048,4096,8192] [--repeats 3]
+    python benchmarks/profile_cost.py .model/SmolLM2-135M-Instruct
 """
 
 import argparse
-import json
+import ctypes
 import random
+import re
 import statistics
-import threading
+import sys
 import time
-from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
-from moa.kernels import influence
+from moa.cli.common import numbers
+from moa.journal import Journal, key, replace_json
 from moa.load import load_model
-from moa.profiler import recorder as recorder_module
+from moa.plans.errors import MoaError
 from moa.profiler.calibration import whole_text
 from moa.profiler.collect import run_backward
-from moa.profiler.estimators import fisher
 from moa.profiler.recorder import recording
 
 RESULTS = Path(__file__).parent / "results"
-
-
-def resident() -> int:
-    """Bytes this process holds now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * 4096
-
-
-def peak(work: Callable[[], None]) -> tuple[float, int]:
-    """Seconds, and the most memory held meanwhile over what was held before."""
-    before, most, stop = resident(), [0], threading.Event()
-
-    def watch() -> None:
-        while not stop.wait(0.01):
-            most[0] = max(most[0], resident() - before)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    start = time.perf_counter()
-    work()
-    took = time.perf_counter() - start
-    stop.set()
-    thread.join()
-    return took, most[0]
+WARM_UP = 256
+"""Tokens of a first pass that does not count."""
 
 
 class Plain:
@@ -64,54 +45,121 @@ class Plain:
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def held(field: str) -> int:
+    """Bytes by /proc: VmRSS held now, VmHWM at most since the last `forget`."""
+    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
+
+
+def forget() -> None:
+    """Give freed memory back to the system, and start a new peak."""
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def measure(model: Any, length: int) -> dict[str, Any]:
+    """Seconds and peak bytes of one pass of each kind, in turn."""
+    rng = random.Random(length)
+    sample = whole_text([rng.randrange(model.config.vocab_size) for _ in range(length)])
+    found = {}
+    for name in ("plain", "fisher"):
+        place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
+        with place, recording(model, (64,)):
+            forget()
+            before = held("VmRSS")
+            start = time.perf_counter()
+            run_backward(model, sample, "given", "nll", torch.Generator())
+            found[name] = {"seconds": time.perf_counter() - start, "bytes": held("VmHWM") - before}
+    return found
+
+
+def row(length: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Median seconds and ratio, largest peak."""
+    both: dict[str, Any] = {"length": length}
+    for name in ("plain", "fisher"):
+        both[name] = {
+            "seconds": statistics.median(run[name]["seconds"] for run in runs),
+            "bytes": max(run[name]["bytes"] for run in runs),
+        }
+    both["ratio"] = statistics.median(run["fisher"]["seconds"] / run["plain"]["seconds"] for run in runs)
+    return both
+
+
+def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Peak memory against length: bytes per token, the line's worst error, the share of a square term at the end."""
+    lengths, peaks = np.array([r["length"] for r in rows]), np.array([r["fisher"]["bytes"] for r in rows])
+    slope, offset = np.polyfit(lengths, peaks, 1)
+    square = np.polyfit(lengths, peaks, 2)[0] * lengths[-1] ** 2 if len(rows) > 2 else 0.0
+    return {
+        "bytes_per_token": float(slope),
+        "offset": float(offset),
+        "worst_relative_error": float(np.abs((slope * lengths + offset) / peaks - 1).max()),
+        "square_term_at_the_longest": float(square / peaks[-1]),
+    }
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The page."""
+    lines = [
+        f"{found['model']}, float32, {found['threads']} threads, torch {found['torch']}. "
+        f"Medians of {found['repeats']} runs.",
+        "",
+        "| length | plain, s | with influence, s | ratio | plain, peak MiB | with influence, peak MiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for r in found["rows"]:
+        plain, ours = r["plain"], r["fisher"]
+        lines.append(
+            f"| {r['length']:,} | {plain['seconds']:.2f} | {ours['seconds']:.2f} | {r['ratio']:.2f} "
+            f"| {plain['bytes'] / 2**20:.0f} | {ours['bytes'] / 2**20:.0f} |"
+        )
+    line = found["memory_fit"]
+    if line:
+        lines += [
+            "",
+            f"Peak memory with influence on a line: {line['bytes_per_token']:,.0f} bytes per token, largest error "
+            f"{line['worst_relative_error']:.1%}; a parabola's square term at the longest length: "
+            f"{line['square_term_at_the_longest']:.1%} of the peak.",
+        ]
+    lines += ["", f"Claim: the ratio is at most 2. Measured {max(r['ratio'] for r in found['rows']):.2f}."]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("--lengths", default="1024,2048,4096,8192")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    model, _ = load_model(options.model, dtype="float32")
-    recorded = recorder_module._Recorded
-    rows = []
-    for length in map(int, options.lengths.split(",")):
-        rng = random.Random(length)
-        sample = whole_text([rng.randrange(model.config.vocab_size) for _ in range(length)])
-        took: dict[str, list[float]] = {"plain": [], "fisher": []}
-        held: dict[str, list[int]] = {"plain": [], "fisher": []}
-        for _ in range(options.repeats):
-            for name, function in (("plain", Plain), ("fisher", recorded)):
-                recorder_module._Recorded = function  # type: ignore[misc,assignment]
-                with recording(model, fisher, (64,)):
-                    seconds, memory = peak(lambda: run_backward(model, sample, "given", "nll", torch.Generator()))
-                took[name].append(seconds)
-                held[name].append(memory)
-        row = {"length": length, **{n: {"seconds": took[n], "peak_bytes": max(held[n])} for n in took}}
-        row["ratio"] = statistics.median(took["fisher"]) / statistics.median(took["plain"])
-        rows.append(row)
-        print(
-            length,
-            {n: round(statistics.median(t), 2) for n, t in took.items()},
-            f"ratio {row['ratio']:.2f}",
-            flush=True,
-        )
-    lengths, peaks = [r["length"] for r in rows], [r["fisher"]["peak_bytes"] for r in rows]
-    slope, offset = np.polyfit(lengths, peaks, 1) if len(rows) > 1 else (0.0, 0.0)
-    worst = max(abs(slope * n + offset - p) / p for n, p in zip(lengths, peaks, strict=True)) if len(rows) > 1 else 0.0
-    fit = {"bytes_per_token": float(slope), "offset": float(offset), "worst_relative_error": float(worst)}
-    note = {"torch": torch.__version__, "threads": torch.get_num_threads(), "tile": influence.BLOCK}
-    (RESULTS / "profile_cost.json").write_text(json.dumps({"rows": rows, "memory_fit": fit, **note}, indent=1) + "\n")
-    lines = [
-        "| length | plain, s | with influence, s | ratio | peak memory with influence, MiB |",
-        "|---|---|---|---|---|",
-    ]
-    for r in rows:
-        plain, ours = (statistics.median(r[n]["seconds"]) for n in ("plain", "fisher"))
-        lines.append(
-            f"| {r['length']} | {plain:.2f} | {ours:.2f} | {r['ratio']:.2f} | {r['fisher']['peak_bytes'] / 2**20:.0f} |"
-        )
-    lines += ["", f"Memory fit: {slope:.0f} bytes per token, worst error {worst:.0%}."]
-    (RESULTS / "profile_cost.md").write_text("\n".join(lines) + "\n")
+    try:
+        lengths = numbers("lengths", options.lengths)
+        options.results.mkdir(parents=True, exist_ok=True)
+        journal = Journal(options.results / "profile_cost.partial")
+        model, _ = load_model(options.model, dtype="float32", device="cpu")
+    except MoaError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    about = {"model": Path(options.model).name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    runs: dict[int, list[dict[str, Any]]] = {}
+    warm: dict[str, Any] = {}
+    for length in lengths:
+        for repeat in range(options.repeats):
+            what = {"length": length, "repeat": repeat}
+            name = key(**about, **what)
+            if journal.get(name) is None:
+                warm = warm or measure(model, WARM_UP)
+                journal.put(name, measure(model, length), **what)
+            runs.setdefault(length, []).append(journal.get(name))
+            print(length, {kind: round(run["seconds"], 2) for kind, run in journal.get(name).items()}, flush=True)
+    rows = [row(length, found) for length, found in runs.items()]
+    found = {**about, "repeats": options.repeats, "rows": rows, "memory_fit": fit(rows) if len(rows) > 1 else None}
+    replace_json(options.results / "profile_cost.json", found)
+    (options.results / "profile_cost.md").write_text(markdown(found))
+    print(markdown(found))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
