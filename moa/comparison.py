@@ -93,7 +93,7 @@ def compare(
     *, uniform: bool = True, backend: str | None = None, seed: int = 0, journal: Journal | None = None,
     progress: Progress = lambda _done, _total, _what: None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Measure the dense model, each plan, and the uniform window of each plan's density, all on the same samples.
+    """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
 
     Args:
         model: The dense model; it is left as it was.

@@ -15,6 +15,7 @@ from moa.applied import apply
 from moa.cache import KVCache
 from moa.haystack import Haystack
 from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
 from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.text import split
 
@@ -156,11 +157,12 @@ def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
 
 
 def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:
-    """Dense, then each plan and, when asked, the uniform window of the plan's density at `length`."""
+    """Dense, then each plan and, when asked, the least uniform window that keeps as much as the plan at `length`."""
     rows = [Row("dense", None)]
     for name, plan in plans:
         rows.append(Row(name, plan, backend))
         if uniform:
-            twin = Plan.uniform(plan.model, plan.density(length), at=length)
+            span = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)  # what a window can keep
+            twin = Plan.uniform(plan.model, span / length, at=length)
             rows.append(Row(f"uniform like {name}", twin, backend))
     return rows

@@ -25,7 +25,8 @@ class Format:
 _NAMES = ("Abel", "Boris", "Dmitri", "Greta", "Hugo", "Jonas", "Karin", "Louis", "Marta", "Nils", "Olga", "Pavel")
 FORMATS = (
     Format(
-        "What is the secret ingredient in the soup of {key}?", "The secret ingredient in the soup of {key} is", _NAMES,
+        "What is the secret ingredient in the soup of {key}?", "The secret ingredient in the soup of {key} is called",
+        _NAMES,
         ("ginger", "honey", "mustard", "saffron", "cinnamon", "garlic", "vanilla", "pepper", "butter", "lemon"),
     ),
     Format(
@@ -33,9 +34,9 @@ FORMATS = (
         _NAMES, ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
     ),
     Format(
-        "What is the password that opens the {key} door?", "The password that opens the {key} door is",
+        "What does the picture painted on the {key} door show?", "The picture painted on the {key} door shows a",
         ("round", "wooden", "glass", "marble", "iron", "copper", "garden", "cellar", "kitchen", "northern"),
-        ("thunder", "candle", "rabbit", "mirror", "anchor", "window", "castle", "planet", "feather", "dragon"),
+        ("dragon", "castle", "rabbit", "mountain", "ship", "candle", "feather", "mirror", "bridge", "tiger", "lion"),
     ),
     Format(
         "In which year was the {key} Festival held for the first time?",

@@ -42,12 +42,14 @@ class Source:
         sample: (tokenizer, length, random state, chat) to one sample.
         labels: Default labels of the response tokens.
         loss: Default loss.
+        estimator: Default estimator, a name in `moa.profiler.estimators.ESTIMATORS`.
     """
 
     name: str
     sample: Callable[[Any, int, random.Random, bool], Sample]
     labels: Labels
     loss: Loss
+    estimator: str = "fisher"
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,9 @@ SOURCES: dict[str, Source] = {
     s.name: s
     for s in (
         Source("text", text_sample, "sampled", "nll"),
-        Source("facts", facts_sample, "given", "margin"),
-        Source("pairs", pairs_sample, "given", "margin"),
-        Source("lines", lines_sample, "given", "margin"),
+        Source("facts", facts_sample, "given", "margin", "effect"),
+        Source("pairs", pairs_sample, "given", "margin", "effect"),
+        Source("lines", lines_sample, "given", "margin", "effect"),
     )
 }
 

@@ -55,7 +55,7 @@ class Settings:
         samples: Samples per source and length.
         seed: Seed of texts and sampled labels.
         sinks: Sink sizes measured, tokens.
-        estimator: A name in `ESTIMATORS`.
+        estimator: Estimator of every source, a name in `ESTIMATORS`; None for each source's own.
         labels: Labels of every source, None for each source's own.
         loss: Loss of every source, None for each source's own.
         chat: Whether tasks are rendered with the tokenizer's chat template.
@@ -65,7 +65,7 @@ class Settings:
     samples: int = 8
     seed: int = 0
     sinks: tuple[int, ...] = (64,)
-    estimator: str = "fisher"
+    estimator: str | None = None
     labels: Labels | None = None
     loss: Loss | None = None
     chat: bool = True
@@ -84,7 +84,7 @@ class Settings:
             raise MoaError(f"samples must be at least 1, found {self.samples}")
         if any(s < 64 or s % 64 for s in self.sinks) or not self.sinks:
             raise MoaError(f"sinks must be positive multiples of 64, found {list(self.sinks)}")
-        if self.estimator not in ESTIMATORS:
+        if self.estimator is not None and self.estimator not in ESTIMATORS:
             raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {self.estimator!r}")
 
 
@@ -137,7 +137,7 @@ def collect(
     info = ModelInfo.from_config(model.config)
     folder = _open_folder(output, settings, sources, info, model.dtype, rank)
     barrier()
-    with recording(model, ESTIMATORS[settings.estimator], settings.sinks) as recorder:
+    with recording(model, settings.sinks) as recorder:
         for task in todo[rank::world]:
             path = folder / f"{task.key}.safetensors"
             measured = not path.exists()
@@ -145,6 +145,7 @@ def collect(
                 sample = _draw(task, tokenizer, settings)
                 generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
                 labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
+                recorder.estimator = ESTIMATORS[settings.estimator or task.source.estimator]
                 run_backward(model, sample, labels, loss, generator)
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 save_file(table, temporary := path.with_suffix(".tmp"))
@@ -248,14 +249,15 @@ def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings
         key = task.source.name, task.length
         cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
         tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
-    meta = {name: value for name, value in asdict(settings).items() if name not in ("lengths", "sinks")}
+    meta = {name: value for name, value in asdict(settings).items() if name not in ("lengths", "sinks", "estimator")}
     meta |= {
         "torch": torch.__version__,
         "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},
     }
+    estimators = {t.source.name: settings.estimator or t.source.estimator for t in todo}
     return Profile(
         info, settings.sinks, {k: v.astype(np.float32) for k, v in cuts.items()}, tokens,
-        dict.fromkeys(cuts, settings.samples), meta,
+        dict.fromkeys(cuts, settings.samples), meta, estimators,
     )  # fmt: skip
 
 

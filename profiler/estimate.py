@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 
 from moa.profiler.calibration import whole_text
 from moa.profiler.collect import Settings, Task, run_backward
-from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.recorder import recording
 
@@ -22,7 +21,7 @@ def seconds(model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Se
     """Time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
     took = []
-    with recording(model, ESTIMATORS[settings.estimator], settings.sinks) as recorder:
+    with recording(model, settings.sinks) as recorder:
         for n in (PROBES[0], *PROBES):  # the first pass only warms up
             sample = whole_text([rng.randrange(len(tokenizer)) for _ in range(n)])
             start = time.perf_counter()

@@ -1,7 +1,8 @@
 """How the harm of a cut is estimated from a tile of attention: one small function each.
 
 Every function maps a `Tile` to [sinks, rows, edges]: what the cut at each edge costs at each row, the heads of the
-group taken together. `fisher` ranks best (docs/influence.md has the measured table); the others serve comparison.
+group taken together. `fisher` and `effect` are what sources use by default; docs/influence.md says which and why, and
+how all rank against the truth.
 """
 
 import torch
@@ -19,10 +20,16 @@ def fisher(tile: Tile) -> Tensor:
     delta_i = sum_h [(sum_kept A dP) / (sum_kept A) - D_i]. With labels drawn from the model, the sum of its squares
     over 2T estimates the KL divergence the cut causes (a Fisher, or Gauss-Newton, quadratic form).
     """
-    mass, effect = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
-    mean = torch.where(mass > NO_MASS, effect / mass, 0.0)
-    delta: Tensor = (mean - tile.d).sum(1)
-    return delta.square()
+    return _delta(tile).square()
+
+
+def effect(tile: Tile) -> Tensor:
+    """First-order effect of the whole, renormalised cut, with its sign: delta_i of `fisher`, not squared.
+
+    For a loss whose gradient means something by itself, such as the margin of a known answer. Rows that the cut helps
+    offset rows that it harms.
+    """
+    return _delta(tile)
 
 
 def first_order(tile: Tile) -> Tensor:
@@ -40,6 +47,14 @@ def mass(tile: Tile) -> Tensor:
     return _cut(tile, tile.a)
 
 
+def _delta(tile: Tile) -> Tensor:
+    """Change of the loss, first order in the output, when each row keeps only the cut's keys: [sinks, rows, edges]."""
+    mass, weighted = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
+    mean = torch.where(mass > NO_MASS, weighted / mass, 0.0)
+    delta: Tensor = (mean - tile.d).sum(1)
+    return delta
+
+
 def _taylor(tile: Tile) -> Tensor:
     """Change of the loss when one entry is masked and its row renormalised: A (D - dP) / (1 - A)."""
     return tile.a * (tile.d - tile.dp) / (1 - tile.a).clamp_min(NO_MASS)
@@ -51,5 +66,5 @@ def _cut(tile: Tile, x: Tensor) -> Tensor:
 
 
 ESTIMATORS: dict[str, Estimator] = {
-    "fisher": fisher, "first-order": first_order, "first-order-abs": first_order_abs, "mass": mass,
+    "fisher": fisher, "effect": effect, "first-order": first_order, "first-order-abs": first_order_abs, "mass": mass,
 }  # fmt: skip

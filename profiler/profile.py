@@ -46,6 +46,7 @@ class _Header(Strict):
     model: ModelInfo
     sinks: tuple[Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)], ...] = Field(min_length=1)
     cuts: tuple[_Table, ...] = Field(min_length=1)
+    estimators: dict[str, str] = Field(default_factory=dict)
     meta: dict[str, Any]
 
 
@@ -59,7 +60,8 @@ class Profile:
         cuts: Table per (source, length): float32 [sinks, layers, groups, rows, edges], summed over samples.
         tokens: Response tokens T per (source, length), over all samples.
         samples: Samples per (source, length).
-        meta: Estimator, labels, seed, versions: what a reader wants to know.
+        meta: Labels, losses, seed, versions: what a reader wants to know.
+        estimators: Estimator per source; `fisher` where not named.
     """
 
     model: ModelInfo
@@ -68,6 +70,7 @@ class Profile:
     tokens: Mapping[Cut, int]
     samples: Mapping[Cut, int]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    estimators: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -94,6 +97,7 @@ class Profile:
                 for s, n in self.cuts
             ],
             "meta": dict(self.meta),
+            "estimators": dict(self.estimators),
         }
         tensors = {f"cut.{s}.{n}": np.ascontiguousarray(t) for (s, n), t in self.cuts.items()}
         temporary = Path(f"{path}.tmp")
@@ -120,7 +124,7 @@ class Profile:
             raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {e}") from e
         tokens = {(t.source, t.length): t.tokens for t in header.cuts}
         samples = {(t.source, t.length): t.samples for t in header.cuts}
-        profile = cls(header.model, header.sinks, cuts, tokens, samples, header.meta)
+        profile = cls(header.model, header.sinks, cuts, tokens, samples, header.meta, header.estimators)
         profile._check(path)
         return profile
 

@@ -20,6 +20,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from moa.kernels.influence import Estimator, influence_backward
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
+from moa.profiler.estimators import fisher
 from moa.profiler.profile import bin_size
 
 NAME = "moa_influence"
@@ -31,11 +32,12 @@ class Recorder:
     """Tables of the sample in progress, by layer.
 
     Attributes:
+        estimator: Harm of every cut, given a tile; may be changed between samples.
         tables: Layer index to float32 [sinks, kv_heads, rows, edges], on the CPU.
     """
 
-    def __init__(self, layers: Sequence[int], estimator: Estimator, sinks: Sequence[int]) -> None:
-        self.layers, self.estimator, self.sinks = frozenset(layers), estimator, tuple(sinks)
+    def __init__(self, layers: Sequence[int], sinks: Sequence[int], estimator: Estimator) -> None:
+        self.layers, self.sinks, self.estimator = frozenset(layers), tuple(sinks), estimator
         self.tables: dict[int, Tensor] = {}
 
     def take(self) -> Tensor:
@@ -98,9 +100,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def recording(model: PreTrainedModel, estimator: Estimator, sinks: Sequence[int]) -> Iterator[Recorder]:
+def recording(model: PreTrainedModel, sinks: Sequence[int], estimator: Estimator = fisher) -> Iterator[Recorder]:
     """Within the block, backward passes through `model` record; afterwards the model is as it was."""
-    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, estimator, sinks)
+    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, sinks, estimator)
     before = model.config._attn_implementation
     trained = [p for p in model.parameters() if p.requires_grad]
     attention = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]

@@ -21,9 +21,9 @@ from moa.search.solver import Limit, Solution, solve
 def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Floats:
     """What the search minimises the sum of: [groups, rules].
 
-    Per source and length, the root of the influence: cuts of different groups act on the same answer, so their effects
-    add up, not the squares of their effects. Each source and length is brought to
-    one scale, the harm of the narrowest rule everywhere, then averaged over lengths and mixed over sources.
+    Cuts of different groups act on the same answer, so their effects add up. Per source and length this is the harm
+    where the estimator gives an effect, and its root where it gives the square of one (`fisher`); brought to one scale,
+    the narrowest rule everywhere, then averaged over lengths and mixed over sources.
 
     Args:
         profile: The profile.
@@ -39,7 +39,10 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
     mixed = {source: weights.get(source, 1.0) for source in profile.sources}
     if not all(0 <= weight < inf for weight in mixed.values()) or not any(mixed.values()):
         raise MoaError(f"source weights must be 0 or more, and one over 0, found {mixed}")
-    effects = {cut: np.sqrt(np.maximum(h, 0.0)) for cut, h in harm(profile, rules).items()}
+    effects = {
+        cut: np.sqrt(h) if profile.estimators.get(cut[0], "fisher") == "fisher" else h
+        for cut, h in harm(profile, rules).items()
+    }
     total = np.zeros(next(iter(effects.values())).shape)
     for (source, _), effect in effects.items():
         narrowest = effect.max(1).sum()

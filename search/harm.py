@@ -11,9 +11,9 @@ from moa.search.grid import Grid
 def harm(profile: Profile, grid: Grid) -> dict[Cut, Floats]:
     """Harm of every rule in every group, per source and length: [groups, rules], groups layer by layer.
 
-    influence(rule) = sum over rows of cut[row, edge of the rule at that row] / 2T, in the loss's unit per response
-    token. Where a bin holds several blocks, each takes its share of the bin's row, at its own edge rounded up, that is
-    to the shorter window.
+    harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token; of
+    the estimator `fisher`, a quadratic form, half of it. Where a bin holds several blocks, each takes its share of the
+    bin's row, at its own edge rounded up, that is to the shorter window.
     """
     return {cut: _harm(profile, cut, grid) for cut in profile.cuts}
 
@@ -31,9 +31,9 @@ def _harm(profile: Profile, cut: Cut, grid: Grid) -> Floats:
     total = np.zeros((by_row.shape[2], len(grid)))
     for block, row in enumerate(rows):
         total += by_row[row, which, :, np.minimum(edges[:, block], row)].T * share[block]
-    return total / (2 * profile.tokens[cut])
+    return total / (profile.tokens[cut] * (2 if profile.estimators.get(cut[0], "fisher") == "fisher" else 1))
 
 
 def monotone(table: npt.NDArray[np.float32]) -> Floats:
-    """The table with a longer window never hurting more: a running maximum over edges, row by row."""
-    return np.maximum.accumulate(table.astype(np.float64), axis=-1)
+    """The table with a longer window never hurting more, and none helping: a running maximum over edges, row by row."""
+    return np.maximum.accumulate(np.maximum(table.astype(np.float64), 0), axis=-1)

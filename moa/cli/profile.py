@@ -22,7 +22,7 @@ def command(
         typer.Option(help="Your documents as one more source: .jsonl, .txt, .parquet or hub:NAME."),
     ] = None,
     sinks: Annotated[str, typer.Option(help="Sink sizes to measure, multiples of 64.")] = "64",
-    estimator: Annotated[str, typer.Option(help="fisher, first-order, first-order-abs, mass.")] = "fisher",
+    estimator: Annotated[str | None, typer.Option(help="fisher, effect, first-order, first-order-abs, mass.")] = None,
     labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
     loss: Annotated[str | None, typer.Option(help="nll, margin. Default: per source.")] = None,
     chat: Annotated[bool, typer.Option(help="Render tasks with the chat template when there is one.")] = True,

@@ -53,6 +53,7 @@ def cut_effects(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, sink: int, edge: 
     dropped = causal & ~keep
     return {
         "fisher": ((cut - out) * dout).sum(-1),
+        "effect": ((cut - out) * dout).sum(-1),
         "first-order": (entries * dropped).sum(-1),
         "first-order-abs": (entries.abs() * dropped).sum(-1),
         "mass": (a * dropped).sum(-1),

@@ -35,14 +35,14 @@ def run(folder, monkeypatch, capfd):
     return run
 
 
-SMALL = ["--lengths", "512", "--needles", "1", "--four-needles", "1", "--ppl-windows", "1"]
+SMALL = ["--lengths", "576", "--needles", "1", "--four-needles", "1", "--ppl-windows", "1"]
 
 
 def test_table_and_json(run, folder, tmp_path):
     output = tmp_path / "eval.json"
     code, out, _ = run(str(folder), "--plan", "narrow.yaml", *SMALL, "-o", str(output))
     assert code == 0
-    density = f"{Plan.load(folder / 'narrow.yaml').density(512):.3f}"
+    density = f"{Plan.load(folder / 'narrow.yaml').density(576):.3f}"
     for words in ("dense", "uniform like narrow", density, "KL, nats"):
         assert words in out
     found = json.loads(output.read_text())

@@ -8,15 +8,15 @@ from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy, kl_div
 
 from moa.comparison import Part, compare
-from moa.evaluate import Row, answered, ask, divergence, undecided, windows
+from moa.evaluate import Row, answered, ask, divergence, rows_at, undecided, windows
 from moa.haystack import Haystack, Question
 from moa.interval import paired, wilson
 from moa.journal import Journal
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported
-from moa.plans.plan import Plan, Rule
+from moa.plans.plan import FULL, Plan, Rule
 from moa.profiler.text import split
 
-SMALL = Part(512, single=2, four=1, windows=1)
+SMALL = Part(576, single=2, four=1, windows=1)
 
 
 @pytest.fixture(scope="module")
@@ -111,12 +111,12 @@ def test_rows_samples_and_figures(model, plan, tokenizer):
     assert json.loads(json.dumps(found)) == found
     rows = found["rows"]
     assert [(r["length"], r["row"]) for r in rows] == [
-        (n, name) for n in (512, 600) for name in ("dense", "narrow", "uniform like narrow")
+        (n, name) for n in (576, 600) for name in ("dense", "narrow", "uniform like narrow")
     ]
     dense, narrow, twin = rows[:3]
     assert (dense["density"], dense["text"]["kl"]) == (1.0, 0.0)
-    assert narrow["density"] == twin["density"] == plan.density(512)
-    assert narrow["kv_bytes"] == plan.kv_bytes(512) < dense["kv_bytes"]
+    assert narrow["density"] == twin["density"] == plan.density(576)
+    assert narrow["kv_bytes"] == plan.kv_bytes(576) < dense["kv_bytes"]
     # This plan is a uniform window, so its twin sees the same and must measure the same.
     assert {**twin, "row": "narrow"} == narrow
     assert narrow["text"]["kl"] > 0
@@ -213,3 +213,12 @@ def test_paired_against_the_published_examples(both, first, second, neither, exp
     b = [True] * both + [False] * first + [True] * second + [False] * neither
     assert paired(a, b) == pytest.approx(expected, abs=1e-4)
     assert paired(b, a)[1:] == pytest.approx((-expected[2], -expected[1]), abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [512, 600, 1024, 1000])
+def test_a_twin_keeps_at_least_what_the_plan_keeps_and_less_than_a_block_more(model, length):
+    for full in range(5):
+        rules = [FULL] * full + [Rule(alpha=128, beta=0)] * (4 - full)
+        plan = Plan.from_rules(model, {0: rules[:2], 1: rules[2:]})
+        _, _, twin = rows_at([("p", plan)], length, True, None)
+        assert plan.density(length) <= twin.plan.density(length) < plan.density(length) + 64 / length

@@ -9,7 +9,6 @@ import torch
 from moa.plans.errors import MoaError, ProfileError
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
 from moa.profiler.collect import Settings, Task, collect, run_backward, tasks
-from moa.profiler.estimators import fisher
 from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
@@ -21,7 +20,7 @@ def noise(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample
     return whole_text([rng.randrange(200) for _ in range(length)])
 
 
-NOISE = [Source("noise", noise, "sampled", "nll"), Source("known", noise, "given", "margin")]
+NOISE = [Source("noise", noise, "sampled", "nll"), Source("known", noise, "given", "margin", "effect")]
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, model: Any, tokenizer: Any) -> None:
@@ -70,7 +69,7 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert (np.triu(np.ones((5, 5)), 1) * table == 0).all()  # no row lies before its edge
     loaded = Profile.load(tmp_path / "p.safetensors")
     assert loaded.model == profile.model
-    assert loaded.meta["estimator"] == "fisher"
+    assert loaded.estimators == {"noise": "fisher", "known": "effect"}
     np.testing.assert_array_equal(loaded.cuts["noise", 320], table)
 
 
@@ -92,7 +91,7 @@ def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, loss: Any) -> 
     model.double()
     grads = []
     hook = model.model.layers[0].register_full_backward_hook(lambda _m, _i, out: grads.append(out[0]))
-    with recording(model, fisher, (64,)):
+    with recording(model, (64,)):
         run_backward(model, sample, "given", loss, torch.Generator())
     model.get_input_embeddings().weight.requires_grad_(False)
     out = model(inputs_embeds=model.get_input_embeddings()(ids).requires_grad_()).logits[0, :-1].float()
@@ -124,7 +123,7 @@ def test_sampled_labels_repeat_by_seed(tmp_path: Path, model: Any, tokenizer: An
         ({"lengths": (100,)}, "at least 256"),
         ({"samples": 0}, "samples must be at least 1, found 0"),
         ({"sinks": (65,)}, "multiples of 64"),
-        ({"estimator": "magic"}, "fisher, first-order"),
+        ({"estimator": "magic"}, "fisher, effect"),
     ],
 )
 def test_settings_that_cannot_be_measured(

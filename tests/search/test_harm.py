@@ -1,3 +1,4 @@
+from dataclasses import replace
 from math import ceil, floor
 
 import numpy as np
@@ -40,6 +41,18 @@ def test_harm_is_the_formula(make_profile, lengths, sinks):
         for i in range(0, len(rules), max(1, len(rules) // 12)):
             for group in (0, 3):
                 assert table[group, i] == pytest.approx(slow_harm(profile, cut, group, rules.rule(i)), rel=1e-9)
+
+
+def test_what_a_cut_improves_counts_as_no_harm(make_profile):
+    profile = replace(make_profile((512,), sources=("facts",)), estimators={"facts": "effect"})
+    rules = grid((512,), (64,))
+    before = harm(profile, rules)["facts", 512]
+    squares = harm(replace(profile, estimators={}), rules)["facts", 512]
+    assert np.allclose(before, 2 * squares)  # an effect is per token, half of its square is
+    for table in profile.cuts.values():
+        np.negative(table, out=table)
+    assert (before > 0).any()
+    assert (harm(profile, rules)["facts", 512] == 0).all()
 
 
 def test_a_longer_span_never_hurts_more(make_profile):
