@@ -47,11 +47,11 @@ def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
     return Plan.from_rules(model, {layer: [rule() for _ in range(model.kv_heads)] for layer in model.ruled_layers})
 
 
-def plans(profile: Profile, longest: int) -> dict[str, Plan]:
+def plans(profile: Profile) -> dict[str, Plan]:
     """Four of each kind, by turns, so that the first few hold all kinds."""
-    found = {}
+    found, longest = {}, max(profile.lengths)
     for i, density in enumerate(DENSITIES):
-        searched, _ = choose(profile, [Budget("density", density, max(profile.lengths))])
+        searched, _ = choose(profile, [Budget("density", density, longest)])
         found[f"searched {density}"] = searched
         found[f"uniform {density}"] = Plan.uniform(profile.model, density, at=longest)
         found[f"random {i}"] = random_plan(profile.model, longest, 100 + i)
@@ -121,7 +121,7 @@ def main() -> None:
     costs.check(ModelInfo.of(model))
     backend = str(costs.environment["backend"])
     check_place(costs, environment(model, backend))
-    tried = plans(profile, max(*options.decode_lengths, *options.prefill_lengths))
+    tried = plans(profile)
 
     def cases(kind: Kind, length: int, batch: int) -> list[tuple[str, Work]]:
         count = len(tried) if kind == "decode" else MANY if length < LONG else FEW
