@@ -7,7 +7,6 @@ from hypothesis import settings
 
 # No example may fail for being slow: the machine's load is not the code's fault.
 settings.register_profile("default", deadline=None)
-settings.register_profile("fuzz", deadline=None, max_examples=2000)
 settings.load_profile("default")
 
 

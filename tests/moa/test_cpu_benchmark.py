@@ -1,0 +1,76 @@
+"""`benchmarks/cpu.py` on a tiny model: every cell, every claim, going on where it stopped, refusing wrong logits."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import torch
+
+from moa.plans.plan import Plan, Rule
+
+
+@pytest.fixture
+def benchmark(fresh, tokenizer, tmp_path, monkeypatch):
+    """The script and a call of it; peak memory is measured in this process, which is faster."""
+    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    Plan.from_rules(model, {}, defaults=Rule(alpha=256, beta=0.0)).save(tmp_path / "half.yaml")
+    Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(tmp_path / "quarter.yaml")
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    cpu = import_module("cpu")
+    monkeypatch.setattr(cpu.Bench, "memory", lambda bench, variant, **_: bench.peaks(variant))
+    arguments = [str(tmp_path), "--half", str(tmp_path / "half.yaml"), "--quarter", str(tmp_path / "quarter.yaml")]
+    arguments += ["--lengths", "128,320", "--batches", "1,2", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["cpu.py", *arguments])
+    return cpu
+
+
+def test_cells_claims_and_going_on(benchmark, tmp_path, monkeypatch, capsys):
+    assert benchmark.main() == 0
+    found = json.loads((tmp_path / "cpu.json").read_text())
+    assert [cell["length"] for cell in found["prefill"]] == [128, 320]
+    assert [(cell["length"], cell["batch"]) for cell in found["decode"]] == [(128, 1), (128, 2), (320, 1), (320, 2)]
+    assert len(found["memory"]) == 5
+    plan = Plan.load(tmp_path / "quarter.yaml")
+    held = found["decode"][-1]["held"]
+    assert held["plan 0.25"] == plan.kv_bytes(320 + benchmark.STEPS + 1, 2)
+    assert held["dense, DynamicCache"] == plan.model.dense_kv_bytes(320, 2)
+    claims = {claim["claim"]: claim for claim in found["claims"]}
+    assert len(claims) == len(found["claims"]) == 6 + 2 + 1 + 2 + 4 + 1 + 2
+    allocated = claims["decode, 320 tokens, batch 2: plan 0.25 allocates of StaticCache at most"]
+    assert allocated["measured"] == held["plan 0.25"] / held["dense, StaticCache"]
+    assert allocated["holds"] == (allocated["measured"] <= 0.28)
+    page = (tmp_path / "cpu.md").read_text()
+    assert all(claim in page for claim in claims)
+
+    monkeypatch.setattr(benchmark.timing, "prefill", None)  # nothing is measured again
+    monkeypatch.setattr(benchmark.timing, "decode", None)
+    assert benchmark.main() == 0
+    assert (tmp_path / "cpu.md").read_text() == page
+
+
+def test_wrong_logits_are_refused(benchmark, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark.timing, "disagreement", lambda *_: float("nan"))
+    assert benchmark.main() == 2
+    assert "logits must be within" in capsys.readouterr().err
+    assert not (tmp_path / "cpu.json").exists()
+
+
+def test_disagreement_sees_a_wrong_variant(fresh, random_plan, tokens):
+    from moa.timing import Variant, disagreement
+
+    model = fresh(dtype=torch.float32)
+    plan = random_plan(model, 1)
+    assert disagreement(model, Variant(plan, fixed=True), tokens(1, 300)) < 1e-3
+
+    class Other(Variant):
+        def on(self, model):
+            return Variant(random_plan(model, 2)).on(model)
+
+        def cache(self, model, room):
+            return Variant(random_plan(model, 2)).cache(model, room)
+
+    assert disagreement(model, Other(plan), tokens(1, 300)) > 1e-3
