@@ -116,8 +116,9 @@ class Bench:
         return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
 
     def peaks(self, variant: str) -> dict[str, int]:
-        """Peak bytes of this process: with the model alone, after one prefill, after decoding a batch."""
+        """Peak bytes of this process from loading the model on: with it alone, after one prefill, after decoding."""
         way, length, batch = self.variants[variant], max(self.options.lengths), max(self.options.batches)
+        timing.reset_peak(self.model.device)  # loading takes more for a while than it leaves
         found = {"model": timing.peak_bytes(self.model.device)}
         timing.prefill(self.model, way, self.ids[:, :length])
         found["prefill"] = timing.peak_bytes(self.model.device)

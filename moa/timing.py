@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -174,11 +175,19 @@ def held_bytes(cache: Cache) -> int:
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has held so far: of a GPU what torch allocated, else resident memory."""
+    """The most memory this process has held since `reset_peak`: of a GPU what torch allocated, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def reset_peak(device: torch.device) -> None:
+    """Begin to look for the peak anew; of resident memory only Linux can, elsewhere the peak stays the process's."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    elif sys.platform == "linux":
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:

@@ -54,8 +54,9 @@ def claims(found: Figures) -> list[Figures]:
     claim(f"{_where(most)}: plan 0.25 allocates of StaticCache at most", held[QUARTER] / held[STATIC], 0.28, True)
     peaks = {cell["variant"]: cell["decode"] for cell in found["memory"]}
     for plan in (HALF, QUARTER):
-        fall = (peaks[STATIC] - peaks[plan]) / (held[STATIC] - held[plan])
-        claim(f"{_where(most)}: peak memory falls by what {plan} saves, at least this part of it", fall, 0.95)
+        fall, saved = peaks[STATIC] - peaks[plan], held[STATIC] - held[plan]
+        part = fall / saved if saved else 0.0
+        claim(f"{_where(most)}: peak memory falls by what {plan} saves, at least this part of it", part, 0.95)
     return out
 
 
