@@ -1,9 +1,10 @@
-"""What the plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
+"""What plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
 
-Writes quality.json and quality.md to `--results`; every claim is in them with the figure measured for it. Stopped at
-any moment, the same command goes on from `quality.partial`.
+At each length the plans are those that `moa search PROFILE --max-density 0.5@LENGTH`, and 0.25, finds. Writes
+quality.json and quality.md to `--results`; every claim is in them with the figure measured for it. Stopped at any
+moment, the same command goes on from `quality.partial`; several processes may take a length each, then one takes all.
 
-    python benchmarks/quality.py .model/SmolLM2-135M-Instruct --half demo/plan-0.5.yaml --quarter demo/plan-0.25.yaml
+    python benchmarks/quality.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
 
 import argparse
@@ -11,17 +12,30 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moa.cli.common import Bar
+from moa.cli.common import Bar, numbers
 from moa.cli.eval import COLUMNS, cells
 from moa.comparison import Part, compare
 from moa.journal import Journal, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.profiler.profile import Profile, digest
+from moa.search.budget import parse
+from moa.search.choose import choose
 
-HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform like plan 0.25"
-BOTH = [Part(1024, single=100, four=25, windows=8), Part(2048, single=40, four=10, windows=4)]
-LONG = [Part(4096, single=30, four=0, windows=2)]
+HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform 0.25"
+PARTS = {
+    1024: Part(1024, single=100, four=25, windows=8),
+    2048: Part(2048, single=40, four=10, windows=4),
+    4096: Part(4096, single=30, four=0, windows=2),
+}
+
+
+def plans(profile: Profile, length: int) -> list[tuple[str, Plan]]:
+    """The rows beside dense."""
+    budgets = (HALF, f"0.5@{length}"), (QUARTER, f"0.25@{length}")
+    found = [(row, choose(profile, [parse("density", budget)])[0]) for row, budget in budgets]
+    return [*found, (UNIFORM, Plan.uniform(profile.model, 0.25, at=length))]
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -33,20 +47,21 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         holds = measured is not None and (measured <= bound if at_most else measured >= bound)
         found.append({"claim": text, "measured": measured, "bound": bound, "holds": holds})
 
-    for n in (1024, 2048):
+    for n in sorted({length for length, _ in at}):
         half, quarter, uniform = (at[n, name] for name in (HALF, QUARTER, UNIFORM))
+        if n == 4096:
+            claim("4096 tokens, single: 0.25 keeps of dense at least", quarter["single"]["kept"], 0.9)
+            continue
         for task in ("single", "four"):
             claim(f"{n} tokens, {task}: 0.5 keeps of dense at least", half[task]["kept"], 0.98)
             claim(f"{n} tokens, {task}: 0.25 keeps of dense at least", quarter[task]["kept"], 0.95)
             times = quarter[task]["right"] / max(uniform[task]["right"], 1)
-            claim(f"{n} tokens, {task}: 0.25 against its uniform twin, at least times", times, 2)
-        ratio = {row["row"]: row["text"]["perplexity_against_dense"] for row in (half, quarter, uniform)}
-        claim(f"{n} tokens: perplexity of 0.5 against dense at most", ratio[HALF], 1.015, at_most=True)
-        claim(f"{n} tokens: perplexity of 0.25 against dense at most", ratio[QUARTER], 1.06, at_most=True)
-        claim(
-            f"{n} tokens: perplexity of 0.25 against its uniform twin at most", ratio[QUARTER] / ratio[UNIFORM], 1, True
-        )
-    claim("4096 tokens, single: 0.25 keeps of dense at least", at[4096, QUARTER]["single"]["kept"], 0.9)
+            claim(f"{n} tokens, {task}: 0.25 against the uniform window, at least times", times, 2)
+        against = {row["row"]: row["text"]["perplexity_against_dense"] for row in (half, quarter, uniform)}
+        claim(f"{n} tokens: perplexity of 0.5 against dense at most", against[HALF], 1.015, at_most=True)
+        claim(f"{n} tokens: perplexity of 0.25 against dense at most", against[QUARTER], 1.06, at_most=True)
+        times = against[QUARTER] / against[UNIFORM]
+        claim(f"{n} tokens: perplexity of 0.25 against the uniform window at most", times, 1, at_most=True)
     return found
 
 
@@ -76,24 +91,35 @@ def _table(columns: list[str]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--half", default="demo/plan-0.5.yaml", help="plan of density 0.5")
-    parser.add_argument("--quarter", default="demo/plan-0.25.yaml", help="plan of density 0.25")
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--lengths", default="1024,2048,4096")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        half, quarter = (HALF, Plan.load(options.half)), (QUARTER, Plan.load(options.quarter))
+        lengths = numbers("lengths", options.lengths)
+        if not set(lengths) <= set(PARTS):
+            raise MoaError(f"lengths must be of {', '.join(map(str, PARTS))}, found {options.lengths}")
+        profile = Profile.load(options.profile)
+        rows = {n: plans(profile, n) for n in lengths}
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / "quality.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)
-        with Bar("1,024 and 2,048") as bar:
-            found = compare(model, tokenizer, [half, quarter], BOTH, journal=journal, progress=bar)
-        with Bar("4,096") as bar:
-            found["rows"] += compare(model, tokenizer, [quarter], LONG, journal=journal, progress=bar)["rows"]
+        found: dict[str, Any] = {"rows": []}
+        for n in lengths:
+            with Bar(f"{n:,} tokens") as bar:
+                measured = compare(model, tokenizer, rows[n], [PARTS[n]], uniform=False, journal=journal, progress=bar)
+            found = {**measured, "rows": found["rows"] + measured["rows"]}
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    found["plans"] = {name: plan.to_dict() for name, plan in (half, quarter)}
+    if set(lengths) != set(PARTS):
+        return 0
+    found["profile"] = {
+        "digest": digest(options.profile), **profile.meta, "estimators": dict(profile.estimators),
+        "samples": {f"{source} {n}": count for (source, n), count in profile.samples.items()},
+    }  # fmt: skip
+    found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["claims"] = claims(found["rows"])
     replace_json(options.results / "quality.json", found)
     (options.results / "quality.md").write_text(markdown(found))

@@ -1,6 +1,5 @@
 """Rows (dense, plans, their uniform twins) measured on the same samples, each result kept as it comes."""
 
-import hashlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.collect import check_length
+from moa.profiler.fingerprint import fingerprint
 from moa.summary import summarise
 
 NEEDLES = {"single": 1, "four": 4}
@@ -126,7 +126,7 @@ def compare(
     environment = _environment(model, backend, seed)
     rows = {part: rows_at(plans, part.length, uniform, backend) for part in parts}
     samples = {part: _samples(tokenizer, part, seed) for part in parts}
-    identity = {"weights": _fingerprint(model), "dtype": environment["dtype"], "device": model.device.type}
+    identity = {"weights": fingerprint(model), "dtype": environment["dtype"], "device": model.device.type}
     keys = {
         (part, row.name): [_key(identity, sample, row) for sample in samples[part]]
         for part in parts
@@ -171,15 +171,6 @@ def _key(identity: dict[str, Any], sample: Sample, row: Row) -> str:
     """Names a result by all it depends on, so that a journal never answers for another model, plan or sample."""
     rules = None if row.plan is None else {i: [repr(rule) for rule in rules] for i, rules in row.plan.groups.items()}
     return key(**identity, sample=repr(sample), rules=rules, backend=row.backend)
-
-
-def _fingerprint(model: Any) -> str:
-    """Hash of the first weights of every parameter: other weights under the same name are another model."""
-    digest = hashlib.sha256()
-    for name, weight in model.named_parameters():
-        digest.update(f"{name}{tuple(weight.shape)}".encode())
-        digest.update(weight.detach().flatten()[:16].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _environment(model: Any, backend: str, seed: int) -> dict[str, Any]:

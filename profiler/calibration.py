@@ -43,6 +43,7 @@ class Source:
         labels: Default labels of the response tokens.
         loss: Default loss.
         estimator: Default estimator, a name in `moa.profiler.estimators.ESTIMATORS`.
+        digest: Names what the samples are drawn from, where the name of the source does not say it.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Source:
     labels: Labels
     loss: Loss
     estimator: str = "fisher"
+    digest: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
 from moa.profiler.calibration import Labels, Loss, Sample, Source
 from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.fingerprint import fingerprint
 from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
@@ -135,7 +136,7 @@ def collect(
     settings.check(model)
     todo = tasks(settings, sources)
     info = ModelInfo.from_config(model.config)
-    folder = _open_folder(output, settings, sources, info, model.dtype, rank)
+    folder = _open_folder(output, settings, sources, model, info, rank)
     barrier()
     with recording(model, settings.sinks) as recorder:
         for task in todo[rank::world]:
@@ -218,22 +219,24 @@ def _open_folder(
     output: Path,
     settings: Settings,
     sources: Sequence[Source],
+    model: PreTrainedModel,
     info: ModelInfo,
-    dtype: torch.dtype,
     rank: int,
 ) -> Path:
     """The folder of finished samples, checked to belong to this very run."""
     folder = Path(f"{output}.partial")
     mine = {
-        **asdict(settings), "sources": [s.name for s in sources], "model": info.model_dump(exclude_none=True),
-        "dtype": str(dtype),
+        **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
+        "model": info.model_dump(exclude_none=True), "weights": fingerprint(model), "dtype": str(model.dtype),
     }  # fmt: skip
     text = json.dumps(mine, sort_keys=True, indent=1)
     note = folder / "settings.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0 and not note.exists():
-            note.write_text(text)
+            temporary = note.with_suffix(".tmp")
+            temporary.write_text(text)
+            os.replace(temporary, note)
         if note.exists() and note.read_text() != text:
             raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
     except OSError as e:

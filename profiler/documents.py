@@ -1,5 +1,6 @@
 """The user's own calibration documents: a local file or a data set of the hub, through `datasets`."""
 
+import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -95,4 +96,4 @@ def document_source(spec: str, tokenizer: Any, lengths: Sequence[int]) -> Source
         answer = min(len(tail), length - 1)
         return Sample(tuple(ids), tuple(range(length - answer, length)))
 
-    return Source("data", draw, "sampled", "nll")
+    return Source("data", draw, "sampled", "nll", digest=hashlib.sha256(repr(encoded).encode()).hexdigest())

@@ -23,7 +23,7 @@ def seconds(model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Se
     took = []
     with recording(model, settings.sinks) as recorder:
         for n in (PROBES[0], *PROBES):  # the first pass only warms up
-            sample = whole_text([rng.randrange(len(tokenizer)) for _ in range(n)])
+            sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(n)])
             start = time.perf_counter()
             run_backward(model, sample, "given", "nll", generator)
             recorder.take()

@@ -1,4 +1,6 @@
 import random
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +148,20 @@ def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, model: Any, tok
 def test_tasks_run_from_short_to_long() -> None:
     order = [t.key for t in tasks(Settings((512, 256), samples=1), [SOURCES["text"], SOURCES["facts"]])]
     assert order == ["text.256.0", "facts.256.0", "text.512.0", "facts.512.0"]
+
+
+def test_other_documents_or_weights_do_not_join_a_run(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    output, sources = tmp_path / "p.safetensors", [replace(s, digest="a") for s in NOISE]
+
+    def stop(_task: Task, _measured: bool) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, tokenizer, SETTINGS, sources, output, progress=stop)
+    with pytest.raises(ProfileError, match="another run"):
+        collect(model, tokenizer, SETTINGS, [replace(s, digest="b") for s in NOISE], output)
+    other = deepcopy(model)
+    with torch.no_grad():
+        next(other.parameters()).add_(1)
+    with pytest.raises(ProfileError, match="another run"):
+        collect(other, tokenizer, SETTINGS, sources, output)
