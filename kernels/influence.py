@@ -63,8 +63,13 @@ def influence_backward(
     estimator: Estimator,
     sinks: Sequence[int],
     bin_size: int,
+    first: Tensor | None = None,
+    sink: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of causal attention, and the summed harm of every cut.
+
+    Under rules (`first`, `sink`) the gradients are those of attention under them; harm is still what a cut takes away
+    from full attention, in a model that runs under the rules.
 
     Args:
         q: Queries of one sequence [query_heads, N, D].
@@ -75,6 +80,8 @@ def influence_backward(
         estimator: Harm of every cut, given a tile.
         sinks: Sink sizes to measure, tokens.
         bin_size: Tokens per row and edge bin, a multiple of 64.
+        first: First block each query block sees besides the sink, int [kv_heads, blocks]; None is full attention.
+        sink: Sink of each group, tokens, int [kv_heads].
 
     Returns:
         dq, dk, dv like q, k, v; and the table, float32 [sinks, kv_heads, rows, edges], rows and edges in bins of
@@ -99,6 +106,10 @@ def influence_backward(
             d = (a * dp).sum(-1, keepdim=True)
             harm = estimator(Tile(a, dp, d, sinks, bin_size))  # [sinks, rows, edges]
             table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
+            if first is not None and sink is not None:
+                scores[..., int(sink[g]) : BLOCK * int(first[g, start // BLOCK])] = -torch.inf
+                a = scores.softmax(-1)
+                d = (a * dp).sum(-1, keepdim=True)
             ds = ((dp - d) * a * scale).flatten(0, 1).to(q.dtype)  # [heads * rows, keys]
             dq[mine, start:stop] = (ds @ keys).unflatten(0, (heads, rows))
             dk[g, :stop] += ds.T @ qt

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
 from moa.profiler.calibration import Labels, Loss, Sample, Source
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.fingerprint import fingerprint
@@ -110,7 +111,8 @@ def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
 
 def collect(
     model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], output: Path,
-    *, rank: int = 0, world: int = 1, barrier: Callable[[], None] = lambda: None,
+    *, plan: Plan | None = None, add: Profile | None = None, rank: int = 0, world: int = 1,
+    barrier: Callable[[], None] = lambda: None,
     progress: Callable[[Task, bool], None] = lambda _task, _measured: None,
 ) -> Profile | None:  # fmt: skip
     """Measure every sample that has no file yet, then sum.
@@ -121,6 +123,8 @@ def collect(
         settings: What is measured.
         sources: Kinds of calibration text.
         output: The profile's path; finished samples lie in `<output>.partial/` until the profile is written.
+        plan: What the model runs under while it is measured; None is dense.
+        add: An earlier profile, whose samples join the new ones in the result.
         rank: This process among those that share the work.
         world: How many processes share the work, on one file system.
         barrier: Waits for all of them.
@@ -134,11 +138,13 @@ def collect(
         ProfileError: The folder holds another run's samples, or cannot be written.
     """
     settings.check(model)
+    if plan is not None:
+        plan.check(model)
     todo = tasks(settings, sources)
     info = ModelInfo.from_config(model.config)
-    folder = _open_folder(output, settings, sources, model, info, rank)
+    folder = _open_folder(output, settings, sources, model, info, plan, rank)
     barrier()
-    with recording(model, settings.sinks) as recorder:
+    with recording(model, settings.sinks, plan=plan) as recorder:
         for task in todo[rank::world]:
             path = folder / f"{task.key}.safetensors"
             measured = not path.exists()
@@ -155,7 +161,9 @@ def collect(
     barrier()
     if rank:
         return None
-    profile = _sum(folder, todo, info, settings)
+    profile = _sum(folder, todo, info, settings, plan)
+    if add is not None:
+        profile = add.plus(profile)
     profile.save(output)
     shutil.rmtree(folder)
     return profile
@@ -221,6 +229,7 @@ def _open_folder(
     sources: Sequence[Source],
     model: PreTrainedModel,
     info: ModelInfo,
+    plan: Plan | None,
     rank: int,
 ) -> Path:
     """The folder of finished samples, checked to belong to this very run."""
@@ -228,6 +237,7 @@ def _open_folder(
     mine = {
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
         "model": info.model_dump(exclude_none=True), "weights": fingerprint(model), "dtype": str(model.dtype),
+        "around": None if plan is None else plan.to_dict(),
     }  # fmt: skip
     text = json.dumps(mine, sort_keys=True, indent=1)
     note = folder / "settings.json"
@@ -244,7 +254,7 @@ def _open_folder(
     return folder
 
 
-def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings) -> Profile:
+def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings, plan: Plan | None) -> Profile:
     """Tables and token counts summed over samples, in order, in float64."""
     cuts: dict[tuple[str, int], Any] = {}
     tokens: dict[tuple[str, int], int] = {}
@@ -253,6 +263,7 @@ def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings
         cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
         tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
     meta = {name: value for name, value in asdict(settings).items() if name not in ("lengths", "sinks", "estimator")}
+    meta |= {} if plan is None else {"around": plan.to_dict()}
     meta |= {
         "torch": torch.__version__,
         "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},

@@ -82,6 +82,30 @@ class Profile:
         """Profiled lengths, ascending."""
         return tuple(sorted({length for _, length in self.cuts}))
 
+    def plus(self, other: "Profile") -> "Profile":
+        """Both together, every sample counted once.
+
+        Raises:
+            ProfileError: Profiles of different models, sinks or estimators.
+        """
+        if differences := self.model.differences(other.model):
+            raise ProfileError(f"profiles to add must be of one model; they differ in {', '.join(differences)}")
+        if self.sinks != other.sinks:
+            raise ProfileError(f"profiles to add must have the same sinks, found {self.sinks} and {other.sinks}")
+        for source in set(self.sources) & set(other.sources):
+            mine, its = (p.estimators.get(source, "fisher") for p in (self, other))
+            if mine != its:
+                raise ProfileError(f"profiles to add must have one estimator of {source}, found {mine} and {its}")
+        both = [*self.cuts, *(cut for cut in other.cuts if cut not in self.cuts)]
+        return Profile(
+            self.model, self.sinks,
+            {cut: np.sum([p.cuts[cut] for p in (self, other) if cut in p.cuts], axis=0) for cut in both},
+            {cut: self.tokens.get(cut, 0) + other.tokens.get(cut, 0) for cut in both},
+            {cut: self.samples.get(cut, 0) + other.samples.get(cut, 0) for cut in both},
+            {**self.meta, "added": [*self.meta.get("added", []), dict(other.meta)]},
+            {**other.estimators, **self.estimators},
+        )  # fmt: skip
+
     def save(self, path: str | Path) -> None:
         """Write the file in one step; a kill leaves the old file or the new one.
 

@@ -18,8 +18,11 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moa.kernels.influence import Estimator, influence_backward
+from moa.kernels.sdpa import attend
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
 from moa.profiler.estimators import fisher
 from moa.profiler.profile import bin_size
 
@@ -33,12 +36,23 @@ class Recorder:
 
     Attributes:
         estimator: Harm of every cut, given a tile; may be changed between samples.
+        plan: What the model runs under; None is dense.
         tables: Layer index to float32 [sinks, kv_heads, rows, edges], on the CPU.
     """
 
-    def __init__(self, layers: Sequence[int], sinks: Sequence[int], estimator: Estimator) -> None:
-        self.layers, self.sinks, self.estimator = frozenset(layers), tuple(sinks), estimator
+    def __init__(
+        self, layers: Sequence[int], sinks: Sequence[int], estimator: Estimator, plan: Plan | None = None
+    ) -> None:
+        self.layers, self.sinks, self.estimator, self.plan = frozenset(layers), tuple(sinks), estimator, plan
         self.tables: dict[int, Tensor] = {}
+
+    def rules(self, layer: int, length: int, device: torch.device) -> dict[str, Tensor]:
+        """The arguments `first` and `sink` of a layer under the plan; none when dense."""
+        if self.plan is None:
+            return {}
+        first = torch.from_numpy(self.plan.first_table(layer, -(-length // BLOCK)))
+        sink = torch.from_numpy(self.plan.rules(layer)[0].astype("int32"))
+        return {"first": first.to(device), "sink": sink.to(device)}
 
     def take(self) -> Tensor:
         """The finished sample's table [sinks, layers, kv_heads, rows, edges]; empties the recorder."""
@@ -61,6 +75,10 @@ class _Recorded(torch.autograd.Function):
         """q [query_heads, N, D]; k, v [kv_heads, N, D]; returns [query_heads, N, D]."""
         ctx.save_for_backward(q, k, v)
         ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
+        if rules := recorder.rules(layer, q.shape[1], q.device):
+            packed = (x.transpose(0, 1) for x in (q, k, v))
+            where = {"starts": torch.tensor([0, q.shape[1]]), "lengths": torch.zeros(1, dtype=torch.int64)}
+            return attend(*packed, **rules, **where, scale=scale).transpose(0, 1)
         heads = q.shape[0] // k.shape[0]
         k, v = (x.repeat_interleave(heads, 0)[None] for x in (k, v))
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
@@ -72,7 +90,7 @@ class _Recorded(torch.autograd.Function):
         recorder: Recorder = ctx.recorder
         dq, dk, dv, table = influence_backward(
             q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks,
-            bin_size=bin_size(q.shape[1]),
+            bin_size=bin_size(q.shape[1]), **recorder.rules(ctx.layer, q.shape[1], q.device),
         )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None
@@ -100,9 +118,18 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 @contextmanager
-def recording(model: PreTrainedModel, sinks: Sequence[int], estimator: Estimator = fisher) -> Iterator[Recorder]:
-    """Within the block, backward passes through `model` record; afterwards the model is as it was."""
-    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, sinks, estimator)
+def recording(
+    model: PreTrainedModel, sinks: Sequence[int], estimator: Estimator = fisher, plan: Plan | None = None
+) -> Iterator[Recorder]:
+    """Within the block, backward passes through `model` record; afterwards the model is as it was.
+
+    Args:
+        model: The model; it runs under `plan` within the block.
+        sinks: Sink sizes to measure, tokens.
+        estimator: Harm of every cut, given a tile.
+        plan: None is dense.
+    """
+    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, sinks, estimator, plan)
     before = model.config._attn_implementation
     trained = [p for p in model.parameters() if p.requires_grad]
     attention = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]

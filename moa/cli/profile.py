@@ -26,6 +26,10 @@ def command(
     labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
     loss: Annotated[str | None, typer.Option(help="nll, margin. Default: per source.")] = None,
     chat: Annotated[bool, typer.Option(help="Render tasks with the chat template when there is one.")] = True,
+    around: Annotated[
+        str | None, typer.Option(help="Plan the model runs under while it is measured. Default: dense.")
+    ] = None,
+    add: Annotated[Path | None, typer.Option(help="Earlier profile, whose samples join the new ones.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of texts and sampled labels.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads the model over devices.")] = None,
@@ -39,10 +43,12 @@ def command(
 
     from moa.cli.common import Bar, choice, numbers, writable
     from moa.load import load_model
+    from moa.plans.plan import Plan
     from moa.profiler.calibration import SOURCES as KNOWN
     from moa.profiler.collect import Settings, collect, tasks
     from moa.profiler.documents import document_source
     from moa.profiler.estimate import peak_bytes, seconds
+    from moa.profiler.profile import Profile
 
     names = source if source is not None else ([] if data else list(KNOWN))
     settings = Settings(
@@ -55,6 +61,8 @@ def command(
     writable(output)
     network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
     settings.check(network)
+    plan = None if around is None else Plan.load(around)
+    earlier = None if add is None else Profile.load(add)
     if data:
         sources.append(document_source(data, tokenizer, settings.lengths))
     todo = tasks(settings, sources)
@@ -67,8 +75,8 @@ def command(
     tokens = sum(task.length for task in mine)
     with Bar("profiling", console) as bar:
         profile = collect(
-            network, tokenizer, settings, sources, output, rank=rank, world=world, barrier=barrier,
-            progress=lambda task, _measured: bar(next(done), tokens, task.key),
+            network, tokenizer, settings, sources, output, plan=plan, add=earlier,
+            rank=rank, world=world, barrier=barrier, progress=lambda task, _measured: bar(next(done), tokens, task.key),
         )  # fmt: skip
     if profile is not None:
         console.print(f"wrote {output}; next: moa search {output} -o plan.yaml --max-density 0.5", soft_wrap=True)

@@ -34,6 +34,25 @@ def test_gradients_are_those_of_autograd(n: int, heads: int, groups: int, dim: i
         torch.testing.assert_close(mine, leaf.grad, rtol=1e-10, atol=1e-10)
 
 
+def test_gradients_under_rules_are_those_of_autograd_and_harm_is_from_full_attention() -> None:
+    n, heads, groups, dim = 333, 4, 2, 8
+    q, k, v, dout = tensors(n, heads, groups, dim)
+    sink = torch.tensor([64, 128])
+    first = torch.stack([(torch.arange(6) - 1).clamp(min=1), (torch.arange(6) - 2).clamp(min=2)])
+    at = torch.arange(n)
+    kept = (at < sink[:, None, None]) | (at // 64 >= first[:, at // 64, None])
+    mask = (torch.ones(n, n, dtype=torch.bool).tril() & kept).repeat_interleave(heads // groups, 0)
+    assert (mask.sum((1, 2)) < n * (n + 1) // 2).all()
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    _, out = eager(*leaves, mask)
+    out.backward(dout)
+    call = {"scale": 0.3, "estimator": fisher, "sinks": (64,), "bin_size": 64}
+    *grads, table = influence_backward(q, k, v, dout, **call, first=first, sink=sink)
+    for mine, leaf in zip(grads, leaves, strict=True):
+        torch.testing.assert_close(mine, leaf.grad, rtol=1e-10, atol=1e-10)
+    assert torch.equal(table, influence_backward(q, k, v, dout, **call)[3])
+
+
 def cut_effects(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, sink: int, edge: int) -> dict[str, Tensor]:
     """Every estimator from its definition, entry by entry, for one cut: [heads, N]."""
     n, heads = q.shape[1], q.shape[0] // k.shape[0]

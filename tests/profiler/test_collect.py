@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from moa.plans.errors import MoaError, ProfileError
+from moa.applied import apply
+from moa.plans.errors import MoaError, ModelMismatch, ProfileError
+from moa.plans.plan import Plan, Rule
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
 from moa.profiler.collect import Settings, Task, collect, run_backward, tasks
 from moa.profiler.head import HEAD_CHUNK
@@ -165,3 +167,47 @@ def test_other_documents_or_weights_do_not_join_a_run(tmp_path: Path, model: Any
         next(other.parameters()).add_(1)
     with pytest.raises(ProfileError, match="another run"):
         collect(other, tokenizer, SETTINGS, sources, output)
+
+
+def test_around_a_plan_the_model_runs_under_it(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    settings, dense = Settings((320,), samples=1), Plan.dense(model)
+    narrow = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0))
+    found = [
+        collect(model, tokenizer, settings, NOISE, tmp_path / f"{i}.safetensors", plan=plan)
+        for i, plan in enumerate((None, dense, narrow))
+    ]
+    for cut, table in found[0].cuts.items():
+        np.testing.assert_allclose(found[1].cuts[cut], table, rtol=1e-3, atol=1e-6)
+    # The first layer's attention is over the same keys and values; what follows it, and so the gradient, is not.
+    changed = found[2].cuts["known", 320][0]
+    assert np.abs(changed[0] - found[0].cuts["known", 320][0, 0]).max() > 1e-4
+    assert found[2].meta["around"] == narrow.to_dict()
+    other = Plan.dense(narrow.model.model_copy(update={"layers": 3}))
+    with pytest.raises(ModelMismatch):
+        collect(model, tokenizer, settings, NOISE, tmp_path / "other.safetensors", plan=other)
+
+
+def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any) -> None:
+    """A small step along the gradient changes the loss of the model under the plan by what the gradient says."""
+    plan = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0))
+    sample = whole_text([i * 7 % 200 for i in range(320)])
+    model.double()
+    embeddings: list[torch.Tensor] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: embeddings.append(out))
+    with recording(model, (64,), plan=plan):
+        run_backward(model, sample, "given", "nll", torch.Generator())
+    hook.remove()
+    step = torch.zeros(320, embeddings[0].shape[-1], dtype=torch.float64)
+    step[:100] = torch.randn(100, step.shape[-1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def loss(scale: float) -> float:
+        shift = model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: out + scale * step)
+        with torch.no_grad(), apply(model, plan):
+            logits = model(torch.tensor([sample.ids]), use_cache=False).logits[0, :-1]
+        shift.remove()
+        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(sample.ids[1:]), reduction="sum"))
+
+    slope = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    assert embeddings[0].grad is not None
+    assert float((embeddings[0].grad[0] * step).sum()) == pytest.approx(slope, rel=1e-3)  # norms are float32
+    model.float()

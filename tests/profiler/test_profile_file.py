@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -121,3 +122,29 @@ def test_a_save_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.M
     with pytest.raises(ProfileError, match="No space left"):
         make().save(path)
     assert path.read_bytes() == before
+
+
+def test_profiles_add_up_sample_by_sample(tmp_path: Path) -> None:
+    one = make()
+    cuts = {("facts", 512): one.cuts["text", 512] * 3}
+    other = replace(
+        one, cuts=cuts, tokens={("facts", 512): 5}, samples={("facts", 512): 1}, estimators={"facts": "effect"}
+    )
+    for first, second in ((one, other), (other, one)):
+        both = first.plus(second)
+        assert set(both.cuts) == set(one.cuts) | set(cuts)
+        assert both.estimators == {"facts": "effect"}
+    twice = one.plus(one)
+    for cut in one.cuts:
+        np.testing.assert_array_equal(twice.cuts[cut], 2 * one.cuts[cut])
+        assert twice.tokens[cut] == 2 * one.tokens[cut]
+        assert twice.samples[cut] == 2 * one.samples[cut]
+    twice.save(tmp_path / "p.safetensors")
+    assert Profile.load(tmp_path / "p.safetensors").cuts.keys() == one.cuts.keys()
+    for changed, says in (
+        ({"sinks": (128,)}, "same sinks"),
+        ({"model": one.model.model_copy(update={"layers": 9})}, "one model"),
+        ({"estimators": {"text": "mass"}}, "one estimator of text, found fisher and mass"),
+    ):
+        with pytest.raises(ProfileError, match=says):
+            one.plus(replace(one, **changed))
