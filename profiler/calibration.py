@@ -127,6 +127,9 @@ SOURCES: dict[str, Source] = {
     )
 }
 
+DEFAULT = ("text", "facts", "pairs")
+"""Sources used when none is named; small models cannot answer `lines`."""
+
 
 def questions(length: int) -> int:
     """Questions asked about a context of `length` tokens."""

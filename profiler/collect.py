@@ -105,8 +105,15 @@ class Task:
 
 
 def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
-    """All samples, shortest length first, in the order in which they are summed."""
-    return [Task(s, n, i) for n in sorted(settings.lengths) for s in sources for i in range(settings.samples)]
+    """All samples, shortest length first, in the order in which they are summed.
+
+    With the estimator `effect`, which tasks that ask for facts have, only the shortest length is measured: which groups
+    recall does not depend on it.
+    """
+    shortest, *longer = sorted(settings.lengths)
+    every = [s for s in sources if (settings.estimator or s.estimator) != "effect"]
+    pairs = [(s, shortest) for s in sources] + [(s, n) for n in longer for s in every]
+    return [Task(s, n, i) for s, n in pairs for i in range(settings.samples)]
 
 
 def collect(

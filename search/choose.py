@@ -17,13 +17,17 @@ from moa.search.grid import Grid, grid
 from moa.search.harm import harm
 from moa.search.solver import Limit, Solution, solve
 
+RECALL = 0.25
+"""Power of the hidden share of the text in what a rule costs a group that recalls facts."""
+
 
 def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Floats:
     """What the search minimises the sum of: [groups, rules].
 
-    Cuts of different groups act on the same answer, so their effects add up. Per source and length this is the harm
-    where the estimator gives an effect, and its root where it gives the square of one (`fisher`); brought to one scale,
-    the narrowest rule everywhere, then averaged over lengths and mixed over sources.
+    Where a source's estimator is `effect`, facts are asked for that may lie anywhere, and every group on the way to the
+    answer must see them: what a rule costs is the group's harm under the narrowest rule, at the shortest length
+    measured, times a power of the share of the text that the rule hides. Otherwise it is the rule's own harm. Each is
+    brought to one scale, the narrowest rule everywhere, then averaged over lengths and mixed over sources.
 
     Args:
         profile: The profile.
@@ -39,16 +43,20 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
     mixed = {source: weights.get(source, 1.0) for source in profile.sources}
     if not all(0 <= weight < inf for weight in mixed.values()) or not any(mixed.values()):
         raise MoaError(f"source weights must be 0 or more, and one over 0, found {mixed}")
-    effects = {
-        cut: np.sqrt(h) if profile.estimators.get(cut[0], "fisher") == "fisher" else h
-        for cut, h in harm(profile, rules).items()
-    }
-    total = np.zeros(next(iter(effects.values())).shape)
-    for (source, _), effect in effects.items():
-        narrowest = effect.max(1).sum()
-        if narrowest > 0:
-            lengths = sum(1 for other, _ in effects if other == source)
-            total += mixed[source] / lengths * effect / narrowest
+    hidden = [1 - rules.spans(n) / n for n in profile.lengths]
+    reach = np.mean([share**RECALL for share in hidden], axis=0)
+    harms = harm(profile, rules)
+    total = np.zeros((next(iter(harms.values()))).shape)
+    for source, weight in mixed.items():
+        lengths = [n for n in profile.lengths if (source, n) in harms]
+        if profile.estimators.get(source, "fisher") == "effect":
+            costs = [harms[source, lengths[0]].max(1)[:, None] * reach]
+        else:
+            costs = [harms[source, n] for n in lengths]
+        for cost in costs:
+            narrowest = cost.max(1).sum()
+            if narrowest > 0:
+                total += weight / len(costs) * cost / narrowest
     return total
 
 

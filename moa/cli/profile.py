@@ -16,7 +16,7 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Profile to write (.safetensors).")],
     lengths: Annotated[str, typer.Option(help="Lengths to measure, tokens.")] = "1024,2048,4096",
     samples: Annotated[int, typer.Option(help="Samples per source and length.")] = 4,
-    source: Annotated[list[str] | None, typer.Option(help=f"Repeatable: {SOURCES}. Default all.")] = None,
+    source: Annotated[list[str] | None, typer.Option(help=f"Repeatable: {SOURCES}. Default all but lines.")] = None,
     data: Annotated[
         str | None,
         typer.Option(help="Your documents as one more source: .jsonl, .txt, .parquet or hub:NAME."),
@@ -44,13 +44,14 @@ def command(
     from moa.cli.common import Bar, choice, numbers, writable
     from moa.load import load_model
     from moa.plans.plan import Plan
+    from moa.profiler.calibration import DEFAULT
     from moa.profiler.calibration import SOURCES as KNOWN
     from moa.profiler.collect import Settings, collect, tasks
     from moa.profiler.documents import document_source
     from moa.profiler.estimate import peak_bytes, seconds
     from moa.profiler.profile import Profile
 
-    names = source if source is not None else ([] if data else list(KNOWN))
+    names = source if source is not None else ([] if data else list(DEFAULT))
     settings = Settings(
         numbers("lengths", lengths), samples, seed, numbers("sinks", sinks), estimator,
         choice("labels", labels, ("sampled", "greedy", "given")), choice("loss", loss, ("nll", "margin")), chat,

@@ -40,19 +40,29 @@ def test_all_of_it_is_dense(make_profile):
     assert solution.value == 0
 
 
-@pytest.mark.parametrize("estimator", ["fisher", "effect"])
-def test_objective_is_the_mean_of_effects_on_one_scale(make_profile, estimator):
-    profile = replace(make_profile(), estimators={"text": "fisher", "facts": estimator})
+def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
+    profile = make_profile()
     rules = grid(profile.lengths, profile.sinks)
     weights = {"text": 3.0}
     expected = 0.0
     for source, weight in (("text", 3.0), ("facts", 1.0)):
         for n in (512, 1024):
-            effect = harm(profile, rules)[source, n]
-            if source == "text" or estimator == "fisher":  # squares of effects
-                effect = np.sqrt(effect)
-            expected = expected + weight / 2 * effect / effect.max(1).sum()
+            table = harm(profile, rules)[source, n]
+            expected = expected + weight / 2 * table / table.max(1).sum()
     assert np.allclose(objective(profile, rules, weights), expected)
+
+
+def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
+    profile = replace(make_profile(), estimators={"facts": "effect"})
+    rules = grid(profile.lengths, profile.sinks)
+    found = objective(profile, rules, {"text": 0.0})
+    worst = harm(profile, rules)["facts", 512].max(1)
+    hidden = np.array([[1 - rules.spans(n)[i] / n for n in (512, 1024)] for i in range(len(rules))])
+    expected = worst[:, None] * (hidden**0.25).mean(1)
+    assert np.allclose(found, expected / expected.max(1).sum())
+    assert (found[:, (hidden == 0).all(1)] == 0).all()
+    profile.cuts["facts", 1024][:] = 7  # not looked at
+    assert np.allclose(objective(profile, rules, {"text": 0.0}), found)
 
 
 def test_a_source_without_weight_does_not_count(make_profile):
