@@ -21,7 +21,9 @@ RECALL = 0.25
 """Power of the hidden share of the text in what a rule costs a group that recalls facts."""
 
 
-def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Floats:
+def objective(
+    profile: Profile, rules: Grid, weights: Mapping[str, float], lengths: Sequence[int] | None = None
+) -> Floats:
     """What the search minimises the sum of: [groups, rules].
 
     Where a source's estimator is `effect`, facts are asked for that may lie anywhere, and every group on the way to the
@@ -33,6 +35,7 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
         profile: The profile.
         rules: Candidate rules.
         weights: Weight of each source; sources not named count 1, those at 0 are left out.
+        lengths: Profiled lengths that count, None for all.
 
     Raises:
         MoaError: A source the profile does not have, or no weight left.
@@ -43,16 +46,17 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
     mixed = {source: weights.get(source, 1.0) for source in profile.sources}
     if not all(0 <= weight < inf for weight in mixed.values()) or not any(mixed.values()):
         raise MoaError(f"source weights must be 0 or more, and one over 0, found {mixed}")
-    hidden = [1 - rules.spans(n) / n for n in profile.lengths]
+    lengths = profile.lengths if lengths is None else lengths
+    hidden = [1 - rules.spans(n) / n for n in lengths]
     reach = np.mean([share**RECALL for share in hidden], axis=0)
     harms = harm(profile, rules)
     total = np.zeros((next(iter(harms.values()))).shape)
     for source, weight in mixed.items():
-        lengths = [n for n in profile.lengths if (source, n) in harms]
         if profile.estimators.get(source, "fisher") == "effect":
-            costs = [harms[source, lengths[0]].max(1)[:, None] * reach]
+            shortest = min(n for other, n in harms if other == source)
+            costs = [harms[source, shortest].max(1)[:, None] * reach]
         else:
-            costs = [harms[source, n] for n in lengths]
+            costs = [harms[source, n] for n in lengths if (source, n) in harms]
         for cost in costs:
             narrowest = cost.max(1).sum()
             if narrowest > 0:
@@ -62,8 +66,8 @@ def objective(profile: Profile, rules: Grid, weights: Mapping[str, float]) -> Fl
 
 def choose(
     profile: Profile, budgets: Sequence[Budget], *, weights: Mapping[str, float] | None = None,
-    costs: Costs | None = None, minimise: Budget | None = None, time_limit: float = 60.0,
-    provenance: Provenance | None = None,
+    costs: Costs | None = None, minimise: Budget | None = None, lengths: Sequence[int] | None = None,
+    time_limit: float = 60.0, provenance: Provenance | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
     """The plan of least harm within the budgets, or with `minimise` of least cost within them, one of them on harm.
 
@@ -73,6 +77,7 @@ def choose(
         weights: Weight of each source, 1 where not named.
         costs: Measured costs, for budgets in milliseconds.
         minimise: The cost to make least, at one length; its figure does not count.
+        lengths: Profiled lengths the plan is for, None for all of them.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
 
@@ -83,18 +88,21 @@ def choose(
     if not budgets:
         raise MoaError("give at least one budget, such as --max-density 0.5")
     model = profile.model
-    rules = grid(profile.lengths, profile.sinks)
-    harms = objective(profile, rules, weights or {})
+    if lengths is not None and not set(lengths) <= set(profile.lengths):
+        raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
+    lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
+    rules = grid(lengths, profile.sinks)
+    harms = objective(profile, rules, weights or {}, lengths)
     kept = []
     for budget in budgets:
         if budget.kind == "harm":
             kept.append(Limit(str(budget), harms, budget.most))
         else:
-            kept += limits(budget, rules, model, profile.lengths, costs)
+            kept += limits(budget, rules, model, lengths, costs)
     if minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)
     else:
-        [least] = limits(minimise, rules, model, profile.lengths, costs)
+        [least] = limits(minimise, rules, model, lengths, costs)
         solution = solve(least.cost, kept, time_limit=time_limit).plus(least.fixed)
     chosen = [rules.rule(int(i)) for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
@@ -102,9 +110,9 @@ def choose(
         model, {layer: [chosen[i] for i in row] for layer, row in zip(model.ruled_layers, by_layer, strict=True)}
     )
     predicted = Predicted(
-        lengths=list(profile.lengths),
-        density=[round(plan.density(n), 4) for n in profile.lengths],
-        kv_bytes=[plan.kv_bytes(n, dtype="bfloat16") for n in profile.lengths],
+        lengths=list(lengths),
+        density=[round(plan.density(n), 4) for n in lengths],
+        kv_bytes=[plan.kv_bytes(n, dtype="bfloat16") for n in lengths],
     )
     return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
 

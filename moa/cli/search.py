@@ -43,6 +43,9 @@ def command(
     measure: Annotated[
         str | None, typer.Option(help="MODEL: also time the plan on it, beside what --costs predict.")
     ] = None,
+    lengths: Annotated[
+        str | None, typer.Option(help="Profiled lengths the plan is for, such as 2048. Default all; not with --front.")
+    ] = None,
     source_weight: Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver, per plan.")] = 60.0,
 ) -> None:
@@ -54,7 +57,7 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.common import writable
+    from moa.cli.common import numbers, writable
     from moa.profiler.profile import Profile
     from moa.search.budget import cost, parse
     from moa.search.choose import choose, record
@@ -64,6 +67,8 @@ def command(
     budgets = [parse(kind, text) for kind, texts in given.items() for text in texts or []]
     if (max_harm is None) != (minimise is None) or (minimise is not None and front is not None):
         raise MoaError("--max-harm and --minimise go together, and without --front")
+    if lengths is not None and front is not None:
+        raise MoaError("a front is over all profiled lengths: give --lengths or --front")
     least = None if minimise is None else cost(minimise)
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
@@ -83,7 +88,14 @@ def command(
     if minimise is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}"})
     plan, solution = choose(
-        measured, budgets, weights=weights, costs=known, minimise=least, time_limit=time_limit, provenance=origin
+        measured,
+        budgets,
+        weights=weights,
+        costs=known,
+        minimise=least,
+        lengths=None if lengths is None else numbers("lengths", lengths),
+        time_limit=time_limit,
+        provenance=origin,
     )
     plan.save(output)
     state = "time limit reached" if solution.timed_out else "optimal"
@@ -92,7 +104,7 @@ def command(
         f"{state}: {minimise or 'objective'} {solution.value:.4g}, gap {solution.gap:.1e}, {solution.seconds:.1f} s, "
         f"{left} of {given_} choices after pruning"
     )
-    for n in measured.lengths:
+    for n in plan.predicted.lengths if plan.predicted else measured.lengths:
         kept = plan.kv_bytes(n) / measured.model.dense_kv_bytes(n)
         console.print(f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept:.3f} of dense")
     if known is not None:

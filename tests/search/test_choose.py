@@ -108,3 +108,16 @@ def test_an_infeasible_budget_names_what_is_feasible(make_profile):
     with pytest.raises(BudgetInfeasible, match=r"density<=0\.1@512: the smallest feasible value is 0\.375$"):
         choose(profile, [parse("density", "0.1")])
     assert choose(profile, [parse("density", "0.375@512")])[0].density(512) == 0.375
+
+
+def test_a_plan_for_some_of_the_lengths_is_that_of_a_profile_of_them(make_profile):
+    profile = replace(make_profile((512, 1024)), estimators={"facts": "effect"})
+    budget = [parse("density", "0.5")]
+    plan, _ = choose(profile, budget, lengths=[1024])
+    alone = replace(profile, cuts={cut: t for cut, t in profile.cuts.items() if cut != ("text", 512)})
+    rules = grid((1024,), profile.sinks)
+    assert np.allclose(objective(profile, rules, {}, [1024]), objective(alone, rules, {}, [1024]))
+    assert plan.predicted.lengths == (1024,)
+    assert plan.density(1024) <= 0.5
+    with pytest.raises(MoaError, match=r"lengths must be of the profiled \[512, 1024\], found \[600\]"):
+        choose(profile, budget, lengths=[600])
