@@ -73,6 +73,7 @@ def command(
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
     weights = _weights(source_weight or [])
+    wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
     measured = Profile.load(profile)
     if known is not None:
@@ -93,7 +94,7 @@ def command(
         weights=weights,
         costs=known,
         minimise=least,
-        lengths=None if lengths is None else numbers("lengths", lengths),
+        lengths=wanted,
         time_limit=time_limit,
         provenance=origin,
     )
@@ -104,7 +105,7 @@ def command(
         f"{state}: {minimise or 'objective'} {solution.value:.4g}, gap {solution.gap:.1e}, {solution.seconds:.1f} s, "
         f"{left} of {given_} choices after pruning"
     )
-    for n in plan.predicted.lengths if plan.predicted else measured.lengths:
+    for n in wanted or measured.lengths:
         kept = plan.kv_bytes(n) / measured.model.dense_kv_bytes(n)
         console.print(f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept:.3f} of dense")
     if known is not None:

@@ -105,3 +105,15 @@ def test_damaged_profiles(search, tmp_path):
         assert code == 2
         assert name in err
         assert err.count("\n") == 1
+
+
+def test_for_one_of_the_profiled_lengths(search):
+    code, _, err = search("-o", "one.yaml", "--lengths", "1024", "--max-density", "0.5")
+    assert code == 0
+    assert "1024 tokens: density" in err
+    assert "512 tokens: density" not in err
+    assert Plan.load("one.yaml").density(1024) <= 0.5
+    for extra, says in ((["--lengths", "600"], "found [600]"), (["--lengths", "512", "--front", "3"], "or --front")):
+        code, _, err = search("-o", "no", "--max-density", "0.5", *extra)
+        assert code == 2
+        assert says in err
