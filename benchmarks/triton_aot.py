@@ -129,8 +129,8 @@ def gradient_q(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row
     t = gradient_q_tiles(dim, dtype, heads, target)
     heads_up = triton.next_power_of_2(heads)
     constants = {
-        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SINKS_UP": 1, "D": dim,
-        "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
+        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SINKS_UP": 1, "SQUARED": True,
+        "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
     }  # fmt: skip
     return build(gradient_q_kernel, "influence q", target, dtype, dim, f"group of {heads}", t, constants)
 

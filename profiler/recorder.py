@@ -17,13 +17,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from moa.kernels.backend import pick
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.sdpa import attend
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
-from moa.profiler.estimators import fisher
+from moa.profiler.estimators import effect, fisher
 from moa.profiler.profile import bin_size
 
 NAME = "moa_influence"
@@ -46,13 +47,18 @@ class Recorder:
         self.layers, self.sinks, self.estimator, self.plan = frozenset(layers), tuple(sinks), estimator, plan
         self.tables: dict[int, Tensor] = {}
 
-    def rules(self, layer: int, length: int, device: torch.device) -> dict[str, Tensor]:
-        """The arguments `first` and `sink` of a layer under the plan; none when dense."""
+    def fused(self, q: Tensor) -> bool:
+        """Whether the Triton kernels measure: on a GPU, the two estimators they hold, of a dense model."""
+        held = self.plan is None and self.estimator in (fisher, effect)
+        return held and q.dtype != torch.float64 and pick(q.device) == "triton"
+
+    def rules(self, layer: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+        """`first` and `sink` of a layer under the plan, None when dense."""
         if self.plan is None:
-            return {}
+            return None, None
         first = torch.from_numpy(self.plan.first_table(layer, -(-length // BLOCK)))
         sink = torch.from_numpy(self.plan.rules(layer)[0].astype("int32"))
-        return {"first": first.to(device), "sink": sink.to(device)}
+        return first.to(device), sink.to(device)
 
     def take(self) -> Tensor:
         """The finished sample's table [sinks, layers, kv_heads, rows, edges]; empties the recorder."""
@@ -73,12 +79,21 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recorder: Recorder, layer: int) -> Tensor:
         """q [query_heads, N, D]; k, v [kv_heads, N, D]; returns [query_heads, N, D]."""
-        ctx.save_for_backward(q, k, v)
         ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
-        if rules := recorder.rules(layer, q.shape[1], q.device):
-            packed = (x.transpose(0, 1) for x in (q, k, v))
-            where = {"starts": torch.tensor([0, q.shape[1]]), "lengths": torch.zeros(1, dtype=torch.int64)}
-            return attend(*packed, **rules, **where, scale=scale).transpose(0, 1)
+        if recorder.fused(q):
+            from moa.kernels.triton.influence import forward
+
+            out, lse = forward(q, k, v, scale=scale)
+            ctx.save_for_backward(q, k, v, out, lse)
+            return out
+        ctx.save_for_backward(q, k, v)
+        first, sink = recorder.rules(layer, q.shape[1], q.device)
+        if first is not None and sink is not None:
+            packed = [x.transpose(0, 1) for x in (q, k, v)]
+            starts, lengths = torch.tensor([0, q.shape[1]]), torch.zeros(1, dtype=torch.int64)
+            return attend(
+                packed[0], packed[1], packed[2], first=first, sink=sink, starts=starts, lengths=lengths, scale=scale
+            ).transpose(0, 1)
         heads = q.shape[0] // k.shape[0]
         k, v = (x.repeat_interleave(heads, 0)[None] for x in (k, v))
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
@@ -86,12 +101,23 @@ class _Recorded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients, and the table into the recorder."""
-        q, k, v = ctx.saved_tensors
+        q, k, v, *ours = ctx.saved_tensors
         recorder: Recorder = ctx.recorder
-        dq, dk, dv, table = influence_backward(
-            q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks,
-            bin_size=bin_size(q.shape[1]), **recorder.rules(ctx.layer, q.shape[1], q.device),
-        )  # fmt: skip
+        size = bin_size(q.shape[1])
+        if ours:
+            from moa.kernels.triton import influence as triton
+
+            out, lse = ours
+            dq, dk, dv, table = triton.influence_backward(
+                q, k, v, out, lse, grads[0].contiguous(), scale=ctx.scale, sinks=recorder.sinks, bin_size=size,
+                squared=recorder.estimator is fisher,
+            )  # fmt: skip
+        else:
+            first, sink = recorder.rules(ctx.layer, q.shape[1], q.device)
+            dq, dk, dv, table = influence_backward(
+                q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks, bin_size=size,
+                first=first, sink=sink,
+            )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None
 

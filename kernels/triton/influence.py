@@ -1,11 +1,12 @@
-"""Influence: the backward pass of causal attention with the Fisher sums of every cut in the same sweep.
+"""Influence: the backward pass of causal attention with the sums of every cut in the same sweep.
 
-The fused form of `moa.kernels.influence.influence_backward` under the estimator `fisher`. With A the attention weights,
-dP_ij = dO_i . V_j and D_i = dO_i . O_i, a cut that keeps keys K changes a row's output, to first order, by
+The fused form of `moa.kernels.influence.influence_backward` under the estimators `fisher` and `effect`. With A the
+attention weights, dP_ij = dO_i . V_j and D_i = dO_i . O_i, a cut that keeps keys K changes a row's output, to first
+order, by
 
     delta_i = sum over the group's heads of (sum_K A dP) / (sum_K A) - D_i
 
-and its harm is the sum of delta_i^2 over rows.
+and its harm is the sum over rows of delta_i^2, or for `effect` of delta_i.
 
 Algorithm. As in flash attention's backward pass (arXiv 2205.14135, algorithm 4), nothing of size N x N is kept:
 
@@ -51,20 +52,20 @@ def weigh(q, dout, k, v, lse, scale, seen, MASKED: tl.constexpr, PRECISION: tl.c
 
 @triton.jit
 def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr,
-          SINKS_UP: tl.constexpr):  # fmt: skip
+          SINKS_UP: tl.constexpr, SQUARED: tl.constexpr):  # fmt: skip
     """Harm of one cut under each sink [SINKS_UP], the group's heads summed before squaring."""
     kept = mass[:, None] + sink_mass
     mean = tl.where(kept > NO_MASS, (effect[:, None] + sink_effect) / tl.maximum(kept, NO_MASS), 0.0)
     change = tl.sum(tl.reshape(mean - delta[:, None], (POSITIONS, HEADS_UP, SINKS_UP)), 1)
-    return tl.sum(change * change, 0)
+    return tl.sum(change * change if SQUARED else change, 0)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_q_kernel(
     q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, tokens, groups, tiles, edges, per_bin, sink_count,
     most_sinks, q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head, dout_token,
-    HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr, D: tl.constexpr,
-    WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr,
+    SQUARED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dQ, D and the cuts' harms of BLOCK_M rows, POSITIONS times HEADS_UP; `cuts` is [tiles, groups, sinks, edges]."""
     group = tl.program_id(0) % groups
@@ -105,7 +106,7 @@ def gradient_q_kernel(
     tile_v = load_rows(v + at.to(tl.int64) * v_token, exists, D, WIDTH, True)
     a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, at[None, :] <= position[:, None], True, PRECISION)
     mass, effect = tl.sum(a, 1), tl.sum(a * dp, 1)
-    harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP)
+    harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP, SQUARED)
     cut = tl.where(diagonal % per_bin == 0, diagonal * BLOCK, 0) > sink
     tl.store(cuts + which * edges + diagonal // per_bin, harm, mask=cut)
     ds = (a * (dp - d[:, None])).to(k.dtype.element_ty)
@@ -119,7 +120,7 @@ def gradient_q_kernel(
         a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
         mass += tl.sum(a, 1)
         effect += tl.sum(a * dp, 1)
-        harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP)
+        harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP, SQUARED)
         cut = tl.where(block % per_bin == 0, block * BLOCK, 0) > sink
         tl.store(cuts + which * edges + block // per_bin, harm, mask=cut)
         acc = dot((a * (dp - d[:, None])).to(tile_k.dtype), tile_k, acc, PRECISION)
@@ -214,9 +215,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
 
 def influence_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, scale: float, sinks: Sequence[int],
-    bin_size: int,
+    bin_size: int, squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of causal attention, and the summed Fisher harm of every cut.
+    """Gradients of causal attention, and the summed harm of every cut.
 
     Args:
         q, k, v, scale: As in `forward`; the last dimension is contiguous, here and below.
@@ -224,6 +225,7 @@ def influence_backward(
         dout: Gradient at the output [query_heads, N, D].
         sinks: Sink sizes to measure, tokens, multiples of 64.
         bin_size: Tokens per row and edge bin, a multiple of 64.
+        squared: Whether harm is the squared effect (`fisher`) or the effect itself (`effect`).
 
     Returns:
         As `moa.kernels.influence.influence_backward`.
@@ -245,7 +247,8 @@ def influence_backward(
     gradient_q_kernel[(used * groups,)](
         q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, n, groups, used, bins, bin_size // BLOCK.value,
         len(sinks), max(sinks) // BLOCK.value, *strides,
-        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), HEADS=per_group,
+        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), SQUARED=squared,
+        HEADS=per_group,
         **_meta(shape, dim),
     )  # fmt: skip
     gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](

@@ -12,11 +12,15 @@ from moa.kernels.triton.influence import forward, influence_backward
 NO_MASS = 1e-6
 
 
+def effect(tile: plain.Tile) -> Tensor:
+    """The estimators the kernels hold, as the profiler defines them."""
+    mass, kept = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
+    delta: Tensor = (torch.where(mass > NO_MASS, kept / mass, 0.0) - tile.d).sum(1)
+    return delta
+
+
 def fisher(tile: plain.Tile) -> Tensor:
-    """The estimator the kernels hold, as the profiler defines it."""
-    mass, effect = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
-    delta: Tensor = (torch.where(mass > NO_MASS, effect / mass, 0.0) - tile.d).sum(1)
-    return delta.square()
+    return effect(tile).square()
 
 
 @pytest.fixture(autouse=True)
@@ -31,14 +35,15 @@ def run(n: int, heads: int, groups: int, dim: int, dtype: torch.dtype, sinks: tu
     q, k, v, dout = (torch.randn(h, n, dim, generator=g).to(dtype) for h in (heads, groups, groups, heads))
     call = {"scale": dim**-0.5, "sinks": sinks, "bin_size": bin_size}
     out, lse = forward(q, k, v, scale=call["scale"])
-    mine = influence_backward(q, k, v, out, lse, dout, **call)
-    exact = plain.influence_backward(q.double(), k.double(), v.double(), dout.double(), estimator=fisher, **call)
-    same = plain.influence_backward(q, k, v, dout, estimator=fisher, **call)
-    for name, found, theirs, want in zip(("dq", "dk", "dv", "table"), mine, same, exact, strict=True):
-        assert found.shape == want.shape
-        allowed = 2 * (theirs - want).abs().max() + 4 * torch.finfo(dtype).eps * want.abs().max()
-        error = (found - want).abs().max()
-        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
+    for estimator in (fisher, effect):
+        mine = influence_backward(q, k, v, out, lse, dout, **call, squared=estimator is fisher)
+        exact = plain.influence_backward(q.double(), k.double(), v.double(), dout.double(), estimator=estimator, **call)
+        same = plain.influence_backward(q, k, v, dout, estimator=estimator, **call)
+        for name, found, theirs, want in zip(("dq", "dk", "dv", "table"), mine, same, exact, strict=True):
+            assert found.shape == want.shape
+            allowed = 2 * (theirs - want).abs().max() + 4 * torch.finfo(dtype).eps * want.abs().max()
+            error = (found - want).abs().max()
+            assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}"
 
 
 @pytest.mark.parametrize(("n", "heads", "groups"), [(1, 1, 1), (63, 3, 1), (64, 8, 2), (65, 2, 2), (111, 6, 2)])
