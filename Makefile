@@ -50,11 +50,11 @@ check: $(READY)
 
 demo: $(READY) $(MODEL)/config.json
 	mkdir -p demo
-	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 2
-	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --max-density 0.5
-	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --max-density 0.25
-	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.5.yaml
-	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 1024 --needles 8 --four-needles 2 --ppl-windows 1 -o demo/eval.json
+	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 3
+	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --lengths 2048 --max-density 0.5
+	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --lengths 2048 --max-density 0.25
+	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
+	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 2048 --needles 8 --four-needles 1 --ppl-windows 1 -o demo/eval.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
 
 # Every property at 20 seeds of 100 cases or more. Interrupted, it goes on with the seed it was at; a change starts anew.
@@ -67,7 +67,19 @@ build/fuzz/%: $(READY) $(SOURCES)
 	$(PYTEST) -m "hypothesis and not full and not gpu and not matrix" --hypothesis-seed=$*
 	mkdir -p $(@D) && touch $@
 
-bench: $(READY) $(MODEL)/config.json
+build/profile.safetensors: $(READY) $(MODEL)/config.json
+	mkdir -p build
+	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048,4096,8192 --samples 6 --dtype bfloat16
+
+# All of it takes hours on 2 cores; each part goes on where it was stopped.
+bench: build/profile.safetensors
+	$(BIN)/python benchmarks/quality.py $(MODEL) build/profile.safetensors --dtype bfloat16
+	$(BIN)/python benchmarks/solver.py build/profile.safetensors
+	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --lengths 8192 --max-density 0.5
+	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --lengths 8192 --max-density 0.25
+	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
+	$(BIN)/moa measure $(MODEL) -o build/costs.json --lengths 1024,2048,4096,8192
+	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors build/costs.json
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)
 	$(BIN)/python benchmarks/profile_cost.py $(MODEL)
 	$(BIN)/python benchmarks/attention_cpu.py --json benchmarks/results/attention_cpu.json
