@@ -1,9 +1,9 @@
 """What plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
 
-At each length the plans are what `moa search PROFILE --lengths LENGTH` finds at densities 0.5 and 0.25 (at 1,024 tokens
-with `--source-weight text=0.5`; at 4,096 only 0.25). Writes quality.json and quality.md to `--results`; every claim is
-in them with the figure measured for it. Stopped at any moment, the same command goes on from `quality.partial`; several
-processes may take a length each, then one takes all.
+At each length the plans are what `moa search PROFILE --lengths LENGTH` finds at densities 0.5 and 0.25 (that of 0.25 at
+1,024 tokens with `--source-weight text=0.5`; at 4,096 tokens only 0.25). Writes quality.json and quality.md to
+`--results`; every claim is in them with the figure measured for it. Stopped at any moment, the same command goes on
+from `quality.partial`; several processes may take a length each, then one takes all.
 
     python benchmarks/quality.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -30,7 +30,7 @@ PARTS = {
     2048: Part(2048, single=40, four=10, windows=4),
     4096: Part(4096, single=30, four=0, windows=2),
 }
-WEIGHTS = {1024: {"text": 0.5}}
+WEIGHTS = {(QUARTER, 1024): {"text": 0.5}}
 """Of sources, where not 1: chosen on other needles (seed 1), where so little room is left that recall is at stake."""
 
 
@@ -38,7 +38,7 @@ def plans(profile: Profile, length: int) -> list[tuple[str, Plan]]:
     """The rows beside dense."""
     budgets = (HALF, "0.5"), (QUARTER, "0.25")
     found = [
-        (row, choose(profile, [parse("density", budget)], weights=WEIGHTS.get(length), lengths=[length])[0])
+        (row, choose(profile, [parse("density", budget)], weights=WEIGHTS.get((row, length)), lengths=[length])[0])
         for row, budget in budgets
     ]
     if length == 4096:  # takes long: only what is claimed of it
