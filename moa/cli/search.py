@@ -88,6 +88,8 @@ def command(
     origin = record(profile, measured, budgets, moa.__version__)
     if minimise is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}"})
+    if wanted is not None:
+        origin = origin.model_copy(update={"budget": f"{origin.budget}, for {lengths}"})
     plan, solution = choose(
         measured,
         budgets,

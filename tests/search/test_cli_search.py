@@ -112,7 +112,10 @@ def test_for_one_of_the_profiled_lengths(search):
     assert code == 0
     assert "1024 tokens: density" in err
     assert "512 tokens: density" not in err
-    assert Plan.load("one.yaml").density(1024) <= 0.5
+    plan = Plan.load("one.yaml")
+    assert plan.density(1024) <= 0.5
+    assert plan.provenance is not None
+    assert plan.provenance.budget == "density<=0.5, for 1024"
     for extra, says in ((["--lengths", "600"], "found [600]"), (["--lengths", "512", "--front", "3"], "or --front")):
         code, _, err = search("-o", "no", "--max-density", "0.5", *extra)
         assert code == 2
