@@ -50,7 +50,7 @@ check: $(READY)
 
 demo: $(READY) $(MODEL)/config.json
 	mkdir -p demo
-	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 3
+	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 2
 	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --lengths 2048 --max-density 0.5
 	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --lengths 2048 --max-density 0.25
 	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
