@@ -53,7 +53,7 @@ demo: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 2
 	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --lengths 2048 --max-density 0.5
 	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --lengths 2048 --max-density 0.25
-	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
+	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.5.yaml
 	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 2048 --needles 8 --four-needles 1 --ppl-windows 1 -o demo/eval.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
 

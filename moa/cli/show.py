@@ -23,7 +23,8 @@ def command(
     from moa.plans.plan import Plan
 
     paths = [plan] if other is None else [plan, other]
-    numbered = [Path(path).stem if len(paths) == 1 else f"{i} {Path(path).stem}" for i, path in enumerate(paths, 1)]
+    names = [Path(path).name.removesuffix(".yaml") for path in paths]
+    numbered = names if other is None else [f"{i} {name}" for i, name in enumerate(names, 1)]
     plans = dict(zip(numbered, map(Plan.load, paths), strict=True))
     loaded = list(plans.values())
     report.same_model(loaded)

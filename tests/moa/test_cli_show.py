@@ -103,3 +103,10 @@ def test_without_matplotlib(show, monkeypatch):
     code, out, err = show("half.yaml", "--png", "plan.png")
     assert (code, out) == (2, "")
     assert "moa-attention[eval]" in err
+
+
+def test_a_name_keeps_its_figures(show):
+    Plan.from_rules(INFO, {0: [NARROW] * 2, 1: [FULL] * 2}).save("plan-0.25.yaml")
+    _, out, _ = show("plan-0.25.yaml", "half.yaml")
+    assert "1 plan-0.25" in out
+    assert "2 half" in out
