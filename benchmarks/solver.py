@@ -130,7 +130,8 @@ def main() -> None:
     sizes = []
     for size in SIZES:
         command = [sys.executable, __file__, options.profile, "--size", size]
-        sizes.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
+        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        sizes.append(json.loads(found.splitlines()[-1]))  # HiGHS may print lines of its own before
     about = {"cores": os.cpu_count(), "machine": platform.machine(), "scipy": scipy.__version__}
     (RESULTS / "solver.json").write_text(json.dumps({**about, "sizes": sizes}, indent=1) + "\n")
     text = markdown(sizes)
