@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from moa.plans.errors import MoaError
+from moa.report import canvas
 from moa.search.cost import Costs, Work
 from moa.search.front import Point
 
@@ -39,13 +39,9 @@ def picture(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | 
         MoaError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[eval]'") from None
     rows = [figures(point, lengths, costs) for point in points.values()]
     harm = [point.solution.value for point in points.values()]
-    figure = Figure(figsize=(3.5 * len(rows[0]), 3.2), layout="constrained")
+    figure = canvas((3.5 * len(rows[0]), 3.2))
     panels = figure.subplots(1, len(rows[0]), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, rows[0], strict=True):
         panel.plot([row[name] for row in rows], harm, marker="o", markersize=3, linewidth=1)

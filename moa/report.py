@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.table import Table
@@ -10,6 +11,9 @@ from rich.text import Text
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.plan import Plan, Rule
 from moa.plans.span import BLOCK, Ints, first_block
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHADES = "·░▒▓█"
 EDGES = (1 / 8, 1 / 4, 1 / 2, 1)
@@ -101,13 +105,9 @@ def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> No
         MoaError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[eval]'") from None
     model = next(iter(plans.values())).model
     size = (1.5 + len(lengths) * max(2.0, 0.15 * model.kv_heads), len(plans) * max(2.5, 0.15 * model.layers))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = canvas(size)
     panels = figure.subplots(len(plans), len(lengths), squeeze=False)
     for row, (name, plan) in zip(panels, plans.items(), strict=True):
         for panel, n in zip(row, lengths, strict=True):
@@ -123,6 +123,19 @@ def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> No
         row[0].set_ylabel("layer", fontsize=8)
     figure.colorbar(image, ax=panels, label="span / length")
     figure.savefig(path, format="png", dpi=150)
+
+
+def canvas(size: tuple[float, float]) -> "Figure":
+    """An empty figure of `size` inches.
+
+    Raises:
+        MoaError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[eval]'") from None
+    return Figure(figsize=size, layout="constrained")
 
 
 def _map(plan: Plan, cells: Mapping[str, Ints], marks: str, title: str) -> Table:

@@ -82,6 +82,10 @@ class Profile:
         """Profiled lengths, ascending."""
         return tuple(sorted({length for _, length in self.cuts}))
 
+    def estimator(self, source: str) -> str:
+        """How the harm of `source` was estimated; `fisher` where the file does not say."""
+        return self.estimators.get(source, "fisher")
+
     def plus(self, other: "Profile") -> "Profile":
         """Both together, every sample counted once.
 
@@ -93,7 +97,7 @@ class Profile:
         if self.sinks != other.sinks:
             raise ProfileError(f"profiles to add must have the same sinks, found {self.sinks} and {other.sinks}")
         for source in set(self.sources) & set(other.sources):
-            mine, its = (p.estimators.get(source, "fisher") for p in (self, other))
+            mine, its = (p.estimator(source) for p in (self, other))
             if mine != its:
                 raise ProfileError(f"profiles to add must have one estimator of {source}, found {mine} and {its}")
         both = [*self.cuts, *(cut for cut in other.cuts if cut not in self.cuts)]

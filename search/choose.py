@@ -50,9 +50,9 @@ def objective(
     hidden = [1 - rules.spans(n) / n for n in lengths]
     reach = np.mean([share**RECALL for share in hidden], axis=0)
     harms = harm(profile, rules)
-    total = np.zeros((next(iter(harms.values()))).shape)
+    total = np.zeros(next(iter(harms.values())).shape)
     for source, weight in mixed.items():
-        if profile.estimators.get(source, "fisher") == "effect":
+        if profile.estimator(source) == "effect":
             shortest = min(n for other, n in harms if other == source)
             costs = [harms[source, shortest].max(1)[:, None] * reach]
         else:

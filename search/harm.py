@@ -31,7 +31,7 @@ def _harm(profile: Profile, cut: Cut, grid: Grid) -> Floats:
     total = np.zeros((by_row.shape[2], len(grid)))
     for block, row in enumerate(rows):
         total += by_row[row, which, :, np.minimum(edges[:, block], row)].T * share[block]
-    return total / (profile.tokens[cut] * (2 if profile.estimators.get(cut[0], "fisher") == "fisher" else 1))
+    return total / (profile.tokens[cut] * (2 if profile.estimator(cut[0]) == "fisher" else 1))
 
 
 def monotone(table: npt.NDArray[np.float32]) -> Floats:

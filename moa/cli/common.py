@@ -25,6 +25,11 @@ def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
     return value
 
 
+def plan_name(path: str) -> str:
+    """What tables call a plan: its file's name without `.yaml`, or the name of a shipped plan."""
+    return Path(path).name.removesuffix(".yaml")
+
+
 def writable(path: Path) -> None:
     """Refuse an output that cannot be written, before work starts."""
     if path.is_dir():

@@ -30,14 +30,14 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, numbers, writable
+    from moa.cli.common import Bar, numbers, plan_name, writable
     from moa.comparison import Part, compare
     from moa.journal import Journal, replace_json
     from moa.load import load_model
     from moa.plans.plan import Plan
 
     parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]
-    plans = [(Path(name).stem if name.endswith(".yaml") else name, Plan.load(name)) for name in plan or []]
+    plans = [(plan_name(name), Plan.load(name)) for name in plan or []]
     if output is not None:
         writable(output)
         if output.suffix == ".jsonl":

@@ -19,11 +19,11 @@ def command(
     from rich.console import Console
 
     from moa import report
-    from moa.cli.common import numbers, writable
+    from moa.cli.common import numbers, plan_name, writable
     from moa.plans.plan import Plan
 
     paths = [plan] if other is None else [plan, other]
-    names = [Path(path).name.removesuffix(".yaml") for path in paths]
+    names = list(map(plan_name, paths))
     numbered = names if other is None else [f"{i} {name}" for i, name in enumerate(names, 1)]
     plans = dict(zip(numbered, map(Plan.load, paths), strict=True))
     loaded = list(plans.values())

@@ -1,5 +1,6 @@
 """Tiny random models of each family, random plans, and an oracle that shares no code with the runtime."""
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
 
@@ -12,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from moa.cli import main as cli
 from moa.plans.plan import Plan, Rule
 
 VOCABULARY = 61
@@ -135,3 +137,19 @@ def tokens() -> Callable:
         return torch.from_numpy(np.random.default_rng(seed).integers(1, VOCABULARY, (batch, n)))
 
     return make
+
+
+@pytest.fixture
+def moa_in(monkeypatch, capfd):
+    """Runs the command line in a folder: (folder, arguments) to (exit code, out, err)."""
+
+    def run(folder, *args: str) -> tuple[int, str, str]:
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setattr(sys, "argv", ["moa", *args])
+        code = cli.main()
+        out, err = capfd.readouterr()
+        return code, out, err
+
+    return run

@@ -1,14 +1,13 @@
 """`moa generate`, `moa bench` and `moa doctor` on a tiny model."""
 
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
 from moa import selftest
 from moa.cli import doctor
-from moa.cli import main as cli
 from moa.kernels.backend import Backend, load
 from moa.plans.plan import Plan, Rule
 
@@ -29,17 +28,8 @@ def folder(fresh, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setattr(sys, "argv", ["moa", *args])
-        code = cli.main()
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+def run(folder, moa_in):
+    return partial(moa_in, folder)
 
 
 PROMPT = ["generate", ".", "--plan", "plan.yaml", "--prompt-file", "prompt.txt", "--max-new-tokens", "5"]

@@ -1,10 +1,9 @@
 import json
-import sys
+from functools import partial
 
 import pytest
 import torch
 
-from moa.cli import main as cli
 from moa.plans.plan import Plan, Rule
 
 
@@ -22,17 +21,8 @@ def folder(fresh, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setattr(sys, "argv", ["moa", "eval", *args])
-        code = cli.main()
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+def run(folder, moa_in):
+    return partial(moa_in, folder, "eval")
 
 
 SMALL = ["--lengths", "576", "--needles", "1", "--four-needles", "1", "--ppl-windows", "1"]

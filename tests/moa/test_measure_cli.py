@@ -1,6 +1,7 @@
 """`moa measure`, and what `moa search` does with its costs: with a model."""
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -32,17 +33,8 @@ def folder(fresh, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
-    def run(*args: str) -> tuple[int, str, str]:
-        monkeypatch.chdir(folder)
-        monkeypatch.setenv("COLUMNS", "200")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-        monkeypatch.setattr(sys, "argv", ["moa", *args])
-        code = cli.main()
-        out, err = capfd.readouterr()
-        return code, out, err
-
-    return run
+def run(folder, moa_in):
+    return partial(moa_in, folder)
 
 
 @pytest.fixture(scope="module")
