@@ -55,8 +55,11 @@ def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (here / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     (here / "table.csv").write_text("text\nx\n")
 
-    for name in ("out.safetensors", "out.yaml", "out.json", "out.png", "note.jsonl"):
-        (here / name).write_text("an earlier result")
+    (here / "out.safetensors").write_bytes(whole)
+    (here / "out.yaml").write_text(text)
+    (here / "out.json").write_text(json.dumps({"environment": {}, "rows": []}))
+    (here / "out.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (here / "note.jsonl").write_text("an earlier result")
     return here
 
 
@@ -172,6 +175,13 @@ OUTPUTS = [
         ("/proc/out", "/proc/out"),
     ]
 ] + [
+    ("profile model -o model/model.safetensors", "model/model.safetensors is not a profile, so it is not replaced"),
+    ("profile model -o note.jsonl", "note.jsonl is not a profile"),
+    ("search good.safetensors -o good.safetensors --max-density 0.5", "good.safetensors is not a plan"),
+    ("measure model -o model/config.json", "model/config.json is not a file of costs"),
+    (f"eval model -o model/config.json {EVAL}", "model/config.json is not a result of `moa eval`"),
+    ("bench model --plan plan.yaml -o out.json", "out.json is not a result of `moa bench`"),
+    ("show plan.yaml --png plan.yaml", "plan.yaml is not a PNG"),
     (f"eval model -o out.jsonl {EVAL}", "must not end in .jsonl"),
     (f"eval model -o note.json {EVAL}", "note.jsonl, line 1: not a result of an evaluation"),
 ]

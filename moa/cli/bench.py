@@ -32,7 +32,7 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, numbers, writable
+    from moa.cli.common import Bar, numbers, results, writable
     from moa.journal import replace_json
     from moa.load import load_model
     from moa.plans.plan import Plan
@@ -42,7 +42,7 @@ def command(
     if counts[0] < 1:
         raise MoaError(f"batches must be 1 or more, found {counts[0]}")
     if output is not None:
-        writable(output)
+        writable(output, "result of `moa bench`", results("backend", "lengths"))
     network, _ = load_model(model, dtype=dtype)
     for n in sizes:
         check_length(network, n)

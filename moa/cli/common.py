@@ -1,5 +1,7 @@
 """What several commands share: reading options, refusing outputs, the progress bar."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -30,14 +32,38 @@ def plan_name(path: str) -> str:
     return Path(path).name.removesuffix(".yaml")
 
 
-def writable(path: Path) -> None:
-    """Refuse an output that cannot be written, before work starts."""
+def writable(path: Path, kind: str, read: Callable[[Path], object]) -> None:
+    """Refuse an output that cannot be written, before work starts; a file in its place must be an older one.
+
+    Args:
+        path: The output.
+        kind: What is written, for the message.
+        read: Reads such a file, and raises a ValueError for any other.
+    """
     if path.is_dir():
         raise MoaError(f"cannot write {path}: it is a folder")
     try:
         TemporaryFile(dir=path.parent).close()  # os.access knows permissions only
     except OSError as error:
         raise MoaError(f"cannot write {path}: {path.parent} is no writable folder ({error.strerror})") from None
+    if path.exists():
+        try:
+            read(path)
+        except (ValueError, OSError) as error:
+            raise MoaError(
+                f"{path} is not a {kind}, so it is not replaced; move it or name another ({error})"
+            ) from None
+
+
+def results(*names: str) -> Callable[[Path], None]:
+    """A reader for `writable`, of JSON objects that have these names."""
+
+    def read(path: Path) -> None:
+        found = json.loads(path.read_bytes())
+        if not isinstance(found, dict) or not set(names) <= found.keys():
+            raise MoaError(f"a JSON object with {', '.join(names)} was expected")
+
+    return read
 
 
 class Bar:

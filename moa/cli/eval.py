@@ -30,7 +30,7 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, numbers, plan_name, writable
+    from moa.cli.common import Bar, numbers, plan_name, results, writable
     from moa.comparison import Part, compare
     from moa.journal import Journal, replace_json
     from moa.load import load_model
@@ -39,7 +39,7 @@ def command(
     parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]
     plans = [(plan_name(name), Plan.load(name)) for name in plan or []]
     if output is not None:
-        writable(output)
+        writable(output, "result of `moa eval`", results("environment", "rows"))
         if output.suffix == ".jsonl":
             raise MoaError(f"output must not end in .jsonl, where single results go; found {output}")
     journal = Journal(None if output is None else output.with_suffix(".jsonl"))

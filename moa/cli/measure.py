@@ -33,12 +33,12 @@ def command(
     from moa.journal import replace_json
     from moa.load import load_model
     from moa.plans.model import ModelInfo
-    from moa.search.cost import Work, measure
+    from moa.search.cost import Costs, Work, measure
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
     if min(*sizes, *sequences, rounds) < 1 or len(sizes) < 2:
         raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
-    writable(output)
+    writable(output, "file of costs", Costs.load)
     network, _ = load_model(model, dtype=dtype)
     works = [Work("decode", n, batch) for n in sizes for batch in sequences] + [Work("prefill", n) for n in sizes]
     with Bar("measuring") as progress:

@@ -59,7 +59,7 @@ def command(
     sources = [KNOWN[choice("source", name, tuple(KNOWN)) or name] for name in names]
     rank, world, barrier = _processes()
     console = Console(stderr=True, quiet=rank > 0)
-    writable(output)
+    writable(output, "profile", Profile.load)
     network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
     settings.check(network)
     plan = None if around is None else Plan.load(around)

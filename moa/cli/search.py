@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from moa.profiler.profile import Profile
     from moa.search.budget import Budget
     from moa.search.cost import Costs
+    from moa.search.objective import Mix
 
 TIMES = "T@LENGTH[xBATCH], repeatable: milliseconds of a {}, by --costs."
 
@@ -58,10 +59,12 @@ def command(
 
     import moa
     from moa.cli.common import numbers, writable
+    from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
     from moa.search.budget import cost, parse
     from moa.search.choose import choose, record
     from moa.search.cost import Costs
+    from moa.search.objective import Mix
 
     given = {"density": max_density, "kv_gb": max_kv_gb, "decode_ms": max_decode_ms, "prefill_ms": max_prefill_ms}
     budgets = [parse(kind, text) for kind, texts in given.items() for text in texts or []]
@@ -72,7 +75,7 @@ def command(
     least = None if minimise is None else cost(minimise)
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
-    weights = _weights(source_weight or [])
+    mix = Mix(_weights(source_weight or []))
     wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
     measured = Profile.load(profile)
@@ -82,9 +85,9 @@ def command(
         raise MoaError("--measure compares with predicted times: give --costs")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if front is not None:
-        _front(front, profile, measured, budgets, weights, known, time_limit, output, console)
+        _front(front, profile, measured, budgets, mix, known, time_limit, output, console)
         return
-    writable(output)
+    writable(output, "plan", Plan.load)
     origin = record(profile, measured, budgets, moa.__version__)
     if minimise is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}"})
@@ -93,7 +96,7 @@ def command(
     plan, solution = choose(
         measured,
         budgets,
-        weights=weights,
+        mix=mix,
         costs=known,
         minimise=least,
         lengths=wanted,
@@ -150,7 +153,7 @@ def _times(
 
 
 def _front(
-    count: int, path: Path, profile: "Profile", budgets: Sequence["Budget"], weights: dict[str, float],
+    count: int, path: Path, profile: "Profile", budgets: Sequence["Budget"], mix: "Mix",
     costs: "Costs | None", time_limit: float, folder: Path, console: "Console",
 ) -> None:  # fmt: skip
     """Save the plans of a front as they are found, then their table and picture."""
@@ -168,7 +171,7 @@ def _front(
     timed = costs is not None and "decode" in costs.terms
     axis = Budget("decode_ms", 1, max(profile.lengths)) if timed else Budget("density", 1)
     points = {}
-    for point in front(profile, count, axis, budgets, weights=weights, costs=costs, time_limit=time_limit):
+    for point in front(profile, count, axis, budgets, mix=mix, costs=costs, time_limit=time_limit):
         name = f"{axis.kind.replace('_', '-')}-{point.budget.most:g}.yaml"
         origin = record(path, profile, [point.budget, *budgets], moa.__version__)
         point.plan.model_copy(update={"provenance": origin}).save(folder / name)

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moa.plans.errors import MoaError
+
 
 def command(
     plan: Annotated[str, typer.Argument(help="Plan file or name of a shipped plan.")],
@@ -31,7 +33,7 @@ def command(
     made_for = loaded[0].predicted.lengths if loaded[0].predicted else (1024, 4096)
     shown = tuple(sorted(set(made_for))) if lengths is None else numbers("lengths", lengths)
     if png is not None:
-        writable(png)
+        writable(png, "PNG", _png)
         report.picture(plans, shown, png)
     console = Console(highlight=False)
     console.print(report.costs(plans, shown), *(report.rules(p, shown, name) for name, p in plans.items()), sep="\n")
@@ -44,3 +46,9 @@ def command(
         console.print(report.differences(loaded[0], loaded[1], shown))
     if png is not None:
         console.print(f"wrote {png}", soft_wrap=True, markup=False)
+
+
+def _png(path: Path) -> None:
+    with path.open("rb") as file:
+        if not file.read(8).startswith(b"\x89PNG"):
+            raise MoaError("it begins otherwise")
