@@ -23,6 +23,7 @@ from moa.plans.plan import Plan
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import parse
 from moa.search.choose import choose
+from moa.search.objective import PLAIN, Mix
 
 HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform 0.25"
 PARTS = {
@@ -30,15 +31,15 @@ PARTS = {
     2048: Part(2048, single=40, four=10, windows=4),
     4096: Part(4096, single=30, four=0, windows=2),
 }
-WEIGHTS = {(QUARTER, 1024): {"text": 0.5}}
-"""Of sources, where not 1: chosen on other needles (seed 1), where so little room is left that recall is at stake."""
+MIXES = {(QUARTER, 1024): Mix({"text": 0.5})}
+"""Where not the default: chosen on other needles (seed 1), where so little room is left that recall is at stake."""
 
 
 def plans(profile: Profile, length: int) -> list[tuple[str, Plan]]:
     """The rows beside dense."""
     budgets = (HALF, "0.5"), (QUARTER, "0.25")
     found = [
-        (row, choose(profile, [parse("density", budget)], weights=WEIGHTS.get((row, length)), lengths=[length])[0])
+        (row, choose(profile, [parse("density", budget)], mix=MIXES.get((row, length), PLAIN), lengths=[length])[0])
         for row, budget in budgets
     ]
     if length == 4096:  # takes long: only what is claimed of it

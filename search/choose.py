@@ -1,71 +1,23 @@
 """From a profile and budgets to a plan."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import date
-from math import inf
 from pathlib import Path
 
 import numpy as np
 
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan, Predicted, Provenance
-from moa.plans.span import Floats
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
 from moa.search.cost import Costs
-from moa.search.grid import Grid, grid
-from moa.search.harm import harm
+from moa.search.grid import grid
+from moa.search.objective import PLAIN, Mix, objective
 from moa.search.solver import Limit, Solution, solve
-
-RECALL = 0.25
-"""Power of the hidden share of the text in what a rule costs a group that recalls facts."""
-
-
-def objective(
-    profile: Profile, rules: Grid, weights: Mapping[str, float], lengths: Sequence[int] | None = None
-) -> Floats:
-    """What the search minimises the sum of: [groups, rules].
-
-    Where a source's estimator is `effect`, facts are asked for that may lie anywhere, and every group on the way to the
-    answer must see them: what a rule costs is the group's harm under the narrowest rule, at the shortest length
-    measured, times a power of the share of the text that the rule hides. Otherwise it is the rule's own harm. Each is
-    brought to one scale, the narrowest rule everywhere, then averaged over lengths and mixed over sources.
-
-    Args:
-        profile: The profile.
-        rules: Candidate rules.
-        weights: Weight of each source; sources not named count 1, those at 0 are left out.
-        lengths: Profiled lengths that count, None for all.
-
-    Raises:
-        MoaError: A source the profile does not have, or no weight left.
-    """
-    unknown = set(weights) - set(profile.sources)
-    if unknown:
-        raise MoaError(f"sources of this profile are {', '.join(profile.sources)}, found {', '.join(sorted(unknown))}")
-    mixed = {source: weights.get(source, 1.0) for source in profile.sources}
-    if not all(0 <= weight < inf for weight in mixed.values()) or not any(mixed.values()):
-        raise MoaError(f"source weights must be 0 or more, and one over 0, found {mixed}")
-    lengths = profile.lengths if lengths is None else lengths
-    hidden = [1 - rules.spans(n) / n for n in lengths]
-    reach = np.mean([share**RECALL for share in hidden], axis=0)
-    harms = harm(profile, rules)
-    total = np.zeros(next(iter(harms.values())).shape)
-    for source, weight in mixed.items():
-        if profile.estimator(source) == "effect":
-            shortest = min(n for other, n in harms if other == source)
-            costs = [harms[source, shortest].max(1)[:, None] * reach]
-        else:
-            costs = [harms[source, n] for n in lengths if (source, n) in harms]
-        for cost in costs:
-            narrowest = cost.max(1).sum()
-            if narrowest > 0:
-                total += weight / len(costs) * cost / narrowest
-    return total
 
 
 def choose(
-    profile: Profile, budgets: Sequence[Budget], *, weights: Mapping[str, float] | None = None,
+    profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN,
     costs: Costs | None = None, minimise: Budget | None = None, lengths: Sequence[int] | None = None,
     time_limit: float = 60.0, provenance: Provenance | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
@@ -74,7 +26,7 @@ def choose(
     Args:
         profile: What the cuts cost.
         budgets: All to be kept. One of kind `harm` limits the objective, and only makes sense with `minimise`.
-        weights: Weight of each source, 1 where not named.
+        mix: How sources and lengths are weighed.
         costs: Measured costs, for budgets in milliseconds.
         minimise: The cost to make least, at one length; its figure does not count.
         lengths: Profiled lengths the plan is for, None for all of them.
@@ -83,7 +35,7 @@ def choose(
 
     Raises:
         BudgetInfeasible: No plan keeps the budgets.
-        MoaError: No budget, or weights that do not fit the profile.
+        MoaError: No budget, or a mix that does not fit the profile.
     """
     if not budgets:
         raise MoaError("give at least one budget, such as --max-density 0.5")
@@ -91,8 +43,8 @@ def choose(
     if lengths is not None and not set(lengths) <= set(profile.lengths):
         raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
     lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
-    rules = grid(lengths, profile.sinks)
-    harms = objective(profile, rules, weights or {}, lengths)
+    rules = grid(lengths, mix.sinks or profile.sinks)
+    harms = objective(profile, rules, mix, lengths)
     kept = []
     for budget in budgets:
         if budget.kind == "harm":

@@ -1,7 +1,7 @@
 """The front: plans from the smallest to dense, each of less harm than all that keep less."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from moa.search.budget import Budget, limits
 from moa.search.choose import choose
 from moa.search.cost import Costs
 from moa.search.grid import grid
+from moa.search.objective import PLAIN, Mix
 from moa.search.solver import Solution
 
 
@@ -33,7 +34,7 @@ class Point:
 
 def front(
     profile: Profile, count: int, axis: Budget, budgets: Sequence[Budget] = (), *,
-    weights: Mapping[str, float] | None = None, costs: Costs | None = None, time_limit: float = 60.0,
+    mix: Mix = PLAIN, costs: Costs | None = None, time_limit: float = 60.0,
 ) -> Iterator[Point]:  # fmt: skip
     """Solve for `count` budgets in equal ratios, from the least that any plan needs to what full attention takes.
 
@@ -42,7 +43,7 @@ def front(
         count: Budgets, 2 or more. Those that give a plan no better than the one before are left out.
         axis: Says which budget to vary, and at which length and batch; its figure does not count.
         budgets: Others, kept by every plan.
-        weights: As for `choose`.
+        mix: As for `choose`.
         costs: Measured costs, for budgets in milliseconds.
         time_limit: Seconds for each plan.
 
@@ -58,7 +59,7 @@ def front(
     harm = np.inf
     for figure in np.geomspace(*_range(profile, axis, costs), count):
         budget = replace(axis, most=_round_up(float(figure)))
-        plan, solution = choose(profile, [budget, *budgets], weights=weights, costs=costs, time_limit=time_limit)
+        plan, solution = choose(profile, [budget, *budgets], mix=mix, costs=costs, time_limit=time_limit)
         if solution.value < harm:
             harm = solution.value
             yield Point(plan, budget, solution)

@@ -7,9 +7,10 @@ from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.model import Sliding
 from moa.plans.plan import FULL
 from moa.search.budget import parse
-from moa.search.choose import choose, objective
+from moa.search.choose import choose
 from moa.search.grid import grid
 from moa.search.harm import harm
+from moa.search.objective import Mix, objective
 
 
 def test_budgets_are_kept_and_predicted(make_profile):
@@ -49,39 +50,39 @@ def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
         for n in (512, 1024):
             table = harm(profile, rules)[source, n]
             expected = expected + weight / 2 * table / table.max(1).sum()
-    assert np.allclose(objective(profile, rules, weights), expected)
+    assert np.allclose(objective(profile, rules, Mix(weights)), expected)
 
 
 def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
     profile = replace(make_profile(), estimators={"facts": "effect"})
     rules = grid(profile.lengths, profile.sinks)
-    found = objective(profile, rules, {"text": 0.0})
+    found = objective(profile, rules, Mix({"text": 0.0}))
     worst = harm(profile, rules)["facts", 512].max(1)
     hidden = np.array([[1 - rules.spans(n)[i] / n for n in (512, 1024)] for i in range(len(rules))])
     expected = worst[:, None] * (hidden**0.25).mean(1)
     assert np.allclose(found, expected / expected.max(1).sum())
     assert (found[:, (hidden == 0).all(1)] == 0).all()
     profile.cuts["facts", 1024][:] = 7  # not looked at
-    assert np.allclose(objective(profile, rules, {"text": 0.0}), found)
+    assert np.allclose(objective(profile, rules, Mix({"text": 0.0})), found)
 
 
 def test_a_source_without_weight_does_not_count(make_profile):
     profile = make_profile()
     rules = grid(profile.lengths, profile.sinks)
-    alone = objective(profile, rules, {"facts": 0.0})
+    alone = objective(profile, rules, Mix({"facts": 0.0}))
     for cut in [cut for cut in profile.cuts if cut[0] == "facts"]:
         profile.cuts[cut][:] = 0
-    assert np.allclose(alone, objective(profile, rules, {}))
+    assert np.allclose(alone, objective(profile, rules, Mix()))
 
 
 def test_unit_of_a_source_does_not_count(make_profile):
     profile = make_profile()
     rules = grid(profile.lengths, profile.sinks)
-    before = objective(profile, rules, {})
+    before = objective(profile, rules, Mix())
     for cut in profile.cuts:
         if cut[0] == "facts":
             profile.cuts[cut][:] *= 1000
-    assert np.allclose(before, objective(profile, rules, {}))
+    assert np.allclose(before, objective(profile, rules, Mix()))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,7 @@ def test_unit_of_a_source_does_not_count(make_profile):
 )
 def test_bad_weights(make_profile, weights, says):
     with pytest.raises(MoaError, match=says):
-        choose(make_profile(), [parse("density", "0.5")], weights=weights)
+        choose(make_profile(), [parse("density", "0.5")], mix=Mix(weights))
 
 
 def test_no_budget(make_profile):
@@ -116,7 +117,7 @@ def test_a_plan_for_some_of_the_lengths_is_that_of_a_profile_of_them(make_profil
     plan, _ = choose(profile, budget, lengths=[1024])
     alone = replace(profile, cuts={cut: t for cut, t in profile.cuts.items() if cut != ("text", 512)})
     rules = grid((1024,), profile.sinks)
-    assert np.allclose(objective(profile, rules, {}, [1024]), objective(alone, rules, {}, [1024]))
+    assert np.allclose(objective(profile, rules, Mix(), [1024]), objective(alone, rules, Mix(), [1024]))
     assert plan.predicted.lengths == (1024,)
     assert plan.density(1024) <= 0.5
     with pytest.raises(MoaError, match=r"lengths must be of the profiled \[512, 1024\], found \[600\]"):

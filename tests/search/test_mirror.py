@@ -5,8 +5,9 @@ import pytest
 
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.search.budget import Budget, cost, parse
-from moa.search.choose import choose, objective
+from moa.search.choose import choose
 from moa.search.grid import grid
+from moa.search.objective import objective
 
 
 def harm_of(profile, solution):

@@ -1,0 +1,110 @@
+"""What the search makes least: harms of all sources and lengths, mixed into one figure per group and rule."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+
+import numpy as np
+
+from moa.plans.errors import MoaError
+from moa.plans.span import Floats
+from moa.profiler.profile import Profile
+from moa.search.grid import Grid
+from moa.search.harm import harm
+
+RECALL = 0.25
+"""Power of the hidden share of the text in what a rule costs a group that recalls facts."""
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How harms are mixed: what the additive search cannot know, and a study against the model can try.
+
+    Attributes:
+        sources: Weight of each source; those not named count 1, those at 0 are left out.
+        lengths: Weight of each length; those not named count 1.
+        layers: Weights of equal bands of layers, from the first layers to the last; none means 1.
+        power: Power of the harm of sources that do not recall facts: below 1, many small harms count more.
+        own: Share, in what a rule costs a group that recalls facts, of the rule's own harm; the rest is all or nothing.
+        sinks: Sink sizes to choose from, None for all that were profiled.
+    """
+
+    sources: Mapping[str, float] = field(default_factory=dict)
+    lengths: Mapping[int, float] = field(default_factory=dict)
+    layers: tuple[float, ...] = ()
+    power: float = 1.0
+    own: float = 0.0
+    sinks: tuple[int, ...] | None = None
+
+    def check(self, profile: Profile) -> None:
+        """Refuse what does not fit the profile.
+
+        Raises:
+            MoaError: Unknown sources, lengths or sinks; weights out of range.
+        """
+        known = {"sources": (self.sources, profile.sources), "lengths": (self.lengths, profile.lengths),
+                 "sinks": (self.sinks or (), profile.sinks)}  # fmt: skip
+        for what, (named, there) in known.items():
+            if unknown := set(named) - set(there):
+                found = ", ".join(sorted(map(str, unknown)))
+                raise MoaError(f"{what} of this profile are {', '.join(map(str, there))}, found {found}")
+        for what, weights in (("source", self.sources), ("length", self.lengths)):
+            if not all(0 <= weight < inf for weight in weights.values()):
+                raise MoaError(f"{what} weights must be 0 or more, found {dict(weights)}")
+        if not any(self.sources.get(source, 1.0) for source in profile.sources):
+            raise MoaError(f"source weights must be 0 or more, and one over 0, found {dict(self.sources)}")
+        if not all(0 < weight < inf for weight in self.layers) or len(self.layers) > len(profile.model.ruled_layers):
+            raise MoaError(f"layer weights must be over 0, and no more than the layers, found {self.layers}")
+        if not (0 < self.power <= 1 and 0 <= self.own <= 1):
+            raise MoaError(f"power must be over 0 and at most 1, own within 0 and 1; found {self.power}, {self.own}")
+
+
+PLAIN = Mix()
+
+
+def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None = None) -> Floats:
+    """What the search minimises the sum of: [groups, rules].
+
+    Where a source's estimator is `effect`, facts are asked for that may lie anywhere, and every group on the way to the
+    answer must see them: what a rule costs is the group's harm under the narrowest rule, at the shortest length
+    measured, times a power of the share of the text that the rule hides; the rule's own harm joins as `mix.own` says.
+    Of other sources it is the rule's own harm. Each is brought to one scale, the narrowest rule everywhere, then
+    averaged over lengths and mixed over sources.
+
+    Args:
+        profile: The profile.
+        rules: Candidate rules.
+        mix: The weights.
+        lengths: Profiled lengths that count, None for all.
+
+    Raises:
+        MoaError: A mix that does not fit the profile, or no length with a weight over 0.
+    """
+    mix.check(profile)
+    lengths = profile.lengths if lengths is None else lengths
+    share = {n: mix.lengths.get(n, 1.0) for n in lengths}
+    if not any(share.values()):
+        raise MoaError(f"length weights must leave one of {', '.join(map(str, lengths))} over 0")
+    hidden = [(1 - rules.spans(n) / n) ** RECALL for n in lengths]
+    reach = np.average(hidden, axis=0, weights=list(share.values()))
+    harms = harm(profile, rules)
+    total = np.zeros(next(iter(harms.values())).shape)
+    for source in profile.sources:
+        if profile.estimator(source) == "effect":
+            own = harms[source, min(n for other, n in harms if other == source)]
+            costs = [((1 - mix.own) * own.max(1)[:, None] * reach + mix.own * own, 1.0)]
+        else:
+            costs = [(harms[source, n] ** mix.power, share[n]) for n in lengths if (source, n) in harms]
+        counted = sum(weight for _, weight in costs)
+        for cost, weight in costs:
+            narrowest = cost.max(1).sum()
+            if narrowest > 0 and weight > 0:
+                total += mix.sources.get(source, 1.0) * weight / counted * cost / narrowest
+    return total * _bands(mix.layers, len(profile.model.ruled_layers), profile.model.kv_heads)[:, None]
+
+
+def _bands(weights: Sequence[float], layers: int, groups: int) -> Floats:
+    """The weight of every group, layer by layer."""
+    if not weights:
+        return np.ones(layers * groups)
+    return np.repeat(np.array(weights)[np.arange(layers) * len(weights) // layers], groups)
