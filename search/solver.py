@@ -17,6 +17,7 @@ from scipy.sparse import csr_array
 from moa.plans.errors import BudgetInfeasible
 from moa.plans.span import Floats, Ints
 from moa.search.bounds import Mask, dual, reduced, repair, undominated
+from moa.search.quiet import quiet
 
 SLACK = 1e-9
 """A budget counts as kept up to this fraction: room for rounding in sums, far less than one block."""
@@ -173,10 +174,11 @@ def _integer(
     one_each = csr_array((np.ones(len(group)), (group, columns)), shape=(len(core), len(group)))
     constraints = [LinearConstraint(one_each, 1, 1)]
     constraints += [LinearConstraint(cost[None, group, rule] * UNITS, -np.inf, UNITS) for cost in costs]
-    result = milp(
-        extra / unit, constraints=constraints, integrality=np.ones(len(group)), bounds=Bounds(0, 1),
-        options={"mip_rel_gap": min(gap / max(part, gap), 1.0), "time_limit": time_limit},
-    )  # fmt: skip
+    with quiet():
+        result = milp(
+            extra / unit, constraints=constraints, integrality=np.ones(len(group)), bounds=Bounds(0, 1),
+            options={"mip_rel_gap": min(gap / max(part, gap), 1.0), "time_limit": time_limit},
+        )  # fmt: skip
     timed_out = result.status == 1
     proven = -np.inf if result.mip_dual_bound is None else float(result.mip_dual_bound) * unit + least.sum()
     if result.x is None:

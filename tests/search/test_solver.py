@@ -1,5 +1,7 @@
+import ctypes
 import itertools
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moa.plans.errors import BudgetInfeasible
+from moa.search.quiet import quiet
 from moa.search.solver import Limit, solve
 
 
@@ -190,3 +193,22 @@ def test_more_budget_never_does_worse():
 def test_no_harm_at_all():
     solution = solve(np.zeros((3, 2)), [Limit("a", np.array([[2.0, 1.0]] * 3), 4.0)])
     assert (solution.value, solution.gap) == (0.0, 0.0)
+
+
+def test_nothing_is_printed(capfd):
+    rng = np.random.default_rng(23)  # an instance in which HiGHS 1.12 prints a line, from C++
+    cost = np.sort(rng.random((30, 20)), axis=1)
+    objective = -np.sort(-(rng.exponential(1.0, (30, 20)) ** 4), axis=1)
+    solve(objective, [Limit("a", cost, 9.0), Limit("b", cost**2, 4.5)])
+    ctypes.CDLL(None).fflush(None)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_only_what_is_written_while_quiet_is_dropped(capfd):
+    libc = ctypes.CDLL(None)
+    for text, context in ((b"before", nullcontext()), (b"meanwhile", quiet()), (b"after", nullcontext())):
+        with context:
+            libc.puts(text)
+    print("by Python")
+    libc.fflush(None)
+    assert capfd.readouterr() == ("before\nafter\nby Python\n", "")
