@@ -17,7 +17,7 @@ from moa.haystack import Haystack
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.head import HEAD_CHUNK, logits_of
-from moa.profiler.text import split
+from moa.profiler.text import Part, split
 
 ANSWER_TOKENS = 8
 """Tokens generated per question at most; the answer counts when it stands at their start."""
@@ -104,7 +104,7 @@ def _bytes(cache: Any) -> int:
     return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
 
 
-def windows(tokenizer: Any, length: int, count: int) -> list[list[int]]:
+def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") -> list[list[int]]:
     """Up to `count` windows of `length` tokens of held-out text, one after the other.
 
     Each begins with the tokenizer's first special token, where it has one: some models are lost without.
@@ -112,7 +112,7 @@ def windows(tokenizer: Any, length: int, count: int) -> list[list[int]]:
     bos = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
     step = length - len(bos)
     ids: list[int] = []
-    for text in split("evaluation"):
+    for text in split(part):
         ids += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
         if len(ids) >= count * step:
             break
@@ -136,17 +136,27 @@ def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[s
     out = {}
     for row in rows:
         hidden = dense if row.plan is None else _hidden(model, row, ids)
-        nll, kl = [], []
-        for start in range(0, len(window) - 1, HEAD_CHUNK):
-            part = slice(start, min(start + HEAD_CHUNK, len(window) - 1))
-            log_p, log_q = (logits_of(model, h[part]).log_softmax(-1) for h in (dense, hidden))
-            nll.append(-log_q.gather(1, ids[0, part.start + 1 : part.stop + 1, None])[:, 0])
-            kl.append((log_p.exp() * (log_p - log_q)).sum(-1))
+        kl, given, _ = against(model, dense[:-1], hidden[:-1], ids[0, 1:])
         out[row.name] = {
-            name: [float(q.mean()) for q in torch.cat(x).tensor_split(QUARTERS)]
-            for name, x in (("nll", nll), ("kl", kl))
+            name: [float(q.mean()) for q in x.tensor_split(QUARTERS)] for name, x in (("nll", -given), ("kl", kl))
         }
     return out
+
+
+@torch.inference_mode()
+def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Next-token distributions from two models' last hidden states [tokens, d], a chunk of logits at a time.
+
+    Returns:
+        KL(dense || other) in nats, the other's log-probability of `ids`, and whether that is its choice: [tokens] each.
+    """
+    parts = []
+    for p, q, given in zip(*(x.split(HEAD_CHUNK) for x in (dense, hidden, ids)), strict=True):
+        log_p, log_q = (logits_of(model, h).log_softmax(-1) for h in (p, q))
+        chosen = log_q.gather(1, given[:, None])[:, 0]
+        parts.append(((log_p.exp() * (log_p - log_q)).sum(-1), chosen, log_q.argmax(-1) == given))
+    kl, chosen, right = (torch.cat(x) for x in zip(*parts, strict=True))
+    return kl, chosen, right
 
 
 def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Plain text that every Python brings along (`pydoc_data.topics`), split into calibration and evaluation.
 
-Profiling reads one part, evaluation the other, so that no plan is judged on text it was fitted to. The
+Profiling reads one part, evaluation the other, so that no plan is judged on text it was fitted to. A study's validation
+takes the evaluation's documents from the other end: both meet only where evaluation reads past its longest. The
 reference manual repeats whole sections under several names; a document that shares a paragraph with a longer
 one is left out, so that nothing lies on both sides. The text, hence the split, belongs to a Python version.
 """
@@ -12,7 +13,7 @@ from itertools import cycle
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
-Part = Literal["calibration", "evaluation"]
+Part = Literal["calibration", "validation", "evaluation"]
 
 _SHARED = 200
 """Characters from which a repeated paragraph counts as shared text rather than a stock phrase."""
@@ -32,9 +33,13 @@ def documents() -> dict[str, str]:
 
 
 def split(part: Part) -> list[str]:
-    """The texts of one part, the longest first: every third document is evaluation, the rest calibration."""
-    evaluation = part == "evaluation"
-    return [text for i, text in enumerate(documents().values()) if (i % 3 == 1) == evaluation]
+    """The texts of one part, the longest first: every third document is evaluation, the rest calibration.
+
+    Validation is the evaluation's, the shortest first.
+    """
+    held_out = part != "calibration"
+    texts = [text for i, text in enumerate(documents().values()) if (i % 3 == 1) == held_out]
+    return texts[::-1] if part == "validation" else texts
 
 
 def prose(tokenizer: Any, count: int, rng: random.Random, part: Part) -> list[int]:

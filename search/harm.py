@@ -12,8 +12,9 @@ def harm(profile: Profile, grid: Grid) -> dict[Cut, Floats]:
     """Harm of every rule in every group, per source and length: [groups, rules], groups layer by layer.
 
     harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token; of
-    the estimator `fisher`, a quadratic form, half of it. Where a bin holds several blocks, each takes its share of the
-    bin's row, at its own edge rounded up, that is to the shorter window.
+    the estimator `fisher`, a quadratic form, half of it. Where a bin holds several blocks, the whole row counts at the
+    shortest window of its blocks, rounded down to whole bins. A row of the table has no window within its own bin; a
+    block that keeps one counts as another whole row at the narrowest there is.
     """
     return {cut: _harm(profile, cut, grid) for cut in profile.cuts}
 
@@ -22,15 +23,17 @@ def _harm(profile: Profile, cut: Cut, grid: Grid) -> Floats:
     table = monotone(profile.cuts[cut])
     per_bin = bin_size(cut[1]) // BLOCK
     first = grid.first(cut[1])
-    rows = np.arange(first.shape[1]) // per_bin
-    share = 1 / np.bincount(rows)[rows]
+    blocks, bins = first.shape[1], table.shape[3]
     # With bins of several blocks the sink may end inside one: full rows are edge 0 whatever the bins are.
     edges = np.where(first > grid.sink[:, None] // BLOCK, -(-first // per_bin), 0)
+    within = edges > np.arange(blocks) // per_bin
+    rows = 1 + np.add.reduceat(within, np.arange(0, blocks, per_bin), axis=1, dtype=np.int64)
+    shortest = edges[:, np.minimum(per_bin * np.arange(1, bins + 1), blocks) - 1]  # edges never fall
     which = np.array([profile.sinks.index(int(sink)) for sink in grid.sink])
-    by_row = np.moveaxis(table, 3, 0).reshape(table.shape[3], len(profile.sinks), -1, table.shape[4])
+    by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.sinks), -1, table.shape[4])
     total = np.zeros((by_row.shape[2], len(grid)))
-    for block, row in enumerate(rows):
-        total += by_row[row, which, :, np.minimum(edges[:, block], row)].T * share[block]
+    for row in range(bins):
+        total += by_row[row, which, :, np.minimum(shortest[:, row], row)].T * rows[:, row]
     return total / (profile.tokens[cut] * (2 if profile.estimator(cut[0]) == "fisher" else 1))
 
 

@@ -1,6 +1,6 @@
 """What the search makes least: harms of all sources and lengths, mixed into one figure per group and rule."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -42,12 +42,9 @@ class Mix:
         Raises:
             MoaError: Unknown sources, lengths or sinks; weights out of range.
         """
-        known = {"sources": (self.sources, profile.sources), "lengths": (self.lengths, profile.lengths),
-                 "sinks": (self.sinks or (), profile.sinks)}  # fmt: skip
-        for what, (named, there) in known.items():
-            if unknown := set(named) - set(there):
-                found = ", ".join(sorted(map(str, unknown)))
-                raise MoaError(f"{what} of this profile are {', '.join(map(str, there))}, found {found}")
+        _known("sources", self.sources, profile.sources)
+        _known("lengths", self.lengths, profile.lengths)
+        _known("sinks", self.sinks or (), profile.sinks)
         for what, weights in (("source", self.sources), ("length", self.lengths)):
             if not all(0 <= weight < inf for weight in weights.values()):
                 raise MoaError(f"{what} weights must be 0 or more, found {dict(weights)}")
@@ -84,7 +81,7 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | 
     lengths = profile.lengths if lengths is None else lengths
     share = {n: mix.lengths.get(n, 1.0) for n in lengths}
     if not any(share.values()):
-        raise MoaError(f"length weights must leave one of {', '.join(map(str, lengths))} over 0")
+        raise MoaError(f"length weights must leave one of {_list(lengths)} over 0")
     hidden = [(1 - rules.spans(n) / n) ** RECALL for n in lengths]
     reach = np.average(hidden, axis=0, weights=list(share.values()))
     harms = harm(profile, rules)
@@ -108,3 +105,12 @@ def _bands(weights: Sequence[float], layers: int, groups: int) -> Floats:
     if not weights:
         return np.ones(layers * groups)
     return np.repeat(np.array(weights)[np.arange(layers) * len(weights) // layers], groups)
+
+
+def _known(what: str, named: Iterable[str | int], there: Sequence[str | int]) -> None:
+    if unknown := [x for x in named if x not in there]:
+        raise MoaError(f"{what} of this profile are {_list(there)}, found {_list(unknown)}")
+
+
+def _list(items: Iterable[str | int]) -> str:
+    return ", ".join(map(str, items))

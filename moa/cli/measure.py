@@ -1,7 +1,7 @@
 """`moa measure MODEL -o COSTS.json`: what decode steps and prefills take here, for budgets in milliseconds."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +10,11 @@ import typer
 from moa.plans.errors import MoaError, ModelMismatch
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from moa.plans.plan import Plan
+    from moa.profiler.profile import Profile
+    from moa.search.budget import Budget
     from moa.search.cost import Costs, Work
 
 PLACE = ("device", "threads", "backend", "dtype")
@@ -99,3 +103,36 @@ def check_place(costs: "Costs", here: dict[str, str | int]) -> None:
                    if costs.environment.get(name) != here[name]]  # fmt: skip
     if differences:
         raise ModelMismatch(f"costs measured elsewhere (costs against here): {'; '.join(differences)}")
+
+
+def compare(
+    plan: "Plan", profile: "Profile", budgets: Sequence["Budget"], costs: "Costs", model: str | None, console: "Console"
+) -> None:
+    """Print the predicted time of everything that has a budget in milliseconds, and where `model` is given the real."""
+    from statistics import median
+
+    from moa.search.budget import work
+
+    about, run = costs.environment, None
+    if model is not None:
+        from moa.load import load_model
+
+        network, _ = load_model(model, dtype=str(about["dtype"]))
+        backend = str(about["backend"])
+        plan.check(network)
+        check_place(costs, environment(network, backend))
+        run = runner(network, backend)
+    for budget in budgets:
+        if budget.kind in ("decode_ms", "prefill_ms"):
+            for n in [budget.length] if budget.length is not None else profile.lengths:
+                what = work(budget, n)
+                predicted = costs.predict(plan, what)
+                line = f"  {what}: {predicted:.1f} ms predicted, budget {budget.most:g}"
+                if run is not None:
+                    real = median(ms for _ in range(3) for ms in run(plan, what))
+                    line += f", {real:.1f} ms measured, prediction off by {predicted / real - 1:+.1%}"
+                console.print(line)
+    errors = ", ".join(f"{kind} {error:.1%}" for kind, error in costs.error.items())
+    console.print(
+        f"  costs of {about['device']}, {about['backend']}, {about['dtype']}; median error of the fit {errors}"
+    )

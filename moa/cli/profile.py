@@ -29,6 +29,9 @@ def command(
     around: Annotated[
         str | None, typer.Option(help="Plan the model runs under while it is measured. Default: dense.")
     ] = None,
+    retrieval_score: Annotated[
+        bool, typer.Option("--retrieval-score", help="Also how often heads copy the fact that is asked for.")
+    ] = False,
     add: Annotated[Path | None, typer.Option(help="Earlier profile, whose samples join the new ones.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of texts and sampled labels.")] = 0,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
@@ -55,6 +58,7 @@ def command(
     settings = Settings(
         numbers("lengths", lengths), samples, seed, numbers("sinks", sinks), estimator,
         choice("labels", labels, ("sampled", "greedy", "given")), choice("loss", loss, ("nll", "margin")), chat,
+        retrieval_score,
     )  # fmt: skip
     sources = [KNOWN[choice("source", name, tuple(KNOWN)) or name] for name in names]
     rank, world, barrier = _processes()

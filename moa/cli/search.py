@@ -1,6 +1,7 @@
 """`moa search PROFILE -o PLAN.yaml --max-density 0.5`: find the plan of least harm within budgets."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from moa.search.budget import Budget
     from moa.search.cost import Costs
     from moa.search.objective import Mix
+    from moa.search.solver import Solution
 
 TIMES = "T@LENGTH[xBATCH], repeatable: milliseconds of a {}, by --costs."
 
@@ -49,8 +51,31 @@ def command(
     ] = None,
     source_weight: Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver, per plan.")] = 60.0,
+    validate: Annotated[
+        str | None, typer.Option(help="MODEL: measure the plan's KL and recall on text held out from calibration.")
+    ] = None,
+    validate_length: Annotated[
+        int | None, typer.Option(help="Tokens of validation's samples. Default: the shortest length the plan is for.")
+    ] = None,
+    trials: Annotated[
+        int, typer.Option(help="With --validate: mixes of sources, lengths and layers to try, the best plan kept.")
+    ] = 1,
+    rounds: Annotated[
+        int, typer.Option(help="With --trials: times to profile again around the best plan, and to try as many more.")
+    ] = 0,
+    storage: Annotated[
+        str | None,
+        typer.Option(help="Journal file or database URL of the trials; workers that share it join forces."),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trials and of validation's tasks.")] = 0,
+    calibrate: Annotated[
+        int | None, typer.Option(help="With --validate: measure so many plans; --max-harm is then nats per token.")
+    ] = None,
 ) -> None:
     """Find the plan of least harm within all budgets, proven to a printed gap.
+
+    With --validate, that plan is measured on the model; with --trials, other mixes of the harms are tried there too,
+    and the plan that does least is kept.
 
     With --front, a front of plans: by predicted decode time at the longest profiled length where --costs are given,
     else by density.
@@ -58,7 +83,9 @@ def command(
     from rich.console import Console
 
     import moa
+    from moa.cli import study
     from moa.cli.common import numbers, writable
+    from moa.cli.measure import compare
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
     from moa.search.budget import cost, parse
@@ -75,6 +102,14 @@ def command(
     least = None if minimise is None else cost(minimise)
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
+    options = study.Study(trials, rounds, storage, seed)
+    options.check()
+    if validate is None and (trials > 1 or rounds or storage or calibrate is not None or validate_length is not None):
+        raise MoaError("trials, rounds, storage, calibrate and validate-length go with --validate MODEL")
+    if (trials > 1 or rounds) and (source_weight or max_harm is not None):
+        raise MoaError("trials choose the weights that harm is the sum of: no --source-weight or --max-harm with them")
+    if validate is not None and front is not None:
+        raise MoaError("--validate measures one plan: not with --front")
     mix = Mix(_weights(source_weight or []))
     wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
@@ -90,19 +125,24 @@ def command(
     writable(output, "plan", Plan.load)
     origin = record(profile, measured, budgets, moa.__version__)
     if minimise is not None:
-        origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}"})
+        unit = "" if calibrate is None else " nats per token"
+        origin = origin.model_copy(update={"budget": f"{origin.budget}{unit}, least {minimise}"})
     if wanted is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, for {lengths}"})
-    plan, solution = choose(
-        measured,
-        budgets,
-        mix=mix,
-        costs=known,
-        minimise=least,
-        lengths=wanted,
-        time_limit=time_limit,
-        provenance=origin,
-    )
+    span = wanted or measured.lengths
+    if validate is not None:
+        network, tokenizer, check = study.validation(measured, validate, validate_length or min(span), seed)
+    scale = None if calibrate is None else study.calibrated(measured, mix, check, calibrate, span, console)
+    if scale is not None and max_harm is not None:
+        budgets[-1] = replace(budgets[-1], most=scale.objective(budgets[-1].most))
+
+    def solve(profile: "Profile", mix: "Mix") -> "tuple[Plan, Solution]":
+        return choose(
+            profile, budgets, mix=mix, costs=known, minimise=least, lengths=wanted, time_limit=time_limit,
+            provenance=origin,
+        )  # fmt: skip
+
+    plan, solution = solve(measured, mix)
     plan.save(output)
     state = "time limit reached" if solution.timed_out else "optimal"
     given_, left = solution.columns
@@ -110,46 +150,23 @@ def command(
         f"{state}: {minimise or 'objective'} {solution.value:.4g}, gap {solution.gap:.1e}, {solution.seconds:.1f} s, "
         f"{left} of {given_} choices after pruning"
     )
-    for n in wanted or measured.lengths:
+    if scale is not None and minimise is None:
+        console.print(f"  about {scale.nats(solution.value):.4f} nats per token of KL by the calibration")
+    if validate is not None:
+        about = {"profile": origin.profile, "budget": origin.budget, "costs": str(costs), "length": check.length,
+                 "dtype": str(network.dtype), "seed": seed, "sources": dict(mix.sources)}  # fmt: skip
+        best = study.run(
+            measured, lambda profile, mix: solve(profile, mix)[0], options, network, tokenizer, check, span, about,
+            output, console,
+        )  # fmt: skip
+        plan = best.plan
+        console.print(f"  {study.summary(best)}, on {check.length} tokens of held-out text")
+    for n in span:
         kept = plan.kv_bytes(n) / measured.model.dense_kv_bytes(n)
         console.print(f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept:.3f} of dense")
     if known is not None:
-        _times(plan, measured, budgets, known, measure, console)
+        compare(plan, measured, budgets, known, measure, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")
-
-
-def _times(
-    plan: "Plan", profile: "Profile", budgets: Sequence["Budget"], costs: "Costs", model: str | None, console: "Console"
-) -> None:
-    """Print the predicted time of everything that has a budget in milliseconds, and where `model` is given the real."""
-    from statistics import median
-
-    from moa.search.budget import work
-
-    about, run = costs.environment, None
-    if model is not None:
-        from moa.cli.measure import check_place, environment, runner
-        from moa.load import load_model
-
-        network, _ = load_model(model, dtype=str(about["dtype"]))
-        backend = str(about["backend"])
-        plan.check(network)
-        check_place(costs, environment(network, backend))
-        run = runner(network, backend)
-    for budget in budgets:
-        if budget.kind in ("decode_ms", "prefill_ms"):
-            for n in [budget.length] if budget.length is not None else profile.lengths:
-                what = work(budget, n)
-                predicted = costs.predict(plan, what)
-                line = f"  {what}: {predicted:.1f} ms predicted, budget {budget.most:g}"
-                if run is not None:
-                    real = median(ms for _ in range(3) for ms in run(plan, what))
-                    line += f", {real:.1f} ms measured, prediction off by {predicted / real - 1:+.1%}"
-                console.print(line)
-    errors = ", ".join(f"{kind} {error:.1%}" for kind, error in costs.error.items())
-    console.print(
-        f"  costs of {about['device']}, {about['backend']}, {about['dtype']}; median error of the fit {errors}"
-    )
 
 
 def _front(

@@ -7,11 +7,11 @@ from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.search.budget import Budget, cost, parse
 from moa.search.choose import choose
 from moa.search.grid import grid
-from moa.search.objective import objective
+from moa.search.objective import PLAIN, objective
 
 
 def harm_of(profile, solution):
-    table = objective(profile, grid(profile.lengths, profile.sinks), {})
+    table = objective(profile, grid(profile.lengths, profile.sinks), PLAIN)
     return float(table[np.arange(len(table)), solution.choice].sum())
 
 

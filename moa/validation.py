@@ -1,0 +1,77 @@
+"""What a plan does to the running model on text held out from calibration: the figures a study goes by."""
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moa.applied import apply
+from moa.evaluate import against, windows
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.profiler.calibration import SOURCES, Sample, whole_text
+from moa.profiler.collect import check_length
+from moa.search.study import Measured
+
+TASKS = ("facts", "pairs")
+"""Generated tasks that are asked, by turns with text."""
+
+
+class Validation:
+    """Measures plans against the dense model, always on the same samples; a callable that a study takes.
+
+    Text is the `validation` part of the built-in text (`moa.profiler.text`); tasks are the calibration's kinds, drawn
+    anew, so that what `moa eval` asks about is seen by neither.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, length: int, *, texts: int = 4, backend: str | None = None, seed: int = 0
+    ) -> None:
+        """Draw the samples and run the dense model on them.
+
+        Args:
+            model: The dense model.
+            tokenizer: Its tokenizer.
+            length: Tokens of every sample.
+            texts: Windows of text, and as many contexts of each second kind of task.
+            backend: Back-end that plans run on, None for the device's own.
+            seed: Seed of the tasks.
+
+        Raises:
+            MoaError: A length that the model or the text does not have.
+        """
+        check_length(model, length)
+        found = windows(tokenizer, length, texts, "validation")
+        if texts < 1 or len(found) < texts:
+            raise MoaError(f"text for validation gives {len(found)} windows of {length} tokens, asked for {texts}")
+        self.model, self.length, self.seed, self.backend = model, length, seed, backend
+        self._samples: list[tuple[str, Sample]] = []
+        for i, ids in enumerate(found):
+            task = TASKS[i % len(TASKS)]
+            rng = random.Random(f"validation/{seed}/{length}/{i}")
+            self._samples += [("text", whole_text(ids)), (task, SOURCES[task].sample(tokenizer, length, rng, True))]
+        self._dense = [self._hidden(sample) for _, sample in self._samples]
+
+    def __call__(self, plan: Plan) -> Iterator[Measured]:
+        """Means over the samples so far, after each window of text and task: pairs of them, `texts` times."""
+        rows: dict[str, list[Tensor]] = {"kl": [], "recall": [], "right": []}
+        for (kind, sample), dense in zip(self._samples, self._dense, strict=True):
+            with apply(self.model, plan, self.backend):
+                hidden = self._hidden(sample)
+            given = torch.tensor(sample.ids, device=hidden.device)[list(sample.response)]
+            kl, _, right = against(self.model, dense, hidden, given)
+            if kind == "text":
+                rows["kl"].append(kl)
+                continue
+            rows["recall"].append(kl)
+            rows["right"].append(right.float())
+            yield Measured(**{name: float(torch.cat(x).mean()) for name, x in rows.items()})
+
+    @torch.inference_mode()
+    def _hidden(self, sample: Sample) -> Tensor:
+        """Last hidden states [response tokens, d] from which they are predicted."""
+        ids = torch.tensor([sample.ids], device=self.model.device)
+        hidden: Tensor = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+        return hidden[torch.tensor(sample.response, device=hidden.device) - 1]

@@ -1,0 +1,52 @@
+"""From the search's objective to nats: a scale fitted to what a few plans measured."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from moa.plans.errors import MoaError
+
+
+@dataclass(frozen=True)
+class Scale:
+    """KL = factor * objective ** power, fitted in logarithms.
+
+    Attributes:
+        factor: KL at objective 1, nats per token.
+        power: How fast KL grows with the objective.
+        error: Median absolute error of the fit on its own points, as a share of the measured.
+    """
+
+    factor: float
+    power: float
+    error: float
+
+    def nats(self, objective: float) -> float:
+        """KL of an objective."""
+        return float(self.factor * objective**self.power)
+
+    def objective(self, nats: float) -> float:
+        """Objective of a KL."""
+        return float((nats / self.factor) ** (1 / self.power))
+
+
+def fit(points: Sequence[tuple[float, float]]) -> Scale:
+    """Fit a scale.
+
+    Args:
+        points: (objective, measured KL) of each plan, those with a figure of 0, such as dense ones, left out.
+
+    Raises:
+        MoaError: Fewer than two points of different objectives, or KL that falls as the objective grows.
+    """
+    kept = np.array([p for p in points if min(p) > 0]).reshape(-1, 2)
+    if len(np.unique(kept[:, 0])) < 2:
+        raise MoaError(f"two plans or more of different harm are needed to calibrate, found {len(kept)}")
+    x, y = np.log(kept).T
+    power, log_factor = np.polyfit(x, y, 1)
+    if power <= 0:
+        raise MoaError("measured KL does not grow with the objective: the profile does not tell plans apart")
+    scale = Scale(float(np.exp(log_factor)), float(power), 0.0)
+    predicted = np.array([scale.nats(x) for x in kept[:, 0]])
+    return Scale(scale.factor, scale.power, float(np.median(np.abs(predicted / kept[:, 1] - 1))))

@@ -1,0 +1,199 @@
+"""The outer study: what the additive core cannot see, tried on the real model.
+
+Each trial mixes the profile's harms in its own way (`Mix`), has the core solve for a plan, and measures that plan on
+text held out from calibration. The running model comes in as a callable, so nothing here knows of one. Trials live in
+an Optuna storage: workers on several machines join one study, and a killed one loses the trial it was at.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import optuna
+from optuna.samplers import TPESampler
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from moa.plans.errors import BudgetInfeasible
+from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
+from moa.search.objective import PLAIN, Mix
+
+BANDS = 4
+"""Equal bands of layers that get a weight each."""
+
+DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A plan beside the dense model on held-out text.
+
+    Attributes:
+        kl: KL divergence on plain text, nats per token.
+        recall: KL divergence on answers about facts in the text, nats per answer token.
+        right: Share of answer tokens that the plan gets right.
+    """
+
+    kl: float
+    recall: float
+    right: float
+
+    def score(self, base: "Measured") -> float:
+        """What a study makes least: the mean of both divergences, each as a share of the base plan's."""
+        floor = 1e-9  # of a base that is dense
+        return (self.kl / max(base.kl, floor) + self.recall / max(base.recall, floor)) / 2
+
+
+Evaluate = Callable[[Plan], Iterator[Measured]]
+"""Measures a plan: means so far, sample by sample, the last over all of them."""
+
+
+@dataclass(frozen=True)
+class Best:
+    """The best of a study.
+
+    Attributes:
+        plan: The plan.
+        mix: The mix that gave it.
+        measured: What it measured.
+        base: What the plan of the plain mix measured: the single exact solve.
+        trials: Trials finished: measured to the end, and stopped before (those whose plan was measured before count
+            as measured).
+    """
+
+    plan: Plan
+    mix: Mix
+    measured: Measured
+    base: Measured
+    trials: tuple[int, int]
+
+
+def open_storage(where: str | None) -> BaseStorage | str | None:
+    """A storage from a database URL, or from the path of a journal file; None is memory."""
+    if where is None or "://" in where:
+        return where
+    return JournalStorage(JournalFileBackend(where))
+
+
+def study(
+    profile: Profile, solve: Callable[[Profile, Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
+    name: str, base: Measured | None = None, storage: str | None = None, seed: int = 0,
+    found: Callable[[Best], None] = lambda _best: None,
+    progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
+) -> Best:  # fmt: skip
+    """Try mixes until the study has `trials` finished trials, the plain one first.
+
+    Args:
+        profile: The profile.
+        solve: The core: the plan of a mix, within the budgets.
+        evaluate: Measures a plan.
+        trials: Finished trials to stop at, those of other workers and earlier runs included.
+        lengths: Lengths the plan is for.
+        name: Names all that figures depend on; workers with the same name and storage share one study.
+        base: What scores are relative to, None for what the plain mix measures.
+        storage: Database URL or path of a journal file; None keeps the study in memory.
+        seed: Seed of the sampler.
+        found: Called with the best so far, whenever this worker improves on it, and at the end.
+        progress: Called after each trial.
+
+    Returns:
+        The best of all trials.
+
+    Raises:
+        BudgetInfeasible: No plan keeps the budgets.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    shared = optuna.create_study(
+        study_name=name, storage=open_storage(storage), load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
+    )  # fmt: skip
+    base = _base(shared, solve(profile, PLAIN), evaluate, base)
+
+    def best() -> Best:
+        frozen = shared.best_trial
+        mix = mix_of(optuna.trial.FixedTrial(frozen.params), profile, lengths) if frozen.params else PLAIN
+        ended = [t.state for t in _done(shared)]
+        counts = ended.count(TrialState.COMPLETE), len(ended) - ended.count(TrialState.COMPLETE)
+        return Best(solve(profile, mix), mix, Measured(**frozen.user_attrs["measured"]), base, counts)
+
+    found(best())
+    while (count := len(_done(shared))) < trials:
+        trial = shared.ask()
+        # Seeded by the trial, so that workers draw different ones and a resumed run does not draw an earlier one again.
+        shared.sampler = TPESampler(seed=seed * 1_000_003 + trial.number, n_startup_trials=6)
+        state = _run(shared, trial, profile, solve, evaluate, base, lengths)
+        progress(count + 1, trials, state)
+        if shared.best_trial.number == trial.number:
+            found(best())
+    last = best()
+    found(last)
+    return last
+
+
+def mix_of(trial: optuna.trial.BaseTrial, profile: Profile, lengths: Sequence[int]) -> Mix:
+    """The mix that a trial suggests: weights are relative, so the first of each kind stays 1."""
+
+    def weights(kind: str, named: Sequence[str | int], most: float) -> list[float]:
+        return [1.0, *(trial.suggest_float(f"{kind}.{x}", 1 / most, most, log=True) for x in named[1:])]
+
+    sources = dict(zip(profile.sources, weights("source", profile.sources, 10), strict=True))
+    effect = any(profile.estimator(source) == "effect" for source in profile.sources)
+    return Mix(
+        sources=sources,
+        lengths=dict(zip(lengths, weights("length", lengths, 10), strict=True)),
+        layers=tuple(weights("band", range(min(BANDS, len(profile.model.ruled_layers))), 4)),
+        power=trial.suggest_float("power", 0.4, 1),
+        own=trial.suggest_float("own", 0, 1) if effect else 0.0,
+        sinks=(trial.suggest_categorical("sink", profile.sinks),) if len(profile.sinks) > 1 else None,
+    )
+
+
+def _base(shared: optuna.Study, plan: Plan, evaluate: Evaluate, base: Measured | None) -> Measured:
+    """Measure the plan of the plain mix, the first trial, unless that was done; what all scores are relative to."""
+    if "base" not in shared.user_attrs:
+        *_, plain = evaluate(plan)
+        if "base" not in shared.user_attrs:  # another worker may have been faster, with the same figures
+            base = base or plain
+            attrs = {"measured": asdict(plain), "rules": rules(plan)}
+            shared.add_trial(optuna.create_trial(value=plain.score(base), user_attrs=attrs))
+            shared.set_user_attr("base", asdict(base))
+    return Measured(**shared.user_attrs["base"])
+
+
+def _run(
+    shared: optuna.Study, trial: optuna.Trial, profile: Profile, solve: Callable[[Profile, Mix], Plan],
+    evaluate: Evaluate, base: Measured, lengths: Sequence[int],
+) -> str:  # fmt: skip
+    """One trial, from mix to figures."""
+    try:
+        plan = solve(profile, mix_of(trial, profile, lengths))
+    except BudgetInfeasible:  # with these sinks
+        shared.tell(trial, state=TrialState.FAIL)
+        return f"trial {trial.number}: infeasible"
+    same = rules(plan)
+    trial.set_user_attr("rules", same)
+    earlier = [t for t in _done(shared) if t.user_attrs.get("rules") == same and t.state == TrialState.COMPLETE]
+    if earlier:
+        measured = Measured(**earlier[0].user_attrs["measured"])
+    else:
+        for step, measured in enumerate(evaluate(plan)):
+            trial.report(measured.score(base), step)
+            if trial.should_prune():
+                shared.tell(trial, state=TrialState.PRUNED)
+                return f"trial {trial.number}: stopped at {measured.score(base):.3f}"
+    trial.set_user_attr("measured", asdict(measured))
+    shared.tell(trial, measured.score(base))
+    return f"trial {trial.number}: {measured.score(base):.3f}"
+
+
+def _done(shared: optuna.Study) -> list[FrozenTrial]:
+    done: list[FrozenTrial] = shared.get_trials(deepcopy=False, states=DONE)
+    return done
+
+
+def rules(plan: Plan) -> str:
+    """Names a plan by what it does."""
+    table = {layer: [repr(rule) for rule in rules] for layer, rules in plan.groups.items()}
+    return hashlib.sha256(repr(table).encode()).hexdigest()[:16]

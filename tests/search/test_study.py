@@ -1,0 +1,111 @@
+"""The study, against a made-up model that knows which layers matter."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from moa.plans.errors import BudgetInfeasible, MoaError
+from moa.plans.plan import Plan
+from moa.search.budget import parse
+from moa.search.calibrate import fit
+from moa.search.choose import choose
+from moa.search.objective import Mix
+from moa.search.study import Measured, study
+
+N = 1024
+
+
+def solve(profile, mix: Mix) -> Plan:
+    return choose(profile, [parse("density", "0.5")], mix=mix, lengths=[N])[0]
+
+
+class Truth:
+    """Only what the first layer hides does harm; counts its calls."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.calls, self.fail_at = 0, fail_at
+
+    def __call__(self, plan: Plan) -> Iterator[Measured]:
+        self.calls += 1
+        if self.calls == self.fail_at:
+            raise KeyboardInterrupt
+        hidden = 1 - plan.spans(N)[0].mean() / N
+        for part in (1.1, 1.0):
+            yield Measured(kl=hidden * part, recall=hidden * part / 2, right=1 - hidden)
+
+
+def test_it_finds_what_the_sum_of_harms_does_not_know(make_profile):
+    profile, bests = make_profile(layers=4), []
+    best = study(profile, solve, Truth(), trials=12, lengths=[N], name="a", found=bests.append)
+    assert best.measured.score(best.base) < 0.9
+    assert best.plan == solve(profile, best.mix)
+    *_, again = Truth()(best.plan)
+    assert again == best.measured
+    scores = [b.measured.score(b.base) for b in bests]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[0] == 1  # the single exact solve comes first
+    assert sum(best.trials) == 12
+
+
+def test_the_plain_mix_is_never_beaten_by_a_worse_one(make_profile):
+    def other(plan: Plan) -> Iterator[Measured]:
+        yield Measured(kl=1.0, recall=1.0, right=0.0)  # all plans are equal
+
+    best = study(make_profile(), solve, other, trials=4, lengths=[N], name="a")
+    assert best.mix == Mix()
+    assert best.measured.score(best.base) == 1
+
+
+def test_killed_it_goes_on_with_nothing_lost(make_profile, tmp_path):
+    profile, journal = make_profile(layers=4), str(tmp_path / "trials.log")
+    whole = study(profile, solve, Truth(), trials=8, lengths=[N], name="a", seed=5)
+    with pytest.raises(KeyboardInterrupt):
+        study(profile, solve, Truth(fail_at=4), trials=8, lengths=[N], name="a", storage=journal, seed=5)
+    rest = Truth()
+    best = study(profile, solve, rest, trials=8, lengths=[N], name="a", storage=journal, seed=5)
+    assert sum(best.trials) == sum(whole.trials) == 8
+    assert rest.calls <= 5  # the base and two trials are not measured again
+    finished = Truth()
+    assert study(profile, solve, finished, trials=8, lengths=[N], name="a", storage=journal, seed=5) == best
+    assert finished.calls == 0
+
+
+def test_equal_seeds_give_equal_studies(make_profile):
+    profile = make_profile(layers=4)
+    one, two = (study(profile, solve, Truth(), trials=8, lengths=[N], name="a", seed=3) for _ in range(2))
+    assert one == two
+
+
+def test_sinks_are_chosen_and_infeasible_ones_are_survived(make_profile):
+    profile = make_profile(sinks=(64, 512))
+
+    def narrow(profile, mix):
+        return choose(profile, [parse("density", "0.45")], mix=mix, lengths=[N])[0]
+
+    best = study(profile, narrow, Truth(), trials=8, lengths=[N], name="a")
+    assert best.plan.density(N) <= 0.45
+    assert {rule.sink for rules in best.plan.groups.values() for rule in rules} == {64}
+
+
+def test_no_plan_at_all(make_profile):
+    def none(profile, mix):
+        return choose(profile, [parse("density", "0.01")], mix=mix)[0]
+
+    with pytest.raises(BudgetInfeasible, match="smallest feasible"):
+        study(make_profile(), none, Truth(), trials=2, lengths=[N], name="a")
+
+
+def test_a_scale_gives_back_the_law_it_was_made_from():
+    scale = fit([(x, 0.3 * x**1.5) for x in (0.1, 0.5, 2.0)] + [(0.0, 0.0)])
+    assert np.allclose([scale.factor, scale.power, scale.error], [0.3, 1.5, 0])
+    assert scale.objective(scale.nats(0.7)) == pytest.approx(0.7)
+
+
+@pytest.mark.parametrize(
+    ("points", "says"),
+    [([(1.0, 0.1)], "two plans"), ([(1.0, 0.1), (1.0, 0.2)], "two plans"), ([(1.0, 0.2), (2.0, 0.1)], "does not grow")],
+)
+def test_a_scale_that_cannot_be_fitted(points, says):
+    with pytest.raises(MoaError, match=says):
+        fit(points)
