@@ -7,6 +7,7 @@ single backward pass covers every depth: a plan is only as good as the places it
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 from moa.plans.errors import MoaError
@@ -27,10 +28,13 @@ class Sample:
     Attributes:
         ids: Token ids, as many as the profiled length.
         response: Indices (> 0) of the tokens whose prediction is measured.
+        needles: For each of them, start and end of the statement in `ids` that holds the answer; empty where nothing
+            is asked.
     """
 
     ids: tuple[int, ...]
     response: tuple[int, ...]
+    needles: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,14 +166,17 @@ def ask(
     encoded = _render(tokenizer, chat, turns)
     while len(turns) > 1 and sum(map(len, encoded)) > length // 2:  # a tokenizer of many small tokens asks less
         encoded = _render(tokenizer, chat, turns := turns[: len(turns) * 3 // 4])
-    context = tuple(_context(tokenizer, length - sum(map(len, encoded)), rng, facts, listed))
+    context, places = _context(tokenizer, length - sum(map(len, encoded)), rng, facts, listed)
     ids = [*encoded[0], *context]
     response: list[int] = []
+    needles: list[tuple[int, int]] = []
     for i, piece in enumerate(encoded[1:]):
         if i % 2:  # pieces alternate: question, answer, question, answer, ...
             response += range(len(ids), len(ids) + len(piece))
+            start, stop = (len(encoded[0]) + place for place in places[turns[i // 2]])
+            needles += [(start, stop)] * len(piece)
         ids += piece
-    return Sample(tuple(ids), tuple(response))
+    return Sample(tuple(ids), tuple(response), tuple(needles))
 
 
 def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]]:
@@ -193,8 +200,8 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
 
 def _context(
     tokenizer: Any, room: int, rng: random.Random, facts: Sequence[Fact], listed: Sequence[Fact] | None
-) -> list[int]:
-    """Exactly `room` tokens that state every fact, one in each stratum of the depth."""
+) -> tuple[list[int], dict[Fact, tuple[int, int]]]:
+    """Exactly `room` tokens that state every fact, one in each stratum of the depth, and where they state it."""
     if listed is not None:
         stated = [tokenizer(f"{f.statement}\n", add_special_tokens=False)["input_ids"] for f in listed]
         wanted = set(map(id, facts))
@@ -208,6 +215,8 @@ def _context(
     if left < 0:
         raise MoaError(f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length")
     filler = prose(tokenizer, left, rng, "calibration")
-    if listed is not None:
-        return filler + [i for piece in stated for i in piece]
-    return scatter(filler, [(i + rng.random()) / len(stated) for i in range(len(stated))], stated)
+    depths = [1.0 if listed is not None else (i + rng.random()) / len(stated) for i in range(len(stated))]
+    before = accumulate(map(len, stated), initial=0)
+    starts = [int(depth * left) + length for depth, length in zip(depths, before, strict=False)]
+    places = [(start, start + len(piece)) for start, piece in zip(starts, stated, strict=True)]
+    return scatter(filler, depths, stated), dict(zip(facts if listed is None else listed, places, strict=True))

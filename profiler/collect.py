@@ -30,6 +30,7 @@ from moa.profiler.fingerprint import fingerprint
 from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
+from moa.profiler.retrieval import Copies, scores
 
 SHORTEST = 256
 """Tokens; shorter texts have no cut worth measuring."""
@@ -61,6 +62,7 @@ class Settings:
         labels: Labels of every source, None for each source's own.
         loss: Loss of every source, None for each source's own.
         chat: Whether tasks are rendered with the tokenizer's chat template.
+        retrieval_score: Whether copy scores are measured besides, on the samples that ask for facts.
     """
 
     lengths: tuple[int, ...]
@@ -71,6 +73,7 @@ class Settings:
     labels: Labels | None = None
     loss: Loss | None = None
     chat: bool = True
+    retrieval_score: bool = False
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse what cannot be measured.
@@ -141,13 +144,15 @@ def collect(
         The profile, also saved at `output`; None on ranks other than 0.
 
     Raises:
-        MoaError: Settings that cannot be measured.
+        MoaError: Settings that cannot be measured, or not on these sources or under this plan.
         ProfileError: The folder holds another run's samples, or cannot be written.
     """
     settings.check(model)
     if plan is not None:
         plan.check(model)
     todo = tasks(settings, sources)
+    if settings.retrieval_score:
+        _check_retrieval(todo, tokenizer, settings, plan)
     info = ModelInfo.from_config(model.config)
     folder = _open_folder(output, settings, sources, model, info, plan, rank)
     barrier()
@@ -160,8 +165,11 @@ def collect(
                 generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
                 labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
                 recorder.estimator = ESTIMATORS[settings.estimator or task.source.estimator]
+                recorder.watch = copies = Copies(sample) if settings.retrieval_score else None
                 run_backward(model, sample, labels, loss, generator)
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
+                if copies is not None:
+                    table |= {"copied": copies.table(), "copyable": np.array([copies.tokens])}
                 save_file(table, temporary := path.with_suffix(".tmp"))
                 os.replace(temporary, path)
             progress(task, measured)
@@ -230,6 +238,15 @@ def _seed(settings: Settings, task: Task, use: str) -> int:
     return int.from_bytes(digest[:7], "big")
 
 
+def _check_retrieval(todo: Sequence[Task], tokenizer: Any, settings: Settings, plan: Plan | None) -> None:
+    """Refuse copy scores where nothing can be copied, or the model is not whole."""
+    if plan is not None:
+        raise MoaError("retrieval scores are measured on the dense model: leave out the plan, or the scores")
+    if not any(Copies(_draw(task, tokenizer, settings)).tokens for task in todo if task.index == 0):
+        names = ", ".join(dict.fromkeys(task.source.name for task in todo))
+        raise MoaError(f"retrieval scores need a source that asks for facts: facts, pairs or lines; found {names}")
+
+
 def _open_folder(
     output: Path,
     settings: Settings,
@@ -265,20 +282,25 @@ def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings
     """Tables and token counts summed over samples, in order, in float64."""
     cuts: dict[tuple[str, int], Any] = {}
     tokens: dict[tuple[str, int], int] = {}
+    copies: list[tuple[Any, int]] = []
     for task, part in _parts(folder, todo):
         key = task.source.name, task.length
         cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
         tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
-    meta = {name: value for name, value in asdict(settings).items() if name not in ("lengths", "sinks", "estimator")}
+        if settings.retrieval_score:
+            copies.append((part["copied"], int(part["copyable"][0])))
+    apart = ("lengths", "sinks", "estimator", "retrieval_score")  # said elsewhere in the file
+    meta = {name: value for name, value in asdict(settings).items() if name not in apart}
     meta |= {} if plan is None else {"around": plan.to_dict()}
     meta |= {
         "torch": torch.__version__,
         "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},
     }
     estimators = {t.source.name: settings.estimator or t.source.estimator for t in todo}
+    retrieval, copyable = scores(copies, info.kv_heads) if copies else (None, 0)
     return Profile(
         info, settings.sinks, {k: v.astype(np.float32) for k, v in cuts.items()}, tokens,
-        dict.fromkeys(cuts, settings.samples), meta, estimators,
+        dict.fromkeys(cuts, settings.samples), meta, estimators, retrieval, copyable,
     )  # fmt: skip
 
 

@@ -2,7 +2,8 @@
 
 Tensors `cut.<source>.<length>` are float32 [sinks, layers, groups, rows, edges]; layers are the model's ruled layers in
 order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the bin's rows
-and over all samples, when the first key kept besides the sink is at the edge.
+and over all samples, when the first key kept besides the sink is at the edge. The tensor `retrieval`, where measured,
+is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
 """
 
 import hashlib
@@ -47,6 +48,7 @@ class _Header(Strict):
     sinks: tuple[Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)], ...] = Field(min_length=1)
     cuts: tuple[_Table, ...] = Field(min_length=1)
     estimators: dict[str, str] = Field(default_factory=dict)
+    retrieval_tokens: int = Field(default=0, ge=0)
     meta: dict[str, Any]
 
 
@@ -62,6 +64,8 @@ class Profile:
         samples: Samples per (source, length).
         meta: Labels, losses, seed, versions: what a reader wants to know.
         estimators: Estimator per source; `fisher` where not named.
+        retrieval: Copy score of every group, 0 to 1: float32 [layers, groups]; None where not measured.
+        retrieval_tokens: Answer tokens behind it, over all samples.
     """
 
     model: ModelInfo
@@ -71,6 +75,8 @@ class Profile:
     samples: Mapping[Cut, int]
     meta: Mapping[str, Any] = field(default_factory=dict)
     estimators: Mapping[str, str] = field(default_factory=dict)
+    retrieval: npt.NDArray[np.float32] | None = None
+    retrieval_tokens: int = 0
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -87,7 +93,7 @@ class Profile:
         return self.estimators.get(source, "fisher")
 
     def plus(self, other: "Profile") -> "Profile":
-        """Both together, every sample counted once.
+        """Both together, every sample counted once. Copy scores are averaged, each answer token with the same weight.
 
         Raises:
             ProfileError: Profiles of different models, sinks or estimators.
@@ -101,6 +107,9 @@ class Profile:
             if mine != its:
                 raise ProfileError(f"profiles to add must have one estimator of {source}, found {mine} and {its}")
         both = [*self.cuts, *(cut for cut in other.cuts if cut not in self.cuts)]
+        scored = [(p.retrieval, p.retrieval_tokens) for p in (self, other) if p.retrieval is not None]
+        copyable = sum(tokens for _, tokens in scored)
+        copied = [score.astype(np.float64) * tokens for score, tokens in scored]
         return Profile(
             self.model, self.sinks,
             {cut: np.sum([p.cuts[cut] for p in (self, other) if cut in p.cuts], axis=0) for cut in both},
@@ -108,6 +117,7 @@ class Profile:
             {cut: self.samples.get(cut, 0) + other.samples.get(cut, 0) for cut in both},
             {**self.meta, "added": [*self.meta.get("added", []), dict(other.meta)]},
             {**other.estimators, **self.estimators},
+            (np.sum(copied, axis=0) / copyable).astype(np.float32) if scored else None, copyable,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -116,7 +126,7 @@ class Profile:
         Raises:
             ProfileError: The path cannot be written.
         """
-        header = {
+        header: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model.model_dump(mode="json", exclude_none=True),
             "sinks": list(self.sinks),
@@ -128,6 +138,9 @@ class Profile:
             "estimators": dict(self.estimators),
         }
         tensors = {f"cut.{s}.{n}": np.ascontiguousarray(t) for (s, n), t in self.cuts.items()}
+        if self.retrieval is not None:
+            header["retrieval_tokens"] = self.retrieval_tokens
+            tensors["retrieval"] = np.ascontiguousarray(self.retrieval)
         temporary = Path(f"{path}.tmp")
         try:
             save_file(tensors, temporary, {"profile": json.dumps(header, sort_keys=True)})
@@ -148,27 +161,36 @@ class Profile:
             with safe_open(path, framework="numpy") as f:
                 header = _read_header((f.metadata() or {}).get("profile"), path)
                 cuts = {(t.source, t.length): f.get_tensor(f"cut.{t.source}.{t.length}") for t in header.cuts}
+                retrieval = f.get_tensor("retrieval") if header.retrieval_tokens else None
         except (SafetensorError, OSError, TypeError, AttributeError) as e:  # the last two: a dtype that numpy lacks
             raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {e}") from e
         tokens = {(t.source, t.length): t.tokens for t in header.cuts}
         samples = {(t.source, t.length): t.samples for t in header.cuts}
-        profile = cls(header.model, header.sinks, cuts, tokens, samples, header.meta, header.estimators)
+        profile = cls(
+            header.model, header.sinks, cuts, tokens, samples, header.meta, header.estimators,
+            retrieval, header.retrieval_tokens,
+        )  # fmt: skip
         profile._check(path)
         return profile
 
     def _check(self, path: str | Path) -> None:
-        """Every table has the shape its description promises, and finite values."""
+        """Every table has the shape its description promises, and possible values."""
+        groups = len(self.model.ruled_layers), self.model.kv_heads
         for (source, length), table in self.cuts.items():
             size = bin_size(length)
             count = -(-length // size)
-            wanted = (len(self.sinks), len(self.model.ruled_layers), self.model.kv_heads, count, count)
-            if table.shape != wanted or table.dtype != np.float32:
-                raise ProfileError(
-                    f"{path}: cut.{source}.{length} must be float32 {list(wanted)}, "
-                    f"found {table.dtype} {list(table.shape)}"
-                )
+            _check_tensor(path, f"cut.{source}.{length}", table, (len(self.sinks), *groups, count, count))
             if not np.isfinite(table).all():
                 raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")
+        if self.retrieval is not None:
+            _check_tensor(path, "retrieval", self.retrieval, groups)
+            if not ((self.retrieval >= 0) & (self.retrieval <= 1)).all():
+                raise ProfileError(f"{path}: retrieval holds values that are not from 0 to 1")
+
+
+def _check_tensor(path: str | Path, name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if found.shape != shape or found.dtype != np.float32:
+        raise ProfileError(f"{path}: {name} must be float32 {list(shape)}, found {found.dtype} {list(found.shape)}")
 
 
 def _read_header(text: str | None, path: str | Path) -> _Header:

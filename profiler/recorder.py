@@ -4,7 +4,7 @@ The model's own code runs untouched: one attention function and mask function ar
 take no gradient, and decoder layers are checkpointed, so that the extra memory is linear in the length.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ class Recorder:
         estimator: Harm of every cut, given a tile; may be changed between samples.
         plan: What the model runs under; None is dense.
         tables: Layer index to float32 [sinks, kv_heads, rows, edges], on the CPU.
+        watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Recorder:
     ) -> None:
         self.layers, self.sinks, self.estimator, self.plan = frozenset(layers), tuple(sinks), estimator, plan
         self.tables: dict[int, Tensor] = {}
+        self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     def fused(self, q: Tensor) -> bool:
         """Whether the Triton kernels measure: on a GPU, the two estimators they hold, of a dense model."""
@@ -134,6 +136,8 @@ def _attention(
     refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if attention_mask is not None or refused:
         raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
+    if recorder.watch is not None:
+        recorder.watch(layer, query[0], key[0])
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     attended: Tensor = _Recorded.apply(query[0], key[0], value[0], scale, recorder, layer)  # type: ignore[no-untyped-call]
     return attended.transpose(0, 1)[None], None

@@ -148,3 +148,47 @@ def test_profiles_add_up_sample_by_sample(tmp_path: Path) -> None:
     ):
         with pytest.raises(ProfileError, match=says):
             one.plus(replace(one, **changed))
+
+
+def scored(score: float, tokens: int) -> Profile:
+    return replace(make(), retrieval=np.full((2, 2), score, np.float32), retrieval_tokens=tokens)
+
+
+def test_copy_scores_are_kept_and_add_up_by_tokens(tmp_path: Path) -> None:
+    scored(0.5, 30).save(tmp_path / "p.safetensors")
+    read = Profile.load(tmp_path / "p.safetensors")
+    assert read.retrieval is not None
+    assert (read.retrieval == 0.5).all()
+    both = read.plus(scored(0.9, 10))
+    assert both.retrieval_tokens == 40
+    np.testing.assert_allclose(both.retrieval, np.full((2, 2), 0.6), rtol=1e-6)
+    for one, other in ((read, make()), (make(), read)):
+        both = one.plus(other)
+        np.testing.assert_array_equal(both.retrieval, read.retrieval)
+        assert both.retrieval_tokens == 30
+    assert make().plus(make()).retrieval is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda p: replace(p, retrieval=p.retrieval[:1]),
+            r"retrieval must be float32 \[2, 2\], found float32 \[1, 2\]",
+        ),
+        (lambda p: replace(p, retrieval=p.retrieval.astype(np.float64)), "retrieval must be float32"),
+        (lambda p: replace(p, retrieval=p.retrieval + 1), "not from 0 to 1"),
+        (lambda p: replace(p, retrieval=p.retrieval * np.float32("nan")), "not from 0 to 1"),
+        (lambda p: replace(p, retrieval_tokens=-1), "retrieval_tokens: .*found -1"),
+    ],
+)
+def test_wrong_copy_scores_are_refused(tmp_path: Path, change: Callable[[Profile], Profile], says: str) -> None:
+    change(scored(0.5, 30)).save(tmp_path / "bad.safetensors")
+    with pytest.raises(ProfileError, match=says):
+        Profile.load(tmp_path / "bad.safetensors")
+
+
+def test_copy_scores_that_the_header_promises_must_be_there(path: Path, tmp_path: Path) -> None:
+    rewrite(path, tmp_path / "bad.safetensors", lambda h: h.update(retrieval_tokens=3))
+    with pytest.raises(ProfileError, match=r"damaged or truncated.*retrieval"):
+        Profile.load(tmp_path / "bad.safetensors")
