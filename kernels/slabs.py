@@ -7,6 +7,7 @@ precision scores are rounded to that precision, as in eager attention; the softm
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -38,114 +39,144 @@ def step(
         [tokens, query_heads, D].
     """
     tokens, groups, size = k.shape
-    sequences = len(lengths)
-    width = tokens - sequences + 1  # the most rows a sequence can bring when each brings one
+    width = tokens - len(lengths) + 1  # the most rows a sequence can bring when each brings one
+    make = _next if width == 1 and _on_host(lengths) else _rows
+    rows = make(store, first, sink, starts, lengths, width, q)
+    store.k.index_copy_(0, rows.place, k.reshape(-1, size))
+    store.v.index_copy_(0, rows.place, v.reshape(-1, size))
+
+    # From here on slabs are in the order of the store, so that runs are slices.
+    queries = q.reshape(tokens * groups, -1, size)
+    if rows.index is not None:
+        queries = queries.index_select(0, rows.index)
+    if width > 1:
+        queries = queries.view(len(store.order), -1, size)  # [slabs, width * heads, D]
+    results, done = [], 0
+    for batch in rows.batches:
+        part = queries if len(rows.batches) == 1 else queries[done : done + batch.slabs]
+        results.append(_attend(part, batch, scale))
+        done += batch.slabs
+    result = results[0] if len(results) == 1 else torch.cat(results)
+    if rows.index is None:
+        return result.view(q.shape)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    out.view(tokens * groups, -1).index_copy_(0, rows.index, result.view(len(rows.index), -1))
+    return out
+
+
+class _Batch(NamedTuple):
+    """Slabs to multiply at once, as views of the store: neither changes its place while no block begins."""
+
+    slabs: int
+    keys: Tensor
+    """[slabs or pieces, D, slots]; a lone slab may be cut into pieces for the threads."""
+    values: Tensor
+    """[slabs or pieces, slots, D]."""
+    bias: Tensor
+    """Like scores: [slabs or pieces, 1 or width * heads, slots]."""
+
+
+@dataclass
+class _Rows:
+    """Where a step's new keys go and what its rows see."""
+
+    place: Tensor
+    """int64: slot of each new key."""
+    bias: Tensor
+    """[width, slots]: 0 for the slots that a row sees, else -inf."""
+    batches: list[_Batch]
+    index: Tensor | None
+    """int64 [slabs * width]: token * kv_heads + group of each row; None where rows lie in order already."""
+
+
+def _rows(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Tensor, width: int, q: Tensor) -> _Rows:
+    """The rows of a step with up to `width` new tokens of each sequence."""
     torch._assert_async((starts[1:] > starts[:-1]).all(), "step needs a new token of every sequence")
+    groups = len(sink)
     if width == 1:
-        index = store.order
-        place, bias = (_next if _on_host(lengths) else _row)(store, first, sink, lengths, q.dtype)
+        at = lengths[:, None]
+        place = slots(at, sink, store.base, store.capacity).flatten()
+        index = store.order if len(store.runs) > 1 else None
     else:  # a sequence with fewer rows repeats its last
         row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
         index = row[:, None] * groups + torch.arange(groups, device=q.device)[:, None]  # [sequences, groups, width]
         index = index.flatten(0, 1)[store.order].flatten()
-        sequence, position = find_tokens(starts, lengths, tokens)
+        sequence, position = find_tokens(starts, lengths, len(q))
         place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence]).flatten()
-        bias = _bias(store, first, sink, lengths[:, None] + row - starts[:-1, None], q.dtype)
-    store.k.index_copy_(0, place, k.reshape(-1, size))
-    store.v.index_copy_(0, place, v.reshape(-1, size))
-
-    # From here on slabs are in the order of the store, so that runs are slices.
-    queries = q.reshape(tokens * groups, -1).index_select(0, index)
-    queries = queries.view(len(store.order), -1, size)  # [slabs, width * heads, D]
-    result = torch.empty_like(queries)
-    reach = _reach(lengths, width)
-    done = 0
-    for start, count, room in _batches(store):
-        used, stop = min(room, reach), start + count * room
-        keys, values = (x[start:stop].view(count, -1, size)[:, :used] for x in (store.k, store.v))
-        hide = bias[:, start:stop].view(width, count, -1)[..., :used].transpose(0, 1)
-        result[done : done + count] = _slabs(queries[done : done + count], keys, values, hide, scale)
-        done += count
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    out.view(tokens * groups, -1).index_copy_(0, index, result.view(len(index), -1))
-    return out
-
-
-def _row(store: Store, first: Tensor, sink: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Slots of one new token per sequence, [sequences * kv_heads], and the bias [1, slots] for them."""
-    at = lengths[:, None]
-    return slots(at, sink, store.base, store.capacity).flatten(), _bias(store, first, sink, at, dtype)
+        at = lengths[:, None] + row - starts[:-1, None]
+    bias = _bias(store, first, sink, at, q.dtype)
+    batches = list(_batches(store, bias, q.shape[1] // groups, _reach(lengths, width)))
+    return _Rows(place, bias, batches, index)
 
 
 @dataclass
 class _Kept:
-    """`_row` of the last step, and what it was made from."""
+    """The rows of the last step, and what they were made from."""
 
     first: Tensor
+    starts: Tensor
     lengths: list[int]
-    place: Tensor
-    bias: Tensor
+    rows: _Rows
 
 
-def _next(store: Store, first: Tensor, sink: Tensor, lengths: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`_row`, from the last step's where every length is one more and no block begins.
+def _next(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Tensor, width: int, q: Tensor) -> _Rows:
+    """`_rows` for one token per sequence, from the last step's where every length is one more and no block begins.
 
     Then each token goes one slot further and sees that slot besides: most of a step's small operations are saved.
     """
     now, kept = lengths.tolist(), store.scratch.get("row")
-    if kept and kept.first is first and kept.lengths == [n - 1 for n in now] and all(n % BLOCK for n in now):
-        kept.place += 1
-        kept.bias[0].index_fill_(0, kept.place, 0)
+    if (
+        kept
+        and kept.first is first
+        and kept.starts is starts
+        and all(n == before + 1 and n % BLOCK for n, before in zip(now, kept.lengths, strict=True))
+    ):
+        kept.rows.place.add_(1)
+        kept.rows.bias[0].index_fill_(0, kept.rows.place, 0)
         kept.lengths = now
     else:
         with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
-            place, bias = _row(store, first, sink, lengths, dtype)
-        kept = store.scratch["row"] = _Kept(first, now, place, bias)
-    return kept.place, kept.bias
+            rows = _rows(store, first, sink, starts, lengths, width, q)
+        kept = store.scratch["row"] = _Kept(first, starts, now, rows)
+    return kept.rows
 
 
-def _batches(store: Store) -> Iterator[tuple[int, int, int]]:
-    """Slabs to multiply in one batch: (first slot, number of slabs, slots of each).
+def _batches(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Batch]:
+    """The slabs' slots up to `reach`, in batches; a batch item is one thread's work.
 
-    A batch item is one thread's work. A few large slabs that would leave threads idle come one by one instead, for
-    `_slabs` to cut up.
+    A few large slabs that would leave threads idle come one by one instead, each cut into pieces.
     """
-    available = threads()
+    available, size = threads(), store.k.shape[1]
     for start, room, pairs in store.runs:
-        count = len(pairs)
+        count, used = len(pairs), min(room, reach)
         uneven = count % available and count < 4 * available
-        if uneven and room * store.k.shape[1] >= LARGE:
-            yield from ((start + i * room, 1, room) for i in range(count))
-        else:
-            yield start, count, room
+        at_once = 1 if uneven and room * size >= LARGE else count
+        cut = at_once == 1 and used * size >= LARGE // 4
+        pieces = min(BLOCK, 1 << (available - 1).bit_length()) if cut else 1  # a power of two: divides used
+        for begin in range(start, start + count * room, at_once * room):
+            part = slice(begin, begin + at_once * room)
+            keys, values = (x[part].view(at_once, -1, size)[:, :used] for x in (store.k, store.v))
+            hide = bias[:, part].view(len(bias), at_once, -1)[..., :used].transpose(0, 1)
+            if len(bias) > 1:
+                hide = hide.repeat_interleave(heads, 1)
+            if pieces > 1:
+                keys, values = (x.view(pieces, -1, size) for x in (keys, values))
+                hide = hide.reshape(-1, pieces, used // pieces).transpose(0, 1)
+            yield _Batch(at_once, keys.transpose(1, 2), values, hide)
 
 
-def _slabs(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    """Attention of a batch of slabs, a lone one cut into pieces for the threads.
-
-    Args:
-        q: [slabs, width * heads, D].
-        k: [slabs, slots, D], like v.
-        v: See k.
-        bias: [slabs, width, slots], added to the scores.
-        scale: Factor on q·k.
-    """
-    count, used, size = k.shape
-    rows, width = q.shape[1], bias.shape[1]
-    if width > 1:
-        bias = bias.repeat_interleave(rows // width, 1)
-    pieces = 1
-    if count == 1 and used * size >= LARGE // 4:
-        pieces = min(BLOCK, 1 << (threads() - 1).bit_length())  # a power of two: divides used
-        q, k, v = q.expand(pieces, -1, -1), k.view(pieces, -1, size), v.view(pieces, -1, size)
-        bias = bias.reshape(-1, pieces, used // pieces).transpose(0, 1)
-    scores = torch.baddbmm(bias, q, k.transpose(1, 2), alpha=scale)
+def _attend(q: Tensor, batch: _Batch, scale: float) -> Tensor:
+    """Attention of the rows [slabs, width * heads, D] of a batch."""
+    pieces = len(batch.keys) // batch.slabs
     if pieces > 1:
-        scores = scores.transpose(0, 1).reshape(1, rows, used)
-    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
+        q = q.expand(pieces, -1, -1)
+    scores = torch.baddbmm(batch.bias, q, batch.keys, alpha=scale)
+    if pieces > 1:
+        scores = scores.transpose(0, 1).reshape(1, q.shape[1], -1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype) if q.dtype.itemsize == 2 else scores.softmax(-1)
     if pieces == 1:
-        return torch.bmm(weights, v)
-    return torch.bmm(weights.view(rows, pieces, -1).transpose(0, 1), v).sum(0, keepdim=True)
+        return torch.bmm(weights, batch.values)
+    return torch.bmm(weights.view(q.shape[1], pieces, -1).transpose(0, 1), batch.values).sum(0, keepdim=True)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

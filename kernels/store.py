@@ -19,7 +19,7 @@ ENDLESS = 1 << 30
 
 
 class Run(NamedTuple):
-    """Adjacent slabs of equal capacity, group-major."""
+    """Adjacent slabs of equal capacity, in the order of their pairs."""
 
     start: int
     """First slot of the first slab."""
@@ -79,9 +79,8 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
     """An empty store with `capacity` slots per slab [sequences, kv_heads]; zeros, so every slot is finite."""
     capacity = np.asarray(capacity, np.int64)
     assert (capacity % BLOCK == 0).all()
-    sequences, groups = capacity.shape
-    pairs = np.arange(capacity.size).reshape(sequences, groups).T.ravel()  # group-major
-    pairs = pairs[np.argsort(capacity.ravel()[pairs], kind="stable")]  # then by size: runs of equal slabs
+    groups = capacity.shape[1]
+    pairs = np.argsort(capacity.ravel(), kind="stable")  # by size: runs of equal slabs
     sizes = capacity.ravel()[pairs]
     starts = np.cumsum(sizes) - sizes
     base = np.empty(capacity.size, np.int64)
@@ -94,7 +93,7 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
     return Store(
         k=torch.zeros(slots, head_size, dtype=dtype, device=device),
         v=torch.zeros(slots, head_size, dtype=dtype, device=device),
-        base=tensor(base.reshape(sequences, groups)),
+        base=tensor(base.reshape(capacity.shape)),
         capacity=tensor(capacity, torch.int32),
         sequence=tensor(np.repeat(pairs // groups, sizes // BLOCK)),
         group=tensor(np.repeat(pairs % groups, sizes // BLOCK)),
