@@ -8,18 +8,14 @@ from moa.profiler.profile import Cut, Profile, bin_size
 from moa.search.grid import Grid
 
 
-def harm(profile: Profile, grid: Grid) -> dict[Cut, Floats]:
-    """Harm of every rule in every group, per source and length: [groups, rules], groups layer by layer.
+def harm(profile: Profile, grid: Grid, cut: Cut) -> Floats:
+    """Harm of every rule in every group, by one source at one length: [groups, rules], groups layer by layer.
 
     harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token; of
     the estimator `fisher`, a quadratic form, half of it. Where a bin holds several blocks, the whole row counts at the
     shortest window of its blocks, rounded down to whole bins. A row of the table has no window within its own bin; a
     block that keeps one counts as another whole row at the narrowest there is.
     """
-    return {cut: _harm(profile, cut, grid) for cut in profile.cuts}
-
-
-def _harm(profile: Profile, cut: Cut, grid: Grid) -> Floats:
     table = monotone(profile.cuts[cut])
     per_bin = bin_size(cut[1]) // BLOCK
     first = grid.first(cut[1])

@@ -84,20 +84,21 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | 
         raise MoaError(f"length weights must leave one of {_list(lengths)} over 0")
     hidden = [(1 - rules.spans(n) / n) ** RECALL for n in lengths]
     reach = np.average(hidden, axis=0, weights=list(share.values()))
-    harms = harm(profile, rules)
-    total = np.zeros(next(iter(harms.values())).shape)
+    layers, groups = len(profile.model.ruled_layers), profile.model.kv_heads
+    total = np.zeros((layers * groups, len(rules)))
     for source in profile.sources:
         if profile.estimator(source) == "effect":
-            own = harms[source, min(n for other, n in harms if other == source)]
+            own = harm(profile, rules, (source, min(n for other, n in profile.cuts if other == source)))
             costs = [((1 - mix.own) * own.max(1)[:, None] * reach + mix.own * own, 1.0)]
         else:
-            costs = [(harms[source, n] ** mix.power, share[n]) for n in lengths if (source, n) in harms]
+            there = [n for n in lengths if (source, n) in profile.cuts]
+            costs = [(harm(profile, rules, (source, n)) ** mix.power, share[n]) for n in there]
         counted = sum(weight for _, weight in costs)
         for cost, weight in costs:
             narrowest = cost.max(1).sum()
             if narrowest > 0 and weight > 0:
                 total += mix.sources.get(source, 1.0) * weight / counted * cost / narrowest
-    return total * _bands(mix.layers, len(profile.model.ruled_layers), profile.model.kv_heads)[:, None]
+    return total * _bands(mix.layers, layers, groups)[:, None]
 
 
 def _bands(weights: Sequence[float], layers: int, groups: int) -> Floats:

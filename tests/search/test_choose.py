@@ -48,7 +48,7 @@ def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
     expected = 0.0
     for source, weight in (("text", 3.0), ("facts", 1.0)):
         for n in (512, 1024):
-            table = harm(profile, rules)[source, n]
+            table = harm(profile, rules, (source, n))
             expected = expected + weight / 2 * table / table.max(1).sum()
     assert np.allclose(objective(profile, rules, Mix(weights)), expected)
 
@@ -57,7 +57,7 @@ def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
     profile = replace(make_profile(), estimators={"facts": "effect"})
     rules = grid(profile.lengths, profile.sinks)
     found = objective(profile, rules, Mix({"text": 0.0}))
-    worst = harm(profile, rules)["facts", 512].max(1)
+    worst = harm(profile, rules, ("facts", 512)).max(1)
     hidden = np.array([[1 - rules.spans(n)[i] / n for n in (512, 1024)] for i in range(len(rules))])
     expected = worst[:, None] * (hidden**0.25).mean(1)
     assert np.allclose(found, expected / expected.max(1).sum())
