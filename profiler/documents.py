@@ -25,7 +25,7 @@ def load_documents(spec: str) -> list[tuple[str, str]]:
         One pair per document; the prompt of a `text` row is empty.
 
     Raises:
-        MoaError: No such file, another format, unreadable rows, or columns missing.
+        MoaError: No such file, another format, unreadable rows, columns missing, or a row without text.
     """
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
@@ -48,10 +48,22 @@ def load_documents(spec: str) -> list[tuple[str, str]]:
         raise MoaError(f"cannot read data {spec}: {str(e.__cause__ or e).splitlines()[0]}") from e
     columns = set(rows.column_names)
     if "text" in columns:
-        return [("", str(row["text"])) for row in rows]
+        return [("", text) for text in _texts(rows, "text", spec)]
     if {"prompt", "response"} <= columns:
-        return [(str(row["prompt"]), str(row["response"])) for row in rows]
+        return list(zip(_texts(rows, "prompt", spec), _texts(rows, "response", spec), strict=True))
     raise MoaError(f"data {spec} needs a column text, or prompt and response; found {', '.join(sorted(columns))}")
+
+
+def _texts(rows: Any, column: str, spec: str) -> list[str]:
+    """A column in which every row has text."""
+    texts = list(rows[column])
+    wrong = [number for number, text in enumerate(texts, start=1) if not isinstance(text, str)]
+    if wrong:
+        raise MoaError(
+            f"data {spec} must have text in every row of the column {column}; {len(wrong)} of {len(texts)} have none, "
+            f"the first is row {wrong[0]}: {texts[wrong[0] - 1]!r}"
+        )
+    return texts
 
 
 @contextmanager

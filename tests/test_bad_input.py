@@ -51,6 +51,11 @@ def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (here / "short.txt").write_text("x" * 100)
     (here / "short.jsonl").write_text("".join(json.dumps({"text": "x" * n}) + "\n" for n in (90, 300, 120)))
     (here / "columns.jsonl").write_text('{"question": "a", "answer": "b"}\n')
+    rows = [{"text": "x" * 600}, {"text": None}, {}]
+    (here / "null.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"prompt": "x", "response": "y" * 600}, {"prompt": "x", "response": None}]
+    (here / "null-response.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (here / "numbers.jsonl").write_text('{"text": 5}\n')
     (here / "broken.jsonl").write_text('{"text": "x"}\n{"text": \n')
     (here / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     (here / "table.csv").write_text("text\nx\n")
@@ -195,6 +200,9 @@ DATA = [
         ("short.txt", "at least 512 tokens, found 1 documents, the longest of 100 tokens"),
         ("short.jsonl", "at least 512 tokens, found 3 documents, the longest of 300 tokens"),
         ("columns.jsonl", "needs a column text, or prompt and response; found answer, question"),
+        ("null.jsonl", "every row of the column text; 2 of 3 have none, the first is row 2: None"),
+        ("null-response.jsonl", "every row of the column response; 1 of 2 have none, the first is row 2: None"),
+        ("numbers.jsonl", "every row of the column text; 1 of 1 have none, the first is row 1: 5"),
         ("broken.jsonl", "cannot read data broken.jsonl"),
         ("broken.parquet", "cannot read data broken.parquet"),
         ("hub:nobody/missing", "cannot read data hub:nobody/missing"),
