@@ -33,7 +33,10 @@ def command(
         int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1)
     ] = None,
 ) -> None:
-    """Say what is installed, which back-end would run and why, whether it computes right, what a plan would gain."""
+    """Say what is installed, which back-end would run and why, whether it computes right, what a plan would gain.
+
+    Exit code 1 when no back-end runs here or its self-test fails.
+    """
     import torch
     from rich.console import Console
     from rich.table import Table
@@ -50,7 +53,8 @@ def command(
         card = torch.cuda.get_device_properties(index)
         memory = card.total_memory / 2**30
         console.print(f"cuda:{index}: {card.name}, {memory:.0f} GiB, compute {card.major}.{card.minor}")
-    console.print(_backend())
+    verdict, right = _backend()
+    console.print(verdict)
     if model is not None:
         from moa.load import load_config
         from moa.plans.model import ModelInfo
@@ -68,6 +72,8 @@ def command(
             if length is not None:
                 console.print(_gain(chosen, length))
             console.print(_begin(chosen))
+    if not right:
+        raise typer.Exit(1)
 
 
 def _version(package: str) -> str:
@@ -77,7 +83,8 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _backend() -> str:
+def _backend() -> tuple[str, bool]:
+    """Which back-end would run and why, its self-test's outcome, and whether there is one that passed."""
     import torch
 
     from moa.kernels.backend import load, pick
@@ -88,13 +95,13 @@ def _backend() -> str:
     try:
         backend = load(name)
     except Unsupported as error:
-        return f"back-end here: none; {error}"
+        return f"back-end here: none; {error}", False
     found = deviation(backend, device)
     verdict = "passed" if found <= CLOSE else "FAILED: do not use it"
     return (
         f"back-end here: {name} (torch sees {sees} CUDA device)\n"
         f"self-test against the reference: {verdict}; largest difference {found:.1e}, at most {CLOSE:.0e} is right"
-    )
+    ), found <= CLOSE
 
 
 def _costs(plan: "Plan", title: str, lengths: "Sequence[int]") -> "Table":

@@ -46,8 +46,8 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 2 bad input (one line on stderr), 130 interrupted. Anything else that goes wrong
-        is a bug of ours and shows its traceback.
+        The exit code: 0 done, 1 `moa doctor` found no back-end that computes right, 2 bad input (one line on stderr),
+        130 interrupted. Anything else that goes wrong is a bug of ours and shows its traceback.
     """
     try:
         code = app(standalone_mode=False)

@@ -9,6 +9,7 @@ import torch
 from moa import selftest
 from moa.cli import doctor
 from moa.kernels.backend import Backend, load
+from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan, Rule
 
 
@@ -90,14 +91,27 @@ def test_doctor_says_what_a_plan_gains(run, plan, length, says):
     assert f"│ {int(length):,} " in out
 
 
-def test_self_test_finds_a_wrong_back_end(monkeypatch):
+def test_self_test_finds_a_wrong_back_end(monkeypatch, run):
     right = load("torch")
     wrong = Backend("torch", right.attend, right.append, lambda *a, **k: right.step(*a, **k) * 1.001)
     assert selftest.deviation(right) <= doctor.CLOSE < selftest.deviation(wrong)
     broken = Backend("torch", lambda *a, **k: right.attend(*a, **k) * float("nan"), right.append, right.step)
     assert selftest.deviation(broken) == float("inf")
     monkeypatch.setattr("moa.kernels.backend.load", lambda name: wrong if name == "torch" else load(name))
-    assert "FAILED" in doctor._backend()
+    code, out, _ = run("doctor", ".")
+    assert code == 1
+    assert "FAILED" in out
+    assert "2 layers" in out  # all else is said nevertheless
+
+
+def test_doctor_fails_where_no_back_end_runs(monkeypatch, run):
+    def refuse(name):
+        raise Unsupported("no such thing here")
+
+    monkeypatch.setattr("moa.kernels.backend.load", refuse)
+    code, out, _ = run("doctor")
+    assert code == 1
+    assert "back-end here: none; no such thing here" in out
 
 
 @pytest.mark.parametrize(
