@@ -69,11 +69,16 @@ build/fuzz/%: $(READY) $(SOURCES)
 
 build/profile.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
-	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048,4096,8192 --samples 6 --dtype bfloat16
+	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048,4096,8192 --samples 6 --dtype bfloat16 --retrieval-score
+
+build/absolute.safetensors: $(READY) $(MODEL)/config.json
+	mkdir -p build
+	$(BIN)/moa profile $(MODEL) -o $@ --lengths 2048,4096 --samples 6 --dtype bfloat16 --estimator first-order-abs
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
-bench: build/profile.safetensors
+bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/python benchmarks/quality.py $(MODEL) build/profile.safetensors --dtype bfloat16
+	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype bfloat16
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --lengths 8192 --max-density 0.5
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --lengths 8192 --max-density 0.25

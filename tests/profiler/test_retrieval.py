@@ -1,6 +1,7 @@
 """Copy scores: where they are known exactly, against transformers' own attention weights, and through a whole run."""
 
 import random
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from moa.cli import main as cli
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
@@ -169,11 +171,11 @@ def test_no_tensor_of_length_by_length() -> None:
     assert largest == 2 * 64 * n  # 64 rows of both heads
 
 
-def test_profile_file(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+def test_the_command_writes_scores(model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "p.safetensors"
-    made = collect(model, tokenizer, Settings((256,), samples=1, retrieval_score=True), [ASKING], path)
-    read = Profile.load(path)
-    assert made is not None
-    assert read.retrieval is not None
-    np.testing.assert_array_equal(read.retrieval, made.retrieval)
-    assert read.retrieval_tokens == made.retrieval_tokens == 90
+    line = ["profile", str(model_folder), "-o", str(path), "--lengths", "1024", "--samples", "1", "--source", "pairs"]
+    for flags, there in (([], False), (["--retrieval-score"], True)):
+        monkeypatch.setattr(sys, "argv", ["moa", *line, *flags])
+        assert cli.main() == 0
+        read = Profile.load(path)
+        assert (read.retrieval is not None) == (read.retrieval_tokens > 0) == there
