@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from moa.plans.errors import MoaError
+from moa.plans.replace import replace
 
 _START = b'{"key": '
 """How each line begins; a cut-short line that begins otherwise is not ours to drop."""
@@ -64,6 +65,4 @@ def key(**what: Any) -> str:
 
 def replace_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(temporary, path)
+    replace(path, (json.dumps(content, indent=1) + "\n").encode())

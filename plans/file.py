@@ -1,6 +1,5 @@
 """The plan file: YAML text on disk. Reached as `Plan.load` and `Plan.save`."""
 
-import os
 from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -13,6 +12,7 @@ import yaml
 from moa.plans.document import build, to_document
 from moa.plans.errors import PlanError
 from moa.plans.plan import Plan
+from moa.plans.replace import replace
 from moa.plans.schema import ProblemError
 
 
@@ -35,16 +35,10 @@ def load(source: str | PathLike[str]) -> Plan:
 
 def save(plan: Plan, path: str | PathLike[str]) -> None:
     """See `Plan.save`."""
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        try:
-            temporary.write_text(render(plan), encoding="utf-8", newline="\n")
-            os.replace(temporary, target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        replace(path, render(plan).encode())
     except OSError as error:
-        raise PlanError(f"cannot write plan {target}: {error.strerror}") from None
+        raise PlanError(f"cannot write plan {path}: {error.strerror}") from None
 
 
 def parse(text: str, where: str) -> Plan:

@@ -7,7 +7,6 @@ the same bytes.
 
 import hashlib
 import json
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,13 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file, save
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.plans.replace import replace
 from moa.profiler.calibration import Labels, Loss, Sample, Source
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.fingerprint import fingerprint
@@ -170,8 +170,7 @@ def collect(
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 if copies is not None:
                     table |= {"copied": copies.table(), "copyable": np.array([copies.tokens])}
-                save_file(table, temporary := path.with_suffix(".tmp"))
-                os.replace(temporary, path)
+                replace(path, save(table))
             progress(task, measured)
     barrier()
     if rank:
@@ -268,9 +267,7 @@ def _open_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0 and not note.exists():
-            temporary = note.with_suffix(".tmp")
-            temporary.write_text(text)
-            os.replace(temporary, note)
+            replace(note, text.encode())
         if note.exists() and note.read_text() != text:
             raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
     except OSError as e:

@@ -8,7 +8,6 @@ is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from moa.plans.errors import ProfileError
 from moa.plans.model import ModelInfo
+from moa.plans.replace import replace
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK
 
@@ -141,12 +141,10 @@ class Profile:
         if self.retrieval is not None:
             header["retrieval_tokens"] = self.retrieval_tokens
             tensors["retrieval"] = np.ascontiguousarray(self.retrieval)
-        temporary = Path(f"{path}.tmp")
         try:
-            save_file(tensors, temporary, {"profile": json.dumps(header, sort_keys=True)})
-            os.replace(temporary, path)
-        except (OSError, SafetensorError) as e:
-            raise ProfileError(f"cannot write profile {path}: {e}") from e
+            replace(path, save(tensors, {"profile": json.dumps(header, sort_keys=True)}))
+        except OSError as e:
+            raise ProfileError(f"cannot write profile {path}: {e.strerror}") from e
 
     @classmethod
     def load(cls, path: str | Path) -> "Profile":

@@ -124,7 +124,7 @@ def test_a_save_that_fails_loses_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(plan_file.os, "replace", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(PlanError, match=r"^cannot write plan .*plan\.yaml: No space left on device$"):
         parse(TEXT).save(path)
     assert path.read_text() == "precious"

@@ -118,7 +118,7 @@ def test_a_save_that_fails_leaves_the_old_file(path: Path, monkeypatch: pytest.M
         raise OSError(28, "No space left on device")
 
     before = path.read_bytes()
-    monkeypatch.setattr("moa.profiler.profile.save_file", fail)
+    monkeypatch.setattr("os.replace", fail)
     with pytest.raises(ProfileError, match="No space left"):
         make().save(path)
     assert path.read_bytes() == before
