@@ -132,7 +132,7 @@ def _next(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Te
         and all(n == before + 1 and n % BLOCK for n, before in zip(now, kept.lengths, strict=True))
     ):
         kept.rows.place.add_(1)
-        kept.rows.bias[0].index_fill_(0, kept.rows.place, 0)
+        kept.rows.bias.index_fill_(1, kept.rows.place, 0)
         kept.lengths = now
     else:
         with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too

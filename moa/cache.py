@@ -3,6 +3,7 @@
 from os import PathLike
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
@@ -11,6 +12,7 @@ from moa.layer import PlanLayer
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules
+from moa.text import Text
 
 
 class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
@@ -36,8 +38,9 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         if max_length is not None and max_length < 1:
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
-        super().__init__(layers=[_layer(plan, layer, max_length) for layer in range(plan.model.layers)])
-        self.plan, self.max_length = plan, max_length
+        texts: dict[torch.device, Text] = {}
+        super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
+        self.plan, self.max_length, self._texts = plan, max_length, texts
         self._first_ruled = plan.model.ruled_layers[0]
 
     @property
@@ -54,7 +57,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def lengths(self) -> Tensor | None:
         """True length of each sequence, int64 [sequences]; None while empty."""
         layer = self.layers[self._first_ruled]
-        return layer.lengths if layer.is_initialized else None
+        return layer.text.lengths if layer.is_initialized else None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -66,11 +69,12 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         """
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer, first, new = self.layers[layer_idx], self.layers[self._first_ruled], key_states.shape[-2]
-        in_turn = isinstance(layer, PlanLayer) and layer is not first  # then the first has committed this call's tokens
-        if in_turn and layer.may_wait(new) and layer.width + new != first.width:
+        checked = isinstance(layer, PlanLayer) and layer is not first and not torch.compiler.is_compiling()
+        if checked and layer.columns + new != first.columns:  # the first has committed this call's tokens
+            held = int(first.text.width) - new
             raise Unsupported(
-                f"the cache's layer {layer_idx} holds {int(layer.width)} tokens, layer {self._first_ruled} held "
-                f"{int(first.width) - new}: an earlier call was cut short; reset the cache"
+                f"the cache's layer {layer_idx} holds {held - first.columns + new + layer.columns} tokens, layer "
+                f"{self._first_ruled} held {held}: an earlier call was cut short; reset the cache"
             )
         return staged  # type: ignore[no-any-return]
 
@@ -90,16 +94,28 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                     "call activate_past_recording() after the prefill, as assisted generation does"
                 )
         super().crop(tokens_to_remove)
+        for text in self._texts.values():
+            text.take_back(-tokens_to_remove)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Let sequence i become a copy of sequence `beam_idx[i]`."""
+        super().reorder_cache(beam_idx)
+        for text in self._texts.values():
+            text.select(beam_idx.to(text.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
         self._require("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
+        for text in self._texts.values():
+            text.select(torch.arange(text.batch, device=text.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the sequences `indices`."""
         self._require("batch_select_indices")
         super().batch_select_indices(indices)
+        for text in self._texts.values():
+            text.select(torch.arange(text.batch, device=text.device)[indices])
 
     def _require(self, operation: str) -> None:
         lacking = next((layer for layer in self.layers if not hasattr(layer, operation)), None)
@@ -109,10 +125,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             )
 
 
-def _layer(plan: Plan, layer: int, max_length: int | None) -> Any:
+def _layer(plan: Plan, layer: int, max_length: int | None, texts: dict[torch.device, Text]) -> Any:
     if layer in plan.model.ruled_layers:
         rules = Rules(plan, layer)
-        return PlanLayer(rules) if max_length is None else FixedPlanLayer(rules, max_length)
+        return PlanLayer(rules, texts) if max_length is None else FixedPlanLayer(rules, texts, max_length)
     assert plan.model.sliding is not None
     window = plan.model.sliding.window
     if max_length is None:

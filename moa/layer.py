@@ -21,10 +21,10 @@ from transformers.cache_utils import CacheLayerMixin
 
 from moa.kernels.backend import Backend
 from moa.kernels.store import Store, allocate, capacities, move, select
-from moa.padding import Packing
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
 from moa.rules import Rules
+from moa.text import Text
 
 
 class Staged:
@@ -65,30 +65,33 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     """A layer whose slabs grow with the text, by geometric steps.
 
     Attributes:
-        width: Columns seen so far, padding counted, as transformers counts.
-        lengths: int64 [sequences] on the device, true lengths.
+        text: What it shares with the other layers on its device; set at first use.
+        columns: Columns stored, for comparison with other layers: calls in compiled graphs do not count.
         store: Slabs of every (sequence, group); None while empty.
     """
 
     is_sliding = False
     is_croppable = True
+    text: Text
 
-    def __init__(self, rules: Rules) -> None:
+    def __init__(self, rules: Rules, texts: dict[torch.device, Text]) -> None:
         super().__init__()
-        self.rules = rules
+        self.rules, self.columns, self._texts = rules, 0, texts
         self.store: Store | None = None
-        self.width: Any = 0
-        self._real: Tensor | None = None  # bool [sequences, columns], false where padded; None: nothing ever was
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Learn batch size, dtype and device from the first keys [batch, kv_heads, new, D]."""
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.batch_size, self._groups, _, self._head_size = key_states.shape
-        self.lengths = torch.zeros(self.batch_size, dtype=torch.int64, device=self.device)
-        self._held = np.zeros(self.batch_size, np.int64)  # the host's copy of lengths, or an upper bound of it
-        self._room = np.zeros(self.batch_size, np.int64)  # lengths that the slabs have room for
-        self._lost = np.zeros((self.batch_size, self._groups), np.int64)  # blocks before it may be overwritten
+        batch, groups, _, self._head_size = key_states.shape
+        if self.device not in self._texts:
+            self._texts[self.device] = self._new_text(batch)
+        self.text = self._texts[self.device]
+        self._room = np.zeros(batch, np.int64)  # lengths that the slabs have room for
+        self._lost = np.zeros((batch, groups), np.int64)  # blocks before it may be overwritten
         self.is_initialized = True
+
+    def _new_text(self, batch: int) -> Text:
+        return Text(self, batch, self.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Stage keys and values [batch, kv_heads, new, D]; see the module's text."""
@@ -107,57 +110,37 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, backend: Backend
     ) -> Tensor:
         """Attend, then store the new keys; arguments and result as for `Staged.attend`."""
-        batch, _, new, _ = k.shape
-        real = self._new_columns(mask, new)
-        packing = Packing(real, batch, new, k.device)
+        text, new = self.text, k.shape[2]
+        leads = text.leader is self
+        call = text.open(mask, new) if leads else text.join(mask, new)
+        packing = call.packing
         q, k, v = packing.pack(query), packing.pack(k), packing.pack(v)
-        tokens = new if real is None else real.sum(1)
-        longest = self._admit(tokens, new)
-        rules = self.rules.tables(longest, k.device)
-        where = {"starts": packing.starts, "lengths": self.lengths}
-        every_row = real is None or new == 1  # `step` wants a token of every sequence
+        rules = self.rules.tables(call.longest, self.device)
+        where = {"starts": packing.starts, "lengths": call.lengths}
+        every_row = call.real is None or new == 1  # `step` wants a token of every sequence
         if self.store is not None and new <= BLOCK and every_row:
-            self._make_room()
+            self._make_room(call.lengths)
             out = backend.step(q, k, v, **rules, store=self.store, **where, scale=scale)
         else:
             out = backend.attend(q, k, v, **rules, store=self.store, **where, scale=scale)
-            self._make_room()
+            self._make_room(call.lengths)
             backend.append(self.store, k, v, sink=rules["sink"], **where)
-        self._advance(tokens, real, new)
+        if leads:
+            text.close(call, new)
+        if not torch.compiler.is_compiling():
+            self.columns += new
         return packing.unpack(out)
 
-    def _new_columns(self, mask: Tensor | None, new: int) -> Tensor | None:
-        """The mask's last `new` columns, after checking that the rest tells what was stored."""
-        if mask is None:
-            return None
-        if mask.shape != (self.batch_size, self.width + new):
-            raise Unsupported(
-                f"the attention mask must have {self.batch_size} rows and {self.width} cached + {new} new columns, "
-                f"found {tuple(mask.shape)}"
-            )
-        if self.width and self.may_wait(new):
-            past = mask[:, : self.width]
-            if not (past.all() if self._real is None else torch.equal(past, self._real)):
-                raise Unsupported("the attention mask hides or shows other past tokens than when they were stored")
-        return mask[:, self.width :]
-
-    def _admit(self, tokens: Tensor | int, new: int) -> int:
-        """Note on the host how long the texts become; the longest."""
-        exact = isinstance(tokens, int) or self.may_wait(new)
-        if not exact:
-            tokens = new
-        self._after = self._held + (tokens.cpu().numpy() if isinstance(tokens, Tensor) else tokens)
-        self._written = self._held + 1 if new == 1 else self._after  # a padded token of a single column is written too
-        return int(self._written.max())
-
-    def _make_room(self) -> None:
-        if self.store is not None and (self._written <= self._room).all():
+    def _make_room(self, lengths: Tensor) -> None:
+        """Slabs for what the call under way writes to texts of `lengths`."""
+        written = self.text.written
+        if self.store is not None and (written <= self._room).all():
             return
-        self._note_lost(self._held)
-        self._room = self.rules.reserve(self._written)
+        self._note_lost(self.text.held)
+        self._room = self.rules.reserve(written)
         store = self._allocate()
         if self.store is not None:
-            move(self.store, store, sink=self.rules.tables(1, self.device)["sink"], lengths=self.lengths)
+            move(self.store, store, sink=self.rules.tables(1, self.device)["sink"], lengths=lengths)
         self.store = store
 
     def _allocate(self) -> Store:
@@ -165,28 +148,13 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
             return allocate(slots, self._head_size, self.dtype, self.device)
 
-    def _advance(self, tokens: Tensor | int, real: Tensor | None, new: int) -> None:
-        if self._real is not None or real is not None:
-            past, now = (
-                torch.ones(self.batch_size, columns, dtype=torch.bool, device=self.device) if x is None else x
-                for x, columns in ((self._real, self.width), (real, new))
-            )
-            self._real = torch.cat([past, now], 1)
-        self.lengths = self.lengths + tokens
-        self._held = self._after
-        self.width += new
-
-    def may_wait(self, new: int) -> bool:
-        """Whether reading device values is free: on the CPU always, elsewhere not in a decode step."""
-        return self.device.type == "cpu" or new > 1
-
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns and offset of the mask that the attention function will get."""
-        return self.width + query_length, 0
+        return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> Any:
         """Columns seen so far, padding counted."""
-        return self.width
+        return self.text.width if self.is_initialized else 0
 
     def get_max_length(self) -> int:
         """-1: no limit."""
@@ -194,17 +162,20 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     def reset(self) -> None:
         """Forget the text and free the memory."""
-        self.store, self.width, self._real, self.is_initialized = None, 0, None, False
+        if self.is_initialized:
+            self._texts.pop(self.device, None)
+        self.store, self.columns, self.is_initialized = None, 0, False
 
     def check_crop(self, columns: int) -> None:
         """Raise Unsupported unless the last `columns` can be taken back: no key wanted afterwards may be gone."""
         if not self.is_initialized:
             return
-        if columns > int(self.width):
-            raise Unsupported(f"cannot crop {columns} tokens, the cache holds {int(self.width)}")
-        lengths = self._lengths()
+        width = int(self.text.width)
+        if columns > width:
+            raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
+        lengths = self.text.host_lengths()
         self._note_lost(lengths)
-        left = lengths - self._tokens_in_last(columns)
+        left = lengths - self.text.tokens_in_last(columns)
         first = self.rules.first(left)
         if ((first < self._lost) & (BLOCK * first < left[:, None])).any():
             raise Unsupported(
@@ -215,31 +186,16 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` columns (transformers passes a negative number).
 
+        `KVCache.crop` then takes them from what layers share.
+
         Raises:
             Unsupported: Keys that would be wanted again are gone.
         """
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
-        if tokens_to_remove == 0 or not self.is_initialized:
-            return
-        self.check_crop(-tokens_to_remove)
-        self._take_back(-tokens_to_remove)
-
-    def _take_back(self, columns: int) -> None:
-        self._held = self._lengths() - self._tokens_in_last(columns)
-        self.lengths = torch.from_numpy(self._held).to(self.device)
-        self.width -= columns
-        if self._real is not None:
-            self._real = self._real[:, : self.width]
-
-    def _tokens_in_last(self, columns: int) -> Ints:
-        if self._real is None:
-            return np.full(self.batch_size, columns, np.int64)
-        width = int(self.width)
-        return self._real[:, width - columns : width].sum(1).cpu().numpy()
-
-    def _lengths(self) -> Ints:
-        return self.lengths.cpu().numpy().copy()
+        if tokens_to_remove and self.is_initialized:
+            self.check_crop(-tokens_to_remove)
+            self.columns += tokens_to_remove
 
     def _note_lost(self, lengths: Ints) -> None:
         """A ring holds the newest blocks that were written; those before may be overwritten for good.
@@ -270,10 +226,12 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         on_host = index.cpu().numpy()
         if self.store is not None:
             self.store = select(self.store, index)
-        self.lengths = self.lengths[index]
-        self._real = None if self._real is None else self._real[index]
-        self._held, self._room, self._lost = self._held[on_host], self._room[on_host], self._lost[on_host]
-        self.batch_size = len(on_host)
+        self._room, self._lost = self._room[on_host], self._lost[on_host]
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences; no attribute before first use, as transformers expects."""
+        return self.text.batch
 
     @property
     def nbytes(self) -> int:
@@ -285,4 +243,4 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Bytes of the blocks that the plan wants at the current lengths."""
         if not self.is_initialized:
             return 0
-        return 2 * self._head_size * self.dtype.itemsize * self.rules.live_slots(self._lengths())
+        return 2 * self._head_size * self.dtype.itemsize * self.rules.live_slots(self.text.host_lengths())

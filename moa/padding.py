@@ -15,7 +15,9 @@ class Packing:
         starts: int32 [sequences + 1], packed offset of each sequence's tokens.
     """
 
-    def __init__(self, real: Tensor | None, batch: int, width: int, device: torch.device) -> None:
+    def __init__(
+        self, real: Tensor | None, batch: int, width: int, device: torch.device, starts: Tensor | None = None
+    ) -> None:
         """Index the batch.
 
         Args:
@@ -23,11 +25,14 @@ class Packing:
             batch: Sequences.
             width: Columns.
             device: Of the result.
+            starts: 0 … batch, if at hand; for a width of 1.
         """
         self._shape = (batch, width)
         self._real = real
         self._index: Tensor | None = None
-        if real is None or width == 1:
+        if starts is not None:
+            self.starts = starts
+        elif real is None or width == 1:
             self.starts = torch.arange(0, (batch + 1) * width, width, dtype=torch.int32, device=device)
         else:
             self._index = real.flatten().nonzero()[:, 0]
@@ -35,6 +40,8 @@ class Packing:
 
     def pack(self, x: Tensor) -> Tensor:
         """[batch, heads, width, D] to [tokens, heads, D]."""
+        if self._shape[1] == 1:
+            return x.squeeze(2)
         flat = x.transpose(1, 2).flatten(0, 1)
         return flat if self._index is None else flat[self._index]
 
@@ -43,5 +50,5 @@ class Packing:
         batch, width = self._shape
         if self._index is not None:
             x = x.new_zeros(batch * width, *x.shape[1:]).index_copy(0, self._index, x)
-        out = x.view(batch, width, *x.shape[1:])
+        out = x.unsqueeze(1) if width == 1 else x.view(batch, width, *x.shape[1:])
         return out if self._real is None else out.masked_fill(~self._real[..., None, None], 0)

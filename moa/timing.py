@@ -136,14 +136,12 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     torch_ = load("torch")
     store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.step)
     for layer in range(info.layers):
-        k, v = torch.randn(shape, **kind)
+        k, v = torch.randn(shape, **kind).expand(-1, batch, -1, -1, -1)
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             staged, _ = cache.update(k, v, layer)
             staged.attend(k, None, scale=1.0, backend=store_only)
-            if batch > 1:
-                cache.layers[layer].batch_repeat_interleave(batch)
         else:
-            cache.update(*(x.expand(batch, -1, -1, -1) for x in (k, v)), layer)
+            cache.update(k, v, layer)
 
 
 @torch.inference_mode()
