@@ -1,8 +1,10 @@
-# Every target works in its own environment, .venv, made on first use and brought up to date when
-# pyproject.toml or constraints.txt change. PYTHON=… picks the interpreter, VENV=… the folder.
+# Every target works in its own environment, .venv, made on first use and brought up to date when pyproject.toml or the
+# constraints change. PYTHON=… picks the interpreter, VENV=… the folder, CONSTRAINTS=constraints-oldest.txt the oldest
+# versions supported, in .venv-oldest.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3; do \
 	$$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
-VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+VENV ?= .venv$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := .model/SmolLM2-135M-Instruct
@@ -17,13 +19,13 @@ help:
 	@echo "make test-full  those, then the ones with the real model and the long properties (45 minutes)"
 	@echo "make test-triton  the whole matrix of Triton kernels, interpreted and compiled (hours)"
 	@echo "make check      ruff, mypy --strict, links"
-	@echo "make fuzz       every property test at 20 seeds, 2,000 cases or more; SEEDS=… for more; resumable"
+	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
 
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml $(CONSTRAINTS) constraints-common.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later with ensurepip found: set PYTHON=…"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 $(MODEL)/config.json: | $(READY)
@@ -57,9 +59,10 @@ demo: $(READY) $(MODEL)/config.json
 	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 2048 --needles 8 --four-needles 1 --ppl-windows 1 -o demo/eval.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
 
-# Every property at 20 seeds of 100 cases or more. Interrupted, it goes on with the seed it was at; a change starts anew.
+# At each seed a property has the cases that its test names: 100 lives of a cache, 3 to 200 of others. Interrupted, it goes
+# on with the seed it was at; a change starts anew.
 FUZZED := $(patsubst %,build/fuzz/%,$(shell seq $(or $(SEEDS),20)))
-SOURCES := $(wildcard $(foreach folder,kernels kernels/triton moa plans profiler search tests tests/*,$(folder)/*.py))
+SOURCES := $(wildcard $(foreach folder,kernels kernels/triton moa plans profiler search tests tests/* tests/*/*,$(folder)/*.py))
 
 fuzz: $(FUZZED)
 

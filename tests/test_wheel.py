@@ -102,9 +102,18 @@ def test_imports_are_declared(folder):
         assert distributions(imports(path, top_only=False)) <= core.union(*extras.values()), path
 
 
-def test_constraints_pin_every_declared_dependency():
-    lines = (ROOT / "constraints.txt").read_text().splitlines()
+@pytest.mark.parametrize("name", ["constraints.txt", "constraints-oldest.txt"])
+def test_constraints_pin_every_declared_dependency(name):
+    files = (ROOT / name, ROOT / "constraints-common.txt")
+    assert f"-c {files[1].name}" in files[0].read_text()
+    lines = [line for file in files for line in file.read_text().splitlines()]
     pinned = {normal(line.split("==")[0]) for line in lines if "==" in line}
     extras = PROJECT["optional-dependencies"].values()
     follows_torch = {"triton"}  # a CUDA build of torch names its own release, a CPU build none
     assert declared(PROJECT["dependencies"]).union(*map(declared, extras)) - pinned == follows_torch
+
+
+def test_the_oldest_constraints_have_the_oldest_transformers():
+    [least] = [line for line in PROJECT["dependencies"] if line.startswith("transformers>=")]
+    oldest = least.removeprefix("transformers>=").split(",")[0]
+    assert f"transformers=={oldest}.0" in (ROOT / "constraints-oldest.txt").read_text().splitlines()
