@@ -60,12 +60,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to remember: as the context states it, as it is asked, the answer, and the words that lead up to it."""
+    """One thing to remember. The words that lead up to the answer are given, so that a model need only recall it."""
 
-    statement: str
-    question: str
+    lead: str
     answer: str
-    lead: str = ""
+    question: str
+
+    @property
+    def statement(self) -> str:
+        """As the context states it."""
+        return f"{self.lead} {self.answer}."
 
 
 def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
@@ -74,35 +78,35 @@ def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> 
 
 
 def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Sentences about cities and people scattered through prose, answered by a word or by a sentence."""
+    """Sentences about cities and people, scattered through prose."""
     facts = []
     cities, names = rng.sample(CITIES, len(CITIES)), rng.sample(NAMES, len(NAMES))
     for city, name, _ in zip(cities, names, range(questions(length)), strict=False):
-        number = str(rng.randrange(10_000, 100_000))
-        lead, question, answer = rng.choice(
-            [
-                (f"The special magic number for {city} is", f"What is the special magic number for {city}?", number),
-                (f"The locker of {name} opens with the code", f"Which code opens the locker of {name}?", number),
-                (f"{name} moved last year to", f"To which city did {name} move last year?", city),
-                (f"The bicycle of {name} is painted", f"What colour is the bicycle of {name}?", rng.choice(COLOURS)),
-                (f"The shop in {city} only sells a kind of", f"What does the shop in {city} sell?", rng.choice(NOUNS)),
-                (f"{name} describes the weather in {city} as", f"How does {name} describe it?", rng.choice(ADJECTIVES)),
-            ]
-        )
-        if rng.random() < 0.5:  # the answer alone, or at the end of a sentence that repeats the statement
-            facts.append(Fact(f"{lead} {answer}.", f"{question} Answer in one word.", answer))
-        else:
-            facts.append(Fact(f"{lead} {answer}.", question, answer, lead))
+        number, colour = str(rng.randrange(10_000, 100_000)), rng.choice(COLOURS)
+        goods, weather = rng.choice(NOUNS), rng.choice(ADJECTIVES)
+        kinds = [
+            (f"The special magic number for {city} is", number, f"What is the special magic number for {city}?"),
+            (f"The locker of {name} opens with the code", number, f"Which code opens the locker of {name}?"),
+            (f"{name} moved last year to", city, f"To which city did {name} move last year?"),
+            (f"The bicycle of {name} is painted", colour, f"What colour is the bicycle of {name}?"),
+            (f"The shop in {city} only sells a kind of", goods, f"What does the shop in {city} sell?"),
+            (f"{name} describes the weather in {city} as", weather, f"How is the weather in {city} by {name}?"),
+        ]
+        facts.append(Fact(*rng.choice(kinds)))
     return ask(tokenizer, length, rng, chat, facts)
 
 
 def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Keys and values, a few settings at a time, scattered through prose."""
-    keys = rng.sample([f"{a}_{b}" for a in ADJECTIVES for b in NOUNS], questions(length))
+    """Keys with values and things with owners, scattered through prose."""
     facts = []
-    for key in keys:
+    for adjective, noun in rng.sample([(a, n) for a in ADJECTIVES for n in NOUNS], questions(length)):
         value = rng.choice([str(rng.randrange(1000, 100_000)), f"{rng.choice(COLOURS)}-{rng.randrange(10, 100)}"])
-        facts.append(Fact(f'"{key}": "{value}"', f'What is the value of the key "{key}"?', value))
+        key, thing = f'"{adjective}_{noun}"', f"{adjective} {noun}"
+        kinds = [
+            (f"The value of {key} is", value, f"What is the value of {key}?"),
+            (f"Owner of the {thing}:", rng.choice(NAMES), f"Who is the owner of the {thing}?"),
+        ]
+        facts.append(Fact(*rng.choice(kinds)))
     return ask(tokenizer, length, rng, chat, facts)
 
 
@@ -111,10 +115,9 @@ def lines_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) ->
     labels = [f"{a}-{b}" for a in ADJECTIVES for b in NOUNS]
     rng.shuffle(labels)
     lines = [
-        Fact(f"line {label}: REGISTER_CONTENT is <{value}>",
-             f"Tell me what is the <REGISTER_CONTENT> in line {label}? I need the number.", f"<{value}>")
-        for label in labels for value in [rng.randrange(1, 50_000)]
-    ]  # fmt: skip
+        Fact(f"line {label}: REGISTER is", f"<{rng.randrange(1, 50_000)}>", f"What is the REGISTER in line {label}?")
+        for label in labels
+    ]
     listed = lines[: max(4, length // 24)]
     step = len(listed) / questions(length)
     asked = [listed[int((i + rng.random()) * step)] for i in range(questions(length))]
@@ -183,7 +186,7 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
     """Tokens before the context, then of question, answer, question, answer, ..., and after the last answer."""
     mark = "\u241e"  # a symbol no template and no fact contains
     if not chat:
-        asked = [f"\n\nQuestion: {t.question}\nAnswer: {t.lead}".rstrip() + f"{mark} {t.answer}{mark}" for t in turns]
+        asked = [f"\n\nQuestion: {t.question}\nAnswer: {t.lead}{mark} {t.answer}{mark}" for t in turns]
         bos = tokenizer.bos_token or ""
         text = f"{bos}{mark}{''.join(asked)}"
     else:
@@ -192,7 +195,7 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
             opening = f"Remember the facts in this text.\n\n{mark}\n\n" if i == 0 else ""
             messages += [
                 {"role": "user", "content": opening + t.question},
-                {"role": "assistant", "content": f"{t.lead}{mark}{' ' if t.lead else ''}{t.answer}{mark}"},
+                {"role": "assistant", "content": f"{t.lead}{mark} {t.answer}{mark}"},
             ]
         text = tokenizer.apply_chat_template(messages, tokenize=False)
     return [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split(mark)]

@@ -193,7 +193,8 @@ def run_backward(
         sample: The sequence.
         labels: `sampled` draws each label from the model's own distribution, `greedy` takes its argmax, `given` the
             text's own token.
-        loss: `nll` is -log p(label); `margin` is the best other logit minus the label's.
+        loss: `nll` is -log p(label); `margin` is the best other logit minus the label's, of the tokens that the model
+            gets right: what it gets wrong says nothing of where it finds what it knows.
         generator: Random state of sampled labels, on the CPU.
     """
     ids = torch.tensor([sample.ids], device=model.device)
@@ -208,6 +209,7 @@ def run_backward(
             lost = logits.logsumexp(-1, keepdim=True) - wanted
         else:
             lost = logits.scatter(1, label, -torch.inf).amax(-1, keepdim=True) - wanted
+            lost = lost[lost < 0]
         lost.sum().backward()
     assert cut.grad is not None
     grad = torch.zeros_like(hidden[0]).index_add_(0, response.to(hidden.device) - 1, cut.grad)

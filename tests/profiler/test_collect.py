@@ -88,23 +88,25 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, model: Any, tokenizer: Any)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == keys
 
 
-@pytest.mark.parametrize("loss", ["nll", "margin"])
-def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, loss: Any) -> None:
+@pytest.mark.parametrize(("labels", "loss"), [("given", "nll"), ("given", "margin"), ("greedy", "margin")])
+def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, labels: Any, loss: Any) -> None:
     sample = whole_text([i * 7 % 200 for i in range(HEAD_CHUNK + 70)])
     ids = torch.tensor([sample.ids])
     model.double()
     grads = []
     hook = model.model.layers[0].register_full_backward_hook(lambda _m, _i, out: grads.append(out[0]))
     with recording(model, (64,)):
-        run_backward(model, sample, "given", loss, torch.Generator())
+        run_backward(model, sample, labels, loss, torch.Generator())
     model.get_input_embeddings().weight.requires_grad_(False)
     out = model(inputs_embeds=model.get_input_embeddings()(ids).requires_grad_()).logits[0, :-1].float()
-    label = ids[0, 1:, None]
+    label = ids[0, 1:, None] if labels == "given" else out.argmax(-1, keepdim=True)
     wanted = out.gather(1, label)
-    other = (
-        out.logsumexp(-1, keepdim=True) if loss == "nll" else out.scatter(1, label, -torch.inf).amax(-1, keepdim=True)
-    )
-    (other - wanted).sum().backward()
+    if loss == "nll":
+        lost = out.logsumexp(-1, keepdim=True) - wanted
+    else:  # what the model gets wrong does not count
+        lost = (out.scatter(1, label, -torch.inf).amax(-1, keepdim=True) - wanted).clamp(max=0)
+        assert (labels == "greedy") == bool((lost < 0).all())
+    lost.sum().backward()
     hook.remove()
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
 
@@ -172,7 +174,7 @@ def test_other_documents_or_weights_do_not_join_a_run(tmp_path: Path, model: Any
 
 
 def test_around_a_plan_the_model_runs_under_it(tmp_path: Path, model: Any, tokenizer: Any) -> None:
-    settings, dense = Settings((320,), samples=1), Plan.dense(model)
+    settings, dense = Settings((320,), samples=1, loss="nll"), Plan.dense(model)
     narrow = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0))
     found = [
         collect(model, tokenizer, settings, NOISE, tmp_path / f"{i}.safetensors", plan=plan)
