@@ -54,9 +54,10 @@ def attend(
                 at = torch.where(at < BLOCK * sinks, at, at + BLOCK * (edges[0] - sinks))
                 place = slots(at, *(x[groups, None] for x in (sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
-            rows = by_group[new, groups].flatten(1, 2).transpose(0, 1)
-            result = _walk(rows, keys, values, past, edges, sinks, scale)
-            out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
+            rows, result = (x[new, groups].flatten(1, 2).transpose(0, 1) for x in (by_group, out_by_group))
+            _walk(rows, keys, values, result, past, edges, sinks, scale)
+            if not isinstance(groups, slice):  # then `result` is no view
+                out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
     return out
 
 
@@ -87,7 +88,9 @@ def _index(groups: list[int]) -> slice | list[int]:
     return slice(groups[0], groups[-1] + 1) if adjacent else groups
 
 
-def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float) -> Tensor:
+def _walk(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float
+) -> None:
     """Attention of groups that see the same.
 
     A chunk is one block, where work equals what the plan keeps but for half the diagonal block. It is more where the
@@ -97,6 +100,7 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], si
         q: [query heads, rows, D], at positions past, past + 1, ….
         k: [KV heads, keys, D], contiguous: the sink's keys, then those from block edges[0] on; overwritten.
         v: Likewise.
+        out: Like q; filled.
         past: Position of the first row.
         edges: First block kept besides the sink, per query block.
         sinks: Blocks of the sink.
@@ -104,7 +108,6 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], si
     """
     heads, rows, _ = q.shape
     keys = k.shape[1]
-    out = torch.empty_like(q, memory_format=torch.contiguous_format)
 
     def sdpa(begin: int, end: int, lead: int, bias: Tensor | None) -> None:
         stop = keys - rows + end
@@ -118,6 +121,8 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], si
         done = min(rows, BLOCK * sum(edge <= sinks for edge in edges))
         if done:
             sdpa(0, done, 0, None)
+        if done == rows:
+            return
     chunk = max(1 if q.dtype.itemsize > 2 else HALF_CHUNK, -(-threads() // heads))
     causal = torch.zeros(BLOCK * chunk, keys + BLOCK * chunk, dtype=q.dtype, device=q.device)
     causal[:, keys:] = torch.full_like(causal[:, keys:], -torch.inf).triu(1)
@@ -132,7 +137,6 @@ def _walk(q: Tensor, k: Tensor, v: Tensor, past: int, edges: tuple[int, ...], si
         bias = causal[: end - done, end - done + rows - end + lead : keys + end - done]
         sdpa(done, end, lead, _hide(bias, later, edge, sinks, BLOCK * (block + 1) - past - done))
         done = end
-    return out
 
 
 def _hide(bias: Tensor, later: list[int], edge: int, sinks: int, row: int) -> Tensor:

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -110,6 +111,51 @@ def test_deepcopy_shares_a_prefix(applied, plan, tokens, max_length):
     whole = KVCache(plan, max_length)
     run(applied, whole, ids[:, :250])
     assert torch.equal(run(applied, cache, ids), run(applied, whole, ids))
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_deepcopy_between_steps(applied, plan, tokens, max_length):
+    """What a step leaves for the next is copied with the slabs that it points into."""
+    ids, cache = tokens(2, 260), KVCache(plan, max_length)
+    for n in (250, 251, 252):
+        run(applied, cache, ids[:, :n])
+    twin, other = copy.deepcopy(cache), torch.cat([ids[:, :252], tokens(2, 8, 9)], 1)
+    for n in range(253, 261):  # crosses a block
+        for one, text in ((cache, ids), (twin, other)):
+            whole = KVCache(plan)
+            expected = run(applied, whole, text[:, :n])[:, -1:]
+            torch.testing.assert_close(run(applied, one, text[:, :n]), expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_layers_need_one_mask(applied, plan, tokens, max_length):
+    ids, cache = tokens(2, 20), KVCache(plan, max_length)
+    mask = torch.ones(2, 20, dtype=torch.int64)
+    mask[0, :3] = 0
+
+    def change(module, args, kwargs, by):
+        return args, kwargs | {"attention_mask": kwargs["attention_mask"] ^ by}
+
+    layer = applied.model.layers[1]
+    with layer.register_forward_pre_hook(partial(change, by=False), with_kwargs=True):  # a copy
+        run(applied, cache, ids[:, :10], mask[:, :10])
+    with (
+        layer.register_forward_pre_hook(partial(change, by=True), with_kwargs=True),
+        pytest.raises(Unsupported, match="different attention masks"),
+    ):
+        run(applied, cache, ids, mask)
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_a_refused_call_changes_nothing(applied, plan, tokens, max_length):
+    ids, cache, wrong = tokens(1, 20), KVCache(plan, max_length), torch.ones(1, 20, dtype=torch.int64)
+    run(applied, cache, ids[:, :10])
+    wrong[0, 2] = 0
+    with pytest.raises(Unsupported, match="hides or shows"):
+        run(applied, cache, ids, wrong)
+    whole = KVCache(plan)
+    torch.testing.assert_close(run(applied, cache, ids), run(applied, whole, ids)[:, 10:], rtol=0, atol=1e-12)
+    assert cache.batch_size == 1
 
 
 @pytest.mark.parametrize("max_length", [None, 400])
