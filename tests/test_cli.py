@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import moa
 from moa.cli import main as cli
@@ -22,6 +23,18 @@ def test_help(monkeypatch, capsys, args):
     code, out, err = run(monkeypatch, capsys, *args)
     assert (code, err) == (0, "")
     assert "Usage" in out
+
+
+def test_help_has_all_that_options_say(monkeypatch, capsys):
+    """Rich takes [brackets] for markup unless told otherwise."""
+    monkeypatch.setenv("COLUMNS", "200")
+    commands = get_command(cli.app).commands
+    assert any("[x" in option.help for option in commands["search"].params if option.help)
+    for name, command in commands.items():
+        _, out, _ = run(monkeypatch, capsys, name, "--help")
+        for option in command.params:
+            said = " ".join((option.help or "").replace("`", "").replace("*", "").split())
+            assert said in " ".join(out.replace("│", " ").split()), f"{name} {option.name}"
 
 
 def test_version(monkeypatch, capsys):
