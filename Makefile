@@ -11,13 +11,12 @@ MODEL := .model/SmolLM2-135M-Instruct
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full test-triton check demo fuzz bench clean
+.PHONY: help test test-full check demo fuzz bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
 	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
-	@echo "make test-full  those, then the ones with the real model and the long properties (45 minutes)"
-	@echo "make test-triton  the whole matrix of Triton kernels, interpreted and compiled (hours)"
+	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
@@ -32,14 +31,10 @@ $(MODEL)/config.json: | $(READY)
 	$(BIN)/python examples/demo_model.py $(MODEL)
 
 test: $(READY)
-	$(PYTEST) -m "not full and not gpu and not matrix"
+	$(PYTEST) -m "not full and not gpu"
 
 test-full: test $(MODEL)/config.json
-	MOA_TEST_MODEL=$(MODEL) $(PYTEST) -m "full and not gpu" --ignore tests/kernels/triton
-
-# Every kernel, length, group size and target: interpreted, and compiled ahead of time.
-test-triton: $(READY)
-	$(PYTEST) -m matrix tests/kernels
+	MOA_TEST_MODEL=$(MODEL) $(PYTEST) -m "full and not gpu"
 
 # Static checkers do not follow setuptools' package-dir, so mypy gets the installed tree as links to the sources.
 check: $(READY)
@@ -67,7 +62,7 @@ SOURCES := $(wildcard $(foreach folder,kernels kernels/triton moa plans profiler
 fuzz: $(FUZZED)
 
 build/fuzz/%: $(READY) $(SOURCES)
-	$(PYTEST) -m "hypothesis and not full and not gpu and not matrix" --hypothesis-seed=$*
+	$(PYTEST) -m "hypothesis and not full and not gpu" --hypothesis-seed=$*
 	mkdir -p $(@D) && touch $@
 
 build/profile.safetensors: $(READY) $(MODEL)/config.json

@@ -125,14 +125,15 @@ def append(target: str, dtype: torch.dtype, dim: int) -> Row:
     return build(append_kernel, "append", target, dtype, dim, "", t, {"D": dim, "WIDTH": t.width, "ROWS": 64})
 
 
-def gradient_q(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool, heads: int = 4) -> Row:
     t = gradient_q_tiles(dim, dtype, heads, target)
     heads_up = triton.next_power_of_2(heads)
     constants = {
-        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SINKS_UP": 1, "SQUARED": True,
+        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SINKS_UP": 1, "SQUARED": squared,
         "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
     }  # fmt: skip
-    return build(gradient_q_kernel, "influence q", target, dtype, dim, f"group of {heads}", t, constants)
+    variant = f"group of {heads}, {'squared' if squared else 'signed'}"
+    return build(gradient_q_kernel, "influence q", target, dtype, dim, variant, t, constants)
 
 
 def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
@@ -144,15 +145,15 @@ def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Ro
 def quick() -> list[Row]:
     """The most used configurations: bf16, head sizes 64 and 128, every target."""
     half = torch.bfloat16
-    return [
-        row
-        for target in TARGETS
-        for row in (prefill(target, half, 128, store=True), decode(target, half, 128), gradient_q(target, half, 64))
-    ]
+    rows = []
+    for target in TARGETS:
+        rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
+        rows += [gradient_q(target, half, 64, squared=False)]
+    return rows
 
 
 def matrix() -> list[Row]:
-    """Every head size in bf16; fp16 and fp32 where they are most used; both forms of input; one and many rows."""
+    """Every head size in bf16, some in fp16 and fp32; with and without a store; one and many rows; both estimators."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     rows = []
     for target in TARGETS:
@@ -161,8 +162,10 @@ def matrix() -> list[Row]:
                 rows += [prefill(target, dtype, dim, store=True), decode(target, dtype, dim)]
         rows += [prefill(target, bf16, dim, store=False) for dim in (64, 128)]
         rows += [decode(target, bf16, 128, tokens=tokens) for tokens in (4, 16)]
-        for dtype, dim in ((bf16, 64), (bf16, 128), (fp32, 64)):
-            rows += [gradient_q(target, dtype, dim), gradient_kv(target, dtype, dim)]
+        for dtype, dims in ((bf16, (64, 80, 96, 128)), (fp16, (128,)), (fp32, (64,))):
+            for dim in dims:
+                rows += [gradient_q(target, dtype, dim, squared=squared) for squared in (True, False)]
+                rows += [gradient_kv(target, dtype, dim)]
         rows += [join(target, bf16, 128), append(target, bf16, 128)]
     return rows
 

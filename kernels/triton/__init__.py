@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
-from moa.kernels.triton.common import require_aligned
+from moa.kernels.triton.common import require_supported
 from moa.kernels.triton.decode import decode
 from moa.kernels.triton.prefill import prefill
 
@@ -24,11 +24,11 @@ def attend(
     lengths: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
     """As `moa.kernels.reference.attend`."""
-    require_aligned(q, k, v)
+    require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(q):
         return out
-    if store is not None and _few(q, starts):
+    if store is not None and _few(q, starts) and len(store.order) == store.base.numel():  # each slab has a piece
         decode(
             q, k, v, out, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale, write=False
         )
@@ -46,7 +46,7 @@ def step(
         out = attend(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
         append(store, k, v, sink=sink, starts=starts, lengths=lengths)
         return out
-    require_aligned(q, k, v)
+    require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
         decode(

@@ -5,7 +5,16 @@ import triton.language as tl
 from torch import Tensor
 
 from moa.kernels.store import Store
-from moa.kernels.triton.common import BLOCK, RUN_TIME, find_sequence, load_rows, slab, slot_of
+from moa.kernels.triton.common import (
+    BLOCK,
+    RUN_TIME,
+    find_sequence,
+    load_rows,
+    on_device,
+    require_supported,
+    slab,
+    slot_of,
+)
 
 
 @triton.jit
@@ -35,7 +44,7 @@ def append_kernel(
     k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """ROWS new tokens of one sequence and group."""
-    group = tl.program_id(1)
+    group = tl.program_id(1).to(tl.int64)
     sequence, tile = find_sequence(starts, sequences, tl.program_id(0), 1, ROWS)
     start = tl.load(starts + sequence)
     count = tl.load(starts + sequence + 1) - start
@@ -50,9 +59,11 @@ def append_kernel(
 
 def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, lengths: Tensor) -> None:
     """As `moa.kernels.reference.append`."""
+    require_supported(k, v)
     tokens, groups, dim = k.shape
     sequences, rows = starts.shape[0] - 1, 64
-    append_kernel[(tokens // rows + sequences, groups)](
-        k, v, store.k, store.v, sink, store.base, store.capacity, starts, lengths, sequences, groups,
-        *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
-    )  # fmt: skip
+    with on_device(k):
+        append_kernel[(tokens // rows + sequences, groups)](
+            k, v, store.k, store.v, sink, store.base, store.capacity, starts, lengths, sequences, groups,
+            *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
+        )  # fmt: skip

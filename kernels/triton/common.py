@@ -6,6 +6,7 @@ group's query head r % HEADS, so that one tile of K and V serves all heads of th
 Sizes known at run time are plain arguments, marked by `RUN_TIME` so that no value of theirs compiles a kernel anew.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -15,21 +16,36 @@ from moa.plans.span import BLOCK as _BLOCK
 
 BLOCK = tl.constexpr(_BLOCK)
 LOG2E = tl.constexpr(1.4426950408889634)
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens"]
 """Arguments of the kernels that must not be specialised."""
 
 
-def require_aligned(*tensors: Tensor) -> None:
-    """Refuse [rows, heads, D] tensors whose rows are not whole units of 16 elements, as the kernels load them."""
+def require_supported(*tensors: Tensor) -> None:
+    """Refuse [rows, heads, D] tensors that the kernels cannot load: by type, start, or step from row to row."""
     for x in tensors:
+        if x.dtype not in DTYPES:
+            raise Unsupported(
+                f"back-end triton computes in bfloat16, float16 and float32, found {x.dtype}: choose back-end torch"
+            )
+        if x.storage_offset() * x.element_size() % 16:
+            raise Unsupported(
+                "back-end triton needs tensors that begin at a multiple of 16 bytes, found one that begins "
+                f"{x.storage_offset()} elements of {x.element_size()} bytes into its storage: choose back-end torch"
+            )
         odd = [step for step, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1 and step % 16]
         if x.shape[-1] % 16 or x.stride(-1) != 1 or odd:
             raise Unsupported(
                 "back-end triton needs head sizes and strides in multiples of 16 and a contiguous last dimension, "
                 f"found head size {x.shape[-1]}, strides {x.stride()}: choose back-end torch"
             )
+
+
+def on_device(x: Tensor) -> torch.cuda.device:
+    """Within it kernels run on the device of `x`: Triton launches on the current one, wherever the tensors lie."""
+    return torch.cuda.device(x.device.index if x.is_cuda else -1)
 
 
 @triton.jit
@@ -68,7 +84,7 @@ def block_rows(new, stride, store, slot, block, fresh, past, start, D: tl.conste
     """Pointers to one block's rows of keys or values: all among the new tokens if `fresh`, else all in the store."""
     rows = new + (start + block * BLOCK - past).to(tl.int64) * stride
     if HAS_STORE:
-        # `require_aligned` saw to these multiples (bytes, elements); the choice hides them from the compiler.
+        # `require_supported` saw to these multiples (bytes, elements); the choice hides them from the compiler.
         rows = tl.multiple_of(tl.where(fresh, rows, store + slot * D), [16])
         stride = tl.multiple_of(tl.where(fresh, stride, D), [16])
     return rows + tl.arange(0, BLOCK) * stride

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append_rows
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, block_rows, fold, load_rows, slab, slot_of
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, block_rows, fold, load_rows, on_device, slab, slot_of
 from moa.kernels.triton.tiles import Tiles, decode_tiles
 
 PIECES_PER_PROCESSOR = 8  # enough waves that the last, partly filled one costs little
@@ -79,8 +79,8 @@ def decode_kernel(
     past = tl.load(lengths + sequence).to(tl.int32)
     slot0, sink_blocks, ring = slab(base, capacity, sink, pair, group)
     first += group * blocks
-    k += group * k_head
-    v += group * v_head
+    k += group.to(tl.int64) * k_head
+    v += group.to(tl.int64) * v_head
     if APPEND:  # noqa: SIM102  (a compile-time and a run-time condition)
         if piece == 0:
             for offset in range(0, count, 16):
@@ -110,7 +110,7 @@ def decode_kernel(
         token, head = start + row // HEADS, group * HEADS + row % HEADS
         position = past + row // HEADS
         row_edge = tl.load(first + position // BLOCK)
-        tile_q = load_rows(q + token.to(tl.int64) * q_token + head * q_head, live, D, WIDTH, True)
+        tile_q = load_rows(q + token.to(tl.int64) * q_token + head.to(tl.int64) * q_head, live, D, WIDTH, True)
         top = tl.full([BLOCK_M], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_M], tl.float32)
         acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
@@ -179,12 +179,15 @@ def join_kernel(
 
 
 def pieces(store: Store, processors: int) -> Pieces:
-    """The piece list of a store for a device of `processors` multiprocessors; made once per store, no host sync."""
+    """The piece list of a store for a device of `processors` multiprocessors; made once per store, no host sync.
+
+    Slabs without slots have no piece.
+    """
     if "pieces" not in store.scratch:
         total = store.k.shape[0] // BLOCK.value
         size = max(SMALLEST_PIECE, -(-total // (PIECES_PER_PROCESSOR * processors)))
         lists, most = [], 1
-        for run in store.runs:
+        for run in reversed(store.runs):  # whole pieces first, those of slabs smaller than one last
             each = max(1, -(-run.slots // (BLOCK.value * size)))
             index = torch.arange(each, device=run.pairs.device).expand(len(run.pairs), -1)
             lists.append(torch.stack([run.pairs[:, None].expand_as(index), index], -1).reshape(-1, 2))
@@ -201,7 +204,8 @@ def decode(
     """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
 
     Args:
-        q, k, v, first, sink, store, starts, lengths, scale: See the reference; the last dimension is contiguous.
+        q, k, v, first, sink, store, starts, lengths, scale: See the reference; the last dimension is contiguous,
+            and every sequence with new tokens has slots in the store.
         out: Written whole.
         write: Also append the new keys and values to the store (at most 64 tokens per sequence).
         tiles: Tile shape, the device's own by default.
@@ -209,23 +213,24 @@ def decode(
     tokens, heads, dim = q.shape
     groups, sequences = k.shape[1], starts.shape[0] - 1
     per_group = heads // groups
-    shape = tiles or decode_tiles(dim, q.dtype, -(-tokens // sequences) * per_group)
     items, size, most = pieces(store, _processors(q.device))
     split = most > 1
     parts = torch.empty((most, tokens, heads, dim), dtype=torch.float32, device=q.device) if split else out
     lse = torch.empty((most, tokens, heads), dtype=torch.float32, device=q.device) if split else out
-    decode_kernel[(len(items),)](
-        q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, starts, lengths, scale,
-        first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write, SPLIT=split,
-        PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
-    )  # fmt: skip
-    if split:
-        columns = 32
-        join_kernel[(sequences, heads, triton.cdiv(dim, columns))](
-            parts, lse, out, first, sink, store.capacity, starts, lengths, first.shape[1], groups, size, tokens,
-            HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
+    with on_device(q):
+        shape = tiles or decode_tiles(dim, q.dtype, -(-tokens // sequences) * per_group)
+        decode_kernel[(len(items),)](
+            q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, starts, lengths,
+            scale, first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write, SPLIT=split,
+            PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
+        if split:
+            columns = 32
+            join_kernel[(sequences, heads, triton.cdiv(dim, columns))](
+                parts, lse, out, first, sink, store.capacity, starts, lengths, first.shape[1], groups, size, tokens,
+                HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
+            )  # fmt: skip
 
 
 def _processors(device: torch.device) -> int:

@@ -30,7 +30,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows, require_aligned
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows, on_device, require_supported
 from moa.kernels.triton.prefill import prefill
 from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
 
@@ -73,7 +73,7 @@ def gradient_q_kernel(
     row = tl.arange(0, BLOCK_M)
     position, head = tile * POSITIONS + row // HEADS_UP, row % HEADS_UP
     live = (position < tokens) & (head < HEADS)
-    head = group * HEADS + head
+    head = (group * HEADS + head).to(tl.int64)
     where = position.to(tl.int64)
     tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
     tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
@@ -82,8 +82,8 @@ def gradient_q_kernel(
     d = tl.sum(tile_dout.to(tl.float32) * tile_out.to(tl.float32), 1)
     tl.store(delta + where * (groups * HEADS) + head, d, mask=live)
 
-    k += group * k_head
-    v += group * v_head
+    k += group.to(tl.int64) * k_head
+    v += group.to(tl.int64) * v_head
     cuts += (tile.to(tl.int64) * groups + group) * sink_count * edges
     which = tl.arange(0, SINKS_UP)
     sink = tl.load(sinks + which, mask=which < sink_count, other=1 << 30)  # lanes beyond the sinks cut nothing
@@ -126,7 +126,7 @@ def gradient_q_kernel(
         acc = dot((a * (dp - d[:, None])).to(tile_k.dtype), tile_k, acc, PRECISION)
 
     column = tl.arange(0, WIDTH)
-    target = (head.to(tl.int64) * tokens + position) * D
+    target = (head * tokens + position) * D
     result = (acc * scale).to(dq.dtype.element_ty)
     tl.store(dq + target[:, None] + column[None, :], result, mask=live[:, None] & (column < D)[None, :])
 
@@ -139,7 +139,7 @@ def add_rows(
 ):  # fmt: skip
     """What rows `row`, flat (position, head) pairs, add to dK and dV of the keys `at`."""
     live = row < tokens * HEADS
-    position, head = row // HEADS, group * HEADS + row % HEADS
+    position, head = row // HEADS, (group * HEADS + row % HEADS).to(tl.int64)
     where = position.to(tl.int64)
     tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
     tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
@@ -160,7 +160,7 @@ def gradient_kv_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of 64 keys of one group: see the module."""
-    group = tl.program_id(0) % groups
+    group = (tl.program_id(0) % groups).to(tl.int64)
     block = tl.program_id(0) // groups  # early keys have the most rows
     at = block * BLOCK + tl.arange(0, BLOCK)
     exists = at < tokens
@@ -181,7 +181,7 @@ def gradient_kv_kernel(
             q_token, dout_head, dout_token, HEADS, D, WIDTH, False, PRECISION,
         )  # fmt: skip
     column = tl.arange(0, WIDTH)
-    target = ((group.to(tl.int64) * tokens + at) * D)[:, None] + column[None, :]
+    target = ((group * tokens + at) * D)[:, None] + column[None, :]
     mask = exists[:, None] & (column < D)[None, :]
     tl.store(dk + target, (acc_k * scale).to(dk.dtype.element_ty), mask=mask)
     tl.store(dv + target, acc_v.to(dv.dtype.element_ty), mask=mask)
@@ -199,7 +199,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
     Returns:
         The output [query_heads, N, D], and float32 [N, query_heads]: log2 of each row's softmax denominator.
     """
-    require_aligned(q, k, v)
+    require_supported(q, k, v)
     heads, n, dim = q.shape
     out = torch.empty((n, heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((n, heads), dtype=torch.float32, device=q.device)
@@ -230,10 +230,11 @@ def influence_backward(
     Returns:
         As `moa.kernels.influence.influence_backward`.
     """
-    require_aligned(q, k, v, out, dout)
+    require_supported(q, k, v, out, dout)
     heads, n, dim = q.shape
     groups, per_group = len(k), heads // len(k)
-    shape, shape_kv = gradient_q_tiles(dim, q.dtype, per_group), gradient_kv_tiles(dim, q.dtype)
+    with on_device(q):
+        shape, shape_kv = gradient_q_tiles(dim, q.dtype, per_group), gradient_kv_tiles(dim, q.dtype)
     heads_up = triton.next_power_of_2(per_group)
     positions = shape.block_m // heads_up
     bins = -(-n // bin_size)
@@ -244,17 +245,17 @@ def influence_backward(
     used = -(-n // positions)
     sizes = torch.tensor(sinks, dtype=torch.int32).to(q.device, non_blocking=True)
     strides = [s for x in (q, k, v, out, dout) for s in x.stride()[:2]]
-    gradient_q_kernel[(used * groups,)](
-        q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, n, groups, used, bins, bin_size // BLOCK.value,
-        len(sinks), max(sinks) // BLOCK.value, *strides,
-        HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)), SQUARED=squared,
-        HEADS=per_group,
-        **_meta(shape, dim),
-    )  # fmt: skip
-    gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
-        q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], HEADS=per_group,
-        **_meta(shape_kv, dim),
-    )  # fmt: skip
+    with on_device(q):
+        gradient_q_kernel[(used * groups,)](
+            q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, n, groups, used, bins, bin_size // BLOCK.value,
+            len(sinks), max(sinks) // BLOCK.value, *strides,
+            HEADS=per_group, HEADS_UP=heads_up, POSITIONS=positions, SINKS_UP=triton.next_power_of_2(len(sinks)),
+            SQUARED=squared, **_meta(shape, dim),
+        )  # fmt: skip
+        gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
+            q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], HEADS=per_group,
+            **_meta(shape_kv, dim),
+        )  # fmt: skip
     table = cuts.unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, sinks, edges]
     return dq, dk, dv, table.permute(2, 1, 0, 3).contiguous()
 

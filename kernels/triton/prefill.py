@@ -31,6 +31,7 @@ from moa.kernels.triton.common import (
     fold,
     load_rows,
     mixed_rows,
+    on_device,
     slab,
     slot_of,
 )
@@ -77,12 +78,12 @@ def prefill_kernel(
         slot0, sink_blocks, ring = slab(base, capacity, sink, sequence * groups + group, group)
     else:
         slot0, sink_blocks, ring = tl.full((), 0, tl.int64), tl.load(sink + group) // BLOCK, 1
-    k += group * k_head
-    v += group * v_head
+    k += group.to(tl.int64) * k_head
+    v += group.to(tl.int64) * v_head
     lane = tl.arange(0, BLOCK)
     scale *= LOG2E
 
-    tile_q = load_rows(q + token.to(tl.int64) * q_token + head * q_head, live, D, WIDTH, MASKED=True)
+    tile_q = load_rows(q + token.to(tl.int64) * q_token + head.to(tl.int64) * q_head, live, D, WIDTH, MASKED=True)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
@@ -142,14 +143,15 @@ def prefill(
     """
     tokens, heads, dim = q.shape
     groups = k.shape[1]
-    shape = tiles or prefill_tiles(dim, q.dtype)
     sequences = starts.shape[0] - 1
-    count = tokens * (heads // groups) // shape.block_m + sequences
     past = (store.k, store.v, store.base, store.capacity) if store else (k, v, lengths, sink)
-    prefill_kernel[(count * groups,)](
-        q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3], starts, lengths,
-        scale, first.shape[1], sequences, groups, count, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim, WIDTH=shape.width,
-        BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None, PRECISION=shape.precision,
-        num_warps=shape.warps, num_stages=shape.stages,
-    )  # fmt: skip
+    with on_device(q):
+        shape = tiles or prefill_tiles(dim, q.dtype)
+        count = tokens * (heads // groups) // shape.block_m + sequences
+        prefill_kernel[(count * groups,)](
+            q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3], starts,
+            lengths, scale, first.shape[1], sequences, groups, count, *q.stride()[:2], *k.stride()[:2],
+            *v.stride()[:2], HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim, WIDTH=shape.width,
+            BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None, PRECISION=shape.precision,
+            num_warps=shape.warps, num_stages=shape.stages,
+        )  # fmt: skip

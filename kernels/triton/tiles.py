@@ -37,7 +37,7 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
         return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
     ampere = target.startswith("sm_8")
     if wide:
-        return Tiles(32, 8, 1, width, precision(target))
+        return Tiles(32 if width <= 64 else 16, 8, 1, width, precision(target))
     rows = 64 if width > (64 if ampere else 128) else 128
     return Tiles(rows, 8, 1 if ampere and width > 128 else 2, width, precision(target))
 
@@ -49,7 +49,7 @@ def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = N
     if _amd(target):
         return Tiles(block_m, 4, 1, width, precision(target))
     heavy = width > 128 or dtype == torch.float32 or block_m > 16
-    return Tiles(block_m, 8 if heavy else 4, 2 if heavy else 3, width, precision(target))
+    return Tiles(block_m, 8 if heavy else 4, 3 if width <= 64 and not heavy else 2, width, precision(target))
 
 
 def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | None = None) -> Tiles:
@@ -61,6 +61,8 @@ def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | Non
         return Tiles(max(rows, at_least), 4, 1, width, precision(target))
     if wide:
         return Tiles(max(16, at_least), 8, 1, width, precision(target))
+    if width > 128:
+        return Tiles(max(16, at_least), 8, 1, width, precision(target))
     rows = 32 if width > 64 and target.startswith("sm_8") else 64
     return Tiles(max(rows, at_least), 4 if width <= 64 else 8, 2, width, precision(target))
 
@@ -70,11 +72,12 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
         return Tiles(32 if wide and width > 64 else 64, 4, 1, width, precision(target))
-    if wide and target.startswith("sm_8"):
-        return Tiles(32, 8, 1, width, "ieee")  # here three TF32 passes do not fit the registers
-    if wide:
-        return Tiles(16, 8, 1, width, precision(target))
-    return Tiles(64, 4 if width <= 64 else 8, 2, width, precision(target))
+    ampere = target.startswith("sm_8")
+    if wide:  # the operands of three TF32 passes do not fit the registers
+        return Tiles(16, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
+    if width > 128:
+        return Tiles(32, 8, 1, width, precision(target))
+    return Tiles(32 if ampere and width <= 64 else 64, 4 if width <= 64 else 8, 2, width, precision(target))
 
 
 def precision(target: str) -> str:

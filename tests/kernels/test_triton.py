@@ -24,6 +24,6 @@ def test_kernels_agree_with_the_reference() -> None:
     interpreted("not full")
 
 
-@pytest.mark.matrix
+@pytest.mark.full
 def test_kernels_agree_with_the_reference_everywhere() -> None:
     interpreted("full")

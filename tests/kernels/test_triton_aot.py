@@ -38,6 +38,6 @@ def test_most_used_configurations(tmp_path: Path) -> None:
     check(compiled(tmp_path, "--quick"))
 
 
-@pytest.mark.matrix
+@pytest.mark.full
 def test_whole_matrix(tmp_path: Path) -> None:
     check(compiled(tmp_path))

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from moa.kernels import reference
 from moa.kernels import triton as kernels
 from moa.kernels.store import Store, allocate, capacities, slots
 from moa.kernels.triton import tiles
+from moa.kernels.triton.common import on_device
 from moa.kernels.triton.decode import pieces
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, first_block
@@ -116,7 +119,8 @@ def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
 def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False, filled: bool = False) -> None:
     """Feed the texts up to each of `stops` in turn, through one store, checking outputs and every written slot.
 
-    With `decode`, by `step` after the first stop; with `filled`, the first stop only fills the store.
+    With `decode`, by `step` after the first stop; with `filled`, the first stop only fills the store. As a growing
+    cache, it gives `attend` no store before the first tokens; with `decode`, as a fixed one, an empty store.
     """
     ends = [torch.tensor(stop) for stop in stops]
     store, twin = text.store(ends[-1]), text.store(ends[-1])
@@ -131,7 +135,8 @@ def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False, fille
             agree(text, begin, end, kernels.step(q, k, v, store=store, **call))
         else:
             if begin.any() or not filled:
-                agree(text, begin, end, kernels.attend(q, k, v, store=store, **call))
+                past = store if begin.any() or decode else None
+                agree(text, begin, end, kernels.attend(q, k, v, store=past, **call))
             kernels.append(store, k, v, sink=text.sink, **where)
         reference.append(twin, k, v, sink=text.sink, **where)
         for mine, theirs in ((store.k, twin.k), (store.v, twin.v)):
@@ -185,6 +190,83 @@ def test_the_same_input_gives_the_same_bits(rows: int) -> None:
     assert torch.equal(kernels.attend(q, k, v, **call), kernels.attend(q, k, v, **call))
 
 
+@pytest.mark.parametrize("before", [[0, 70], [0, 0]])
+def test_a_few_tokens_of_sequences_without_slots(before: list[int]) -> None:
+    text = texts([3, 73], [WINDOW, ALL], 2, 16, torch.float32)
+    begin, end = torch.tensor(before), torch.tensor([n + 3 for n in before])
+    store = text.store(begin)
+    assert not store.capacity[0].any()
+    (_, k, v), where = text.new(torch.zeros_like(begin), begin)
+    kernels.append(store, k, v, sink=text.sink, **where)
+    (q, k, v), where = text.new(begin, end)
+    agree(
+        text, begin, end, kernels.attend(q, k, v, first=text.first(), sink=text.sink, store=store, scale=0.25, **where)
+    )
+
+
+def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> None:
+    text = texts([70], [ONE_BLOCK, WINDOW, ALL], 1, 16, torch.float16)
+    for x in (text.q, text.k, text.v):
+        x[0] = far_apart(x[0], 1)
+    store = text.store(torch.tensor([70]))
+    for begin, end in ((0, 69), (69, 70)):
+        (q, k, v), where = text.new(torch.tensor([begin]), torch.tensor([end]))
+        q, k, v = (x[0][begin:end] for x in (text.q, text.k, text.v))  # `new` copies
+        call = {"first": text.first(), "sink": text.sink, "store": store, "scale": 0.25, **where}
+        out = kernels.attend(q, k, v, **call) if begin == 0 else kernels.step(q, k, v, **call)
+        agree(text, torch.tensor([begin]), torch.tensor([end]), out)
+        if begin == 0:
+            kernels.append(store, k, v, sink=text.sink, **where)
+
+
+def test_whole_pieces_start_first() -> None:
+    store = allocate(np.array([[64, 640], [320, 64]]), 16, torch.float32, "cpu")
+    items, size, most = pieces(store, 1)
+    left = store.capacity.flatten()[items[:, 0].long()] // BLOCK - size * items[:, 1]
+    assert (size, most, left.clamp(max=size).tolist()) == (4, 3, [4, 4, 2, 4, 1, 1, 1])
+
+
+def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors on `meta` have no values: what a launch needs is known without them, so that nothing waits for any."""
+    launched, current = [], [-2]
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            current.append(self.index)
+
+        def __exit__(self, *_: object) -> None:
+            current.pop()
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            return lambda *_, **__: launched.append((self.name, grid, current[-1]))
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    for name, kernel in (("prefill", "prefill"), ("append", "append"), ("decode", "decode"), ("decode", "join")):
+        monkeypatch.setattr(import_module(f"moa.kernels.triton.{name}"), f"{kernel}_kernel", Kernel(kernel))
+    store = allocate(np.array([[1024, 128]]), 16, torch.float32, "meta")
+    for rows in (100, 1):
+        q, k, v = (torch.empty(rows, heads, 16, device="meta") for heads in (4, 2, 2))
+        call = {
+            "sink": torch.empty(2, dtype=torch.int32, device="meta"),
+            "starts": torch.empty(2, dtype=torch.int32, device="meta"),
+            "lengths": torch.empty(1, dtype=torch.int64, device="meta"),
+        }
+        first = torch.empty(2, 16, dtype=torch.int32, device="meta")
+        kernels.step(q, k, v, first=first, store=store, scale=0.25, **call)
+    assert launched == [
+        ("prefill", (2 * (200 // 32 + 1),), -1), ("append", (2, 2), -1),
+        ("decode", (5,), -1), ("join", (1, 4, 1), -1),
+    ]  # fmt: skip
+    assert on_device(SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))).index == 1
+
+
 def test_strided_inputs() -> None:
     text = texts([130], [WINDOW, ALL], 2, 16, torch.float32)
     begin, end = torch.zeros(1, dtype=torch.int64), torch.tensor([130])
@@ -206,6 +288,29 @@ def test_head_sizes_that_do_not_align_are_refused(dim: int) -> None:
     (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
     with pytest.raises(Unsupported, match=f"head size {dim}"):
         kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+
+
+def test_a_start_off_the_16_byte_grid_is_refused() -> None:
+    text = texts([10], [ALL], 1, 16, torch.float32)
+    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    off = torch.zeros(k.numel() + 1)[1:].view(k.shape)
+    with pytest.raises(Unsupported, match="1 elements of 4 bytes into its storage"):
+        kernels.attend(q, off, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+
+
+def test_float64_is_refused() -> None:
+    text = texts([10], [ALL], 1, 16, torch.float64)
+    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    with pytest.raises(Unsupported, match=r"found torch\.float64"):
+        kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+
+
+def test_append_refuses_what_attention_refuses() -> None:
+    text = texts([10], [ALL], 1, 16, torch.float32)
+    (_, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    store = text.store(torch.tensor([10]))
+    with pytest.raises(Unsupported, match="contiguous last dimension"):
+        kernels.append(store, k.transpose(0, 2).contiguous().transpose(0, 2), v, sink=text.sink, **where)
 
 
 def test_every_device_has_tiles() -> None:
@@ -244,13 +349,23 @@ def test_many_conversations(case: tuple[Text, list[list[int]], bool]) -> None:
     feed(*case)
 
 
-SHAPES = [(64, 1), (64, 3), (64, 4), (64, 8), (80, 1), (96, 3), (128, 4), (256, 1)]
+CALLS = {"prefill": 1000, "chunk": 90, "few": 16, "step": 1}  # at most so many last tokens of each text by one call
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("dim", "heads"), SHAPES)
-def test_lengths_groups_head_sizes_and_types(dim: int, heads: int, dtype: torch.dtype) -> None:
-    lengths = [1, 63, 64, 65, 111, 1000]
-    text = texts([n + 2 for n in lengths], [ONE_BLOCK, HALF, ALL], heads, dim, dtype)
-    feed(text, [lengths, [n + 1 for n in lengths], [n + 2 for n in lengths]], decode=True)  # prefill, then two steps
+@pytest.mark.covering(
+    length=[1, 63, 64, 65, 111, 1000],
+    dim=[64, 80, 96, 128, 256],
+    heads=[1, 3, 4, 8],
+    call=list(CALLS),
+    dtype=[torch.bfloat16, torch.float16, torch.float32],
+    rules=[(ONE_BLOCK, ALL), (WINDOW, HALF)],
+    beside=[(), (0, 7, 130)],
+)
+def test_matrix(
+    length: int, dim: int, heads: int, call: str, dtype: torch.dtype, rules: Rules, beside: tuple[int, ...]
+) -> None:
+    ends = [length, *beside]
+    before = [max(end - CALLS[call], 0) for end in ends]
+    text = texts(ends, rules, heads, dim, dtype)
+    feed(text, [before, ends] if any(before) else [ends], decode=call in ("few", "step"), filled=any(before))
