@@ -30,7 +30,7 @@ def require_supported(*tensors: Tensor) -> None:
             raise Unsupported(
                 f"back-end triton computes in bfloat16, float16 and float32, found {x.dtype}: choose back-end torch"
             )
-        if x.storage_offset() * x.element_size() % 16:
+        if not torch.compiler.is_compiling() and x.storage_offset() * x.element_size() % 16:  # a compiler cannot know
             raise Unsupported(
                 "back-end triton needs tensors that begin at a multiple of 16 bytes, found one that begins "
                 f"{x.storage_offset()} elements of {x.element_size()} bytes into its storage: choose back-end torch"

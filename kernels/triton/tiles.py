@@ -48,6 +48,8 @@ def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = N
     block_m = 16 if rows <= 16 else 32
     if _amd(target):
         return Tiles(block_m, 4, 1, width, precision(target))
+    if width > 128 and dtype == torch.float32:
+        return Tiles(block_m, 8, 1, width, precision(target))  # two stages exceed an A100's shared memory
     heavy = width > 128 or dtype == torch.float32 or block_m > 16
     return Tiles(block_m, 8 if heavy else 4, 3 if width <= 64 and not heavy else 2, width, precision(target))
 

@@ -16,7 +16,7 @@ from moa.kernels import reference
 from moa.kernels import triton as kernels
 from moa.kernels.store import Store, allocate, capacities, slots
 from moa.kernels.triton import tiles
-from moa.kernels.triton.common import on_device
+from moa.kernels.triton.common import on_device, require_supported
 from moa.kernels.triton.decode import pieces
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, first_block
@@ -296,6 +296,16 @@ def test_a_start_off_the_16_byte_grid_is_refused() -> None:
     off = torch.zeros(k.numel() + 1)[1:].view(k.shape)
     with pytest.raises(Unsupported, match="1 elements of 4 bytes into its storage"):
         kernels.attend(q, off, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+
+
+def test_what_surrounds_a_launch_breaks_no_compiled_graph() -> None:
+    def surroundings(x: Tensor) -> Tensor:
+        require_supported(x)
+        with on_device(x):
+            return x + 1
+
+    compiled = torch.compile(surroundings, fullgraph=True, backend="eager")
+    assert torch.equal(compiled(torch.zeros(2, 2, 16)), torch.ones(2, 2, 16))
 
 
 def test_float64_is_refused() -> None:
