@@ -100,8 +100,8 @@ def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) ->
     """Keys with values and things with owners, scattered through prose."""
     facts = []
     for adjective, noun in rng.sample([(a, n) for a in ADJECTIVES for n in NOUNS], questions(length)):
-        value = rng.choice([str(rng.randrange(1000, 100_000)), f"{rng.choice(COLOURS)}-{rng.randrange(10, 100)}"])
         key, thing = f'"{adjective}_{noun}"', f"{adjective} {noun}"
+        value = rng.choice([rng.choice(CITIES), rng.choice(COLOURS), str(rng.randrange(10, 1000))])
         kinds = [
             (f"The value of {key} is", value, f"What is the value of {key}?"),
             (f"Owner of the {thing}:", rng.choice(NAMES), f"Who is the owner of the {thing}?"),

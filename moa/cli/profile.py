@@ -84,6 +84,9 @@ def command(
             rank=rank, world=world, barrier=barrier, progress=lambda task, _measured: bar(next(done), tokens, task.key),
         )  # fmt: skip
     if profile is not None:
+        for cut, table in profile.cuts.items():
+            if not table.any():
+                console.print(f"nothing is known from {cut[0]} at {cut[1]} tokens: the model gets no answer right")
         console.print(f"wrote {output}; next: moa search {output} -o plan.yaml --max-density 0.5", soft_wrap=True)
 
 

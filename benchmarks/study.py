@@ -1,0 +1,178 @@
+"""What trials against the model add to one exact solve, and what the exact core adds to trials alone.
+
+Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 for 2,048 tokens, short trials on validation text; then each
+winner beside the single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. And
+200 trials of Optuna alone, over the window of every group, at density 0.25 of 1,024 tokens, beside the exact solve and
+a study of as many full trials as there are here. Writes study.json and study.md to `--results`. Stopped at any moment,
+the same command goes on from study-trials.partial and study.partial; several processes may take a seed each, then one takes
+all.
+
+    python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+
+from moa.cli.common import Bar, numbers
+from moa.comparison import Part, compare
+from moa.journal import Journal, replace_json
+from moa.load import load_model
+from moa.plans.errors import MoaError
+from moa.plans.plan import FULL, Plan, Rule
+from moa.profiler.profile import Profile
+from moa.search.budget import parse
+from moa.search.choose import choose
+from moa.search.objective import Mix
+from moa.search.study import Best, Evaluate, open_storage, study
+from moa.validation import Validation
+
+LENGTH, CHECKED = 2048, (Part(2048, single=16, four=0, windows=3), Part(4096, single=8, four=0, windows=2))
+DENSITIES = ("0.25", "0.125")
+WINDOWS = (64, 128, 256, 512)
+"""What Optuna alone chooses from, besides everything."""
+
+
+def searched(profile: Profile, density: str, mix: Mix, length: int = LENGTH) -> Plan:
+    return choose(profile, [parse("density", density)], mix=mix, lengths=[length])[0]
+
+
+def alone(profile: Profile, evaluate: Evaluate, density: float, length: int, trials: int, storage: str) -> list[float]:
+    """Optuna over the rule of every group; groups drawn last shrink until the budget is kept. The score by trial."""
+    kinds = [*(Rule(alpha=64 + window, beta=0) for window in WINDOWS), FULL]
+    groups = [(layer, head) for layer in profile.model.ruled_layers for head in range(profile.model.kv_heads)]
+
+    def plan_of(trial: optuna.Trial) -> Plan:
+        chosen = {g: trial.suggest_int(f"{g[0]}.{g[1]}", 0, len(WINDOWS)) for g in groups}
+        for i in np.random.default_rng(trial.number).permutation(len(groups) * len(WINDOWS)):
+            plan = Plan.from_rules(
+                profile.model,
+                {
+                    layer: [kinds[chosen[layer, head]] for head in range(profile.model.kv_heads)]
+                    for layer in profile.model.ruled_layers
+                },
+            )
+            if plan.density(length) <= density:
+                return plan
+            group = groups[i % len(groups)]
+            chosen[group] = max(0, chosen[group] - 1)
+        return plan
+
+    *_, base = evaluate(searched(profile, str(density), Mix(), length))
+    raw = optuna.create_study(
+        study_name=f"alone {density} {length}", storage=open_storage(storage), load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
+    )  # fmt: skip
+    with Bar("Optuna alone") as bar:
+        while (done := len(raw.get_trials(deepcopy=False, states=(*_ENDED,)))) < trials:
+            trial = raw.ask()
+            raw.sampler = optuna.samplers.TPESampler(seed=trial.number)
+            for step, measured in enumerate(evaluate(plan_of(trial))):
+                trial.report(measured.score(base), step)
+                if trial.should_prune():
+                    raw.tell(trial, state=optuna.trial.TrialState.PRUNED)
+                    break
+            else:
+                raw.tell(trial, measured.score(base))
+            bar(done + 1, trials, f"{raw.best_value:.2f}" if done > 4 else "")
+    return [t.value for t in raw.trials if t.state == optuna.trial.TrialState.COMPLETE and t.value is not None]
+
+
+_ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+
+
+def markdown(found: dict[str, Any]) -> str:
+    about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    lines = [
+        f"{found['model']['name']}: {about}",
+        "",
+        "On validation text, which the studies go by:",
+        "",
+        "| density at 2,048 | seed | trials (stopped early) | KL, exact | KL, study | answers' KL, exact | study |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for s in found["studies"]:
+        whole, stopped = s["trials"]
+        lines.append(
+            f"| {s['density']} | {s['seed']} | {whole + stopped} ({stopped}) | {s['base']['kl']:.4f} | "
+            f"{s['measured']['kl']:.4f} | {s['base']['recall']:.3f} | {s['measured']['recall']:.3f} |"
+        )
+    lines += ["", "On evaluation text and needles, which no study saw:", ""]
+    lines += ["| tokens | plan | KL | perplexity against dense | needles found |", "|---|---|---|---|---|"]
+    for row in found["rows"]:
+        text = row["text"]
+        lines.append(
+            f"| {row['length']:,} | {row['row']} | {text['kl']:.4f} | {text['perplexity_against_dense']:.3f} | "
+            f"{row['single']['right']} of {row['single']['questions']} |"
+        )
+    raw = found["alone"]
+    lines += [
+        "",
+        f"Optuna alone, {raw['trials']} trials at density {raw['density']} of {raw['length']:,} tokens: best score "
+        f"{raw['best']:.2f}, where the single exact solve is 1 (lower is better).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--trials", type=int, default=14)
+    parser.add_argument("--alone", type=int, default=200, help="trials of Optuna alone; 0: not now")
+    parser.add_argument("--no-check", action="store_true", help="studies only")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    try:
+        seeds = numbers("seeds", options.seeds)
+        profile = Profile.load(options.profile)
+        options.results.mkdir(parents=True, exist_ok=True)
+        storage = str(options.results / "study-trials.partial")
+        model, tokenizer = load_model(options.model, dtype=options.dtype)
+        bests: dict[tuple[str, int], Best] = {}
+        for seed in seeds:
+            check = Validation(model, tokenizer, LENGTH, seed=seed)
+            for density in DENSITIES:
+                with Bar(f"density {density}, seed {seed}") as bar:
+                    bests[density, seed] = study(
+                        profile, lambda p, mix, d=density: searched(p, d, mix), check, trials=options.trials,
+                        lengths=[LENGTH], name=f"{density} {seed} {options.dtype}", storage=storage, seed=seed,
+                        progress=bar,
+                    )  # fmt: skip
+        scores = []
+        if options.alone:
+            check = Validation(model, tokenizer, 1024, texts=2)
+            scores = alone(profile, check, 0.25, 1024, options.alone, storage)
+        if options.no_check:
+            return 0
+        plans = [(f"exact {density}", searched(profile, density, Mix())) for density in DENSITIES]
+        plans += [(f"study {density}, seed {seed}", best.plan) for (density, seed), best in bests.items()]
+        with Bar("checking") as bar:
+            found = compare(
+                model, tokenizer, plans, CHECKED, uniform=False, progress=bar,
+                journal=Journal(options.results / "study.partial"),
+            )  # fmt: skip
+    except MoaError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    found["studies"] = [
+        {"density": density, "seed": seed, "trials": best.trials, "base": asdict(best.base),
+         "measured": asdict(best.measured), "mix": asdict(best.mix)}
+        for (density, seed), best in bests.items()
+    ]  # fmt: skip
+    found["alone"] = {"density": 0.25, "length": 1024, "trials": options.alone, "best": min(scores), "scores": scores}
+    replace_json(options.results / "study.json", found)
+    (options.results / "study.md").write_text(markdown(found))
+    print(markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
