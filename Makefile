@@ -47,7 +47,7 @@ check: $(READY)
 
 demo: $(READY) $(MODEL)/config.json
 	mkdir -p demo
-	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 2
+	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 4
 	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --lengths 2048 --max-density 0.5
 	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --lengths 2048 --max-density 0.25
 	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.5.yaml
@@ -67,7 +67,9 @@ build/fuzz/%: $(READY) $(SOURCES)
 
 build/profile.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
-	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048,4096,8192 --samples 6 --dtype bfloat16 --retrieval-score
+	$(BIN)/moa profile $(MODEL) -o build/recall.safetensors --source facts --source pairs --lengths 1024 --samples 16 --dtype bfloat16 --retrieval-score
+	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype bfloat16 --add build/recall.safetensors
+	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype bfloat16 --add build/short.safetensors
 
 build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
@@ -77,6 +79,7 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/python benchmarks/quality.py $(MODEL) build/profile.safetensors --dtype bfloat16
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype bfloat16
+	$(BIN)/python benchmarks/study.py $(MODEL) build/profile.safetensors --dtype bfloat16
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --lengths 8192 --max-density 0.5
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --lengths 8192 --max-density 0.25

@@ -33,8 +33,14 @@ class Mix:
     lengths: Mapping[int, float] = field(default_factory=dict)
     layers: tuple[float, ...] = ()
     power: float = 1.0
-    own: float = 0.0
+    own: float = 0.3
     sinks: tuple[int, ...] | None = None
+
+    def __str__(self) -> str:
+        weights = {**self.sources, **self.lengths, "layers": "/".join(f"{weight:.3g}" for weight in self.layers) or 1}
+        parts = [f"{name}={weight:.3g}" if isinstance(weight, float) else f"{name}={weight}"
+                 for name, weight in weights.items()]  # fmt: skip
+        return ", ".join([*parts, f"power={self.power:.3g}", f"own={self.own:.3g}", f"sinks={self.sinks or 'all'}"])
 
     def check(self, profile: Profile) -> None:
         """Refuse what does not fit the profile.

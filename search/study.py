@@ -138,13 +138,13 @@ def mix_of(trial: optuna.trial.BaseTrial, profile: Profile, lengths: Sequence[in
     def weights(kind: str, named: Sequence[str | int], most: float) -> list[float]:
         return [1.0, *(trial.suggest_float(f"{kind}.{x}", 1 / most, most, log=True) for x in named[1:])]
 
-    sources = dict(zip(profile.sources, weights("source", profile.sources, 10), strict=True))
+    sources = dict(zip(profile.sources, weights("source", profile.sources, 4), strict=True))
     effect = any(profile.estimator(source) == "effect" for source in profile.sources)
     return Mix(
         sources=sources,
-        lengths=dict(zip(lengths, weights("length", lengths, 10), strict=True)),
-        layers=tuple(weights("band", range(min(BANDS, len(profile.model.ruled_layers))), 4)),
-        power=trial.suggest_float("power", 0.4, 1),
+        lengths=dict(zip(lengths, weights("length", lengths, 4), strict=True)),
+        layers=tuple(weights("band", range(min(BANDS, len(profile.model.ruled_layers))), 2)),
+        power=trial.suggest_float("power", 0.5, 1),
         own=trial.suggest_float("own", 0, 1) if effect else 0.0,
         sinks=(trial.suggest_categorical("sink", profile.sinks),) if len(profile.sinks) > 1 else None,
     )

@@ -83,7 +83,11 @@ def run(
         nonlocal best
         if best is None or found.measured.score(found.base) < best.measured.score(best.base):
             best = found
-            found.plan.save(output)
+            origin = found.plan.provenance
+            if origin is not None:
+                note = f"best of {sum(found.trials)} trials at {check.length} tokens: {found.mix}"
+                origin = origin.model_copy(update={"note": note})
+            found.plan.model_copy(update={"provenance": origin}).save(output)
             console.print(f"  {summary(found)}")
 
     name = sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -56,14 +56,16 @@ def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
 def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
     profile = replace(make_profile(), estimators={"facts": "effect"})
     rules = grid(profile.lengths, profile.sinks)
-    found = objective(profile, rules, Mix({"text": 0.0}))
-    worst = harm(profile, rules, ("facts", 512)).max(1)
+    mix = Mix({"text": 0.0}, own=0.25)
+    found = objective(profile, rules, mix)
+    own = harm(profile, rules, ("facts", 512))
+    worst = own.max(1)
     hidden = np.array([[1 - rules.spans(n)[i] / n for n in (512, 1024)] for i in range(len(rules))])
-    expected = worst[:, None] * (hidden**0.25).mean(1)
+    expected = 0.75 * worst[:, None] * (hidden**0.25).mean(1) + 0.25 * own
     assert np.allclose(found, expected / expected.max(1).sum())
     assert (found[:, (hidden == 0).all(1)] == 0).all()
     profile.cuts["facts", 1024][:] = 7  # not looked at
-    assert np.allclose(objective(profile, rules, Mix({"text": 0.0})), found)
+    assert np.allclose(objective(profile, rules, mix), found)
 
 
 def test_a_source_without_weight_does_not_count(make_profile):
