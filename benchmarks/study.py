@@ -2,10 +2,9 @@
 
 Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 for 2,048 tokens, short trials on validation text; then each
 winner beside the single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. And
-200 trials of Optuna alone, over the window of every group, at density 0.25 of 1,024 tokens, beside the exact solve and
-a study of as many full trials as there are here. Writes study.json and study.md to `--results`. Stopped at any moment,
-the same command goes on from study-trials.partial and study.partial; several processes may take a seed each, then one takes
-all.
+200 trials of Optuna alone, over the window of every group, at density 0.25 of 1,024 tokens, scored as a study's trials.
+Writes study.json and study.md to `--results`. Stopped at any moment, the same command goes on from study.partial and
+study-trials.partial; several processes may take a seed each, then one takes all.
 
     python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -34,15 +33,20 @@ from moa.validation import Validation
 
 LENGTH, CHECKED = 2048, (Part(2048, single=16, four=0, windows=3), Part(4096, single=8, four=0, windows=2))
 DENSITIES = ("0.25", "0.125")
+ALONE = 0.25, 1024
+"""Density and length of the trials of Optuna alone."""
+ENDED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
 WINDOWS = (64, 128, 256, 512)
-"""What Optuna alone chooses from, besides everything."""
+"""Windows that Optuna alone chooses from, besides everything."""
 
 
-def searched(profile: Profile, density: str, mix: Mix, length: int = LENGTH) -> Plan:
+def searched(profile: Profile, density: str, mix: Mix, length: int) -> Plan:
     return choose(profile, [parse("density", density)], mix=mix, lengths=[length])[0]
 
 
-def alone(profile: Profile, evaluate: Evaluate, density: float, length: int, trials: int, storage: str) -> list[float]:
+def alone(
+    profile: Profile, evaluate: Evaluate, density: float, length: int, trials: int, name: str, storage: str
+) -> list[float]:  # fmt: skip
     """Optuna over the rule of every group; groups drawn last shrink until the budget is kept. The score by trial."""
     kinds = [*(Rule(alpha=64 + window, beta=0) for window in WINDOWS), FULL]
     groups = [(layer, head) for layer in profile.model.ruled_layers for head in range(profile.model.kv_heads)]
@@ -65,11 +69,11 @@ def alone(profile: Profile, evaluate: Evaluate, density: float, length: int, tri
 
     *_, base = evaluate(searched(profile, str(density), Mix(), length))
     raw = optuna.create_study(
-        study_name=f"alone {density} {length}", storage=open_storage(storage), load_if_exists=True,
+        study_name=name, storage=open_storage(storage), load_if_exists=True,
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
     )  # fmt: skip
     with Bar("Optuna alone") as bar:
-        while (done := len(raw.get_trials(deepcopy=False, states=(*_ENDED,)))) < trials:
+        while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
             trial = raw.ask()
             raw.sampler = optuna.samplers.TPESampler(seed=trial.number)
             for step, measured in enumerate(evaluate(plan_of(trial))):
@@ -80,10 +84,7 @@ def alone(profile: Profile, evaluate: Evaluate, density: float, length: int, tri
             else:
                 raw.tell(trial, measured.score(base))
             bar(done + 1, trials, f"{raw.best_value:.2f}" if done > 4 else "")
-    return [t.value for t in raw.trials if t.state == optuna.trial.TrialState.COMPLETE and t.value is not None]
-
-
-_ENDED = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    return [t.value for t in raw.trials if t.state == ENDED[0] and t.value is not None]
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -111,11 +112,12 @@ def markdown(found: dict[str, Any]) -> str:
             f"{row['single']['right']} of {row['single']['questions']} |"
         )
     raw = found["alone"]
-    lines += [
-        "",
-        f"Optuna alone, {raw['trials']} trials at density {raw['density']} of {raw['length']:,} tokens: best score "
-        f"{raw['best']:.2f}, where the single exact solve is 1 (lower is better).",
-    ]
+    if raw["scores"]:
+        lines += [
+            "",
+            f"Optuna alone, {raw['trials']} trials at density {raw['density']} of {raw['length']:,} tokens: best score "
+            f"{min(raw['scores']):.2f}, where the single exact solve is 1 (lower is better).",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -142,17 +144,17 @@ def main() -> int:
             for density in DENSITIES:
                 with Bar(f"density {density}, seed {seed}") as bar:
                     bests[density, seed] = study(
-                        profile, lambda p, mix, d=density: searched(p, d, mix), check, trials=options.trials,
+                        profile, lambda p, mix, d=density: searched(p, d, mix, LENGTH), check, trials=options.trials,
                         lengths=[LENGTH], name=f"{density} {seed} {options.dtype}", storage=storage, seed=seed,
                         progress=bar,
                     )  # fmt: skip
         scores = []
         if options.alone:
-            check = Validation(model, tokenizer, 1024, texts=2)
-            scores = alone(profile, check, 0.25, 1024, options.alone, storage)
+            check = Validation(model, tokenizer, ALONE[1], texts=2)
+            scores = alone(profile, check, *ALONE, options.alone, f"alone {options.dtype}", storage)
         if options.no_check:
             return 0
-        plans = [(f"exact {density}", searched(profile, density, Mix())) for density in DENSITIES]
+        plans = [(f"exact {density}", searched(profile, density, Mix(), LENGTH)) for density in DENSITIES]
         plans += [(f"study {density}, seed {seed}", best.plan) for (density, seed), best in bests.items()]
         with Bar("checking") as bar:
             found = compare(
@@ -167,7 +169,7 @@ def main() -> int:
          "measured": asdict(best.measured), "mix": asdict(best.mix)}
         for (density, seed), best in bests.items()
     ]  # fmt: skip
-    found["alone"] = {"density": 0.25, "length": 1024, "trials": options.alone, "best": min(scores), "scores": scores}
+    found["alone"] = {"density": ALONE[0], "length": ALONE[1], "trials": options.alone, "scores": scores}
     replace_json(options.results / "study.json", found)
     (options.results / "study.md").write_text(markdown(found))
     print(markdown(found))

@@ -176,6 +176,9 @@ def peak_bytes(device: torch.device) -> int:
     """The most memory this process has held since `reset_peak`: of a GPU what torch allocated, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "linux":  # getrusage would count what a parent held when it started this process
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 

@@ -37,10 +37,10 @@ class Mix:
     sinks: tuple[int, ...] | None = None
 
     def __str__(self) -> str:
-        weights = {**self.sources, **self.lengths, "layers": "/".join(f"{weight:.3g}" for weight in self.layers) or 1}
-        parts = [f"{name}={weight:.3g}" if isinstance(weight, float) else f"{name}={weight}"
-                 for name, weight in weights.items()]  # fmt: skip
-        return ", ".join([*parts, f"power={self.power:.3g}", f"own={self.own:.3g}", f"sinks={self.sinks or 'all'}"])
+        weights = [*self.sources.items(), *self.lengths.items(), ("power", self.power), ("own", self.own)]
+        layers = "/".join(f"{weight:.3g}" for weight in self.layers) or "1"
+        parts = [f"{name}={weight:.3g}" for name, weight in weights]
+        return ", ".join([*parts, f"layers={layers}", f"sinks={self.sinks or 'all'}"])
 
     def check(self, profile: Profile) -> None:
         """Refuse what does not fit the profile.
