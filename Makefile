@@ -11,7 +11,7 @@ MODEL := .model/SmolLM2-135M-Instruct
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo fuzz bench clean
+.PHONY: help test test-full check demo fuzz profile bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -19,6 +19,7 @@ help:
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
+	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
 
 $(READY): pyproject.toml $(CONSTRAINTS) constraints-common.txt
@@ -64,6 +65,8 @@ fuzz: $(FUZZED)
 build/fuzz/%: $(READY) $(SOURCES)
 	$(PYTEST) -m "hypothesis and not full and not gpu" --hypothesis-seed=$*
 	mkdir -p $(@D) && touch $@
+
+profile: build/profile.safetensors
 
 build/profile.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
