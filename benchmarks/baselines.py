@@ -33,7 +33,7 @@ from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Floats
-from moa.profiler.profile import Profile, digest
+from moa.profiler.profile import Profile, describe
 from moa.search.budget import Budget, limits
 from moa.search.choose import choose
 from moa.search.grid import grid
@@ -100,12 +100,6 @@ def markdown(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def about(path: Path, profile: Profile) -> dict[str, Any]:
-    """What is said of a profile in the results."""
-    samples = {f"{source} {n}": count for (source, n), count in profile.samples.items()}
-    return {"digest": digest(path), **profile.meta, "estimators": dict(profile.estimators), "samples": samples}
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -140,9 +134,9 @@ def main() -> int:
         return 2
     if set(lengths) != set(DENSITIES):
         return 0
-    found["profile"] = about(options.profile, profile)
+    found["profile"] = describe(options.profile, profile)
     if absolute is not None:
-        found["absolute"] = about(options.absolute, absolute)
+        found["absolute"] = describe(options.absolute, absolute)
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     replace_json(options.results / "baselines.json", found)
     (options.results / "baselines.md").write_text(markdown(found))

@@ -20,7 +20,7 @@ from moa.journal import Journal, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.profiler.profile import Profile, digest
+from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.objective import PLAIN, Mix
@@ -124,10 +124,7 @@ def main() -> int:
         return 2
     if set(lengths) != set(PARTS):
         return 0
-    found["profile"] = {
-        "digest": digest(options.profile), **profile.meta, "estimators": dict(profile.estimators),
-        "samples": {f"{source} {n}": count for (source, n), count in profile.samples.items()},
-    }  # fmt: skip
+    found["profile"] = describe(options.profile, profile)
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["claims"] = claims(found["rows"])
     replace_json(options.results / "quality.json", found)

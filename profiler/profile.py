@@ -210,3 +210,9 @@ def digest(path: str | Path) -> str:
     """`sha256:...` of a file, for provenance."""
     with open(path, "rb") as f:
         return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
+
+
+def describe(path: str | Path, profile: Profile) -> dict[str, Any]:
+    """What results say of the profile they are from, as JSON types."""
+    samples = {f"{source} {n}": count for (source, n), count in profile.samples.items()}
+    return {"digest": digest(path), **profile.meta, "estimators": dict(profile.estimators), "samples": samples}
