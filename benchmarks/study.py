@@ -28,7 +28,7 @@ from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.objective import Mix
-from moa.search.study import Best, Evaluate, open_storage, study
+from moa.search.study import Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
 
 LENGTH, CHECKED = 2048, (Part(2048, single=16, four=0, windows=3), Part(4096, single=8, four=0, windows=2))
@@ -68,22 +68,12 @@ def alone(
         return plan
 
     *_, base = evaluate(searched(profile, str(density), Mix(), length))
-    raw = optuna.create_study(
-        study_name=name, storage=open_storage(storage), load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
-    )  # fmt: skip
+    raw = open_study(name, storage)
     with Bar("Optuna alone") as bar:
         while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
             trial = raw.ask()
             raw.sampler = optuna.samplers.TPESampler(seed=trial.number)
-            for step, measured in enumerate(evaluate(plan_of(trial))):
-                trial.report(measured.score(base), step)
-                if trial.should_prune():
-                    raw.tell(trial, state=optuna.trial.TrialState.PRUNED)
-                    break
-            else:
-                raw.tell(trial, measured.score(base))
-            bar(done + 1, trials, f"{raw.best_value:.2f}" if done > 4 else "")
+            bar(done + 1, trials, measure(raw, trial, plan_of(trial), evaluate, base))
     return [t.value for t in raw.trials if t.state == ENDED[0] and t.value is not None]
 
 

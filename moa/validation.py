@@ -35,7 +35,7 @@ class Validation:
             model: The dense model.
             tokenizer: Its tokenizer.
             length: Tokens of every sample.
-            texts: Windows of text, and as many contexts of each second kind of task.
+            texts: Windows of text, and as many contexts of tasks, of one kind after the other.
             backend: Back-end that plans run on, None for the device's own.
             seed: Seed of the tasks.
 
@@ -46,7 +46,7 @@ class Validation:
         found = windows(tokenizer, length, texts, "validation")
         if texts < 1 or len(found) < texts:
             raise MoaError(f"text for validation gives {len(found)} windows of {length} tokens, asked for {texts}")
-        self.model, self.length, self.seed, self.backend = model, length, seed, backend
+        self.model, self.length, self.backend = model, length, backend
         self._samples: list[tuple[str, Sample]] = []
         for i, ids in enumerate(found):
             task = TASKS[i % len(TASKS)]

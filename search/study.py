@@ -77,9 +77,33 @@ def open_storage(where: str | None) -> BaseStorage | str | None:
     return JournalStorage(JournalFileBackend(where))
 
 
+def open_study(name: str, storage: str | None) -> optuna.Study:
+    """The study of that name, new or as it was left; trials behind the median of the others are stopped early."""
+    return optuna.create_study(
+        study_name=name, storage=open_storage(storage), load_if_exists=True,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
+    )  # fmt: skip
+
+
+def measure(shared: optuna.Study, trial: optuna.Trial, plan: Plan, evaluate: Evaluate, base: Measured) -> str:
+    """Measure a trial's plan and end the trial, early where the pruner says so; says how it went."""
+    for step, measured in enumerate(evaluate(plan)):
+        trial.report(measured.score(base), step)
+        if trial.should_prune():
+            shared.tell(trial, state=TrialState.PRUNED)
+            return f"trial {trial.number}: stopped at {measured.score(base):.3f}"
+    return _finish(shared, trial, measured, base)
+
+
+def _finish(shared: optuna.Study, trial: optuna.Trial, measured: Measured, base: Measured) -> str:
+    trial.set_user_attr("measured", asdict(measured))
+    shared.tell(trial, measured.score(base))
+    return f"trial {trial.number}: {measured.score(base):.3f}"
+
+
 def study(
     profile: Profile, solve: Callable[[Profile, Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
-    name: str, base: Measured | None = None, storage: str | None = None, seed: int = 0,
+    name: str, plain: Mix = PLAIN, base: Measured | None = None, storage: str | None = None, seed: int = 0,
     found: Callable[[Best], None] = lambda _best: None,
     progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
 ) -> Best:  # fmt: skip
@@ -92,6 +116,7 @@ def study(
         trials: Finished trials to stop at, those of other workers and earlier runs included.
         lengths: Lengths the plan is for.
         name: Names all that figures depend on; workers with the same name and storage share one study.
+        plain: The mix that the first trial has.
         base: What scores are relative to, None for what the plain mix measures.
         storage: Database URL or path of a journal file; None keeps the study in memory.
         seed: Seed of the sampler.
@@ -105,15 +130,12 @@ def study(
         BudgetInfeasible: No plan keeps the budgets.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shared = optuna.create_study(
-        study_name=name, storage=open_storage(storage), load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
-    )  # fmt: skip
-    base = _base(shared, solve(profile, PLAIN), evaluate, base)
+    shared = open_study(name, storage)
+    base = _base(shared, solve(profile, plain), evaluate, base)
 
     def best() -> Best:
         frozen = shared.best_trial
-        mix = mix_of(optuna.trial.FixedTrial(frozen.params), profile, lengths) if frozen.params else PLAIN
+        mix = mix_of(optuna.trial.FixedTrial(frozen.params), profile, lengths) if frozen.params else plain
         ended = [t.state for t in _done(shared)]
         counts = ended.count(TrialState.COMPLETE), len(ended) - ended.count(TrialState.COMPLETE)
         return Best(solve(profile, mix), mix, Measured(**frozen.user_attrs["measured"]), base, counts)
@@ -175,17 +197,9 @@ def _run(
     same = rules(plan)
     trial.set_user_attr("rules", same)
     earlier = [t for t in _done(shared) if t.user_attrs.get("rules") == same and t.state == TrialState.COMPLETE]
-    if earlier:
-        measured = Measured(**earlier[0].user_attrs["measured"])
-    else:
-        for step, measured in enumerate(evaluate(plan)):
-            trial.report(measured.score(base), step)
-            if trial.should_prune():
-                shared.tell(trial, state=TrialState.PRUNED)
-                return f"trial {trial.number}: stopped at {measured.score(base):.3f}"
-    trial.set_user_attr("measured", asdict(measured))
-    shared.tell(trial, measured.score(base))
-    return f"trial {trial.number}: {measured.score(base):.3f}"
+    if not earlier:
+        return measure(shared, trial, plan, evaluate, base)
+    return _finish(shared, trial, Measured(**earlier[0].user_attrs["measured"]), base)
 
 
 def _done(shared: optuna.Study) -> list[FrozenTrial]:

@@ -156,8 +156,8 @@ def command(
         about = {"profile": origin.profile, "budget": origin.budget, "costs": str(costs), "length": check.length,
                  "dtype": str(network.dtype), "seed": seed, "sources": dict(mix.sources)}  # fmt: skip
         best = study.run(
-            measured, lambda profile, mix: solve(profile, mix)[0], options, network, tokenizer, check, span, about,
-            output, console,
+            measured, lambda profile, mix: solve(profile, mix)[0], mix, options, network, tokenizer, check, span,
+            about, output, console,
         )  # fmt: skip
         plan = best.plan
         console.print(f"  {study.summary(best)}, on {check.length} tokens of held-out text")

@@ -57,14 +57,16 @@ def validation(profile: "Profile", name: str, length: int, seed: int) -> tuple[A
 
 
 def run(
-    profile: "Profile", solve: Callable[["Profile", "Mix"], "Plan"], options: Study, model: Any, tokenizer: Any,
-    check: "Validation", lengths: Sequence[int], about: dict[str, Any], output: Path, console: "Console",
+    profile: "Profile", solve: Callable[["Profile", "Mix"], "Plan"], plain: "Mix", options: Study,
+    model: Any, tokenizer: Any, check: "Validation", lengths: Sequence[int], about: dict[str, Any], output: Path,
+    console: "Console",
 ) -> "Best":  # fmt: skip
     """A study, then one more after every round; the best plan so far is always at `output`.
 
     Args:
         profile: The profile.
         solve: The core: the plan of a mix.
+        plain: The mix of the first trial, which the others are compared with.
         options: Trials, rounds, storage, seed.
         model: The model, for profiling again.
         tokenizer: Its tokenizer.
@@ -95,7 +97,7 @@ def run(
         with Bar(f"study {round_ + 1} of {options.rounds + 1}", console) as bar:
             study(
                 profile, solve, check, trials=options.trials, lengths=lengths, name=f"{name}.{round_}",
-                base=None if best is None else best.base, storage=options.storage, seed=options.seed,
+                plain=plain, base=None if best is None else best.base, storage=options.storage, seed=options.seed,
                 found=keep, progress=bar,
             )  # fmt: skip
         assert best is not None

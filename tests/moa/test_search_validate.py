@@ -66,6 +66,22 @@ def test_rounds_profile_again_around_the_plan(model_folder, profile, tmp_path):
     assert Plan.load(plan).density(512) <= 0.5
 
 
+def test_the_plan_measured_is_that_of_the_given_weights(model_folder, profile, tmp_path):
+    plans = []
+    for name, more in (("a", ()), ("b", ("--validate", str(model_folder)))):
+        plan = tmp_path / f"{name}.yaml"
+        done = search(
+            str(profile), "-o", str(plan), "--max-density", "0.5", "--source-weight", "text=0", "--source-weight",
+            "pairs=0.01", *more,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        plans.append(Plan.load(plan))
+    assert plans[0].groups == plans[1].groups
+    plain = tmp_path / "plain.yaml"
+    assert search(str(profile), "-o", str(plain), "--max-density", "0.5").exit_code == 0
+    assert Plan.load(plain).groups != plans[0].groups
+
+
 def test_harm_in_nats(model_folder, profile, tmp_path):
     plan = tmp_path / "plan.yaml"
     options = (str(profile), "-o", str(plan), "--minimise", "density@512", "--validate", str(model_folder))
