@@ -67,6 +67,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: The layers are out of step, because an earlier forward call was cut short.
         """
+        if self.max_length is not None and key_states.device.type == "cpu" and not self.layers[layer_idx].is_initialized:
+            # All at once: what stays, left between the large passing tensors of a prefill, makes glibc's heap grow.
+            batch, heads, _, size = key_states.shape
+            self.early_initialization(batch, heads, size, key_states.dtype, key_states.device)
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         layer, first, new = self.layers[layer_idx], self.layers[self._first_ruled], key_states.shape[-2]
         checked = isinstance(layer, PlanLayer) and layer is not first and not torch.compiler.is_compiling()

@@ -27,6 +27,7 @@ class FixedPlanLayer(PlanLayer):
         """Allocate everything, for the first keys' batch size, dtype and device."""
         super().lazy_initialization(key_states, value_states)
         self._room[:] = self.max_length
+        self.rules.tables(self.max_length, self.device)
         self.store = self._allocate()
         if not torch.compiler.is_compiling():
             for tensor in (self.store.k, self.store.v):

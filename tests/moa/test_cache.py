@@ -55,6 +55,12 @@ def test_bytes_allocated_are_the_plans(tiny, plan, tokens, dtype, backend):
     assert cache.nbytes < sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
 
 
+def test_a_fixed_cache_is_allocated_by_its_first_layer(model, plan):
+    cache, k = KVCache(plan, max_length=300), torch.zeros(2, plan.model.kv_heads, 5, plan.model.head_size)
+    cache.update(k, k, plan.model.ruled_layers[0])
+    assert cache.nbytes == plan.kv_bytes(300, 2, torch.float32)
+
+
 def test_bytes_follow_true_lengths(applied, plan, tokens):
     ids, mask = tokens(3, 600), torch.ones(3, 600, dtype=torch.int64)
     mask[0, :590], mask[1, :400] = 0, 0
