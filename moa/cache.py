@@ -67,7 +67,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: The layers are out of step, because an earlier forward call was cut short.
         """
-        if self.max_length is not None and key_states.device.type == "cpu" and not self.layers[layer_idx].is_initialized:
+        fresh = self.max_length is not None and not self.layers[layer_idx].is_initialized
+        if fresh and key_states.device.type == "cpu":
             # All at once: what stays, left between the large passing tensors of a prefill, makes glibc's heap grow.
             batch, heads, _, size = key_states.shape
             self.early_initialization(batch, heads, size, key_states.dtype, key_states.device)
