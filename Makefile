@@ -76,7 +76,7 @@ build/profile.safetensors: $(READY) $(MODEL)/config.json
 
 build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
-	$(BIN)/moa profile $(MODEL) -o $@ --lengths 2048,4096 --samples 6 --dtype bfloat16 --estimator first-order-abs
+	$(BIN)/moa profile $(MODEL) -o $@ --lengths 2048,4096 --samples 4 --dtype bfloat16 --estimator first-order-abs
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
 bench: build/profile.safetensors build/absolute.safetensors

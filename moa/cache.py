@@ -67,9 +67,9 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: The layers are out of step, because an earlier forward call was cut short.
         """
-        fresh = self.max_length is not None and not self.layers[layer_idx].is_initialized
-        if fresh and key_states.device.type == "cpu":
-            # All at once: what stays, left between the large passing tensors of a prefill, makes glibc's heap grow.
+        if key_states.device.type == "cpu" and not self.layers[layer_idx].is_initialized:
+            # All layers at once, so that the first call allocates all slabs before its large passing tensors: slabs
+            # left between those make glibc's heap grow by more than the plan saves.
             batch, heads, _, size = key_states.shape
             self.early_initialization(batch, heads, size, key_states.dtype, key_states.device)
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)

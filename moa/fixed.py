@@ -34,7 +34,7 @@ class FixedPlanLayer(PlanLayer):
                 torch._dynamo.mark_static_address(tensor)
 
     def _new_text(self, batch: int) -> Text:
-        return FixedText(self, batch, self.device, self.max_length)
+        return FixedText(batch, self.device, self.max_length)
 
     def _make_room(self, lengths: Tensor) -> None:
         pass

@@ -24,7 +24,7 @@ from moa.kernels.store import Store, allocate, capacities, move, select
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
 from moa.rules import Rules
-from moa.text import Text
+from moa.text import Call, Text
 
 
 class Staged:
@@ -86,12 +86,13 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if self.device not in self._texts:
             self._texts[self.device] = self._new_text(batch)
         self.text = self._texts[self.device]
+        self.text.layers.append(self)
         self._room = np.zeros(batch, np.int64)  # lengths that the slabs have room for
         self._lost = np.zeros((batch, groups), np.int64)  # blocks before it may be overwritten
         self.is_initialized = True
 
     def _new_text(self, batch: int) -> Text:
-        return Text(self, batch, self.device)
+        return Text(batch, self.device)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
         """Stage keys and values [batch, kv_heads, new, D]; see the module's text."""
@@ -111,10 +112,13 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     ) -> Tensor:
         """Attend, then store the new keys; arguments and result as for `Staged.attend`."""
         text, new = self.text, k.shape[2]
-        leads = text.leader is self
+        leads = text.layers[0] is self
         call = text.open(mask, new) if leads else text.join(mask, new)
         packing = call.packing
         q, k, v = packing.pack(query), packing.pack(k), packing.pack(v)
+        if leads and self.store is None and self.device.type == "cpu":
+            for layer in text.layers:  # see `KVCache.update`
+                layer.prepare(call)
         rules = self.rules.tables(call.longest, self.device)
         where = {"starts": packing.starts, "lengths": call.lengths}
         every_row = call.real is None or new == 1  # `step` wants a token of every sequence
@@ -130,6 +134,11 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if not torch.compiler.is_compiling():
             self.columns += new
         return packing.unpack(out)
+
+    def prepare(self, call: Call) -> None:
+        """Allocate what the call will need."""
+        self.rules.tables(call.longest, self.device)
+        self._make_room(call.lengths)
 
     def _make_room(self, lengths: Tensor) -> None:
         """Slabs for what the call under way writes to texts of `lengths`."""

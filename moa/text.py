@@ -43,7 +43,7 @@ class Text:
     """The texts of a batch, which grow without limit.
 
     Attributes:
-        leader: The layer that opens calls.
+        layers: Those that share it, the leader first.
         batch: Sequences.
         width: Columns seen so far, padding counted, as transformers counts.
         lengths: int64 [sequences] on the device, true lengths.
@@ -51,8 +51,9 @@ class Text:
         written: Lengths up to which that call writes slabs.
     """
 
-    def __init__(self, leader: Any, batch: int, device: torch.device) -> None:
-        self.leader, self.batch, self.device = leader, batch, device
+    def __init__(self, batch: int, device: torch.device) -> None:
+        self.layers: list[Any] = []
+        self.batch, self.device = batch, device
         self.width: Any = 0
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
         self.held = self.written = self._now = self._next = np.zeros(batch, np.int64)
@@ -177,8 +178,8 @@ class FixedText(Text):
 
     _real: Tensor
 
-    def __init__(self, leader: Any, batch: int, device: torch.device, max_length: int) -> None:
-        super().__init__(leader, batch, device)
+    def __init__(self, batch: int, device: torch.device, max_length: int) -> None:
+        super().__init__(batch, device)
         self.max_length = max_length
         with torch.inference_mode(False):
             self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)

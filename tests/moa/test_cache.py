@@ -55,10 +55,13 @@ def test_bytes_allocated_are_the_plans(tiny, plan, tokens, dtype, backend):
     assert cache.nbytes < sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.layers)
 
 
-def test_a_fixed_cache_is_allocated_by_its_first_layer(model, plan):
-    cache, k = KVCache(plan, max_length=300), torch.zeros(2, plan.model.kv_heads, 5, plan.model.head_size)
-    cache.update(k, k, plan.model.ruled_layers[0])
-    assert cache.nbytes == plan.kv_bytes(300, 2, torch.float32)
+@pytest.mark.parametrize("max_length", [None, 300])
+def test_the_first_layer_allocates_for_all(applied, plan, tokens, max_length):
+    cache, held = KVCache(plan, max_length), []
+    hook = applied.model.layers[0].mlp.register_forward_hook(lambda *_: held.append(cache.nbytes))
+    run(applied, cache, tokens(2, 250))
+    hook.remove()
+    assert held == [cache.nbytes] != [0]
 
 
 def test_bytes_follow_true_lengths(applied, plan, tokens):
