@@ -1,7 +1,7 @@
 """What a plan says of itself: the figures its maker predicted, and where it came from."""
 
 import datetime
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -20,10 +20,18 @@ class Predicted(Strict):
     """The search's objective, in the profile's unit."""
     kl: tuple[float, ...] | None = None
     """KL divergence from the dense model, nats per token."""
+    decode_ms: tuple[float, ...] | None = None
+    """Of a decode step of one sequence, by measured costs."""
+    prefill_ms: tuple[float, ...] | None = None
+    """Of a prefill of one sequence, by measured costs."""
+    error: dict[Literal["decode_ms", "prefill_ms"], float] | None = None
+    """Median error of the fit that the milliseconds are from, as a share of the measured."""
+    device: str | None = None
+    """What the milliseconds hold for: device, threads, back-end, dtype."""
 
     @model_validator(mode="after")
     def _one_figure_per_length(self) -> Self:
-        for field in ("density", "kv_bytes", "harm", "kl"):
+        for field in ("density", "kv_bytes", "harm", "kl", "decode_ms", "prefill_ms"):
             figures = getattr(self, field)
             if figures is not None and len(figures) != len(self.lengths):
                 raise ValueError(f"{field} has {len(figures)} figures for {len(self.lengths)} lengths")

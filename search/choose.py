@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -10,7 +11,7 @@ from moa.plans.errors import MoaError
 from moa.plans.plan import Plan, Predicted, Provenance
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
-from moa.search.cost import Costs
+from moa.search.cost import Costs, Work
 from moa.search.grid import grid
 from moa.search.objective import PLAIN, Mix, objective
 from moa.search.solver import Limit, Solution, solve
@@ -65,8 +66,18 @@ def choose(
         lengths=list(lengths),
         density=[round(plan.density(n), 4) for n in lengths],
         kv_bytes=[plan.kv_bytes(n, dtype="bfloat16") for n in lengths],
+        **({} if costs is None else _times(costs, plan, lengths)),
     )
     return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
+
+
+def _times(costs: Costs, plan: Plan, lengths: Sequence[int]) -> dict[str, Any]:
+    """Predicted milliseconds of one sequence, with the error of the fit and what they hold for."""
+    return {
+        **{f"{kind}_ms": [round(costs.predict(plan, Work(kind, n)), 2) for n in lengths] for kind in costs.terms},
+        "error": {f"{kind}_ms": round(error, 4) for kind, error in costs.error.items()},
+        "device": costs.place,
+    }
 
 
 def record(path: Path, profile: Profile, budgets: Sequence[Budget], tool: str) -> Provenance:

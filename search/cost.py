@@ -91,6 +91,12 @@ class Costs(Strict):
                 )
         return costs
 
+    @property
+    def place(self) -> str:
+        """Device, threads, back-end and dtype, in words."""
+        about = self.environment
+        return f"{about['device']}, {about['threads']} threads, {about['backend']}, {about['dtype']}"
+
     def check(self, model: ModelInfo) -> None:
         """Raise ModelMismatch, naming each field that differs, unless these are costs of `model`."""
         differences = self.model.differences(model)

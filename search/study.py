@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import optuna
-from optuna.samplers import TPESampler
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
@@ -101,9 +101,15 @@ def _finish(shared: optuna.Study, trial: optuna.Trial, measured: Measured, base:
     return f"trial {trial.number}: {measured.score(base):.3f}"
 
 
+def tpe(seed: int) -> BaseSampler:
+    """Optuna's TPE, after six random trials."""
+    return TPESampler(seed=seed, n_startup_trials=6)
+
+
 def study(
     profile: Profile, solve: Callable[[Profile, Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
     name: str, plain: Mix = PLAIN, base: Measured | None = None, storage: str | None = None, seed: int = 0,
+    sampler: Callable[[int], BaseSampler] = tpe,
     found: Callable[[Best], None] = lambda _best: None,
     progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
 ) -> Best:  # fmt: skip
@@ -120,6 +126,7 @@ def study(
         base: What scores are relative to, None for what the plain mix measures.
         storage: Database URL or path of a journal file; None keeps the study in memory.
         seed: Seed of the sampler.
+        sampler: The sampler of a seed.
         found: Called with the best so far, whenever this worker improves on it, and at the end.
         progress: Called after each trial.
 
@@ -144,7 +151,7 @@ def study(
     while (count := len(_done(shared))) < trials:
         trial = shared.ask()
         # Seeded by the trial, so that workers draw different ones and a resumed run does not draw an earlier one again.
-        shared.sampler = TPESampler(seed=seed * 1_000_003 + trial.number, n_startup_trials=6)
+        shared.sampler = sampler(seed * 1_000_003 + trial.number)
         state = _run(shared, trial, profile, solve, evaluate, base, lengths)
         progress(count + 1, trials, state)
         if shared.best_trial.number == trial.number:

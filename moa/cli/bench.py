@@ -11,7 +11,7 @@ from moa.plans.errors import MoaError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from moa.plans.plan import Plan
+    from moa.plans.plan import Plan, Predicted
     from moa.timing import Times
 
 
@@ -80,13 +80,17 @@ def measure(
         timing.prefill(network, way, ids[:, :128])
     done, total = 0, sum(lengths) * (1 + sum(batches))
     found: dict[str, Any] = {"model": plan.model.name, "backend": names, "dtype": str(network.dtype), "lengths": []}
+    said = plan.predicted
+    if said is not None and said.device is not None:
+        found["predicted_for"] = {"device": said.device, "error": said.error}
     for n in lengths:
         times = alternate(
             {name: partial(timing.prefill, network, way, ids[:, :n]) for name, way in ways.items()}, repeats
         )
         cell: dict[str, Any] = {"length": n, "density": plan.density(n), "prefill_kept": plan.prefill_fraction(n)}
         steps: list[dict[str, Any]] = []
-        found["lengths"].append(cell | {"prefill": _json(times), "decode": steps})
+        prefill = _json(times) | _said(said, "prefill_ms", n)
+        found["lengths"].append(cell | {"prefill": prefill, "decode": steps})
         progress(done := done + n, total, f"prefill of {n:,}")
         for batch in batches:
             held = {name: timing.held_bytes(timing.filled(network, way, n, batch)) for name, way in ways.items()}
@@ -94,9 +98,17 @@ def measure(
                 {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}, repeats
             )
             about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": held}
-            steps.append(about | _json(times))
+            steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))
             progress(done := done + n * batch, total, f"decode at {n:,}, batch {batch}")
     return found
+
+
+def _said(predicted: "Predicted | None", what: str, length: int) -> dict[str, float]:
+    """The plan's own prediction, if it has one."""
+    figures = getattr(predicted, what, None)
+    if predicted is None or figures is None or length not in predicted.lengths:
+        return {}
+    return {"predicted_seconds": figures[predicted.lengths.index(length)] / 1e3}
 
 
 def _json(times: "dict[str, Times]") -> dict[str, Any]:
@@ -108,8 +120,10 @@ def tables(found: dict[str, Any]) -> list["Table"]:
     from rich.table import Table
 
     title = f"{found['model']}, {found['dtype'].removeprefix('torch.')}, back-end {found['backend']}"
-    prefill = Table("tokens", "attention kept", "dense, s", "plan, s", "times", title=f"{title}: prefill, batch 1")
-    columns = "dense, ms", "plan, ms", "times", "KV predicted, MiB", "allocated", "dense"
+    times = "dense, {0}", "plan, {0}", "times", "predicted, {0}"
+    first = [text.format("s") for text in times]
+    prefill = Table("tokens", "attention kept", *first, title=f"{title}: prefill, batch 1")
+    columns = *(text.format("ms") for text in times), "KV predicted, MiB", "allocated", "dense"
     decode = Table("tokens", "batch", *columns, title="a decode step")
     for cell in found["lengths"]:
         n = f"{cell['length']:,}"
@@ -118,10 +132,14 @@ def tables(found: dict[str, Any]) -> list["Table"]:
             sizes = step["predicted"], step["allocated"]["plan"], step["allocated"]["dense"]
             mib = [f"{size / 2**20:.1f}" for size in sizes]
             decode.add_row(n, str(step["batch"]), *_compared(step, 1e3), *mib)
+    if about := found.get("predicted_for"):
+        errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in about["error"].items())
+        decode.caption = f"times predicted for {about['device']}; median error of the fit: {errors}"
     return [prefill, decode]
 
 
 def _compared(cell: dict[str, Any], unit: float) -> list[str]:
     dense, plan = cell["dense"], cell["plan"]
     shown = [f"{unit * t['median']:.3g} ± {50 * t['spread']:.0f} %" for t in (dense, plan)]
-    return [*shown, f"{dense['median'] / plan['median']:.2f}"]
+    said = f"{unit * cell['predicted_seconds']:.3g}" if "predicted_seconds" in cell else "-"
+    return [*shown, f"{dense['median'] / plan['median']:.2f}", said]

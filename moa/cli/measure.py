@@ -133,6 +133,4 @@ def compare(
                     line += f", {real:.1f} ms measured, prediction off by {predicted / real - 1:+.1%}"
                 console.print(line)
     errors = ", ".join(f"{kind} {error:.1%}" for kind, error in costs.error.items())
-    console.print(
-        f"  costs of {about['device']}, {about['backend']}, {about['dtype']}; median error of the fit {errors}"
-    )
+    console.print(f"  costs of {costs.place}; median error of the fit {errors}")

@@ -1,5 +1,6 @@
 """`moa measure`, and what `moa search` does with its costs: with a model."""
 
+import json
 import sys
 from functools import partial
 
@@ -71,6 +72,17 @@ def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
     plan = Plan.load(tmp_path / "plan.yaml")
     predicted = Costs.load(path).predict(plan, Work("decode", 512))
     assert predicted <= 3.4 * (1 + 1e-8)
+    said = plan.predicted
+    assert said.decode_ms[said.lengths.index(512)] == pytest.approx(predicted, abs=0.005)
+    assert said.error == {f"{kind}_ms": pytest.approx(error, abs=1e-4) for kind, error in costs.error.items()}
+    assert said.device == f"{costs.environment['device']}, {torch.get_num_threads()} threads, torch, float32"
+    code, out, _ = run("bench", str(folder), "--plan", str(tmp_path / "plan.yaml"), "--lengths", "512", "--repeats",
+                       "1", "-o", str(tmp_path / "bench.json"))  # fmt: skip
+    assert code == 0
+    assert f"times predicted for {said.device}" in " ".join(out.split())
+    found = json.loads((tmp_path / "bench.json").read_text())["lengths"][0]
+    assert 1e3 * found["decode"][0]["predicted_seconds"] == pytest.approx(said.decode_ms[said.lengths.index(512)])
+    assert 1e3 * found["prefill"]["predicted_seconds"] == pytest.approx(said.prefill_ms[said.lengths.index(512)])
     assert f"decode@512x1: {predicted:.1f} ms predicted, budget 3.4, " in err
     assert "ms measured, prediction off by" in err
     elsewhere = costs.model_copy(update={"environment": {**costs.environment, "device": "abacus"}})
