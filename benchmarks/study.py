@@ -1,10 +1,13 @@
 """What trials against the model add to one exact solve, and what the exact core adds to trials alone.
 
 Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 for 2,048 tokens, short trials on validation text; then each
-winner beside the single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. And
-200 trials of Optuna alone, over the window of every group, at density 0.25 of 1,024 tokens, scored as a study's trials.
-Writes study.json and study.md to `--results`. Stopped at any moment, the same command goes on from study.partial and
-study-trials.partial; several processes may take a seed each, then one takes all.
+winner beside the single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. At
+the first density the same again with random mixes, none stopped early: what the default sampler is compared with, and,
+as they are measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the window of every
+group, at density 0.25 of 1,024 tokens, scored as a study's trials. (Sink and smallest window, 192 tokens, leave no plan
+of density 0.125 at 1,024 tokens, so studies are at 2,048.) Writes study.json and study.md to `--results`. Stopped at
+any moment, the same command goes on from study.partial and study-trials.partial; several processes may take a seed
+each, then one takes all.
 
     python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -28,14 +31,20 @@ from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.objective import Mix
-from moa.search.study import Best, Evaluate, measure, open_study, study
+from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
 
-LENGTH, CHECKED = 2048, (Part(2048, single=16, four=0, windows=3), Part(4096, single=8, four=0, windows=2))
+LENGTH, CHECKED = 2048, (Part(2048, single=12, four=0, windows=3), Part(4096, single=6, four=0, windows=1))
 DENSITIES = ("0.25", "0.125")
 ALONE = 0.25, 1024
 """Density and length of the trials of Optuna alone."""
 ENDED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
+PRUNERS = {
+    "median of the others (default)": MEDIAN,
+    "best quarter of the others": optuna.pruners.PercentilePruner(25, n_startup_trials=4),
+    "successive halving": optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2),
+    "none": optuna.pruners.NopPruner(),
+}
 WINDOWS = (64, 128, 256, 512)
 """Windows that Optuna alone chooses from, besides everything."""
 
@@ -77,6 +86,25 @@ def alone(
     return [t.value for t in raw.trials if t.state == ENDED[0] and t.value is not None]
 
 
+def trials_of(name: str, storage: str) -> list[optuna.trial.FrozenTrial]:
+    """A study's trials that were measured to the end, sample by sample; repeated plans, copied, are not among them."""
+    return [t for t in open_study(name, storage).trials if t.state == ENDED[0] and t.intermediate_values]
+
+
+def replay(trials: list[optuna.trial.FrozenTrial], pruner: optuna.pruners.BasePruner) -> tuple[float, float]:
+    """The share of samples that a pruner lets be measured, and the best score it lets through."""
+    again, measured = optuna.create_study(pruner=pruner), 0
+    for recorded in trials:
+        trial, stopped = again.ask(), False
+        for step, value in sorted(recorded.intermediate_values.items()):
+            trial.report(value, step)
+            measured += 1
+            if stopped := trial.should_prune():
+                break
+        again.tell(trial, state=ENDED[1]) if stopped else again.tell(trial, recorded.value)
+    return measured / sum(len(t.intermediate_values) for t in trials), again.best_value
+
+
 def markdown(found: dict[str, Any]) -> str:
     about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     lines = [
@@ -101,6 +129,15 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {row['length']:,} | {row['row']} | {text['kl']:.4f} | {text['perplexity_against_dense']:.3f} | "
             f"{row['single']['right']} of {row['single']['questions']} |"
         )
+    if any(r["replays"] for r in found["random"]):
+        lines += ["", f"Best score at density {DENSITIES[0]}, where the plain mix is 1 (lower is better):", ""]
+        lines += ["| seed | TPE, median pruner | random mixes, none stopped |", "|---|---|---|"]
+        lines += [f"| {r['seed']} | {r['tpe']:.3f} | {r['best']:.3f} |" for r in found["random"]]
+        lines += ["", "Pruners, replayed on the random mixes; means over seeds:", ""]
+        lines += ["| pruner | samples measured | best score |", "|---|---|---|"]
+        for name in PRUNERS:
+            share, best = np.mean([r["replays"][name] for r in found["random"] if r["replays"]], axis=0)
+            lines.append(f"| {name} | {share:.0%} | {best:.3f} |")
     raw = found["alone"]
     if raw["scores"]:
         lines += [
@@ -129,15 +166,29 @@ def main() -> int:
         storage = str(options.results / "study-trials.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         bests: dict[tuple[str, int], Best] = {}
+        drawn: list[dict[str, Any]] = []
         for seed in seeds:
             check = Validation(model, tokenizer, LENGTH, seed=seed)
-            for density in DENSITIES:
+
+            def run(density: str, name: str, **how: Any) -> Best:
                 with Bar(f"density {density}, seed {seed}") as bar:
-                    bests[density, seed] = study(
-                        profile, lambda p, mix, d=density: searched(p, d, mix, LENGTH), check, trials=options.trials,
-                        lengths=[LENGTH], name=f"{density} {seed} {options.dtype}", storage=storage, seed=seed,
-                        progress=bar,
+                    return study(
+                        profile, lambda p, mix: searched(p, density, mix, LENGTH), check,
+                        trials=options.trials, lengths=[LENGTH], name=name, storage=storage, seed=seed,
+                        progress=bar, **how,
                     )  # fmt: skip
+
+            for density in DENSITIES:
+                bests[density, seed] = run(density, f"{density} {seed} {options.dtype}")
+            name = f"random {DENSITIES[0]} {seed} {options.dtype}"
+            by_chance = run(DENSITIES[0], name, sampler=lambda s: optuna.samplers.RandomSampler(seed=s),
+                            pruner=PRUNERS["none"])  # fmt: skip
+            recorded, tpe = trials_of(name, storage), bests[DENSITIES[0], seed]
+            drawn.append({
+                "seed": seed, "tpe": tpe.measured.score(tpe.base),
+                "best": by_chance.measured.score(by_chance.base),
+                "replays": {name: replay(recorded, pruner) for name, pruner in PRUNERS.items() if recorded},
+            })  # fmt: skip
         scores = []
         if options.alone:
             check = Validation(model, tokenizer, ALONE[1], texts=2)
@@ -159,6 +210,7 @@ def main() -> int:
          "measured": asdict(best.measured), "mix": asdict(best.mix)}
         for (density, seed), best in bests.items()
     ]  # fmt: skip
+    found["random"] = drawn
     found["alone"] = {"density": ALONE[0], "length": ALONE[1], "trials": options.alone, "scores": scores}
     replace_json(options.results / "study.json", found)
     (options.results / "study.md").write_text(markdown(found))

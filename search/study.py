@@ -77,12 +77,13 @@ def open_storage(where: str | None) -> BaseStorage | str | None:
     return JournalStorage(JournalFileBackend(where))
 
 
-def open_study(name: str, storage: str | None) -> optuna.Study:
-    """The study of that name, new or as it was left; trials behind the median of the others are stopped early."""
-    return optuna.create_study(
-        study_name=name, storage=open_storage(storage), load_if_exists=True,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0),
-    )  # fmt: skip
+MEDIAN = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
+"""Stops trials behind the median of the others."""
+
+
+def open_study(name: str, storage: str | None, pruner: optuna.pruners.BasePruner = MEDIAN) -> optuna.Study:
+    """The study of that name, new or as it was left."""
+    return optuna.create_study(study_name=name, storage=open_storage(storage), load_if_exists=True, pruner=pruner)
 
 
 def measure(shared: optuna.Study, trial: optuna.Trial, plan: Plan, evaluate: Evaluate, base: Measured) -> str:
@@ -109,7 +110,7 @@ def tpe(seed: int) -> BaseSampler:
 def study(
     profile: Profile, solve: Callable[[Profile, Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
     name: str, plain: Mix = PLAIN, base: Measured | None = None, storage: str | None = None, seed: int = 0,
-    sampler: Callable[[int], BaseSampler] = tpe,
+    sampler: Callable[[int], BaseSampler] = tpe, pruner: optuna.pruners.BasePruner = MEDIAN,
     found: Callable[[Best], None] = lambda _best: None,
     progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
 ) -> Best:  # fmt: skip
@@ -127,6 +128,7 @@ def study(
         storage: Database URL or path of a journal file; None keeps the study in memory.
         seed: Seed of the sampler.
         sampler: The sampler of a seed.
+        pruner: Stops trials early.
         found: Called with the best so far, whenever this worker improves on it, and at the end.
         progress: Called after each trial.
 
@@ -137,7 +139,7 @@ def study(
         BudgetInfeasible: No plan keeps the budgets.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    shared = open_study(name, storage)
+    shared = open_study(name, storage, pruner)
     base = _base(shared, solve(profile, plain), evaluate, base)
 
     def best() -> Best:

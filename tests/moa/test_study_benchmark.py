@@ -5,6 +5,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 
+import optuna
 import pytest
 from typer.testing import CliRunner
 
@@ -38,6 +39,7 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
         "dense", "exact 0.6", "exact 0.5", *(f"study {d}, seed {s}" for d in ("0.6", "0.5") for s in (0, 1))
     }  # fmt: skip
     assert all(row["density"] <= 0.6 for row in found["rows"] if row["row"] != "dense")
+    assert [r["seed"] for r in found["random"]] == [0, 1]
     assert 1 <= len(found["alone"]["scores"]) <= 5
     assert "Optuna alone, 5 trials at density 0.6" in (tmp_path / "study.md").read_text()
 
@@ -49,3 +51,18 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
         run("--seeds", "0,1")
     assert run("--seeds", "0,1", "--alone", "0") == 0
     capsys.readouterr()
+
+
+def test_a_replayed_pruner_stops_what_it_would_have_stopped(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    module = import_module("study")
+    study = optuna.create_study()
+    scores = [1.0, 1.1, 0.9, 1.2, 3.0, 0.5]  # at every sample alike: the fifth is worse than all before it
+    for score in scores:
+        trial = study.ask()
+        for step in range(4):
+            trial.report(score, step)
+        study.tell(trial, score)
+    assert module.replay(study.trials, module.PRUNERS["none"]) == (1.0, 0.5)
+    share, best = module.replay(study.trials, module.PRUNERS["median of the others (default)"])
+    assert (share, best) == (21 / 24, 0.5)
