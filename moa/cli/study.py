@@ -80,6 +80,7 @@ def run(
     from moa.search.study import study
 
     best: Best | None = None
+    samples = max(profile.samples.values())
 
     def keep(found: "Best") -> None:
         nonlocal best
@@ -103,7 +104,9 @@ def run(
         assert best is not None
         if round_ < options.rounds:
             around = output.with_suffix(f".round-{round_ + 1}.safetensors")
-            new = _again(profile, best.plan, options.seed + round_ + 1, lengths, around, model, tokenizer, console)
+            new = _again(
+                profile, best.plan, samples, options.seed + round_ + 1, lengths, around, model, tokenizer, console
+            )
             profile = profile.plus(new)
     assert best is not None
     return best
@@ -119,15 +122,15 @@ def summary(best: "Best") -> str:
 
 
 def _again(
-    profile: "Profile", plan: "Plan", seed: int, lengths: Sequence[int], path: Path, model: Any, tokenizer: Any,
-    console: "Console",
+    profile: "Profile", plan: "Plan", samples: int, seed: int, lengths: Sequence[int], path: Path, model: Any,
+    tokenizer: Any, console: "Console",
 ) -> "Profile":  # fmt: skip
-    """As many new samples as the profile has, of the model under `plan`."""
+    """New samples of the profile's sources, of the model under `plan`."""
     from moa.cli.common import Bar
     from moa.profiler.calibration import SOURCES
     from moa.profiler.collect import Settings, collect, tasks
 
-    settings = Settings(tuple(lengths), max(profile.samples.values()), seed, profile.sinks)
+    settings = Settings(tuple(lengths), samples, seed, profile.sinks)
     sources = [SOURCES[source] for source in profile.sources if source in SOURCES]
     todo = tasks(settings, sources)
     done, total = accumulate(task.length for task in todo), sum(task.length for task in todo)
