@@ -34,7 +34,7 @@ from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
 
-LENGTH, CHECKED = 2048, (Part(2048, single=10, four=0, windows=2), Part(4096, single=5, four=0, windows=1))
+LENGTH, CHECKED = 2048, (Part(2048, single=8, four=0, windows=2), Part(4096, single=4, four=0, windows=1))
 DENSITIES = ("0.25", "0.125")
 ALONE = 0.25, 1024
 """Density and length of the trials of Optuna alone."""
@@ -153,7 +153,7 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("profile", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--trials", type=int, default=10)
+    parser.add_argument("--trials", type=int, default=8)
     parser.add_argument("--alone", type=int, default=200, help="trials of Optuna alone; 0: not now")
     parser.add_argument("--no-check", action="store_true", help="studies only")
     parser.add_argument("--dtype", default="float32")
