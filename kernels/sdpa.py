@@ -68,7 +68,8 @@ def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, 
     ring = store.capacity // BLOCK - sink // BLOCK
     kept = (block[:, None] < sink // BLOCK) | (block[:, None] > (end[:, None] - ring)[sequence])
     place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])[kept]
-    store.k[place], store.v[place] = k[kept], v[kept]
+    store.k[place] = k[kept]
+    store.v[place] = v[kept]
 
 
 def _alike(first: Tensor, sink: Tensor, begin: int, end: int) -> list[tuple[slice | list[int], tuple[int, ...], int]]:

@@ -108,8 +108,13 @@ def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int 
         batch: Sequences.
         steps: Steps to time.
     """
+    return decode_from(filled(model, variant, length, batch, room=length + steps + 1), model, variant, batch, steps)
+
+
+@torch.inference_mode()
+def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: int) -> list[float]:
+    """`decode`, from a cache that `filled` gave, with room for `steps` + 1 tokens more."""
     token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
-    cache = filled(model, variant, length, batch, room=length + steps + 1)
     with variant.on(model):
         taken = [timed(lambda: model(token, past_key_values=cache), model.device) for _ in range(steps + 1)]
     return taken[1:]
