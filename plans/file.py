@@ -73,8 +73,12 @@ def render(plan: Plan) -> str:
 
 
 def _one_line(part: dict[str, Any]) -> str:
-    text: str = yaml.safe_dump(part, default_flow_style=True, sort_keys=False, allow_unicode=True, width=2**31)
-    return text.strip()
+    def dump(as_is: bool) -> str:
+        return str(yaml.safe_dump(part, default_flow_style=True, sort_keys=False, allow_unicode=as_is, width=2**31))
+
+    text = dump(as_is=True)
+    # PyYAML folds Unicode's line breaks where it leaves them as they are, and reads other text back.
+    return (dump(as_is=False) if any(c in text for c in "\x85\u2028\u2029") else text).strip()
 
 
 def _shipped() -> dict[str, Traversable]:

@@ -96,6 +96,12 @@ def plans(draw):
     )
 
 
+@pytest.mark.parametrize("name", ["\x85", "a\u2028b", "\u2029", "é", "a\nb"])
+def test_names_with_odd_characters_come_back(name):
+    plan = Plan.dense(MODEL.model_copy(update={"name": name}))
+    assert parse(plan_file.render(plan)) == plan
+
+
 @settings(deadline=None)
 @given(plans())
 def test_round_trips(plan):
