@@ -67,13 +67,16 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: The layers are out of step, because an earlier forward call was cut short.
         """
-        if key_states.device.type == "cpu" and not self.layers[layer_idx].is_initialized:
+        layer = self.layers[layer_idx]
+        if key_states.device.type == "cpu" and isinstance(layer, PlanLayer) and not layer.is_initialized:
             # All layers at once, so that the first call allocates all slabs before its large passing tensors: slabs
             # left between those make glibc's heap grow by more than the plan saves.
-            batch, heads, _, size = key_states.shape
-            self.early_initialization(batch, heads, size, key_states.dtype, key_states.device)
+            layer.lazy_initialization(key_states, value_states)
+            for other in self.layers:
+                if isinstance(other, PlanLayer) and not other.is_initialized:
+                    other.foresee(key_states, value_states)
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
-        layer, first, new = self.layers[layer_idx], self.layers[self._first_ruled], key_states.shape[-2]
+        first, new = self.layers[self._first_ruled], key_states.shape[-2]
         checked = isinstance(layer, PlanLayer) and layer is not first and not torch.compiler.is_compiling()
         if checked and layer.columns + new != first.columns:  # the first has committed this call's tokens
             held = int(first.text.width) - new

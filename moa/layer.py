@@ -77,6 +77,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def __init__(self, rules: Rules, texts: dict[torch.device, Text]) -> None:
         super().__init__()
         self.rules, self.columns, self._texts = rules, 0, texts
+        self._foreseen = False
         self.store: Store | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -91,6 +92,11 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self._lost = np.zeros((batch, groups), np.int64)  # blocks before it may be overwritten
         self.is_initialized = True
 
+    def foresee(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Initialise by another layer's first keys; undone if this layer's own turn out to be on another device."""
+        self.lazy_initialization(key_states, value_states)
+        self._foreseen = True
+
     def _new_text(self, batch: int) -> Text:
         return Text(batch, self.device)
 
@@ -100,6 +106,10 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             raise Unsupported(
                 f"keys and values must have one head size, found {key_states.shape[-1]} and {value_states.shape[-1]}"
             )
+        if self._foreseen and key_states.device != self.device:
+            self.text.layers.remove(self)
+            self.store, self.is_initialized = None, False
+        self._foreseen = False
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != self.batch_size:

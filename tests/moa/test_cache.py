@@ -64,6 +64,21 @@ def test_the_first_layer_allocates_for_all(applied, plan, tokens, max_length):
     assert held == [cache.nbytes] != [0]
 
 
+@pytest.mark.parametrize("max_length", [None, 300])
+def test_layers_may_be_on_several_devices(plan, max_length):
+    cache, layers = KVCache(plan, max_length), plan.model.ruled_layers
+    k = torch.zeros(2, plan.model.kv_heads, 5, plan.model.head_size)
+    cache.update(k, k, layers[0])
+    for layer in layers[1:]:
+        cache.layers[layer].update(k.to("meta"), k.to("meta"))
+    here, there = cache.layers[layers[0]], [cache.layers[layer] for layer in layers[1:]]
+    assert here.text.layers == [here]
+    assert there
+    assert all(layer.device.type == "meta" and layer.text.layers == there for layer in there)
+    if max_length is not None:
+        assert all(layer.store.k.device.type == "meta" for layer in there)
+
+
 def test_bytes_follow_true_lengths(applied, plan, tokens):
     ids, mask = tokens(3, 600), torch.ones(3, 600, dtype=torch.int64)
     mask[0, :590], mask[1, :400] = 0, 0
