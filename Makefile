@@ -11,7 +11,7 @@ MODEL := .model/SmolLM2-135M-Instruct
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo fuzz profile bench clean
+.PHONY: help test test-full check demo fuzz profile absolute bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -20,6 +20,7 @@ help:
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
+	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
 
 $(READY): pyproject.toml $(CONSTRAINTS) constraints-common.txt
@@ -73,6 +74,8 @@ build/profile.safetensors: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o build/recall.safetensors --source facts --source pairs --lengths 1024 --samples 16 --dtype bfloat16 --retrieval-score
 	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype bfloat16 --add build/recall.safetensors
 	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype bfloat16 --add build/short.safetensors
+
+absolute: build/absolute.safetensors
 
 build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build

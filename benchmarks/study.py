@@ -167,23 +167,23 @@ def main() -> int:
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         bests: dict[tuple[str, int], Best] = {}
         drawn: list[dict[str, Any]] = []
+
+        def run(check: Evaluate, density: str, seed: int, name: str, **how: Any) -> Best:
+            with Bar(f"density {density}, seed {seed}") as bar:
+                return study(
+                    profile, lambda p, mix: searched(p, density, mix, LENGTH), check, trials=options.trials,
+                    lengths=[LENGTH], name=f"{name}{density} {seed} {options.dtype}", storage=storage, seed=seed,
+                    progress=bar, **how,
+                )  # fmt: skip
+
         for seed in seeds:
             check = Validation(model, tokenizer, LENGTH, seed=seed)
-
-            def run(density: str, name: str, **how: Any) -> Best:
-                with Bar(f"density {density}, seed {seed}") as bar:
-                    return study(
-                        profile, lambda p, mix: searched(p, density, mix, LENGTH), check,
-                        trials=options.trials, lengths=[LENGTH], name=name, storage=storage, seed=seed,
-                        progress=bar, **how,
-                    )  # fmt: skip
-
             for density in DENSITIES:
-                bests[density, seed] = run(density, f"{density} {seed} {options.dtype}")
-            name = f"random {DENSITIES[0]} {seed} {options.dtype}"
-            by_chance = run(DENSITIES[0], name, sampler=lambda s: optuna.samplers.RandomSampler(seed=s),
-                            pruner=PRUNERS["none"])  # fmt: skip
-            recorded, tpe = trials_of(name, storage), bests[DENSITIES[0], seed]
+                bests[density, seed] = run(check, density, seed, "")
+            by_chance = run(check, DENSITIES[0], seed, "random ", pruner=PRUNERS["none"],
+                            sampler=lambda s: optuna.samplers.RandomSampler(seed=s))  # fmt: skip
+            recorded = trials_of(f"random {DENSITIES[0]} {seed} {options.dtype}", storage)
+            tpe = bests[DENSITIES[0], seed]
             drawn.append({
                 "seed": seed, "tpe": tpe.measured.score(tpe.base),
                 "best": by_chance.measured.score(by_chance.base),
