@@ -1,9 +1,10 @@
 """Speed and memory of whole models on the CPU: dense with both of transformers' caches, density 1.0, and two plans.
 
 Prefill, decode steps and the process's peak memory; variants alternate within one process, and peak memory is measured
-in a process of its own for each. Beside each figure is its bound: for prefill, the time without attention plus the kept
-part of attention's; for decode, the bytes of weights and kept keys at the rate at which this machine reads memory.
-Plans use `KVCache(plan, max_length=…)`, the counterpart of `StaticCache`.
+in a process of its own for each. Beside each figure is its bound: the time without attention, plus the kept part of
+attention's in a prefill, the reading of the kept keys in a decode step; and for a step also what would be left if
+weights too were read as fast as this machine reads memory. Plans use `KVCache(plan, max_length=…)`, the counterpart of
+`StaticCache`.
 
 Writes cpu.json and cpu.md to `--results`; every claim is in them with the figure measured for it. Stopped at any
 moment, the same command goes on from `cpu.partial`. About 25 minutes on 2 idle cores.
@@ -101,9 +102,9 @@ class Bench:
         return {"seconds": summaries(alternate(calls, 3 if length >= 8192 else 5))}
 
     def decode(self, length: int, batch: int) -> dict[str, Any]:
-        """Seconds of each variant's step, and the bytes its cache holds."""
+        """Seconds of each variant's step and of one without attention, and the bytes that the cache holds."""
         held, calls = {}, {}
-        for name, way in self.variants.items():
+        for name, way in (self.variants | {WITHOUT: WithoutAttention(fixed=True)}).items():
             held[name] = timing.held_bytes(timing.filled(self.model, way, length, batch))
             calls[name] = partial(timing.decode, self.model, way, length, batch, steps=STEPS)
         return {"seconds": summaries(alternate(calls, ROUNDS)), "held": held}
