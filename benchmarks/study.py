@@ -1,19 +1,19 @@
 """What trials against the model add to one exact solve, and what the exact core adds to trials alone.
 
-Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 for 2,048 tokens, short trials on validation text; then each
-winner beside the single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. At
-the first density the same again with random mixes, none stopped early: what the default sampler is compared with, and,
-as they are measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the window of every
-group, at density 0.25 of 1,024 tokens, scored as a study's trials. (Sink and smallest window, 192 tokens, leave no plan
-of density 0.125 at 1,024 tokens, so studies are at 2,048.) Writes study.json and study.md to `--results`. Stopped at
-any moment, the same command goes on from study.partial and study-trials.partial; several processes may take a seed
-each, then one takes all.
+Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 of 2,048 and 4,096 tokens, short trials on validation text of
+1,024; then each winner beside the single exact solve on evaluation text and needles at both lengths, which no study
+saw. At the first density the same again with random mixes, none stopped early: what the default sampler is compared
+with, and, as they are measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the
+window of every group, at density 0.25 of 1,024 tokens, scored as a study's trials. Writes study.json and study.md to
+`--results`. Stopped at any moment, the same command goes on from study.partial and study-trials.partial; several
+processes may take a seed each, then one takes all.
 
     python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,10 @@ from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
 
-LENGTH, CHECKED = 2048, (Part(2048, single=8, four=0, windows=2), Part(4096, single=4, four=0, windows=1))
+VALIDATED = 1024
+"""Tokens of the samples that trials are measured on."""
+CHECKED = Part(2048, single=8, four=0, windows=2), Part(4096, single=4, four=0, windows=1)
+"""How winners are measured, at the lengths that plans are for."""
 DENSITIES = ("0.25", "0.125")
 ALONE = 0.25, 1024
 """Density and length of the trials of Optuna alone."""
@@ -49,8 +52,8 @@ WINDOWS = (64, 128, 256, 512)
 """Windows that Optuna alone chooses from, besides everything."""
 
 
-def searched(profile: Profile, density: str, mix: Mix, length: int) -> Plan:
-    return choose(profile, [parse("density", density)], mix=mix, lengths=[length])[0]
+def searched(profile: Profile, density: str, mix: Mix, lengths: Sequence[int]) -> Plan:
+    return choose(profile, [parse("density", density)], mix=mix, lengths=lengths)[0]
 
 
 def alone(
@@ -76,7 +79,7 @@ def alone(
             chosen[group] = max(0, chosen[group] - 1)
         return plan
 
-    *_, base = evaluate(searched(profile, str(density), Mix(), length))
+    *_, base = evaluate(searched(profile, str(density), Mix(), [length]))
     raw = open_study(name, storage)
     with Bar("Optuna alone") as bar:
         while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
@@ -112,7 +115,7 @@ def markdown(found: dict[str, Any]) -> str:
         "",
         "On validation text, which the studies go by:",
         "",
-        "| density at 2,048 | seed | trials (stopped early) | KL, exact | KL, study | answers' KL, exact | study |",
+        "| density | seed | trials (stopped early) | KL, exact | KL, study | answers' KL, exact | study |",
         "|---|---|---|---|---|---|---|",
     ]
     for s in found["studies"]:
@@ -153,14 +156,14 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("profile", type=Path)
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--trials", type=int, default=8)
+    parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--alone", type=int, default=200, help="trials of Optuna alone; 0: not now")
     parser.add_argument("--no-check", action="store_true", help="studies only")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        seeds = numbers("seeds", options.seeds)
+        seeds, lengths = numbers("seeds", options.seeds), [part.length for part in CHECKED]
         profile = Profile.load(options.profile)
         options.results.mkdir(parents=True, exist_ok=True)
         storage = str(options.results / "study-trials.partial")
@@ -171,13 +174,13 @@ def main() -> int:
         def run(check: Evaluate, density: str, seed: int, name: str, **how: Any) -> Best:
             with Bar(f"density {density}, seed {seed}") as bar:
                 return study(
-                    profile, lambda p, mix: searched(p, density, mix, LENGTH), check, trials=options.trials,
-                    lengths=[LENGTH], name=f"{name}{density} {seed} {options.dtype}", storage=storage, seed=seed,
+                    profile, lambda p, mix: searched(p, density, mix, lengths), check, trials=options.trials,
+                    lengths=lengths, name=f"{name}{density} {seed} {options.dtype}", storage=storage, seed=seed,
                     progress=bar, **how,
                 )  # fmt: skip
 
         for seed in seeds:
-            check = Validation(model, tokenizer, LENGTH, seed=seed)
+            check = Validation(model, tokenizer, VALIDATED, seed=seed)
             for density in DENSITIES:
                 bests[density, seed] = run(check, density, seed, "")
             by_chance = run(check, DENSITIES[0], seed, "random ", pruner=PRUNERS["none"],
@@ -195,7 +198,7 @@ def main() -> int:
             scores = alone(profile, check, *ALONE, options.alone, f"alone {options.dtype}", storage)
         if options.no_check:
             return 0
-        plans = [(f"exact {density}", searched(profile, density, Mix(), LENGTH)) for density in DENSITIES]
+        plans = [(f"exact {density}", searched(profile, density, Mix(), lengths)) for density in DENSITIES]
         plans += [(f"study {density}, seed {seed}", best.plan) for (density, seed), best in bests.items()]
         with Bar("checking") as bar:
             found = compare(

@@ -8,12 +8,13 @@ an Optuna storage: workers on several machines join one study, and a killed one 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from moa.plans.errors import BudgetInfeasible
 from moa.plans.plan import Plan
@@ -22,6 +23,9 @@ from moa.search.objective import PLAIN, Mix
 
 BANDS = 4
 """Equal bands of layers that get a weight each."""
+
+ALL = "all"
+"""All profiled sinks to choose from."""
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -103,8 +107,8 @@ def _finish(shared: optuna.Study, trial: optuna.Trial, measured: Measured, base:
 
 
 def tpe(seed: int) -> BaseSampler:
-    """Optuna's TPE, after six random trials."""
-    return TPESampler(seed=seed, n_startup_trials=6)
+    """Optuna's TPE, from the first trial on: the plain mix is a better start than random ones."""
+    return TPESampler(seed=seed, n_startup_trials=1)
 
 
 def study(
@@ -140,11 +144,11 @@ def study(
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = open_study(name, storage, pruner)
-    base = _base(shared, solve(profile, plain), evaluate, base)
+    base = _base(shared, solve(profile, plain), _place(plain, profile, lengths), evaluate, base)
 
     def best() -> Best:
         frozen = shared.best_trial
-        mix = mix_of(optuna.trial.FixedTrial(frozen.params), profile, lengths) if frozen.params else plain
+        mix = plain if "plain" in frozen.user_attrs else mix_of(FixedTrial(frozen.params), profile, lengths)
         ended = [t.state for t in _done(shared)]
         counts = ended.count(TrialState.COMPLETE), len(ended) - ended.count(TrialState.COMPLETE)
         return Best(solve(profile, mix), mix, Measured(**frozen.user_attrs["measured"]), base, counts)
@@ -171,24 +175,48 @@ def mix_of(trial: optuna.trial.BaseTrial, profile: Profile, lengths: Sequence[in
 
     sources = dict(zip(profile.sources, weights("source", profile.sources, 4), strict=True))
     effect = any(profile.estimator(source) == "effect" for source in profile.sources)
+    sink = trial.suggest_categorical("sink", [ALL, *profile.sinks]) if len(profile.sinks) > 1 else ALL
     return Mix(
         sources=sources,
         lengths=dict(zip(lengths, weights("length", lengths, 4), strict=True)),
-        layers=tuple(weights("band", range(min(BANDS, len(profile.model.ruled_layers))), 2)),
+        layers=tuple(weights("band", _bands(profile), 2)),
         power=trial.suggest_float("power", 0.5, 1),
         own=trial.suggest_float("own", 0, 1) if effect else 0.0,
-        sinks=(trial.suggest_categorical("sink", profile.sinks),) if len(profile.sinks) > 1 else None,
+        sinks=None if sink == ALL else (int(sink),),
     )
 
 
-def _base(shared: optuna.Study, plan: Plan, evaluate: Evaluate, base: Measured | None) -> Measured:
+def _bands(profile: Profile) -> range:
+    return range(min(BANDS, len(profile.model.ruled_layers)))
+
+
+def _place(mix: Mix, profile: Profile, lengths: Sequence[int]) -> FixedTrial | None:
+    """The trial that suggests `mix`, None where it is outside of what a study tries. Weights of layers are not read."""
+    params: dict[str, Any] = {f"band.{i}": 1.0 for i in _bands(profile)[1:]}
+    for kind, named, given in (("source", profile.sources, mix.sources), ("length", lengths, mix.lengths)):
+        first, *others = (given.get(x, 1.0) for x in named)
+        if not first or not all(0.25 <= weight / first <= 4 for weight in others):
+            return None
+        params |= {f"{kind}.{x}": weight / first for x, weight in zip(named[1:], others, strict=True)}
+    params |= {"power": mix.power, "own": mix.own, "sink": ALL if mix.sinks is None else mix.sinks[0]}
+    trial = FixedTrial(params)
+    mix_of(trial, profile, lengths)
+    return trial
+
+
+def _base(
+    shared: optuna.Study, plan: Plan, place: FixedTrial | None, evaluate: Evaluate, base: Measured | None
+) -> Measured:
     """Measure the plan of the plain mix, the first trial, unless that was done; what all scores are relative to."""
     if "base" not in shared.user_attrs:
         *_, plain = evaluate(plan)
         if "base" not in shared.user_attrs:  # another worker may have been faster, with the same figures
             base = base or plain
-            attrs = {"measured": asdict(plain), "rules": rules(plan)}
-            shared.add_trial(optuna.create_trial(value=plain.score(base), user_attrs=attrs))
+            attrs = {"measured": asdict(plain), "rules": rules(plan), "plain": True}
+            known: dict[str, Any] = {}
+            if place is not None:
+                known = {"params": place.params, "distributions": place.distributions}
+            shared.add_trial(optuna.create_trial(value=plain.score(base), user_attrs=attrs, **known))
             shared.set_user_attr("base", asdict(base))
     return Measured(**shared.user_attrs["base"])
 

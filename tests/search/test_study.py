@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from optuna.trial import FixedTrial
 
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.plan import Plan
@@ -11,7 +12,7 @@ from moa.search.budget import parse
 from moa.search.calibrate import fit
 from moa.search.choose import choose
 from moa.search.objective import Mix
-from moa.search.study import Measured, study
+from moa.search.study import Measured, mix_of, open_study, study
 
 N = 1024
 
@@ -55,6 +56,22 @@ def test_the_plain_mix_is_never_beaten_by_a_worse_one(make_profile):
     best = study(make_profile(), solve, other, trials=4, lengths=[N], name="a")
     assert best.mix == Mix()
     assert best.measured.score(best.base) == 1
+
+
+@pytest.mark.parametrize("plain", [Mix(), Mix(power=0.7), Mix(sinks=(64,))])
+def test_the_plain_mix_is_a_trial_that_the_sampler_knows(make_profile, tmp_path, plain):
+    profile, journal = make_profile(sinks=(64, 128)), str(tmp_path / "trials.log")
+    study(profile, solve, Truth(), trials=2, lengths=[N], name="a", plain=plain, storage=journal)
+    first, second = open_study("a", journal).trials
+    assert first.params.keys() == second.params.keys()
+    assert solve(profile, mix_of(FixedTrial(first.params), profile, [N])) == solve(profile, plain)
+
+
+def test_a_plain_mix_outside_of_what_a_study_tries(make_profile):
+    profile = make_profile()
+    outside = Mix(lengths={N: 0.0, 2 * N: 1.0})
+    best = study(profile, lambda p, mix: solve(p, Mix()), Truth(), trials=3, lengths=[N], name="a", plain=outside)
+    assert best.mix == outside
 
 
 def test_killed_it_goes_on_with_nothing_lost(make_profile, tmp_path):
