@@ -39,7 +39,7 @@ def step(
         [tokens, query_heads, D].
     """
     tokens, groups, size = k.shape
-    width = tokens - len(lengths) + 1  # the most rows a sequence can bring when each brings one
+    width = _width(starts, tokens)
     make = _next if width == 1 and _on_host(lengths) else _rows
     rows = make(store, first, sink, starts, lengths, width, q)
     store.k.index_copy_(0, rows.place, k.reshape(-1, size))
@@ -62,6 +62,14 @@ def step(
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     out.view(tokens * groups, -1).index_copy_(0, rows.index, result.view(len(rows.index), -1))
     return out
+
+
+def _width(starts: Tensor, tokens: int) -> int:
+    """The most rows that a sequence brings, or a bound of it where asking would cost a wait; each brings one."""
+    sequences = len(starts) - 1
+    if tokens > sequences and _on_host(starts):
+        return int(starts.diff().max())
+    return tokens - sequences + 1
 
 
 class _Batch(NamedTuple):

@@ -133,8 +133,11 @@ def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwa
         if not isinstance(given, Cache):
             continue
         if isinstance(given, KVCache):
-            if given.plan is not plan and (given.plan.groups, given.plan.model) != (plan.groups, plan.model):
-                raise ModelMismatch("the cache was made for another plan than the model is under")
+            if given.plan is not plan:
+                if (given.plan.groups, given.plan.model) != (plan.groups, plan.model):
+                    raise ModelMismatch("the cache was made for another plan than the model is under")
+                given.plan = plan  # so that the next call need not compare
+            given.check_in_step()
         elif type(given) is not DynamicCache:
             raise Unsupported(
                 f"{type(given).__name__} under a plan: use moa.KVCache(plan, max_length=…) or DynamicCache"

@@ -90,14 +90,18 @@ def attention(
     _refuse(module, attention_mask, dropout, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     backend = state.backends.on(query.device)
+    k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
+    assert isinstance(k, Tensor)
+    assert isinstance(v, Tensor)
     with torch.no_grad():
+        q = query.to(v.dtype)  # autocast leaves queries and keys in float32, by their rotary embedding
         if isinstance(key, Staged):
-            out = key.attend(query, attention_mask, scale=scale, backend=backend)
+            out = key.attend(q, attention_mask, scale=scale, backend=backend)
         else:
-            assert isinstance(value, Tensor)
-            out = _without_cache(state.rules, backend, query, key, value, attention_mask, scale)
-    if torch.is_grad_enabled() and query.requires_grad:
-        out = _NoGradient.apply(query, out)  # type: ignore[no-untyped-call]
+            out = _without_cache(state.rules, backend, q, k.to(v.dtype), v, attention_mask, scale)
+    wanting = next((x for x in (query, k, v) if x.requires_grad), None) if torch.is_grad_enabled() else None
+    if wanting is not None:
+        out = _NoGradient.apply(wanting, out)  # type: ignore[no-untyped-call]
     return out, None
 
 
@@ -147,7 +151,9 @@ def mask(
     if not fixed:
         return None if may_wait and attention_mask.all() else attention_mask
     if columns < kv_length:
-        if may_wait and columns != int(q_offset) + q_length:
+        if not may_wait:
+            torch._assert_async(q_offset + q_length == columns, "attention_mask must have a column for every token")
+        elif columns != int(q_offset) + q_length:
             _wrong_width(int(q_offset) + q_length, columns)
         attention_mask = torch.nn.functional.pad(attention_mask, (0, kv_length - columns))
     return attention_mask
@@ -167,7 +173,7 @@ class _NoGradient(torch.autograd.Function):
     """Marks a result that has no gradient, so that `backward` says so instead of leaving weights without theirs."""
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, out: Tensor) -> Tensor:
+    def forward(ctx: Any, wanting: Tensor, out: Tensor) -> Tensor:
         return out.view_as(out)
 
     @staticmethod

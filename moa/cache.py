@@ -1,5 +1,6 @@
 """The KV cache under a plan, for transformers."""
 
+import copy
 from os import PathLike
 from typing import Any
 
@@ -68,6 +69,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             Unsupported: The layers are out of step, because an earlier forward call was cut short.
         """
         layer = self.layers[layer_idx]
+        key_states = key_states.to(value_states.dtype)  # autocast leaves keys in float32, by their rotary embedding
         if key_states.device.type == "cpu" and isinstance(layer, PlanLayer) and not layer.is_initialized:
             # All layers at once, so that the first call allocates all slabs before its large passing tensors: slabs
             # left between those make glibc's heap grow by more than the plan saves.
@@ -86,6 +88,33 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             )
         return staged  # type: ignore[no-any-return]
 
+    def check_in_step(self) -> None:
+        """Raise Unsupported if an earlier call stored tokens in some layers and then failed; not on a GPU, to not wait.
+
+        Of layers with rules `update` sees it. Those with the model's own window store before it is known whether the
+        others can.
+        """
+        held = self.layers[self._first_ruled].get_seq_length()
+        for i, layer in enumerate(self.layers):
+            if isinstance(layer, PlanLayer) or torch.compiler.is_compiling():
+                continue
+            has = layer.get_seq_length()
+            if any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (held, has)):
+                return
+            if int(has) != int(held):
+                raise Unsupported(
+                    f"the cache's layer {i} holds {int(has)} tokens, layer {self._first_ruled} {int(held)}: an earlier "
+                    "call was cut short; reset the cache"
+                )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "KVCache":
+        """A copy that may be written outside of inference mode, whatever mode it is made in."""
+        new = self.__class__.__new__(self.__class__)
+        memo[id(self)] = new
+        with torch.inference_mode(False):
+            new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` tokens, padding counted: all layers or none.
 
@@ -93,17 +122,27 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             Unsupported: Keys that the plan would want again are gone. Up to 64 tokens can always be taken back.
         """
         self._require("crop")
+        if tokens_to_remove > 0:
+            raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
+        columns = -tokens_to_remove
+        for text in self._texts.values():
+            if columns > (width := int(text.width)):
+                raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
+            lengths = text.host_lengths()
+            left = lengths - text.tokens_in_last(columns)
+            for layer in text.layers:
+                layer.check_crop(columns, lengths, left)
         for layer in self.layers:
             if isinstance(layer, PlanLayer):
-                layer.check_crop(-tokens_to_remove)
-            elif not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
+                continue
+            if not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
                 raise Unsupported(
                     f"cannot crop: a layer with a sliding window of {layer.sliding_window} has dropped older keys; "
                     "call activate_past_recording() after the prefill, as assisted generation does"
                 )
         super().crop(tokens_to_remove)
         for text in self._texts.values():
-            text.take_back(-tokens_to_remove)
+            text.take_back(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence i become a copy of sequence `beam_idx[i]`."""

@@ -2,22 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
-from moa.applied import apply
-from moa.cache import KVCache
 from moa.haystack import Haystack
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.text import Part, split
+from moa.timing import Variant, held_bytes
 
 ANSWER_TOKENS = 8
 """Tokens generated per question at most; the answer counts when it stands at their start."""
@@ -40,13 +37,10 @@ class Row:
     plan: Plan | None
     backend: str | None = None
 
-    def applied(self, model: Any) -> Any:
-        """Context in which the model attends as the row says."""
-        return nullcontext() if self.plan is None else apply(model, self.plan, self.backend)
-
-    def cache(self, model: Any) -> Any:
-        """An empty cache of the row's kind."""
-        return DynamicCache(config=model.config) if self.plan is None else KVCache(self.plan)
+    @property
+    def variant(self) -> Variant:
+        """How the model is run."""
+        return Variant(self.plan, backend=self.backend)
 
 
 @torch.inference_mode()
@@ -56,10 +50,10 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
     Returns:
         `right`: one bool per question; `answers`: the texts generated; `cache_bytes`: what the cache holds of the text.
     """
-    with row.applied(model):
-        cache = row.cache(model)
+    with row.variant.on(model):
+        cache = row.variant.cache(model, len(hay.ids))
         model(torch.tensor([hay.ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        held = _bytes(cache)
+        held = held_bytes(cache)
         answers = [_continue(model, tokenizer, deepcopy(cache), q.ids, q.answer) for q in hay.questions]
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
     return {"right": right, "answers": answers, "cache_bytes": held}
@@ -95,13 +89,6 @@ def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], answer
         out.append(token)
         text, step = tokenizer.decode(out), [token]
     return text
-
-
-def _bytes(cache: Any) -> int:
-    """Bytes of keys and values a cache holds."""
-    if isinstance(cache, KVCache):
-        return cache.nbytes
-    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
 
 
 def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") -> list[list[int]]:
@@ -161,7 +148,7 @@ def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Ten
 
 def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
     """Last hidden states [tokens, d]."""
-    with row.applied(model):
+    with row.variant.on(model):
         hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
         return hidden
 

@@ -52,17 +52,20 @@ class FixedPlanLayer(PlanLayer):
         return self.max_length
 
     def reset(self) -> None:
-        """Forget the text, keep the memory."""
+        """Forget the text, keep the memory; zeroed, since NaN of a forgotten text would outlive it."""
         self.columns = 0
         if self.is_initialized:
             self.text.reset()
             self._lost[:] = 0
+            self.store.k.zero_()
+            self.store.v.zero_()
 
     def _select(self, index: Tensor) -> None:
         if len(index) != self.batch_size:
             super()._select(index)
             return
-        chosen = select(self.store, index)
+        with torch.inference_mode(False):
+            chosen = select(self.store, index)
         self.store.k.copy_(chosen.k)
         self.store.v.copy_(chosen.v)
         self._lost = self._lost[index.cpu().numpy()]

@@ -31,7 +31,7 @@ class Staged:
     """New keys and values of one layer, on their way from the cache to the attention function."""
 
     def __init__(self, layer: "PlanLayer", k: Tensor, v: Tensor) -> None:
-        self._layer, self._k, self._v = layer, k, v
+        self._layer, self.k, self.v = layer, k, v
 
     def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
         """Attention of `query` [batch, query_heads, width, D] to the past and the staged keys, which are then stored.
@@ -45,7 +45,7 @@ class Staged:
         Returns:
             [batch, width, query_heads, D], 0 where padded.
         """
-        return self._layer.commit(query, self._k, self._v, mask, scale=scale, backend=backend)
+        return self._layer.commit(query, self.k, self.v, mask, scale=scale, backend=backend)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -164,6 +164,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     def _allocate(self) -> Store:
         slots = capacities(self.rules.sink, self.rules.alpha, self.rules.beta256, self._room)
+        self._ring = (slots - self.rules.sink) // BLOCK
         with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
             return allocate(slots, self._head_size, self.dtype, self.device)
 
@@ -185,16 +186,15 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             self._texts.pop(self.device, None)
         self.store, self.columns, self.is_initialized = None, 0, False
 
-    def check_crop(self, columns: int) -> None:
-        """Raise Unsupported unless the last `columns` can be taken back: no key wanted afterwards may be gone."""
-        if not self.is_initialized:
-            return
-        width = int(self.text.width)
-        if columns > width:
-            raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
-        lengths = self.text.host_lengths()
+    def check_crop(self, columns: int, lengths: Ints, left: Ints) -> None:
+        """Raise Unsupported unless texts of `lengths` can be cut to `left`: no key wanted afterwards may be gone.
+
+        Args:
+            columns: That are taken back.
+            lengths: [sequences], now.
+            left: [sequences], afterwards.
+        """
         self._note_lost(lengths)
-        left = lengths - self.text.tokens_in_last(columns)
         first = self.rules.first(left)
         if ((first < self._lost) & (BLOCK * first < left[:, None])).any():
             raise Unsupported(
@@ -205,15 +205,9 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the last `-tokens_to_remove` columns (transformers passes a negative number).
 
-        `KVCache.crop` then takes them from what layers share.
-
-        Raises:
-            Unsupported: Keys that would be wanted again are gone.
+        `KVCache.crop` checks before whether it may, and takes them from what layers share after.
         """
-        if tokens_to_remove > 0:
-            raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
-        if tokens_to_remove and self.is_initialized:
-            self.check_crop(-tokens_to_remove)
+        if self.is_initialized:
             self.columns += tokens_to_remove
 
     def _note_lost(self, lengths: Ints) -> None:
@@ -222,9 +216,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         The newest may be the next position's, by a padded token of a single column (`Packing`), if there was room.
         """
         if self.store is not None:
-            ring = self.store.capacity.cpu().numpy() // BLOCK - self.rules.sink // BLOCK
             written = np.minimum(lengths + 1, self._room)[:, None]
-            self._lost = np.maximum(self._lost, -(-written // BLOCK) - ring)
+            self._lost = np.maximum(self._lost, -(-written // BLOCK) - self._ring)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence i become a copy of sequence `beam_idx[i]`."""
@@ -244,7 +237,9 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _select(self, index: Tensor) -> None:
         on_host = index.cpu().numpy()
         if self.store is not None:
-            self.store = select(self.store, index)
+            with torch.inference_mode(False):
+                self.store = select(self.store, index)
+            self._ring = self._ring[on_host]
         self._room, self._lost = self._room[on_host], self._lost[on_host]
 
     @property

@@ -41,18 +41,16 @@ class Rules:
         return BLOCK * int(live_blocks(*self._columns(), lengths).sum())
 
     def reserve(self, lengths: Ints) -> Ints:
-        """Lengths [sequences] to make room for when slabs must grow to `lengths`.
+        """Lengths [sequences] to make room for when slabs must grow to `lengths`: whole blocks, and then some.
 
-        At most an eighth longer, and never so long that a sequence's slabs take over 9/8 of what it needs now: so
-        copies on growth stay a constant share of the work, and memory stays near what the plan says.
+        All get as many more blocks as fit in 9/8 of what all need now, so that no sequence runs out before the others:
+        copies on growth stay a small share of the work, and memory stays near what the plan says.
         """
-        room = np.array(lengths, np.int64)
-        for i, length in enumerate(room.tolist()):
-            steps = np.arange(-(-length // BLOCK), length * 9 // 8 // BLOCK + 1) * BLOCK
-            slots = cache_blocks(*self._columns(), steps).sum(0)
-            fitting = steps[slots * 8 <= slots[:1] * 9]
-            room[i] = max(length, int(fitting[-1]) if len(fitting) else 0)
-        return room
+        least = -(-np.asarray(lengths, np.int64) // BLOCK) * BLOCK
+        more = np.arange(int(least.max()) // 8 // BLOCK + 1) * BLOCK
+        rooms = more[:, None] + least  # [steps, sequences]
+        slots = cache_blocks(*self._columns(), rooms.ravel()).sum(0).reshape(rooms.shape).sum(1)
+        return rooms[slots * 8 <= slots[0] * 9][-1]  # type: ignore[no-any-return]
 
     def _columns(self) -> tuple[Ints, Ints, Ints]:
         return self.sink[:, None], self.alpha[:, None], self.beta256[:, None]

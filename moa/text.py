@@ -16,6 +16,7 @@ from moa.plans.errors import Unsupported
 from moa.plans.span import Ints
 
 OTHER_MASK = "layers got different attention masks in one forward call"
+OTHER_PAST = "the attention mask hides or shows other past tokens than when they were stored"
 
 
 @dataclass
@@ -94,12 +95,15 @@ class Text:
         if mask is not call.mask:
             if mask is None or call.mask is None or mask.shape != call.mask.shape:
                 raise Unsupported(OTHER_MASK)
-            same = (mask == call.mask).all()
-            if not self.may_wait(new):
-                torch._assert_async(same, OTHER_MASK)
-            elif not same:
-                raise Unsupported(OTHER_MASK)
+            self._require((mask == call.mask).all(), OTHER_MASK, new)
         return call
+
+    def _require(self, holds: Tensor, otherwise: str, new: int) -> None:
+        """Raise Unsupported unless `holds`; where asking would cost a wait, let the device do it."""
+        if not self.may_wait(new):
+            torch._assert_async(holds, otherwise)
+        elif not holds:
+            raise Unsupported(otherwise)
 
     def may_wait(self, new: int) -> bool:
         """Whether reading device values is free: on the CPU always, elsewhere not in a decode step."""
@@ -114,10 +118,9 @@ class Text:
                 f"the attention mask must have {self.batch} rows and {self.width} cached + {new} new columns, "
                 f"found {tuple(mask.shape)}"
             )
-        if self.width and self.may_wait(new):
+        if self.width:
             past = mask[:, : self.width]
-            if not (past.all() if self._real is None else torch.equal(past, self._real)):
-                raise Unsupported("the attention mask hides or shows other past tokens than when they were stored")
+            self._require(past.all() if self._real is None else (past == self._real).all(), OTHER_PAST, new)
         return mask[:, self.width :]
 
     def _admit(self, tokens: Tensor | int, new: int) -> int:
@@ -202,8 +205,8 @@ class FixedText(Text):
                 f"the attention mask must have {self.batch} rows and at most {self.max_length} columns, "
                 f"found {tuple(mask.shape)}"
             )
-        if self.may_wait(new) and not torch.equal(mask[:, : int(self.width)], self._real[:, : int(self.width)]):
-            raise Unsupported("the attention mask hides or shows other past tokens than when they were stored")
+        past = torch.arange(self.max_length, device=self.device) < self.width
+        self._require(((mask == self._real) | ~past).all(), OTHER_PAST, new)
         return mask.index_select(1, self._columns(new))
 
     def _admit(self, tokens: Tensor | int, new: int) -> int:
@@ -244,8 +247,9 @@ class FixedText(Text):
     def select(self, index: Tensor) -> None:
         """Let sequence i become a copy of sequence `index[i]`; tensors move only when the batch changes."""
         if len(index) != self.batch:
-            super().select(index)
-            self._old = torch.zeros_like(self.lengths)
+            with torch.inference_mode(False):
+                super().select(index)
+                self._old = torch.zeros_like(self.lengths)
             return
         self.lengths.copy_(self.lengths[index])
         self._real.copy_(self._real[index])

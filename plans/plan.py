@@ -82,6 +82,9 @@ class Plan(Strict):
         except ValidationError as error:
             raise PlanError(f"plan: {problem(error)}") from None
 
+    def __deepcopy__(self, memo: Any = None) -> "Plan":
+        return self  # nothing in it changes
+
     @classmethod
     def dense(cls, model: Any) -> "Plan":
         """Full attention in every group."""

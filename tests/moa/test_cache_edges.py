@@ -1,0 +1,153 @@
+"""Uses of a cache that once went wrong: each scenario by itself."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+import moa
+from moa import KVCache, Plan, Unsupported
+from moa.kernels.slabs import _width
+from moa.rules import Rules
+from moa.text import Text
+
+
+@pytest.fixture
+def model(tiny):
+    return tiny()
+
+
+@pytest.fixture
+def plan(model, random_plan):
+    return random_plan(model, 1)
+
+
+def step(model, cache, ids):
+    return model(ids, past_key_values=cache).logits
+
+
+@pytest.mark.parametrize("lengths", [[10], [200, 333, 500, 64]])
+def test_slabs_of_a_batch_grow_together_and_seldom(model, plan, lengths):
+    rules, text = Rules(plan, 0), np.array(lengths)
+    room, grown = rules.reserve(text), 0
+    for _ in range(256):
+        text = text + 1
+        if (text > room).any():
+            grown, room = grown + 1, rules.reserve(text)
+            slots, due = (slots_of(rules, x) for x in (room, text))
+            assert slots * 8 <= due * 9
+            assert (room >= text).all()
+    assert grown <= 256 // 64 * len(lengths)
+
+
+def slots_of(rules: Rules, lengths) -> int:
+    from moa.kernels.store import capacities
+
+    return int(capacities(rules.sink, rules.alpha, rules.beta256, lengths).sum())
+
+
+def test_a_step_is_as_wide_as_its_longest_sequence():
+    assert _width(torch.tensor([0, 64, 128, 192]), 192) == 64
+    assert _width(torch.tensor([0, 1, 4]), 4) == 3
+    assert _width(torch.tensor([0, 1, 2]), 2) == 1
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+@pytest.mark.parametrize("change", ["repeat", "reorder", "select", "copy"])
+def test_changed_in_inference_mode_used_outside(model, plan, tokens, max_length, change):
+    ids, cache = tokens(2, 301), KVCache(plan, max_length)
+    with moa.apply(model, plan):
+        with torch.inference_mode():
+            step(model, cache, ids[:, :300])
+            if change == "repeat":
+                cache.batch_repeat_interleave(2)
+            elif change == "reorder":
+                cache.reorder_cache(torch.tensor([1, 0]))
+            elif change == "select":
+                cache.batch_select_indices(torch.tensor([1]))
+            else:
+                cache = copy.deepcopy(cache)
+        rows = {"repeat": [0, 0, 1, 1], "reorder": [1, 0], "select": [1], "copy": [0, 1]}[change]
+        with torch.no_grad():
+            found = step(model, cache, ids[rows, 300:])
+            expected = model(ids[rows]).logits[:, 300:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def test_a_copied_cache_shares_its_plan(plan):
+    assert copy.deepcopy(KVCache(plan)).plan is plan
+
+
+@pytest.mark.parametrize("max_length", [None, 200])
+def test_on_a_device_that_must_not_wait_a_wrong_mask_is_refused_too(model, plan, tokens, max_length, monkeypatch):
+    ids, cache = tokens(2, 101), KVCache(plan, max_length)
+    with moa.apply(model, plan), torch.no_grad():
+        step(model, cache, ids[:, :100])
+        monkeypatch.setattr(Text, "may_wait", lambda self, new: False)
+        mask = torch.ones_like(ids)
+        mask[:, :30] = 0
+        with pytest.raises(RuntimeError, match="other past tokens"):
+            model(ids[:, 100:], attention_mask=mask, past_key_values=cache)
+
+
+def test_after_a_call_that_sliding_layers_stored_and_others_refused(tiny, tokens):
+    model, ids = tiny("Gemma3"), tokens(1, 105)
+    plan = Plan.dense(model)
+    cache = KVCache(plan, max_length=100)
+    with moa.apply(model, plan), torch.no_grad():
+        step(model, cache, ids[:, :98])
+        with pytest.raises(Unsupported, match="max_length 100"):
+            step(model, cache, ids[:, 98:103])
+        with pytest.raises(Unsupported, match="reset the cache"):
+            step(model, cache, ids[:, 98:100])
+        cache.reset()
+        found = step(model, cache, ids[:, :100])
+    with torch.no_grad():
+        torch.testing.assert_close(found, model(ids[:, :100]).logits, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("new", [1, 20, 100])
+def test_autocast_is_as_the_dense_models(tiny, tokens, new):
+    model, ids = tiny(dtype=torch.float32), tokens(2, 100 + new)
+    plan = Plan.dense(model)
+    with torch.no_grad():
+        exact = model(ids).logits[:, 100:]
+        with torch.autocast("cpu", torch.bfloat16):
+            dense = model(ids).logits[:, 100:]
+            with moa.apply(model, plan):
+                cache = KVCache(plan)
+                step(model, cache, ids[:, :100])
+                found = step(model, cache, ids[:, 100:])
+                without = model(ids, use_cache=False).logits[:, 100:]
+    error = (dense - exact).abs().max()
+    for logits in (found, without):
+        assert logits.dtype == dense.dtype
+        assert (logits - exact).abs().max() <= 2 * error  # two roundings of the same size may add up
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch"])
+def test_reset_forgets_what_was_not_a_number(fresh, tokens, backend):
+    model = fresh()
+    plan, ids = Plan.uniform(model, 0.7, at=320), tokens(1, 400)
+    cache = KVCache(plan, max_length=400)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        embedded = model.get_input_embeddings()(ids[:, :300])
+        embedded[:, 250:] = torch.nan
+        model(inputs_embeds=embedded, past_key_values=cache)
+        cache.reset()
+        step(model, cache, ids[:, :100])
+        assert step(model, cache, ids[:, 100:101]).isfinite().all()
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_gradients_of_keys_and_values_alone_are_refused(fresh, tokens, cached):
+    model = fresh().requires_grad_(False)
+    attention = model.model.layers[-1].self_attn
+    for projection in (attention.k_proj, attention.v_proj):
+        projection.requires_grad_(True)
+    plan = Plan.dense(model)
+    with moa.apply(model, plan):
+        loss = model(tokens(1, 20), use_cache=cached).logits.sum()
+        with pytest.raises(Unsupported, match="gradients"):
+            loss.backward()
