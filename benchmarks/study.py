@@ -1,10 +1,11 @@
 """What trials against the model add to one exact solve, and what the exact core adds to trials alone.
 
-Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 of 2,048 and 4,096 tokens, short trials on validation text of
-1,024; then each winner beside the single exact solve on evaluation text and needles at both lengths, which no study
-saw. At the first density the same again with random mixes, none stopped early: what the default sampler is compared
-with, and, as they are measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the
-window of every group, at density 0.25 of 1,024 tokens, scored as a study's trials. Writes study.json and study.md to
+Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 of 1,024 to 4,096 tokens (the second 0.2 at 1,024, where sink
+and smallest window leave no plan of 0.125), short trials on validation text of 1,024; then each winner beside the
+single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. At the first density
+the same again with random mixes, none stopped early: what the default sampler is compared with, and, as they are
+measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the window of every group, at
+density 0.25 of 1,024 tokens, scored as a study's trials. Writes study.json and study.md to
 `--results`. Stopped at any moment, the same command goes on from study.partial and study-trials.partial; several
 processes may take a seed each, then one takes all.
 
@@ -35,10 +36,11 @@ from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
 
 VALIDATED = 1024
-"""Tokens of the samples that trials are measured on."""
+"""Tokens of the samples that trials are measured on. Plans have a budget there too: else wide constant windows win."""
 CHECKED = Part(2048, single=8, four=0, windows=2), Part(4096, single=4, four=0, windows=1)
-"""How winners are measured, at the lengths that plans are for."""
-DENSITIES = ("0.25", "0.125")
+"""How winners are measured."""
+BUDGETS = {"0.25": ("0.25",), "0.125": ("0.2@1024", "0.125@2048", "0.125@4096")}
+DENSITIES = tuple(BUDGETS)
 ALONE = 0.25, 1024
 """Density and length of the trials of Optuna alone."""
 ENDED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
@@ -52,8 +54,8 @@ WINDOWS = (64, 128, 256, 512)
 """Windows that Optuna alone chooses from, besides everything."""
 
 
-def searched(profile: Profile, density: str, mix: Mix, lengths: Sequence[int]) -> Plan:
-    return choose(profile, [parse("density", density)], mix=mix, lengths=lengths)[0]
+def searched(profile: Profile, budgets: Sequence[str], mix: Mix, lengths: Sequence[int]) -> Plan:
+    return choose(profile, [parse("density", budget) for budget in budgets], mix=mix, lengths=lengths)[0]
 
 
 def alone(
@@ -79,7 +81,7 @@ def alone(
             chosen[group] = max(0, chosen[group] - 1)
         return plan
 
-    *_, base = evaluate(searched(profile, str(density), Mix(), [length]))
+    *_, base = evaluate(searched(profile, [str(density)], Mix(), [length]))
     raw = open_study(name, storage)
     with Bar("Optuna alone") as bar:
         while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
@@ -163,7 +165,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        seeds, lengths = numbers("seeds", options.seeds), [part.length for part in CHECKED]
+        seeds, lengths = numbers("seeds", options.seeds), sorted({VALIDATED, *(part.length for part in CHECKED)})
         profile = Profile.load(options.profile)
         options.results.mkdir(parents=True, exist_ok=True)
         storage = str(options.results / "study-trials.partial")
@@ -174,7 +176,7 @@ def main() -> int:
         def run(check: Evaluate, density: str, seed: int, name: str, **how: Any) -> Best:
             with Bar(f"density {density}, seed {seed}") as bar:
                 return study(
-                    profile, lambda p, mix: searched(p, density, mix, lengths), check, trials=options.trials,
+                    profile, lambda p, mix: searched(p, BUDGETS[density], mix, lengths), check, trials=options.trials,
                     lengths=lengths, name=f"{name}{density} {seed} {options.dtype}", storage=storage, seed=seed,
                     progress=bar, **how,
                 )  # fmt: skip
@@ -198,7 +200,7 @@ def main() -> int:
             scores = alone(profile, check, *ALONE, options.alone, f"alone {options.dtype}", storage)
         if options.no_check:
             return 0
-        plans = [(f"exact {density}", searched(profile, density, Mix(), lengths)) for density in DENSITIES]
+        plans = [(f"exact {density}", searched(profile, BUDGETS[density], Mix(), lengths)) for density in DENSITIES]
         plans += [(f"study {density}, seed {seed}", best.plan) for (density, seed), best in bests.items()]
         with Bar("checking") as bar:
             found = compare(

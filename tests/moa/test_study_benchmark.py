@@ -18,6 +18,7 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
     module = import_module("study")
     monkeypatch.setattr(module, "VALIDATED", 576)
     monkeypatch.setattr(module, "CHECKED", (Part(576, single=1, four=0, windows=1),))
+    monkeypatch.setattr(module, "BUDGETS", {"0.6": ("0.6",), "0.5": ("0.5@576",)})
     monkeypatch.setattr(module, "DENSITIES", ("0.6", "0.5"))
     monkeypatch.setattr(module, "ALONE", (0.6, 576))
     profile = tmp_path / "p.safetensors"
