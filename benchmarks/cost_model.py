@@ -48,12 +48,12 @@ def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
 
 
 def plans(profile: Profile) -> dict[str, Plan]:
-    """Four of each kind, by turns, so that the first few hold all kinds."""
+    """Four of each kind, by turns, so that the first few hold all kinds, wide and narrow."""
     found, longest = {}, max(profile.lengths)
-    for i, density in enumerate(DENSITIES):
+    for i, (density, other) in enumerate(zip(DENSITIES, (*DENSITIES[2:], *DENSITIES[:2]), strict=True)):
         searched, _ = choose(profile, [Budget("density", density, longest)])
         found[f"searched {density}"] = searched
-        found[f"uniform {density}"] = Plan.uniform(profile.model, density, at=longest)
+        found[f"uniform {other}"] = Plan.uniform(profile.model, other, at=longest)
         found[f"random {i}"] = random_plan(profile.model, longest, 100 + i)
     return found
 

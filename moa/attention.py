@@ -151,6 +151,7 @@ def mask(
     if not fixed:
         return None if may_wait and attention_mask.all() else attention_mask
     if columns < kv_length:
+        assert isinstance(q_offset, Tensor)
         if not may_wait:
             torch._assert_async(q_offset + q_length == columns, "attention_mask must have a column for every token")
         elif columns != int(q_offset) + q_length:
