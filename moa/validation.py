@@ -35,7 +35,8 @@ class Validation:
             model: The dense model.
             tokenizer: Its tokenizer.
             length: Tokens of every sample.
-            texts: Windows of text, and as many contexts of tasks, of one kind after the other.
+            texts: Windows of text, fewer where the text has no more, and as many contexts of tasks, of one kind after
+                the other.
             backend: Back-end that plans run on, None for the device's own.
             seed: Seed of the tasks.
 
@@ -44,18 +45,19 @@ class Validation:
         """
         check_length(model, length)
         found = windows(tokenizer, length, texts, "validation")
-        if texts < 1 or len(found) < texts:
-            raise MoaError(f"text for validation gives {len(found)} windows of {length} tokens, asked for {texts}")
+        if not found:
+            raise MoaError(f"text for validation has no window of {length} tokens: give a shorter --validate-length")
+        chat = getattr(tokenizer, "chat_template", None) is not None
         self.model, self.length, self.backend = model, length, backend
         self._samples: list[tuple[str, Sample]] = []
         for i, ids in enumerate(found):
             task = TASKS[i % len(TASKS)]
             rng = random.Random(f"validation/{seed}/{length}/{i}")
-            self._samples += [("text", whole_text(ids)), (task, SOURCES[task].sample(tokenizer, length, rng, True))]
+            self._samples += [("text", whole_text(ids)), (task, SOURCES[task].sample(tokenizer, length, rng, chat))]
         self._dense = [self._hidden(sample) for _, sample in self._samples]
 
     def __call__(self, plan: Plan) -> Iterator[Measured]:
-        """Means over the samples so far, after each window of text and task: pairs of them, `texts` times."""
+        """Means over the samples so far, after each window of text and task: as many pairs as there are windows."""
         rows: dict[str, list[Tensor]] = {"kl": [], "recall": [], "right": []}
         for (kind, sample), dense in zip(self._samples, self._dense, strict=True):
             with apply(self.model, plan, self.backend):

@@ -1,5 +1,6 @@
 """From the search's objective to nats: a scale fitted to what a few plans measured."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,14 @@ class Scale:
     def objective(self, nats: float) -> float:
         """Objective of a KL."""
         return float((nats / self.factor) ** (1 / self.power))
+
+    def reword(self, message: str, budget: str, typed: str) -> str:
+        """What the solver says of `budget`, which is on the objective, in nats: it is called `typed` there."""
+
+        def nats(found: re.Match[str]) -> str:  # rounded up, so that the figure is itself feasible
+            return f"{self.nats(float(found[1])) * 1.00051:.4g} for {typed}"
+
+        return re.sub(rf"(\S+) for {re.escape(budget)}", nats, message).replace(budget, typed)
 
 
 def fit(points: Sequence[tuple[float, float]]) -> Scale:

@@ -1,6 +1,7 @@
 """From a profile and budgets to a plan."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ import numpy as np
 
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan, Predicted, Provenance
+from moa.plans.span import Floats, Ints
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
 from moa.search.cost import Costs, Work
-from moa.search.grid import grid
+from moa.search.grid import Grid, grid
 from moa.search.objective import PLAIN, Mix, objective
 from moa.search.solver import Limit, Solution, solve
 
@@ -66,9 +68,20 @@ def choose(
         lengths=list(lengths),
         density=[round(plan.density(n), 4) for n in lengths],
         kv_bytes=[plan.kv_bytes(n, dtype="bfloat16") for n in lengths],
+        harm=_harms(profile, rules, mix, lengths, harms, solution.choice),
         **({} if costs is None else _times(costs, plan, lengths)),
     )
     return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
+
+
+def _harms(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int], whole: Floats, choice: Ints) -> list[float]:
+    """The objective of a choice, were each length the only one; `whole` is that of all together."""
+    if len(lengths) > 1:
+        alone = replace(mix, lengths={})
+        tables = [objective(profile, rules, alone, [n]) for n in lengths]
+    else:
+        tables = [whole]
+    return [float(f"{table[np.arange(len(choice)), choice].sum():.4g}") for table in tables]
 
 
 def _times(costs: Costs, plan: Plan, lengths: Sequence[int]) -> dict[str, Any]:
@@ -80,9 +93,12 @@ def _times(costs: Costs, plan: Plan, lengths: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def record(path: Path, profile: Profile, budgets: Sequence[Budget], tool: str) -> Provenance:
-    """Where a plan comes from."""
+def record(
+    path: Path, profile: Profile, budgets: Sequence[Budget], tool: str, weights: Mapping[str, float]
+) -> Provenance:
+    """Where a plan comes from; `weights` are those of sources, 1 where not named."""
+    sources = [s if (weight := weights.get(s, 1.0)) == 1 else f"{s}={weight:g}" for s in profile.sources]
     return Provenance(
-        tool=tool, profile=digest(path), calibration=", ".join(profile.sources),
+        tool=tool, profile=digest(path), calibration=", ".join(sources),
         budget=", ".join(map(str, budgets)), seed=int(profile.meta.get("seed", 0)), date=date.today(),
     )  # fmt: skip

@@ -30,6 +30,8 @@ from moa.plans.span import BLOCK, Floats, Ints, cache_blocks, first_block
 Kind = Literal["decode", "prefill"]
 FIXED = {"decode": ("step", "sequence"), "prefill": ("step", "token")}
 PER_GROUP = {"decode": ("block",), "prefill": ("whole", "windowed", "chunk")}
+PLACE = ("device", "threads", "backend", "dtype")
+"""What must agree for costs to hold."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,9 @@ class Costs(Strict):
             raise MoaError(f"cannot read costs {path}: {error.strerror}") from None
         except ValidationError as error:
             raise MoaError(f"{path} is not a file of costs made by `moa measure`: {problem(error)}") from None
+        missing = [name for name in PLACE if name not in costs.environment]
+        if missing:
+            raise MoaError(f"{path}: environment must have {', '.join(PLACE)}; {', '.join(missing)} missing")
         for kind, terms in costs.terms.items():
             if set(terms) != {*FIXED[kind], *PER_GROUP[kind]} or min(terms.values()) < 0:
                 raise MoaError(
@@ -207,11 +212,15 @@ def _counts(work: Work, sink: Ints, alpha: Ints, beta256: Ints) -> Floats:
     """How often each term of PER_GROUP occurs for a group under each rule: [rules, terms]."""
     if work.kind == "decode":
         return work.batch * cache_blocks(sink, alpha, beta256, work.length)[:, None].astype(np.float64)
-    blocks = np.arange(-(-work.length // BLOCK))
-    first = first_block(sink[:, None], alpha[:, None], beta256[:, None], blocks)
-    sinks = sink[:, None] // BLOCK
-    rows = np.minimum(BLOCK, work.length - BLOCK * blocks)
-    keys = BLOCK * (blocks - np.maximum(first - sinks, 0)) + (rows + 1) / 2  # seen by the mean row of a block
-    windowed = first > sinks
+    return work.batch * np.array([_prefilled(work.length, *rule) for rule in zip(sink, alpha, beta256, strict=True)])
+
+
+def _prefilled(length: int, sink: int, alpha: int, beta256: int) -> tuple[float, float, int]:
+    """Whole and windowed pairs, windowed blocks; of one rule: all rules' blocks of a long text fill the memory."""
+    blocks = np.arange(-(-length // BLOCK))
+    first = first_block(sink, alpha, beta256, blocks)
+    rows = np.minimum(BLOCK, length - BLOCK * blocks)
+    keys = BLOCK * (blocks - (first - sink // BLOCK)) + (rows + 1) / 2  # seen by the mean row of a block
+    windowed = first > sink // BLOCK
     pairs = rows * keys
-    return work.batch * np.stack([(pairs * ~windowed).sum(1), (pairs * windowed).sum(1), windowed.sum(1)], 1)
+    return float(pairs[~windowed].sum()), float(pairs[windowed].sum()), int(windowed.sum())

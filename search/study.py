@@ -6,17 +6,19 @@ an Optuna storage: workers on several machines join one study, and a killed one 
 """
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
-from moa.plans.errors import BudgetInfeasible
+from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.objective import PLAIN, Mix
@@ -74,11 +76,38 @@ class Best:
     trials: tuple[int, int]
 
 
-def open_storage(where: str | None) -> BaseStorage | str | None:
-    """A storage from a database URL, or from the path of a journal file; None is memory."""
-    if where is None or "://" in where:
-        return where
-    return JournalStorage(JournalFileBackend(where))
+def open_storage(where: str | None) -> BaseStorage | None:
+    """A storage from a database URL, or from the path of a journal file; None is memory.
+
+    Raises:
+        MoaError: It cannot be opened, or the file is no journal; it is left as it was.
+    """
+    if where is None:
+        return None
+    try:
+        if "://" in where:
+            return get_storage(where)
+        _check_journal(Path(where))
+        return JournalStorage(JournalFileBackend(where))
+    except MoaError:
+        raise
+    except Exception as error:  # each database has errors of its own
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise MoaError(f"cannot open --storage {where}: {reason}") from None
+
+
+def _check_journal(path: Path) -> None:
+    """Refuse a file that Optuna did not begin: it would write into it."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    with path.open("rb") as file:
+        start = file.readline(65536)
+    try:
+        entry = json.loads(start)
+    except ValueError:
+        entry = None
+    if not isinstance(entry, dict) or "op_code" not in entry:
+        raise MoaError(f"--storage {path} is not a journal of trials, so it is not written to; name another file")
 
 
 MEDIAN = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
@@ -141,24 +170,38 @@ def study(
 
     Raises:
         BudgetInfeasible: No plan keeps the budgets.
+        MoaError: A storage that cannot be opened, or whose best trial measured another plan than its mix gives here.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = open_study(name, storage, pruner)
-    base = _base(shared, solve(profile, plain), _place(plain, profile, lengths), evaluate, base)
+    solved: dict[str, Plan] = {}
+
+    def once(profile: Profile, mix: Mix) -> Plan:  # solved again when time runs out, it may be another plan
+        if (key := repr(mix)) not in solved:
+            solved[key] = solve(profile, mix)
+        return solved[key]
+
+    base = _base(shared, once(profile, plain), _place(plain, profile, lengths), evaluate, base)
 
     def best() -> Best:
         frozen = shared.best_trial
         mix = plain if "plain" in frozen.user_attrs else mix_of(FixedTrial(frozen.params), profile, lengths)
+        plan = once(profile, mix)
+        if rules(plan) != frozen.user_attrs["rules"]:
+            raise MoaError(
+                f"the best trial, {frozen.number}, measured another plan than its mix gives here: go on with the "
+                "versions and the --time-limit of that run, or name another --storage"
+            )
         ended = [t.state for t in _done(shared)]
         counts = ended.count(TrialState.COMPLETE), len(ended) - ended.count(TrialState.COMPLETE)
-        return Best(solve(profile, mix), mix, Measured(**frozen.user_attrs["measured"]), base, counts)
+        return Best(plan, mix, Measured(**frozen.user_attrs["measured"]), base, counts)
 
     found(best())
     while (count := len(_done(shared))) < trials:
         trial = shared.ask()
         # Seeded by the trial, so that workers draw different ones and a resumed run does not draw an earlier one again.
         shared.sampler = sampler(seed * 1_000_003 + trial.number)
-        state = _run(shared, trial, profile, solve, evaluate, base, lengths)
+        state = _run(shared, trial, profile, once, evaluate, base, lengths)
         progress(count + 1, trials, state)
         if shared.best_trial.number == trial.number:
             found(best())
@@ -193,7 +236,9 @@ def _bands(profile: Profile) -> range:
 def _place(mix: Mix, profile: Profile, lengths: Sequence[int]) -> FixedTrial | None:
     """The trial that suggests `mix`, None where it is outside of what a study tries. Weights of layers are not read."""
     params: dict[str, Any] = {f"band.{i}": 1.0 for i in _bands(profile)[1:]}
-    for kind, named, given in (("source", profile.sources, mix.sources), ("length", lengths, mix.lengths)):
+    weighed: list[tuple[str, Sequence[Any], Mapping[Any, float]]]
+    weighed = [("source", profile.sources, mix.sources), ("length", lengths, mix.lengths)]
+    for kind, named, given in weighed:
         first, *others = (given.get(x, 1.0) for x in named)
         if not first or not all(0.25 <= weight / first <= 4 for weight in others):
             return None

@@ -13,12 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from moa.plans.plan import Plan
-    from moa.profiler.profile import Profile
     from moa.search.budget import Budget
     from moa.search.cost import Costs, Work
-
-PLACE = ("device", "threads", "backend", "dtype")
-"""What must agree for costs to hold."""
 
 
 def command(
@@ -37,6 +33,7 @@ def command(
     from moa.journal import replace_json
     from moa.load import load_model
     from moa.plans.model import ModelInfo
+    from moa.profiler.collect import check_length
     from moa.search.cost import Costs, Work, measure
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
@@ -44,6 +41,8 @@ def command(
         raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
     writable(output, "file of costs", Costs.load)
     network, _ = load_model(model, dtype=dtype)
+    for n in sizes:
+        check_length(network, n)
     works = [Work("decode", n, batch) for n in sizes for batch in sequences] + [Work("prefill", n) for n in sizes]
     with Bar("measuring") as progress:
         costs = measure(
@@ -87,7 +86,7 @@ def environment(network: Any, backend: str | None) -> dict[str, str | int]:
 
     cuda = network.device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(network.device) if cuda else f"{platform.machine()} CPU",
+        "device": torch.cuda.get_device_name(network.device) if cuda else _cpu(),
         "threads": torch.get_num_threads(),
         "backend": backend or pick(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -97,8 +96,18 @@ def environment(network: Any, backend: str | None) -> dict[str, str | int]:
     }
 
 
+def _cpu() -> str:
+    """The model of the CPU: times of another one are no guide."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, "") or platform.processor() or f"{platform.machine()} CPU"
+
+
 def check_place(costs: "Costs", here: dict[str, str | int]) -> None:
     """Raise ModelMismatch unless costs were measured where `here` describes."""
+    from moa.search.cost import PLACE
+
     differences = [f"{name}: {costs.environment.get(name)} against {here[name]}" for name in PLACE
                    if costs.environment.get(name) != here[name]]  # fmt: skip
     if differences:
@@ -106,31 +115,33 @@ def check_place(costs: "Costs", here: dict[str, str | int]) -> None:
 
 
 def compare(
-    plan: "Plan", profile: "Profile", budgets: Sequence["Budget"], costs: "Costs", model: str | None, console: "Console"
-) -> None:
-    """Print the predicted time of everything that has a budget in milliseconds, and where `model` is given the real."""
+    plan: "Plan", lengths: Sequence[int], budgets: Sequence["Budget"], minimised: "Budget | None", costs: "Costs",
+    run: "Callable[[Plan, Work], list[float]] | None", console: "Console",
+) -> None:  # fmt: skip
+    """Print predicted times, and where `run` is given real ones.
+
+    Of everything that is limited or minimised in milliseconds; where nothing is, of a decode step and a prefill at the
+    longest of `lengths`.
+    """
     from statistics import median
 
     from moa.search.budget import work
+    from moa.search.cost import Work
 
-    about, run = costs.environment, None
-    if model is not None:
-        from moa.load import load_model
-
-        network, _ = load_model(model, dtype=str(about["dtype"]))
-        backend = str(about["backend"])
-        plan.check(network)
-        check_place(costs, environment(network, backend))
-        run = runner(network, backend)
-    for budget in budgets:
-        if budget.kind in ("decode_ms", "prefill_ms"):
-            for n in [budget.length] if budget.length is not None else profile.lengths:
-                what = work(budget, n)
-                predicted = costs.predict(plan, what)
-                line = f"  {what}: {predicted:.1f} ms predicted, budget {budget.most:g}"
-                if run is not None:
-                    real = median(ms for _ in range(3) for ms in run(plan, what))
-                    line += f", {real:.1f} ms measured, prediction off by {predicted / real - 1:+.1%}"
-                console.print(line)
+    timed = ("decode_ms", "prefill_ms")
+    asked = [
+        (work(budget, n), f", budget {budget.most:g}") for budget in budgets if budget.kind in timed
+        for n in ([budget.length] if budget.length is not None else lengths)
+    ]  # fmt: skip
+    if minimised is not None and minimised.kind in timed:
+        assert minimised.length is not None
+        asked.append((work(minimised, minimised.length), ", minimised"))
+    for what, why in asked or [(Work(kind, max(lengths)), "") for kind in costs.terms]:
+        predicted = costs.predict(plan, what)
+        line = f"  {what}: {predicted:.1f} ms predicted{why}"
+        if run is not None:
+            real = median(ms for _ in range(3) for ms in run(plan, what))
+            line += f", {real:.1f} ms measured, prediction off by {predicted / real - 1:+.1%}"
+        console.print(line)
     errors = ", ".join(f"{kind} {error:.1%}" for kind, error in costs.error.items())
     console.print(f"  costs of {costs.place}; median error of the fit {errors}")

@@ -1,13 +1,14 @@
 """`moa search PROFILE -o PLAN.yaml --max-density 0.5`: find the plan of least harm within budgets."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import BudgetInfeasible, MoaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
     from moa.search.budget import Budget
-    from moa.search.cost import Costs
+    from moa.search.cost import Costs, Work
     from moa.search.objective import Mix
     from moa.search.solver import Solution
 
@@ -85,9 +86,10 @@ def command(
     import moa
     from moa.cli import study
     from moa.cli.common import numbers, writable
-    from moa.cli.measure import compare
+    from moa.cli.measure import compare, environment
     from moa.plans.plan import Plan
-    from moa.profiler.profile import Profile
+    from moa.profiler.fingerprint import fingerprint
+    from moa.profiler.profile import Profile, digest
     from moa.search.budget import cost, parse
     from moa.search.choose import choose, record
     from moa.search.cost import Costs
@@ -108,8 +110,8 @@ def command(
         raise MoaError("trials, rounds, storage, calibrate and validate-length go with --validate MODEL")
     if (trials > 1 or rounds) and (source_weight or max_harm is not None):
         raise MoaError("trials choose the weights that harm is the sum of: no --source-weight or --max-harm with them")
-    if validate is not None and front is not None:
-        raise MoaError("--validate measures one plan: not with --front")
+    if front is not None and (validate is not None or measure is not None):
+        raise MoaError("--validate and --measure take one plan: not with --front")
     mix = Mix(_weights(source_weight or []))
     wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
@@ -123,24 +125,43 @@ def command(
         _front(front, profile, measured, budgets, mix, known, time_limit, output, console)
         return
     writable(output, "plan", Plan.load)
-    origin = record(profile, measured, budgets, moa.__version__)
+    origin = record(profile, measured, budgets, moa.__version__, mix.sources)
     if minimise is not None:
         unit = "" if calibrate is None else " nats per token"
         origin = origin.model_copy(update={"budget": f"{origin.budget}{unit}, least {minimise}"})
     if wanted is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, for {lengths}"})
     span = wanted or measured.lengths
+    network: Any = None
+    run = None
     if validate is not None:
+        options.ready(measured, span, output)
         network, tokenizer, check = study.validation(measured, validate, validate_length or min(span), seed)
+    if measure is not None and known is not None:
+        run = _runner(known, measure, network if measure == validate else None)
     scale = None if calibrate is None else study.calibrated(measured, mix, check, calibrate, span, console)
     if scale is not None and max_harm is not None:
         budgets[-1] = replace(budgets[-1], most=scale.objective(budgets[-1].most))
 
-    def solve(profile: "Profile", mix: "Mix") -> "tuple[Plan, Solution]":
-        return choose(
-            profile, budgets, mix=mix, costs=known, minimise=least, lengths=wanted, time_limit=time_limit,
-            provenance=origin,
-        )  # fmt: skip
+    def solve(profile: "Profile", mixed: "Mix") -> "tuple[Plan, Solution]":
+        try:
+            plan, solution = choose(
+                profile, budgets, mix=mixed, costs=known, minimise=least, lengths=wanted, time_limit=time_limit,
+                provenance=origin,
+            )  # fmt: skip
+        except BudgetInfeasible as error:
+            if scale is None or max_harm is None:
+                raise
+            typed = f"harm<={max_harm} nats per token"
+            raise BudgetInfeasible(scale.reword(str(error), str(budgets[-1]), typed)) from None
+        said = plan.predicted
+        # The scale is of this profile and mix, and of one length.
+        if scale is None or profile is not measured or mixed != mix or span != (check.length,):
+            return plan, solution
+        assert said is not None
+        assert said.harm is not None
+        said = said.model_copy(update={"kl": (float(f"{scale.nats(said.harm[0]):.4g}"),)})
+        return plan.model_copy(update={"predicted": said}), solution
 
     plan, solution = solve(measured, mix)
     plan.save(output)
@@ -153,8 +174,12 @@ def command(
     if scale is not None and minimise is None:
         console.print(f"  about {scale.nats(solution.value):.4f} nats per token of KL by the calibration")
     if validate is not None:
-        about = {"profile": origin.profile, "budget": origin.budget, "costs": str(costs), "length": check.length,
-                 "dtype": str(network.dtype), "seed": seed, "sources": dict(mix.sources)}  # fmt: skip
+        here = environment(network, None)
+        about = {
+            "weights": fingerprint(network), **{name: here[name] for name in ("backend", "dtype")},
+            "budgets": [*map(repr, budgets), repr(least)], "costs": None if costs is None else digest(costs),
+            "lengths": span, "length": check.length, "seed": seed, "sources": dict(mix.sources),
+        }  # fmt: skip
         best = study.run(
             measured, lambda profile, mix: solve(profile, mix)[0], mix, options, network, tokenizer, check, span,
             about, output, console,
@@ -165,8 +190,22 @@ def command(
         kept = plan.kv_bytes(n) / measured.model.dense_kv_bytes(n)
         console.print(f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept:.3f} of dense")
     if known is not None:
-        compare(plan, measured, budgets, known, measure, console)
+        compare(plan, span, budgets, least, known, run, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")
+
+
+def _runner(costs: "Costs", model: str, loaded: Any) -> "Callable[[Plan, Work], list[float]]":
+    """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
+    from moa.cli.measure import check_place, environment, runner
+    from moa.load import load_model
+    from moa.plans.model import ModelInfo
+
+    dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
+    if loaded is None or str(loaded.dtype) != f"torch.{dtype}":
+        loaded, _ = load_model(model, dtype=dtype)
+    costs.check(ModelInfo.of(loaded))
+    check_place(costs, environment(loaded, backend))
+    return runner(loaded, backend)
 
 
 def _front(
@@ -178,19 +217,26 @@ def _front(
 
     import moa
     from moa.front import picture, table
+    from moa.report import canvas
     from moa.search.budget import Budget
     from moa.search.choose import record
     from moa.search.front import front
 
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise MoaError(f"with --front, output must be a new or an empty folder, found {folder}")
-    folder.mkdir(exist_ok=True)
     timed = costs is not None and "decode" in costs.terms
     axis = Budget("decode_ms", 1, max(profile.lengths)) if timed else Budget("density", 1)
+    kind = axis.kind.replace("_", "-")
+    ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png")
+    there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
+    other = sorted(name for name in there if not ours.fullmatch(name))
+    if other or folder.is_file():
+        rule = f"with --front, output must be a new or an empty folder, or an earlier front by {axis.kind}"
+        raise MoaError(f"{rule}; found {folder / other[0] if other else folder}")
+    canvas((1, 1))  # refuses here, not when all is solved, where matplotlib is missing
+    folder.mkdir(exist_ok=True)
     points = {}
     for point in front(profile, count, axis, budgets, mix=mix, costs=costs, time_limit=time_limit):
-        name = f"{axis.kind.replace('_', '-')}-{point.budget.most:g}.yaml"
-        origin = record(path, profile, [point.budget, *budgets], moa.__version__)
+        name = f"{kind}-{point.budget.most:g}.yaml"
+        origin = record(path, profile, [point.budget, *budgets], moa.__version__, mix.sources)
         point.plan.model_copy(update={"provenance": origin}).save(folder / name)
         points[name] = point
         console.print(f"  {point.budget}: objective {point.solution.value:.4g}, {point.solution.seconds:.1f} s")
@@ -199,6 +245,8 @@ def _front(
     with (folder / "front.txt").open("w") as file:
         Console(file=file, width=160).print(found)
     picture(points, profile.lengths, costs, folder / "front.png")
+    if left := sorted(there - points.keys() - {"front.txt", "front.png"}):
+        console.print(f"left of an earlier front, not in front.txt: {', '.join(left)}")
     console.print(f"wrote {len(points)} plans, front.txt and front.png to {folder}")
 
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,7 +43,7 @@ def run(folder, moa_in):
 def costs(folder):
     """Costs of the model, measured once."""
     before, sys.argv = sys.argv, ["moa", "measure", str(folder), "-o", str(folder / "costs.json"),
-                                  "--lengths", "128,512", "--batches", "1,2", "--rounds", "1"]  # fmt: skip
+                                  "--lengths", "256,512", "--batches", "1,2", "--rounds", "1"]  # fmt: skip
     try:
         assert cli.main() == 0
     finally:
@@ -55,8 +56,11 @@ def test_what_is_measured(costs, folder):
     assert costs.environment["backend"] == "torch"
     assert costs.environment["dtype"] == "float32"
     assert costs.environment["threads"] == torch.get_num_threads()
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists() and "model name" in cpus.read_text():
+        assert costs.environment["device"] in cpus.read_text()
     works = {(row.kind, row.length, row.batch) for row in costs.measured}
-    assert works == {("decode", n, b) for n in (128, 512) for b in (1, 2)} | {("prefill", n, 1) for n in (128, 512)}
+    assert works == {("decode", n, b) for n in (256, 512) for b in (1, 2)} | {("prefill", n, 1) for n in (256, 512)}
     assert {row.plan for row in costs.measured} == {"dense", "half", "narrow", "mixed"}
     assert all(row.ms > 0 for row in costs.measured)
 
@@ -146,8 +150,10 @@ def test_costs_of_another_model(run, costs, tmp_path):
     ("args", "says"),
     [
         (["--lengths", "512"], "lengths two or more"),
+        (["--lengths", "100,512"], "at least 256 tokens, found 100"),
+        (["--lengths", "512,4096"], "over the model's maximum of 2048"),
         (["--batches", "0"], "1 or more"),
-        (["--backend", "tritan"], "tritan"),
+        (["--lengths", "256,512", "--backend", "tritan"], "tritan"),
         (["-o", "no/folder/costs.json"], "no/folder"),
     ],
 )

@@ -2,14 +2,24 @@
 
 import subprocess
 import sys
+from copy import deepcopy
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from optuna import get_all_study_names
 from typer.testing import CliRunner
 
+from moa.cli import study
 from moa.cli.main import app
+from moa.cli.measure import environment
 from moa.load import load_model
 from moa.plans.errors import MoaError
+from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
+from moa.search.cost import Costs
+from moa.search.study import open_storage
 from moa.validation import Validation
 
 
@@ -27,6 +37,42 @@ def search(*options: str):
     return CliRunner().invoke(app, ["search", *options])
 
 
+@pytest.fixture(scope="module")
+def made_up(model_folder):
+    """A profile of 512 and 1,024 tokens, text squared, facts by effect at the shorter alone, as `moa profile` does."""
+    model, _ = load_model(model_folder)
+    info, rng = ModelInfo.of(model), np.random.default_rng(0)
+    cuts = {
+        (source, n): np.tril(rng.exponential(1.0, (1, 2, 2, n // 64, n // 64))).astype(np.float32)
+        for source, n in (("text", 512), ("facts", 512), ("text", 1024))
+    }
+    for table in cuts.values():
+        table[..., 0] = 0
+    counts = dict.fromkeys(cuts, 1)
+    meta = {"seed": 0, "samples": 1, "labels": "greedy", "loss": None, "chat": False}
+    return Profile(info, (64,), cuts, counts, counts, meta, {"text": "fisher", "facts": "effect"})
+
+
+@pytest.fixture
+def costs(model_folder, tmp_path):
+    """Costs, their figures made up, of this place."""
+    model, _ = load_model(model_folder)
+    terms = {
+        "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1},
+        "prefill": {"step": 1.0, "token": 0.1, "whole": 0.1, "windowed": 0.1, "chunk": 0.1},
+    }
+    found = Costs(
+        model=ModelInfo.of(model),
+        environment=environment(model, None),
+        terms=terms,
+        error={"decode": 0.1, "prefill": 0.1},
+        measured=(),
+    )
+    path = tmp_path / "costs.json"
+    path.write_text(found.model_dump_json())
+    return path
+
+
 def test_dense_is_at_no_distance_and_a_cut_plan_at_some(model_folder):
     model, tokenizer = load_model(model_folder)
     check = Validation(model, tokenizer, 512, texts=2)
@@ -36,6 +82,23 @@ def test_dense_is_at_no_distance_and_a_cut_plan_at_some(model_folder):
     assert dense[-1].recall == pytest.approx(0, abs=1e-6)
     assert cut[-1].kl > 1e-6
     assert list(check(Plan.uniform(model, 0.4, at=512))) == cut
+
+
+def test_a_tokenizer_without_a_chat_template(model_folder):
+    model, tokenizer = load_model(model_folder)
+    bare = deepcopy(tokenizer)
+    bare.chat_template = None
+    plan = Plan.uniform(model, 0.4, at=512)
+    assert list(Validation(model, bare, 512, texts=1)(plan)) != list(Validation(model, tokenizer, 512, texts=1)(plan))
+
+
+def test_as_many_windows_as_there_are(model_folder, monkeypatch):
+    model, tokenizer = load_model(model_folder)
+    monkeypatch.setattr("moa.validation.windows", lambda *_: [[1] * 512])
+    assert len(list(Validation(model, tokenizer, 512)(Plan.dense(model)))) == 1
+    monkeypatch.setattr("moa.validation.windows", lambda *_: [])
+    with pytest.raises(MoaError, match="no window of 512 tokens: give a shorter --validate-length"):
+        Validation(model, tokenizer, 512)
 
 
 def test_two_processes_share_one_journal(model_folder, profile, tmp_path):
@@ -55,15 +118,116 @@ def test_two_processes_share_one_journal(model_folder, profile, tmp_path):
     assert "6 trials" in again.output or "7 trials" in again.output  # both may have been at the last one
 
 
-def test_rounds_profile_again_around_the_plan(model_folder, profile, tmp_path):
-    plan = tmp_path / "plan.yaml"
+def test_other_weights_or_costs_are_another_study(model_folder, profile, costs, tmp_path):
+    journal, other = tmp_path / "trials.log", tmp_path / "other"
+    model, tokenizer = load_model(model_folder)
+    model.model.embed_tokens.weight.data += 1
+    model.save_pretrained(other)
+    tokenizer.save_pretrained(other)
+
+    def studies(folder) -> int:
+        done = search(
+            str(profile), "-o", str(tmp_path / "plan.yaml"), "--max-density", "0.5", "--validate", str(folder),
+            "--storage", str(journal), "--costs", str(costs),
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+        return len(get_all_study_names(open_storage(str(journal))))
+
+    assert [studies(model_folder), studies(model_folder), studies(other)] == [1, 1, 2]
+    costs.write_text(costs.read_text().replace('"block":0.1', '"block":0.2'))
+    assert studies(model_folder) == 3
+
+
+def test_the_storage_is_looked_at_before_the_model_loads(profile, tmp_path):
+    notes = tmp_path / "notes.txt"
+    notes.write_text("mine")
     done = search(
-        str(profile), "-o", str(plan), "--max-density", "0.5", "--validate", str(model_folder), "--trials", "2",
-        "--rounds", "1",
+        str(profile), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--validate", "no/such", "--storage",
+        str(notes),
     )  # fmt: skip
+    assert "not a journal of trials" in str(done.exception)
+    assert notes.read_text() == "mine"
+
+
+def test_rounds_profile_again_around_the_plan(model_folder, made_up, tmp_path, monkeypatch):
+    path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
+    made_up.save(path)
+    options = (
+        str(path), "-o", str(plan), "--max-density", "0.5", "--lengths", "1024", "--validate", str(model_folder),
+        "--trials", "2", "--rounds", "1", "--storage", str(tmp_path / "trials.log"),
+    )  # fmt: skip
+    done = search(*options)
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "plan.round-1.safetensors").exists()
-    assert Plan.load(plan).density(512) <= 0.5
+    found = Plan.load(plan)
+    assert found.density(1024) <= 0.5
+    assert found.provenance.note.startswith("best of 4 trials at 1024 tokens")
+    text, facts = (Profile.load(tmp_path / f"plan.round-1.{n}.safetensors") for n in (1024, 512))
+    assert (set(text.cuts), set(facts.cuts)) == ({("text", 1024)}, {("facts", 512)})
+    assert (dict(text.estimators), dict(facts.estimators)) == ({"text": "fisher"}, {"facts": "effect"})
+    assert {(p.meta["labels"], p.meta["chat"]) for p in (text, facts)} == {("greedy", False)}
+
+    def no_more(*_: object, **__: object) -> None:
+        raise AssertionError("measured again")
+
+    monkeypatch.setattr("moa.profiler.collect.collect", no_more)
+    monkeypatch.setattr("moa.validation.Validation.__call__", no_more)
+    done = search(*options)
+    assert done.exit_code == 0, done.output
+    assert Plan.load(plan).groups == found.groups
+    done = search(*options, "--seed", "1")  # seen before any trial
+    assert "plan.round-1.1024.safetensors is not a profile of this round" in str(done.exception)
+    [part, _] = study.parts(made_up, [1024], 1, 1, plan)
+    part.check(None)
+    with pytest.raises(MoaError, match="around another plan"):
+        part.check(Plan.dense(made_up.model))
+
+
+def test_rounds_refuse_documents_before_the_model_loads(made_up, tmp_path):
+    path, table = tmp_path / "profile.safetensors", made_up.cuts["text", 512]
+    counts = {**made_up.tokens, ("data", 512): 1}
+    replace(made_up, cuts={**made_up.cuts, ("data", 512): table}, tokens=counts, samples=counts).save(path)
+    done = search(
+        str(path), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--validate", "no/such", "--rounds", "1"
+    )
+    assert "--rounds draws again from text, facts, pairs, lines; this profile has data too" in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "works"),
+    [
+        (("--max-density", "0.5"), ["decode@1024x1", "prefill@1024x1"]),
+        (("--max-decode-ms", "1e9"), ["decode@1024x1"]),
+        (("--max-harm", "9", "--minimise", "prefill_ms@700"), ["prefill@700x1"]),
+    ],
+)
+def test_a_plan_is_timed_at_the_lengths_it_is_for(model_folder, made_up, costs, tmp_path, monkeypatch, options, works):
+    path, plan, asked = tmp_path / "profile.safetensors", tmp_path / "plan.yaml", []
+    made_up.save(path)
+
+    def runner(network, backend):
+        assert not plan.exists()  # loaded before anything is solved
+        return lambda plan, work: asked.append(str(work)) or [2.0]
+
+    monkeypatch.setattr("moa.cli.measure.runner", runner)
+    done = search(
+        str(path), "-o", str(plan), "--lengths", "1024", *options, "--costs", str(costs), "--measure", str(model_folder)
+    )
+    assert done.exit_code == 0, done.output
+    assert list(dict.fromkeys(asked)) == works
+    assert done.output.count("2.0 ms measured") == len(works)
+
+
+def test_costs_of_elsewhere_are_refused_before_solving(model_folder, made_up, costs, tmp_path):
+    path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
+    made_up.save(path)
+    known = Costs.load(costs)
+    elsewhere = known.model_copy(update={"environment": {**known.environment, "device": "abacus"}})
+    costs.write_text(elsewhere.model_dump_json())
+    done = search(
+        str(path), "-o", str(plan), "--max-density", "0.5", "--costs", str(costs), "--measure", str(model_folder)
+    )
+    assert "costs measured elsewhere" in str(done.exception)
+    assert not plan.exists()
 
 
 def test_the_plan_measured_is_that_of_the_given_weights(model_folder, profile, tmp_path):
@@ -89,6 +253,10 @@ def test_harm_in_nats(model_folder, profile, tmp_path):
     assert done.exit_code == 0, done.output
     assert "nats per token at 512 tokens" in done.output
     assert Plan.load(plan).density(512) == pytest.approx(192 / 512)  # nothing costs 100 nats
+    assert Plan.load(plan).predicted.kl[0] <= 100
+    done = search(*options, "--calibrate", "3", "--max-harm", "1.0e-9", "--max-density", "0.4")
+    assert "harm<=1.0e-9 nats per token together" in str(done.exception)
+    assert " for harm<=1.0e-9 nats per token" in str(done.exception)
 
 
 @pytest.mark.parametrize(

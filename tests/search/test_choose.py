@@ -27,6 +27,17 @@ def test_budgets_are_kept_and_predicted(make_profile):
     assert solution.gap <= 1.1e-4
 
 
+def test_harm_is_predicted_at_each_length(make_profile):
+    profile = make_profile()
+    plan, solution = choose(profile, [parse("density", "0.5")])
+    assert len(plan.predicted.harm) == 2
+    assert np.mean(plan.predicted.harm) == pytest.approx(solution.value, rel=1e-3)
+    alone, solution = choose(profile, [parse("density", "0.5")], lengths=[512])
+    assert alone.predicted.harm == pytest.approx([solution.value], rel=1e-3)
+    least, _ = choose(profile, [parse("harm", "0.3")], minimise=parse("density", "1@512"), mix=Mix(lengths={512: 0.0}))
+    assert 0 < least.predicted.harm[1] <= 0.3
+
+
 def test_the_group_that_loses_most_keeps_most(make_profile):
     profile = make_profile(sources=("text",))
     for table in profile.cuts.values():

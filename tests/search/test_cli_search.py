@@ -53,6 +53,7 @@ def test_source_weights_change_the_plan(search):
     for name, weight in (("text.yaml", "facts=0"), ("facts.yaml", "text=0")):
         assert search("-o", name, "--max-density", "0.5", "--source-weight", weight)[0] == 0
     assert Plan.load("text.yaml").groups != Plan.load("facts.yaml").groups
+    assert Plan.load("text.yaml").provenance.calibration == "text, facts=0"
 
 
 @pytest.mark.parametrize(
@@ -70,6 +71,7 @@ def test_source_weights_change_the_plan(search):
         (["--max-density", "0.5", "--minimise", "density@512"], "--minimise go together"),
         (["--max-harm", "0.5", "--minimise", "seconds@512"], "found 'seconds@512'"),
         (["--max-harm", "0.5", "--minimise", "decode_ms@512"], "needs measured costs"),
+        (["--front", "3", "--measure", "model"], "not with --front"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(search, tmp_path, args, says):
@@ -88,6 +90,28 @@ def test_least_cost_within_a_harm(search):
     assert f"optimal: kv_gb@1024x2 {plan.kv_bytes(1024, 2, dtype='bfloat16') / 1e9:.4g}, gap" in err
     assert plan.provenance is not None
     assert plan.provenance.budget == "harm<=0.3, least kv_gb@1024x2"
+
+
+def test_a_front_takes_the_place_of_an_earlier_one(search, tmp_path):
+    assert search("-o", "front", "--front", "3")[0] == 0
+    plans = {path.name for path in (tmp_path / "front").glob("*.yaml")}
+    code, _, err = search("-o", "front", "--front", "2")
+    assert code == 0
+    [left] = plans - {"density-0.375.yaml", "density-1.yaml"}
+    assert f"left of an earlier front, not in front.txt: {left}" in err
+    (tmp_path / "front" / "notes.txt").write_text("mine")
+    code, _, err = search("-o", "front", "--front", "2")
+    assert code == 2
+    assert "front/notes.txt" in err
+    assert err.count("\n") == 1
+
+
+def test_a_front_needs_matplotlib_before_it_solves(search, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, _, err = search("-o", "front", "--front", "2")
+    assert code == 2
+    assert err == "error: a PNG needs matplotlib: pip install 'moa-attention[eval]'\n"
+    assert not (tmp_path / "front").exists()
 
 
 def test_unwritable_output(search):

@@ -91,6 +91,7 @@ def test_files(info, known, tmp_path):
         (known.model_dump_json().replace('"version":1', '"version":2'), "version"),
         (known.model_dump_json().replace('"block"', '"blocks"'), "terms of decode"),
         (known.model_dump_json().replace("0.02", "-0.02"), "0 or more"),
+        (known.model_copy(update={"environment": {"device": "abacus"}}).model_dump_json(), "threads, .* dtype missing"),
     ]:
         path.write_text(text)
         with pytest.raises(MoaError, match=says) as error:

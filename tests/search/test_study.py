@@ -9,10 +9,10 @@ from optuna.trial import FixedTrial
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.plan import Plan
 from moa.search.budget import parse
-from moa.search.calibrate import fit
+from moa.search.calibrate import Scale, fit
 from moa.search.choose import choose
 from moa.search.objective import Mix
-from moa.search.study import Measured, mix_of, open_study, study
+from moa.search.study import Measured, mix_of, open_storage, open_study, study
 
 N = 1024
 
@@ -88,6 +88,45 @@ def test_killed_it_goes_on_with_nothing_lost(make_profile, tmp_path):
     assert finished.calls == 0
 
 
+def test_figures_of_another_plan_are_refused(make_profile, tmp_path):
+    profile, journal = make_profile(), str(tmp_path / "trials.log")
+    study(profile, solve, Truth(), trials=2, lengths=[N], name="a", storage=journal)
+
+    def wider(profile, mix):
+        return choose(profile, [parse("density", "0.9")], mix=mix, lengths=[N])[0]
+
+    with pytest.raises(MoaError, match="measured another plan than its mix gives here"):
+        study(profile, wider, Truth(), trials=2, lengths=[N], name="a", storage=journal)
+
+
+def test_a_mix_is_solved_once_as_time_limits_may_not_give_the_same_plan_again(make_profile):
+    mixes = []
+
+    def counted(profile, mix):
+        mixes.append(repr(mix))
+        return solve(profile, mix)
+
+    study(make_profile(), counted, Truth(), trials=4, lengths=[N], name="a")
+    assert len(mixes) == len(set(mixes)) == 4
+
+
+@pytest.mark.parametrize("content", [b"to do: buy milk\n", b'{"name": 1}\n', b"[]\n", b"\xff\x00" * 9])
+def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path, content):
+    path = tmp_path / "notes.txt"
+    path.write_bytes(content)
+    with pytest.raises(MoaError, match=r"notes\.txt is not a journal of trials"):
+        open_storage(str(path))
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "url", ["nosuch://x", "sqlite:////no/such/folder/x.db", "postgresql://localhost:1/x", "redis://x", "/no/such/x.log"]
+)
+def test_a_storage_that_cannot_be_opened_is_one_line(url):
+    with pytest.raises(MoaError, match=f"cannot open --storage {url}: [^\n]+$"):
+        open_storage(url)
+
+
 def test_equal_seeds_give_equal_studies(make_profile):
     profile = make_profile(layers=4)
     one, two = (study(profile, solve, Truth(), trials=8, lengths=[N], name="a", seed=3) for _ in range(2))
@@ -117,6 +156,15 @@ def test_a_scale_gives_back_the_law_it_was_made_from():
     scale = fit([(x, 0.3 * x**1.5) for x in (0.1, 0.5, 2.0)] + [(0.0, 0.0)])
     assert np.allclose([scale.factor, scale.power, scale.error], [0.3, 1.5, 0])
     assert scale.objective(scale.nats(0.7)) == pytest.approx(0.7)
+
+
+def test_an_infeasible_harm_is_said_in_nats():
+    scale = Scale(factor=2.0, power=1.0, error=0.0)
+    message = "no plan keeps density<=0.4 and harm<=0.05 together; smallest: 0.5 for density<=0.4, 0.3 for harm<=0.05"
+    assert scale.reword(message, "harm<=0.05", "harm<=0.1 nats") == (
+        "no plan keeps density<=0.4 and harm<=0.1 nats together; smallest: 0.5 for density<=0.4, 0.6003 for "
+        "harm<=0.1 nats"
+    )
 
 
 @pytest.mark.parametrize(
