@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moa.plans.errors import MoaError
+from moa.profiler.chat import render
 from moa.profiler.text import prose, scatter
 
 
@@ -109,8 +110,7 @@ def _frame(tokenizer: Any) -> tuple[str, str]:
     if getattr(tokenizer, "chat_template", None) is None:
         return tokenizer.bos_token or "", "\nAnswer: "
     mark = "\u241e"  # a symbol no template contains
-    turn = [{"role": "user", "content": mark}]
-    before, after = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True).split(mark)
+    before, after = render(tokenizer, [{"role": "user", "content": mark}], answer=True).split(mark)
     return before, after
 
 

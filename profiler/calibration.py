@@ -11,6 +11,7 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from moa.plans.errors import MoaError
+from moa.profiler.chat import render
 from moa.profiler.text import prose, scatter
 from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
@@ -197,7 +198,7 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
                 {"role": "user", "content": opening + t.question},
                 {"role": "assistant", "content": f"{t.lead}{mark} {t.answer}{mark}"},
             ]
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = render(tokenizer, messages)
     return [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split(mark)]
 
 

@@ -5,11 +5,12 @@ order. So a killed run goes on from the last finished sample, any number of proc
 the same bytes.
 """
 
+import dataclasses
 import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -119,6 +120,35 @@ def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
     return [Task(s, n, i) for s, n in pairs for i in range(settings.samples)]
 
 
+def sample_file(output: Path, task: Task) -> Path:
+    """Where a finished sample lies until the profile at `output` is written."""
+    return _folder(output) / f"{task.key}.safetensors"
+
+
+def _folder(output: Path) -> Path:
+    return Path(f"{output}.partial")
+
+
+def check_run(
+    model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], plan: Plan | None = None,
+    add: Profile | None = None,
+) -> None:  # fmt: skip
+    """Refuse what `collect` would refuse of the same arguments, before anything is measured.
+
+    Raises:
+        MoaError: Settings that cannot be measured, or not on these sources or under this plan.
+        ProfileError: An earlier profile that the new one cannot join.
+    """
+    settings.check(model)
+    if plan is not None:
+        plan.check(model)
+    todo = tasks(settings, sources)
+    if settings.retrieval_score:
+        _check_retrieval(todo, tokenizer, settings, plan)
+    if add is not None:
+        add.check_plus(_blank(todo, ModelInfo.from_config(model.config), settings, plan))
+
+
 def collect(
     model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], output: Path,
     *, plan: Plan | None = None, add: Profile | None = None, rank: int = 0, world: int = 1,
@@ -145,20 +175,16 @@ def collect(
 
     Raises:
         MoaError: Settings that cannot be measured, or not on these sources or under this plan.
-        ProfileError: The folder holds another run's samples, or cannot be written.
+        ProfileError: `add` cannot be joined, or the folder holds another run's samples, or cannot be written.
     """
-    settings.check(model)
-    if plan is not None:
-        plan.check(model)
+    check_run(model, tokenizer, settings, sources, plan, add)
     todo = tasks(settings, sources)
-    if settings.retrieval_score:
-        _check_retrieval(todo, tokenizer, settings, plan)
     info = ModelInfo.from_config(model.config)
     folder = _open_folder(output, settings, sources, model, info, plan, rank)
     barrier()
     with recording(model, settings.sinks, plan=plan) as recorder:
         for task in todo[rank::world]:
-            path = folder / f"{task.key}.safetensors"
+            path = sample_file(output, task)
             measured = not path.exists()
             if measured:
                 sample = _draw(task, tokenizer, settings)
@@ -175,7 +201,7 @@ def collect(
     barrier()
     if rank:
         return None
-    profile = _sum(folder, todo, info, settings, plan)
+    profile = _sum(output, todo, _blank(todo, info, settings, plan))
     if add is not None:
         profile = add.plus(profile)
     profile.save(output)
@@ -258,7 +284,7 @@ def _open_folder(
     rank: int,
 ) -> Path:
     """The folder of finished samples, checked to belong to this very run."""
-    folder = Path(f"{output}.partial")
+    folder = _folder(output)
     mine = {
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
         "model": info.model_dump(exclude_none=True), "weights": fingerprint(model), "dtype": str(model.dtype),
@@ -277,17 +303,9 @@ def _open_folder(
     return folder
 
 
-def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings, plan: Plan | None) -> Profile:
-    """Tables and token counts summed over samples, in order, in float64."""
-    cuts: dict[tuple[str, int], Any] = {}
-    tokens: dict[tuple[str, int], int] = {}
-    copies: list[tuple[Any, int]] = []
-    for task, part in _parts(folder, todo):
-        key = task.source.name, task.length
-        cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
-        tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
-        if settings.retrieval_score:
-            copies.append((part["copied"], int(part["copyable"][0])))
+def _blank(todo: Sequence[Task], info: ModelInfo, settings: Settings, plan: Plan | None) -> Profile:
+    """The profile to come, its tables empty."""
+    cuts = dict.fromkeys((task.source.name, task.length) for task in todo)
     apart = ("lengths", "sinks", "estimator", "retrieval_score")  # said elsewhere in the file
     meta = {name: value for name, value in asdict(settings).items() if name not in apart}
     meta |= {} if plan is None else {"around": plan.to_dict()}
@@ -296,14 +314,25 @@ def _sum(folder: Path, todo: Sequence[Task], info: ModelInfo, settings: Settings
         "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},
     }
     estimators = {t.source.name: settings.estimator or t.source.estimator for t in todo}
-    retrieval, copyable = scores(copies, info.kv_heads) if copies else (None, 0)
     return Profile(
-        info, settings.sinks, {k: v.astype(np.float32) for k, v in cuts.items()}, tokens,
-        dict.fromkeys(cuts, settings.samples), meta, estimators, retrieval, copyable,
+        info, settings.sinks, dict.fromkeys(cuts, np.empty(0, np.float32)), dict.fromkeys(cuts, 0),
+        dict.fromkeys(cuts, settings.samples), meta, estimators,
     )  # fmt: skip
 
 
-def _parts(folder: Path, todo: Sequence[Task]) -> Iterator[tuple[Task, dict[str, Any]]]:
-    """Finished samples one at a time."""
+def _sum(output: Path, todo: Sequence[Task], blank: Profile) -> Profile:
+    """Tables and token counts summed over samples, in order, in float64."""
+    cuts: dict[tuple[str, int], Any] = {}
+    tokens: dict[tuple[str, int], int] = {}
+    copies: list[tuple[Any, int]] = []
     for task in todo:
-        yield task, load_file(folder / f"{task.key}.safetensors")
+        part, key = load_file(sample_file(output, task)), (task.source.name, task.length)
+        cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
+        tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
+        if "copied" in part:
+            copies.append((part["copied"], int(part["copyable"][0])))
+    retrieval, copyable = scores(copies, blank.model.kv_heads) if copies else (None, 0)
+    return dataclasses.replace(
+        blank, cuts={k: v.astype(np.float32) for k, v in cuts.items()}, tokens=tokens, retrieval=retrieval,
+        retrieval_tokens=copyable,
+    )  # fmt: skip

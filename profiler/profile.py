@@ -92,11 +92,11 @@ class Profile:
         """How the harm of `source` was estimated; `fisher` where the file does not say."""
         return self.estimators.get(source, "fisher")
 
-    def plus(self, other: "Profile") -> "Profile":
-        """Both together, every sample counted once. Copy scores are averaged, each answer token with the same weight.
+    def check_plus(self, other: "Profile") -> None:
+        """Refuse to add `other`, whose tables may still be empty.
 
         Raises:
-            ProfileError: Profiles of different models, sinks or estimators.
+            ProfileError: Profiles of different models, sinks or estimators, or with the same samples in both.
         """
         if differences := self.model.differences(other.model):
             raise ProfileError(f"profiles to add must be of one model; they differ in {', '.join(differences)}")
@@ -106,6 +106,29 @@ class Profile:
             mine, its = (p.estimator(source) for p in (self, other))
             if mine != its:
                 raise ProfileError(f"profiles to add must have one estimator of {source}, found {mine} and {its}")
+        shared = {source for source, _ in set(self.cuts) & set(other.cuts)}
+        twice = sorted(shared & {source for source, _ in self._drawn() & other._drawn()})
+        if twice:
+            raise ProfileError(
+                f"profiles to add must have other samples, found the same of {', '.join(twice)} in both: "
+                "measure with another --seed"
+            )
+
+    def _drawn(self) -> set[tuple[str, str]]:
+        """Each source with what its samples depend on, in every profile that this one is the sum of."""
+        return {
+            (source, json.dumps([about.get(name) for name in ("seed", "chat", "around")], sort_keys=True))
+            for about in (self.meta, *self.meta.get("added", ()))
+            for source in about.get("sources", ())
+        }
+
+    def plus(self, other: "Profile") -> "Profile":
+        """Both together, every sample counted once. Copy scores are averaged, each answer token with the same weight.
+
+        Raises:
+            ProfileError: As `check_plus`.
+        """
+        self.check_plus(other)
         both = [*self.cuts, *(cut for cut in other.cuts if cut not in self.cuts)]
         scored = [(p.retrieval, p.retrieval_tokens) for p in (self, other) if p.retrieval is not None]
         copyable = sum(tokens for _, tokens in scored)

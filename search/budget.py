@@ -14,6 +14,9 @@ from moa.search.cost import Costs, Kind, Work
 from moa.search.grid import Grid
 from moa.search.solver import Limit
 
+LONGEST, LARGEST = 2**24, 2**20
+"""Tokens and sequences that a budget may name."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -53,8 +56,8 @@ def parse(kind: str, text: str) -> Budget:
         raise MoaError(f"a {kind} budget is written {form}, found {text!r}") from None
     if not 0 < budget.most < inf or (kind == "density" and budget.most > 1):
         raise MoaError(f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {text!r}")
-    if (budget.length is not None and budget.length < 1) or budget.batch < 1:
-        raise MoaError(f"length and batch of a budget must be at least 1, found {text!r}")
+    if not (1 <= budget.batch <= LARGEST and (budget.length is None or 1 <= budget.length <= LONGEST)):
+        raise MoaError(f"the length of a budget must be from 1 to {LONGEST}, its batch to {LARGEST}, found {text!r}")
     return budget
 
 
@@ -115,7 +118,7 @@ def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
     """Allocated cache in 10^9 bytes, two bytes per element; sliding layers as the model stores them."""
     groups = len(model.ruled_layers) * model.kv_heads
     block = BLOCK * 2 * model.head_size * 2 * budget.batch / 1e9
-    fixed = model.sliding_kv_bytes(np.full(budget.batch, length), "bfloat16") / 1e9
+    fixed = budget.batch * model.sliding_kv_bytes(np.array([length]), "bfloat16") / 1e9
     return Limit(str(budget), _every_group(grid.cache_blocks(length) * block, groups), budget.most, fixed)
 
 

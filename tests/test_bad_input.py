@@ -16,6 +16,7 @@ from moa.load import load_config
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
+from moa.search.cost import Costs
 
 EVAL = "--needles 1 --four-needles 0 --ppl-windows 0 --lengths 512"
 
@@ -39,6 +40,14 @@ def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     cuts = {("text", 512): np.zeros((1, 2, 2, 8, 8), np.float32)}
     Profile(info, (64,), cuts, {("text", 512): 9}, {("text", 512): 1}).save(here / "good.safetensors")
+    about = {"seed": 0, "chat": True, "sources": {"text": ["sampled", "nll"]}}
+    for name, model, meta in (("first", info, about), ("other", info.model_copy(update={"layers": 3}), {})):
+        table = np.zeros((1, model.layers, 2, 8, 8), np.float32)
+        Profile(model, (64,), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}, meta).save(
+            here / f"{name}.safetensors"
+        )
+    place = Costs(model=info, environment={}, terms={}, error={}, measured=())
+    (here / "placeless.json").write_text(place.model_dump_json())
     whole = (here / "good.safetensors").read_bytes()
     (here / "cut.safetensors").write_bytes(whole[:-1])
     (here / "head.safetensors").write_bytes(whole[:100])
@@ -147,6 +156,16 @@ NUMBERS = [
     ("profile model -o out.safetensors --estimator magic", "estimator must be one of fisher"),
     ("profile model -o out.safetensors --dtype int3", "dtype must be one of auto"),
     ("profile model -o out.safetensors --device-map sideways", "sideways"),
+    ("profile model -o out.safetensors --lengths 512 --add other.safetensors", "must be of one model"),
+    ("profile model -o out.safetensors --lengths 512 --add first.safetensors --sinks 128", "the same sinks"),
+    (
+        "profile model -o out.safetensors --lengths 512 --add first.safetensors --source text --estimator mass",
+        "one estimator of text, found fisher and mass",
+    ),
+    (
+        "profile model -o out.safetensors --lengths 512 --add first.safetensors --source text",
+        "found the same of text in both: measure with another --seed",
+    ),
     ("profile model", "--output"),
     ("profile model -o out.safetensors --lenghts 512", "--lenghts"),
     ("eval model -o out.json --lengths 8192", "length 8192 is over the model's maximum of 4096"),
@@ -156,6 +175,13 @@ NUMBERS = [
     ("eval model -o out.json --dtype int3", "dtype must be one of auto"),
     ("show plan.yaml --lengths 0", "length must be 1 or more, found 0"),
     ("show plan.yaml --lengths ''", "lengths must be whole numbers"),
+    ("show plan.yaml --lengths 90000000000000", "lengths must be at most 16777216, found 90000000000000"),
+    ("doctor model plan.yaml --length 90000000000000", "less than or equal to 16777216"),
+    ("measure model -o new.json --lengths 512,8192", "length 8192 is over the model's maximum of 4096"),
+    ("measure model -o new.json --lengths 100,512", "at least 256 tokens, found 100"),
+    ("search good.safetensors -o out.yaml --max-density 0.5@99999999999999999999", "must be from 1 to 16777216"),
+    ("search good.safetensors -o out.yaml --max-kv-gb 5@4096x100000000000", "its batch to 1048576"),
+    ("search good.safetensors -o out.yaml --max-density 0.5 --costs placeless.json", "must have device, threads"),
     ("search good.safetensors -o out.yaml", "give at least one budget"),
     ("search good.safetensors -o out.yaml --max-density 0.001", "0.001"),
     ("search good.safetensors -o out.yaml --max-density half", "half"),

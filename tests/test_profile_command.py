@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from moa.cli import main as cli
+from moa.cli import profile as command
 from moa.load import load_model
 from moa.profiler.calibration import SOURCES
 from moa.profiler.collect import Settings, collect
@@ -68,6 +70,50 @@ def test_killed_and_run_again_it_writes_the_same_bytes(
     run(*line)
     assert output.read_bytes() == whole.read_bytes()
     assert list(tmp_path.iterdir()) == [output]
+
+
+def test_on_resume_the_estimate_is_of_what_is_left(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output, left = tmp_path / "p.safetensors", list[int]()
+
+    def seconds(_model: Any, _tokenizer: Any, _settings: Any, todo: Any) -> float:
+        left.append(len(todo))
+        return 0.0
+
+    def killed(*_: Any) -> None:
+        if len(list(Path(f"{output}.partial").glob("*.safetensors"))) == 3:
+            raise KeyboardInterrupt
+
+    line = ["profile", str(model_folder), "-o", str(output), "--lengths", "768,832", "--samples", "2"]
+    line += ["--source", "text", "--source", "facts"]
+    monkeypatch.setattr("moa.profiler.estimate.seconds", seconds)
+    with monkeypatch.context() as patch:
+        patch.setattr("moa.cli.common.Bar.__call__", killed)
+        patch.setattr(sys, "argv", ["moa", *line])
+        assert cli.main() == 130
+    assert "6 samples, about" in capfd.readouterr().err
+    run(*line)
+    assert left == [6, 3]
+    err = capfd.readouterr().err
+    assert "6 samples, 3 of them finished, about" in err
+    assert "facts: measured at the shortest length only, 768 tokens" in err
+
+
+def test_each_process_takes_a_device_and_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken, asked = list[int](), list[timedelta]()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("torch.cuda.set_device", taken.append)
+    monkeypatch.setattr("torch.distributed.init_process_group", lambda _kind, timeout: asked.append(timeout))
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 3)
+    assert command._processes(own_device=True)[:2] == (3, 4)
+    assert taken == [3]
+    assert asked[0] >= timedelta(days=7)
+    command._processes(own_device=False)
+    assert taken == [3]
 
 
 @pytest.mark.full

@@ -1,8 +1,9 @@
 """`moa bench MODEL --plan PLAN`: time and memory of a plan on this machine, beside the dense model."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from moa.plans.plan import Plan, Predicted
-    from moa.timing import Times
+    from moa.timing import Times, Variant
+
+FULL = "does not fit"
+T = TypeVar("T")
 
 
 def command(
@@ -28,7 +32,7 @@ def command(
     """Time prefill and decode steps of the dense model and of a plan in turn, predicted bytes beside allocated.
 
     Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
-    grows, as `generate` does.
+    grows, as `generate` does. With -o, OUTPUT is written after each finished measurement.
     """
     from rich.console import Console
 
@@ -46,12 +50,12 @@ def command(
     network, _ = load_model(model, dtype=dtype)
     for n in sizes:
         check_length(network, n)
+    keep: Callable[[dict[str, Any]], object] = partial(replace_json, output) if output else lambda _found: None
     with Bar("measuring") as progress:
-        found = measure(network, chosen, sizes, counts, repeats, backend, progress)
+        found = measure(network, chosen, sizes, counts, repeats, backend, progress, keep)
     console = Console(soft_wrap=True)
     console.print(*tables(found), sep="\n")
     if output is not None:
-        replace_json(output, found)
         Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
 
 
@@ -63,8 +67,12 @@ def measure(
     repeats: int,
     backend: str | None,
     progress: Any,
+    keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:
-    """Seconds and bytes by length, and by length and batch, in JSON types."""
+    """Seconds and bytes by length, and by length and batch, in JSON types; None for what does not fit in memory.
+
+    `keep` gets what was found so far after each measurement.
+    """
     import torch
 
     from moa import timing
@@ -74,6 +82,7 @@ def measure(
     with apply(network, plan, backend) as applied:  # refuses what cannot run before anything is timed
         names = ", ".join(applied.backend)
     ways = {"dense": Variant(), "plan": Variant(plan, backend=backend)}
+    nothing: list[float] = []
     vocabulary = network.config.get_text_config().vocab_size
     ids = torch.randint(vocabulary, (1, max(lengths)), generator=torch.Generator().manual_seed(0)).to(network.device)
     for way in ways.values():  # warm up
@@ -82,25 +91,43 @@ def measure(
     found: dict[str, Any] = {"model": plan.model.name, "backend": names, "dtype": str(network.dtype), "lengths": []}
     said = plan.predicted
     if said is not None and said.device is not None:
-        found["predicted_for"] = {"device": said.device, "error": said.error}
+        found["predicted_for"] = {"device": said.device, "error": said.error or {}}
     for n in lengths:
-        times = alternate(
-            {name: partial(timing.prefill, network, way, ids[:, :n]) for name, way in ways.items()}, repeats
-        )
+        calls = {name: partial(timing.prefill, network, way, ids[:, :n]) for name, way in ways.items()}
+        times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
         cell: dict[str, Any] = {"length": n, "density": plan.density(n), "prefill_kept": plan.prefill_fraction(n)}
         steps: list[dict[str, Any]] = []
         prefill = _json(times) | _said(said, "prefill_ms", n)
         found["lengths"].append(cell | {"prefill": prefill, "decode": steps})
+        keep(found)
         progress(done := done + n, total, f"prefill of {n:,}")
         for batch in batches:
-            held = {name: timing.held_bytes(timing.filled(network, way, n, batch)) for name, way in ways.items()}
-            times = alternate(
-                {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}, repeats
-            )
+            held = {name: _fitting(partial(_held, network, way, n, batch), None) for name, way in ways.items()}
+            calls = {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}
+            times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
             about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": held}
             steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))
+            keep(found)
             progress(done := done + n * batch, total, f"decode at {n:,}, batch {batch}")
     return found
+
+
+def _held(network: Any, way: "Variant", length: int, batch: int) -> int:
+    from moa import timing
+
+    return timing.held_bytes(timing.filled(network, way, length, batch))
+
+
+def _fitting(call: Callable[[], T], otherwise: T) -> T:
+    """What `call` gives, or `otherwise` where the device's memory does not suffice."""
+    import torch
+
+    try:
+        return call()
+    except torch.OutOfMemoryError:
+        pass  # what the call held is free only after this block
+    torch.cuda.empty_cache()
+    return otherwise
 
 
 def _said(predicted: "Predicted | None", what: str, length: int) -> dict[str, float]:
@@ -112,7 +139,10 @@ def _said(predicted: "Predicted | None", what: str, length: int) -> dict[str, fl
 
 
 def _json(times: "dict[str, Times]") -> dict[str, Any]:
-    return {name: {"median": t.median, "spread": t.spread, "seconds": t.seconds} for name, t in times.items()}
+    return {
+        name: {"median": t.median, "spread": t.spread, "seconds": t.seconds} if t.seconds else None
+        for name, t in times.items()
+    }
 
 
 def tables(found: dict[str, Any]) -> list["Table"]:
@@ -130,16 +160,16 @@ def tables(found: dict[str, Any]) -> list["Table"]:
         prefill.add_row(n, f"{cell['prefill_kept']:.3f}", *_compared(cell["prefill"], 1))
         for step in cell["decode"]:
             sizes = step["predicted"], step["allocated"]["plan"], step["allocated"]["dense"]
-            mib = [f"{size / 2**20:.1f}" for size in sizes]
+            mib = [FULL if size is None else f"{size / 2**20:.1f}" for size in sizes]
             decode.add_row(n, str(step["batch"]), *_compared(step, 1e3), *mib)
     if about := found.get("predicted_for"):
         errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in about["error"].items())
-        decode.caption = f"times predicted for {about['device']}; median error of the fit: {errors}"
+        decode.caption = f"times predicted for {about['device']}{errors and f'; median error of the fit: {errors}'}"
     return [prefill, decode]
 
 
 def _compared(cell: dict[str, Any], unit: float) -> list[str]:
     dense, plan = cell["dense"], cell["plan"]
-    shown = [f"{unit * t['median']:.3g} ± {50 * t['spread']:.0f} %" for t in (dense, plan)]
+    shown = [f"{unit * t['median']:.3g} ± {50 * t['spread']:.0f} %" if t else FULL for t in (dense, plan)]
     said = f"{unit * cell['predicted_seconds']:.3g}" if "predicted_seconds" in cell else "-"
-    return [*shown, f"{dense['median'] / plan['median']:.2f}", said]
+    return [*shown, f"{dense['median'] / plan['median']:.2f}" if dense and plan else "-", said]

@@ -1,7 +1,7 @@
 """What several commands share: reading options, refusing outputs, the progress bar."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
@@ -12,12 +12,26 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+MOST = 2**24
+"""The largest number that commands take, of tokens above all: tables of longer texts fill the memory."""
+
+
 def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers from `1024,2048`."""
+    """Whole numbers up to `MOST` from `1024,2048`."""
     try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
+        found = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise MoaError(f"{name} must be whole numbers separated by commas, found {text!r}") from None
+    if found[-1] > MOST:
+        raise MoaError(f"{name} must be at most {MOST}, found {found[-1]}")
+    return found
+
+
+def distinct(names: Sequence[str]) -> list[str]:
+    """The names, all numbered where two are equal or one is `dense`."""
+    if len({"dense", *names}) > len(names):
+        return list(names)
+    return [f"{i} {name}" for i, name in enumerate(names, 1)]
 
 
 def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:

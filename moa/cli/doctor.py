@@ -3,10 +3,12 @@
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moa.cli.common import MOST
 from moa.plans.errors import MoaError, Unsupported
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def command(
     ] = None,
     plan: Annotated[str | None, typer.Argument(help="Plan file or name of a shipped plan.")] = None,
     length: Annotated[
-        int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1)
+        int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1, max=MOST)
     ] = None,
 ) -> None:
     """Say what is installed, which back-end would run and why, whether it computes right, what a plan would gain.
@@ -71,7 +73,7 @@ def command(
         if plan is not None:
             if length is not None:
                 console.print(_gain(chosen, length))
-            console.print(_begin(chosen))
+            console.print(_where(chosen, length))
     if not right:
         raise typer.Exit(1)
 
@@ -129,12 +131,23 @@ def _gain(plan: "Plan", n: int) -> str:
     return f"at {n:,} tokens this plan {gains}: it keeps {shares}"
 
 
-def _begin(plan: "Plan") -> str:
-    """From which length on there is a gain, among powers of two: figures change slowly between them."""
-    lengths = [2**power for power in range(7, 21)]
-    begin = next((n for n in lengths if min(_kept(plan, n).values()) <= WORTH), None)
-    if begin is None:
+def _where(plan: "Plan", length: int | None) -> str:
+    """At which lengths there is a gain, of powers of two and `length`: figures change slowly between them.
+
+    A gain may end: a plan that drops as many tokens at every length drops next to nothing of a long text.
+    """
+    lengths = sorted({*(2**power for power in range(7, 21)), length or 128})
+    runs = [(gains, list(run)) for gains, run in groupby(lengths, lambda n: min(_kept(plan, n).values()) <= WORTH)]
+    if runs == [(False, lengths)]:
         return f"this plan gains nothing up to {lengths[-1]:,} tokens"
-    if begin == lengths[0]:
-        return f"this plan gains from {begin:,} tokens on"
-    return f"nothing at {begin // 2:,} tokens and below; this plan gains at {begin:,} tokens and above"
+    before = "" if runs[0][0] else f"nothing at {runs[0][1][-1]:,} tokens and below; "
+    return f"{before}this plan gains {' and '.join(_run(run, lengths[-1]) for gains, run in runs if gains)}"
+
+
+def _run(lengths: "Sequence[int]", longest: int) -> str:
+    """Lengths that follow one another, in words."""
+    if lengths[-1] == longest:
+        return f"at {lengths[0]:,} tokens and above"
+    if len(lengths) == 1:
+        return f"at {lengths[0]:,} tokens"
+    return f"between {lengths[0]:,} and {lengths[-1]:,} tokens"

@@ -30,14 +30,15 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, numbers, plan_name, results, writable
+    from moa.cli.common import Bar, distinct, numbers, plan_name, results, writable
     from moa.comparison import Part, compare
     from moa.journal import Journal, replace_json
     from moa.load import load_model
     from moa.plans.plan import Plan
 
     parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]
-    plans = [(plan_name(name), Plan.load(name)) for name in plan or []]
+    paths = plan or []
+    plans = list(zip(distinct(list(map(plan_name, paths))), map(Plan.load, paths), strict=True))
     if output is not None:
         writable(output, "result of `moa eval`", results("environment", "rows"))
         if output.suffix == ".jsonl":

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated
@@ -49,7 +50,7 @@ def command(
     from moa.plans.plan import Plan
     from moa.profiler.calibration import DEFAULT
     from moa.profiler.calibration import SOURCES as KNOWN
-    from moa.profiler.collect import Settings, collect, tasks
+    from moa.profiler.collect import Settings, check_run, collect, sample_file, tasks
     from moa.profiler.documents import document_source
     from moa.profiler.estimate import peak_bytes, seconds
     from moa.profiler.profile import Profile
@@ -61,21 +62,28 @@ def command(
         retrieval_score,
     )  # fmt: skip
     sources = [KNOWN[choice("source", name, tuple(KNOWN)) or name] for name in names]
-    rank, world, barrier = _processes()
+    rank, world, barrier = _processes(own_device=device_map is None)
     console = Console(stderr=True, quiet=rank > 0)
     writable(output, "profile", Profile.load)
-    network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
-    settings.check(network)
     plan = None if around is None else Plan.load(around)
     earlier = None if add is None else Profile.load(add)
+    network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
+    settings.check(network)
     if data:
         sources.append(document_source(data, tokenizer, settings.lengths))
+    check_run(network, tokenizer, settings, sources, plan, earlier)
     todo = tasks(settings, sources)
     mine = todo[rank::world]
     if rank == 0:
-        minutes = seconds(network, tokenizer, settings, mine) / 60
+        finished = {task for task in todo if sample_file(output, task).exists()}
+        minutes = seconds(network, tokenizer, settings, [task for task in mine if task not in finished]) / 60
         memory = peak_bytes(network, max(settings.lengths)) / 2**30
-        console.print(f"{len(todo)} samples, about {minutes:.1f} minutes and {memory:.1f} GiB of memory")
+        count = f"{len(todo)} samples" + (f", {len(finished)} of them finished" if finished else "")
+        console.print(f"{count}, about {minutes:.1f} minutes and {memory:.1f} GiB of memory")
+        longer = {task.source.name for task in todo if task.length > min(settings.lengths)}
+        once = [source.name for source in sources if source.name not in longer]
+        if once and len(settings.lengths) > 1:
+            console.print(f"{', '.join(once)}: measured at the shortest length only, {min(settings.lengths)} tokens")
     done = accumulate(task.length for task in mine)
     tokens = sum(task.length for task in mine)
     with Bar("profiling", console) as bar:
@@ -90,12 +98,15 @@ def command(
         console.print(f"wrote {output}; next: moa search {output} -o plan.yaml --max-density 0.5", soft_wrap=True)
 
 
-def _processes() -> tuple[int, int, Callable[[], None]]:
-    """Rank, number of processes and their barrier, as torchrun set them up."""
+def _processes(*, own_device: bool) -> tuple[int, int, Callable[[], None]]:
+    """Rank, number of processes and their barrier, as torchrun set them up; with `own_device` each takes a GPU."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return 0, 1, lambda: None
+    import torch
     import torch.distributed as dist
 
-    dist.init_process_group("gloo")
+    if own_device and torch.cuda.is_available():  # processes that see one device each share its number
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # shares are fixed: who is done waits for the others
     return dist.get_rank(), world, dist.barrier

@@ -6,11 +6,11 @@ from functools import partial
 import pytest
 import torch
 
-from moa import selftest
+from moa import journal, selftest, timing
 from moa.cli import doctor
 from moa.kernels.backend import Backend, load
 from moa.plans.errors import Unsupported
-from moa.plans.plan import Plan, Rule
+from moa.plans.plan import Plan, Predicted, Rule
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,9 @@ def folder(fresh, tokenizer, tmp_path_factory):
     tokenizer.save_pretrained(path)
     Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "plan.yaml")
     Plan.dense(model).save(path / "dense.yaml")
+    Plan.from_rules(model, {}, defaults=Rule(alpha=-512, beta=1.0)).save(path / "ends.yaml")
+    said = Predicted(lengths=(256,), decode_ms=(1.0,), device="abacus")
+    Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0), predicted=said).save(path / "said.yaml")
     Plan.dense(fresh(num_hidden_layers=3)).save(path / "other.yaml")
     (path / "prompt.txt").write_text("The sea is calm today. " * 20)
     (path / "empty.txt").write_text("\n")
@@ -74,6 +77,48 @@ def test_bench(run, folder, tmp_path):
             assert step["plan"]["median"] > 0
 
 
+def test_bench_goes_on_where_memory_ends_and_keeps_each_measurement(run, monkeypatch, tmp_path):
+    prefill, replace_json, output, kept = timing.prefill, journal.replace_json, tmp_path / "bench.json", []
+
+    def full(model, variant, ids):
+        if variant.plan is None and ids.shape[1] == 512:
+            raise torch.OutOfMemoryError
+        return prefill(model, variant, ids)
+
+    def keep(path, found):
+        replace_json(path, found)
+        kept.append(path.read_text())
+
+    monkeypatch.setattr(timing, "prefill", full)
+    monkeypatch.setattr(journal, "replace_json", keep)
+    where = ["--lengths", "256,512", "--repeats", "2", "-o", str(output)]
+    code, out, _ = run("bench", ".", "--plan", "said.yaml", *where)
+    assert code == 0
+    assert out.count("does not fit") == 1
+    assert "times predicted for abacus" in " ".join(out.split())
+    assert "median error" not in out
+    cells = json.loads(output.read_text())["lengths"]
+    assert cells[1]["prefill"]["dense"] is None
+    assert len(cells[1]["prefill"]["plan"]["seconds"]) == 2
+    assert cells[1]["decode"][0]["dense"]["median"] > 0
+    counts = [[len(cell["decode"]) for cell in json.loads(text)["lengths"]] for text in kept]
+    assert counts == [[0], [1], [1, 0], [1, 1]]
+
+
+def test_bench_says_which_cache_does_not_fit(run, monkeypatch):
+    filled = timing.filled
+
+    def full(model, variant, *args, **kwargs):
+        if variant.plan is None:
+            raise torch.OutOfMemoryError
+        return filled(model, variant, *args, **kwargs)
+
+    monkeypatch.setattr(timing, "filled", full)
+    code, out, _ = run("bench", ".", "--plan", "plan.yaml", "--lengths", "256", "--repeats", "1")
+    assert code == 0
+    assert out.count("does not fit") == 2  # the step's time, and the bytes
+
+
 @pytest.mark.parametrize(
     ("plan", "length", "says"),
     [
@@ -81,6 +126,8 @@ def test_bench(run, folder, tmp_path):
         ("plan.yaml", "2048", "at 2,048 tokens this plan gains: it keeps 0."),
         ("plan.yaml", "2048", "nothing at 128 tokens and below; this plan gains at 256 tokens and above"),
         ("dense.yaml", "2048", "this plan gains nothing up to"),
+        ("ends.yaml", "24000", "at 24,000 tokens this plan gains nothing"),
+        ("ends.yaml", "24000", "nothing at 128 tokens and below; this plan gains between 256 and 16,384 tokens\n"),
     ],
 )
 def test_doctor_says_what_a_plan_gains(run, plan, length, says):

@@ -15,6 +15,8 @@ def folder(fresh, tokenizer, tmp_path_factory):
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "narrow.yaml")
+    (path / "again").mkdir()
+    Plan.from_rules(model, {}, defaults=Rule(alpha=256, beta=0.0)).save(path / "again" / "narrow.yaml")
     Plan.dense(fresh(num_hidden_layers=3)).save(path / "other.yaml")
     (path / "broken.yaml").write_text("version: 1\nmodel: [")
     return path
@@ -52,6 +54,16 @@ def test_without_plans_output_or_twins(run, folder):
     assert not list(folder.glob("*.json*l"))
 
 
+def test_plans_of_one_name_are_numbered(run, folder, tmp_path):
+    output = tmp_path / "eval.json"
+    plans = ["--plan", "narrow.yaml", "--plan", "again/narrow.yaml", "--no-uniform"]
+    counts = ["--needles", "0", "--four-needles", "0", "--ppl-windows", "1", "--lengths", "576"]
+    assert run(str(folder), *plans, *counts, "-o", str(output))[0] == 0
+    rows = {row["row"]: row["density"] for row in json.loads(output.read_text())["rows"]}
+    assert list(rows) == ["dense", "1 narrow", "2 narrow"]
+    assert rows["1 narrow"] < rows["2 narrow"]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -59,7 +71,6 @@ def test_without_plans_output_or_twins(run, folder):
         ([".", "--plan", "no-such-plan"], "no-such-plan"),
         ([".", "--plan", "broken.yaml"], "broken.yaml"),
         ([".", "--plan", "other.yaml"], "layers: 3 against 2"),
-        ([".", "--plan", "narrow.yaml", "--plan", "narrow.yaml"], "distinct names"),
         ([".", "--lengths", "4096"], "over the model's maximum of 2048"),
         ([".", "--lengths", "many"], "lengths must be whole numbers"),
         ([".", "--needles", "0", "--four-needles", "0", "--ppl-windows", "0"], "one of them at least 1"),

@@ -215,3 +215,32 @@ def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any) -> None:
     assert embeddings[0].grad is not None
     assert float((embeddings[0].grad[0] * step).sum()) == pytest.approx(slope, rel=1e-3)  # norms are float32
     model.float()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sinks": (64,)}, "same sinks"),
+        ({"estimator": "mass"}, "one estimator of known, found effect and mass|one estimator of noise"),
+        ({}, "the same of known, noise in both: measure with another --seed"),
+    ],
+)
+def test_a_profile_that_cannot_be_added_is_refused_before_measuring(
+    tmp_path: Path, model: Any, tokenizer: Any, change: dict[str, Any], message: str
+) -> None:
+    settings = replace(SETTINGS, lengths=(256,), samples=1)
+    earlier = collect(model, tokenizer, settings, NOISE, tmp_path / "earlier.safetensors")
+    assert earlier is not None
+    output = tmp_path / "p.safetensors"
+    with pytest.raises(ProfileError, match=message):
+        collect(model, tokenizer, replace(settings, **change), NOISE, output, add=earlier)
+    assert [path.name for path in tmp_path.iterdir()] == ["earlier.safetensors"]
+    other = replace(settings, seed=1)
+    both = collect(model, tokenizer, other, NOISE, output, add=earlier)
+    assert both is not None
+    assert both.samples == dict.fromkeys(earlier.samples, 2)
+    with pytest.raises(ProfileError, match="another --seed"):  # the second of those added
+        collect(model, tokenizer, other, NOISE, tmp_path / "again.safetensors", add=both)
+    longer = collect(model, tokenizer, replace(settings, lengths=(320,)), NOISE, output, add=earlier)
+    assert longer is not None  # the seed is the same, the samples are not
+    assert longer.lengths == (256, 320)

@@ -32,7 +32,8 @@ def test_parse(kind, text, budget, written):
     ("kind", "text"),
     [(kind, text) for kind in ("density", "kv_gb", "decode_ms", "prefill_ms")
      for text in ("", "half", "0", "-1", "nan", "inf", "0.5@", "0.5@0", "0.5@-5", "0.5@1k", "0.5@1024x0", "0.5@1024x")]
-    + [("density", "1.01"), ("density", "50"), ("density", "0.5@1024x2")],
+    + [("density", "1.01"), ("density", "50"), ("density", "0.5@1024x2"), ("density", "0.5@99999999999999999999"),
+       ("kv_gb", "5@4096x100000000000"), ("kv_gb", "5@16777217")],
 )  # fmt: skip
 def test_bad_budgets_are_refused(kind, text):
     with pytest.raises(MoaError, match="budget"):

@@ -1,0 +1,35 @@
+"""Chat templates rendered as on one fixed day, so that a sample has the same tokens whenever it is made."""
+
+from collections.abc import Sequence
+from typing import Any
+
+DAY = {
+    "%d": "26", "%-d": "26", "%e": "26", "%j": "208", "%a": "Fri", "%A": "Friday", "%b": "Jul", "%B": "July",
+    "%m": "07", "%-m": "7", "%y": "24", "%Y": "2024", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
+    "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%R": "00:00", "%T": "00:00:00", "%X": "00:00:00",
+}  # fmt: skip
+"""What the formats of a date give: that of Llama 3's own template where it is given none."""
+# A macro, since transformers lets templates call nothing that is passed in. Its line break is not rendered.
+_NOW = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{code}', '{text}')" for code, text in DAY.items())
+    + " }}{% endmacro %}\n"
+)
+
+
+def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False) -> str:
+    """The text of a chat by the tokenizer's template, whatever the day is.
+
+    Args:
+        tokenizer: Any transformers tokenizer with a chat template.
+        turns: Messages with `role` and `content`.
+        answer: Whether the beginning of the model's answer follows.
+    """
+    template = tokenizer.get_chat_template()
+    if "strftime_now" in template:
+        template = _NOW + template
+    text: str = tokenizer.apply_chat_template(
+        list(turns), chat_template=template, tokenize=False, add_generation_prompt=answer,
+        date_string=" ".join(DAY[code] for code in ("%d", "%b", "%Y")),
+    )  # fmt: skip
+    return text
