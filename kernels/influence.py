@@ -13,6 +13,9 @@ from torch import Tensor
 
 from moa.plans.span import BLOCK
 
+NO_MASS = 1e-6
+"""Kept attention mass below which a cut is taken to remove the whole output."""
+
 
 @dataclass(frozen=True)
 class Tile:

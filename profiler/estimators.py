@@ -8,10 +8,7 @@ how all rank against the truth.
 import torch
 from torch import Tensor
 
-from moa.kernels.influence import Estimator, Tile
-
-NO_MASS = 1e-6
-"""Kept attention mass below which a cut is taken to remove the whole output."""
+from moa.kernels.influence import NO_MASS, Estimator, Tile
 
 
 def fisher(tile: Tile) -> Tensor:

@@ -30,13 +30,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moa.kernels import influence
 from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows, on_device, require_supported
 from moa.kernels.triton.prefill import prefill
 from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
 
-NO_MASS = tl.constexpr(1e-6)
-"""Kept attention mass below which a cut is taken to remove the whole output."""
-
+NO_MASS = tl.constexpr(influence.NO_MASS)
 
 UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "sink_count", "most_sinks"]
 
