@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from moa.cli.measure import check_place, environment, runner
+from moa.cli.measure import runner_of
 from moa.journal import Journal, key, replace_json
-from moa.load import load_model
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan, Rule
 from moa.profiler.profile import Profile
@@ -117,10 +116,7 @@ def main() -> None:
     options = parser.parse_args()
     costs, profile = Costs.load(options.costs), Profile.load(options.profile)
     costs.check(profile.model)
-    model, _ = load_model(options.model, dtype=str(costs.environment["dtype"]))
-    costs.check(ModelInfo.of(model))
-    backend = str(costs.environment["backend"])
-    check_place(costs, environment(model, backend))
+    run = runner_of(costs, options.model)
     tried = plans(profile)
 
     def cases(kind: Kind, length: int, batch: int) -> list[tuple[str, Work]]:
@@ -129,7 +125,7 @@ def main() -> None:
 
     todo = [case for n in options.decode_lengths for batch in options.batches for case in cases("decode", n, batch)]
     todo += [case for n in options.prefill_lengths for case in cases("prefill", n, 1)]
-    journal, run = Journal(options.output.with_suffix(".jsonl")), runner(model, backend)
+    journal = Journal(options.output.with_suffix(".jsonl"))
     place = {name: costs.environment[name] for name in ("device", "threads", "backend", "dtype")}
     taken: dict[tuple[str, Work], list[float]] = {case: [] for case in todo}
     for turn in range(options.rounds):

@@ -14,7 +14,6 @@ moment, the same command goes on from `cpu.partial`. About 25 minutes on 2 idle 
 
 import argparse
 import json
-import platform
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +31,7 @@ from transformers.masking_utils import sdpa_mask
 
 from moa import timing
 from moa.cli.common import numbers
+from moa.cli.measure import cpu_name
 from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
@@ -137,16 +137,10 @@ def summaries(found: dict[str, Times]) -> dict[str, dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    cpu = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), platform.machine())
     return {
-        "cpu": cpu, "threads": torch.get_num_threads(), "dtype": "float32", "torch": torch.__version__,
+        "cpu": cpu_name(), "threads": torch.get_num_threads(), "dtype": "float32", "torch": torch.__version__,
         "transformers": transformers.__version__, "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
-
-
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
 
 
 def run(bench: Bench, journal: Journal) -> dict[str, Any]:

@@ -76,7 +76,10 @@ def capacities(sink: Ints, alpha: Ints, beta256: Ints, lengths: Ints) -> Ints:
 
 
 def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str) -> Store:
-    """An empty store with `capacity` slots per slab [sequences, kv_heads]; zeros, so every slot is finite."""
+    """An empty store with `capacity` slots per slab [sequences, kv_heads]; zeros, so every slot is finite.
+
+    Whatever mode it is made in, it may be written outside of inference mode.
+    """
     capacity = np.asarray(capacity, np.int64)
     assert (capacity % BLOCK == 0).all()
     groups = capacity.shape[1]
@@ -90,21 +93,22 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
     def tensor(x: Ints, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.as_tensor(x, dtype=dtype).to(device)
 
-    return Store(
-        k=torch.zeros(slots, head_size, dtype=dtype, device=device),
-        v=torch.zeros(slots, head_size, dtype=dtype, device=device),
-        base=tensor(base.reshape(capacity.shape)),
-        capacity=tensor(capacity, torch.int32),
-        sequence=tensor(np.repeat(pairs // groups, sizes // BLOCK)),
-        group=tensor(np.repeat(pairs % groups, sizes // BLOCK)),
-        place=tensor(np.arange(slots // BLOCK) - np.repeat(starts // BLOCK, sizes // BLOCK)),
-        order=tensor(pairs[sizes > 0]),
-        runs=tuple(
-            Run(int(starts[sizes == size][0]), int(size), tensor(pairs[sizes == size]))
-            for size in np.unique(sizes)
-            if size
-        ),
-    )
+    with torch.inference_mode(False):
+        return Store(
+            k=torch.zeros(slots, head_size, dtype=dtype, device=device),
+            v=torch.zeros(slots, head_size, dtype=dtype, device=device),
+            base=tensor(base.reshape(capacity.shape)),
+            capacity=tensor(capacity, torch.int32),
+            sequence=tensor(np.repeat(pairs // groups, sizes // BLOCK)),
+            group=tensor(np.repeat(pairs % groups, sizes // BLOCK)),
+            place=tensor(np.arange(slots // BLOCK) - np.repeat(starts // BLOCK, sizes // BLOCK)),
+            order=tensor(pairs[sizes > 0]),
+            runs=tuple(
+                Run(int(starts[sizes == size][0]), int(size), tensor(pairs[sizes == size]))
+                for size in np.unique(sizes)
+                if size
+            ),
+        )
 
 
 def slab_block(block: Tensor, sink_blocks: Tensor, capacity: Tensor) -> Tensor:

@@ -94,9 +94,11 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Of layers with rules `update` sees it. Those with the model's own window store before it is known whether the
         others can.
         """
+        if torch.compiler.is_compiling():
+            return
         held = self.layers[self._first_ruled].get_seq_length()
         for i, layer in enumerate(self.layers):
-            if isinstance(layer, PlanLayer) or torch.compiler.is_compiling():
+            if isinstance(layer, PlanLayer):
                 continue
             has = layer.get_seq_length()
             if any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (held, has)):

@@ -64,8 +64,7 @@ class FixedPlanLayer(PlanLayer):
         if len(index) != self.batch_size:
             super()._select(index)
             return
-        with torch.inference_mode(False):
-            chosen = select(self.store, index)
+        chosen = select(self.store, index)
         self.store.k.copy_(chosen.k)
         self.store.v.copy_(chosen.v)
         self._lost = self._lost[index.cpu().numpy()]

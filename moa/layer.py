@@ -165,8 +165,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _allocate(self) -> Store:
         slots = capacities(self.rules.sink, self.rules.alpha, self.rules.beta256, self._room)
         self._ring = (slots - self.rules.sink) // BLOCK
-        with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
-            return allocate(slots, self._head_size, self.dtype, self.device)
+        return allocate(slots, self._head_size, self.dtype, self.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Columns and offset of the mask that the attention function will get."""
@@ -237,8 +236,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _select(self, index: Tensor) -> None:
         on_host = index.cpu().numpy()
         if self.store is not None:
-            with torch.inference_mode(False):
-                self.store = select(self.store, index)
+            self.store = select(self.store, index)
             self._ring = self._ring[on_host]
         self._room, self._lost = self._room[on_host], self._lost[on_host]
 

@@ -76,6 +76,19 @@ def runner(network: Any, backend: str | None) -> "Callable[[Plan, Work], list[fl
     return run
 
 
+def runner_of(costs: "Costs", model: str, loaded: Any = None) -> "Callable[[Plan, Work], list[float]]":
+    """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
+    from moa.load import load_model
+    from moa.plans.model import ModelInfo
+
+    dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
+    if loaded is None or str(loaded.dtype) != f"torch.{dtype}":
+        loaded, _ = load_model(model, dtype=dtype)
+    costs.check(ModelInfo.of(loaded))
+    check_place(costs, environment(loaded, backend))
+    return runner(loaded, backend)
+
+
 def environment(network: Any, backend: str | None) -> dict[str, str | int]:
     """What the times of `network` hold for."""
     import torch
@@ -86,7 +99,7 @@ def environment(network: Any, backend: str | None) -> dict[str, str | int]:
 
     cuda = network.device.type == "cuda"
     return {
-        "device": torch.cuda.get_device_name(network.device) if cuda else _cpu(),
+        "device": torch.cuda.get_device_name(network.device) if cuda else cpu_name(),
         "threads": torch.get_num_threads(),
         "backend": backend or pick(network.device),
         "dtype": str(network.dtype).removeprefix("torch."),
@@ -96,7 +109,7 @@ def environment(network: Any, backend: str | None) -> dict[str, str | int]:
     }
 
 
-def _cpu() -> str:
+def cpu_name() -> str:
     """The model of the CPU: times of another one are no guide."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []

@@ -1,7 +1,7 @@
 """`moa search PROFILE -o PLAN.yaml --max-density 0.5`: find the plan of least harm within budgets."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
     from moa.search.budget import Budget
-    from moa.search.cost import Costs, Work
+    from moa.search.cost import Costs
     from moa.search.objective import Mix
     from moa.search.solver import Solution
 
@@ -86,7 +86,7 @@ def command(
     import moa
     from moa.cli import study
     from moa.cli.common import numbers, writable
-    from moa.cli.measure import compare, environment
+    from moa.cli.measure import compare, environment, runner_of
     from moa.plans.plan import Plan
     from moa.profiler.fingerprint import fingerprint
     from moa.profiler.profile import Profile, digest
@@ -138,7 +138,7 @@ def command(
         options.ready(measured, span, output)
         network, tokenizer, check = study.validation(measured, validate, validate_length or min(span), seed)
     if measure is not None and known is not None:
-        run = _runner(known, measure, network if measure == validate else None)
+        run = runner_of(known, measure, network if measure == validate else None)
     scale = None if calibrate is None else study.calibrated(measured, mix, check, calibrate, span, console)
     if scale is not None and max_harm is not None:
         budgets[-1] = replace(budgets[-1], most=scale.objective(budgets[-1].most))
@@ -192,20 +192,6 @@ def command(
     if known is not None:
         compare(plan, span, budgets, least, known, run, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")
-
-
-def _runner(costs: "Costs", model: str, loaded: Any) -> "Callable[[Plan, Work], list[float]]":
-    """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
-    from moa.cli.measure import check_place, environment, runner
-    from moa.load import load_model
-    from moa.plans.model import ModelInfo
-
-    dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
-    if loaded is None or str(loaded.dtype) != f"torch.{dtype}":
-        loaded, _ = load_model(model, dtype=dtype)
-    costs.check(ModelInfo.of(loaded))
-    check_place(costs, environment(loaded, backend))
-    return runner(loaded, backend)
 
 
 def _front(

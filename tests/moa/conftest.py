@@ -124,6 +124,16 @@ def random_plan() -> Callable:
     return make_plan
 
 
+@pytest.fixture
+def model(tiny):
+    return tiny()
+
+
+@pytest.fixture
+def plan(model, random_plan):
+    return random_plan(model, 1)
+
+
 @pytest.fixture(scope="session")
 def oracle() -> Callable:
     return run_oracle

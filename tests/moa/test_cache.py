@@ -11,16 +11,6 @@ from moa import KVCache, MoaError, Plan, Unsupported
 
 
 @pytest.fixture
-def model(tiny):
-    return tiny()
-
-
-@pytest.fixture
-def plan(model, random_plan):
-    return random_plan(model, 1)
-
-
-@pytest.fixture
 def applied(model, plan):
     with moa.apply(model, plan), torch.no_grad():
         yield model

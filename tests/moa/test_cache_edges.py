@@ -13,16 +13,6 @@ from moa.rules import Rules
 from moa.text import Text
 
 
-@pytest.fixture
-def model(tiny):
-    return tiny()
-
-
-@pytest.fixture
-def plan(model, random_plan):
-    return random_plan(model, 1)
-
-
 def step(model, cache, ids):
     return model(ids, past_key_values=cache).logits
 

@@ -12,16 +12,6 @@ from moa import KVCache, Unsupported
 from moa.applied import _prepare_cache
 
 
-@pytest.fixture
-def model(tiny):
-    return tiny()
-
-
-@pytest.fixture
-def plan(model, random_plan):
-    return random_plan(model, 1)
-
-
 @pytest.fixture(params=["reference", "torch"])
 def applied(model, plan, request):
     with moa.apply(model, plan, request.param):
