@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moa.plans.errors import MoaError
-from moa.profiler.chat import render
+from moa.profiler.chat import has_template, render
 from moa.profiler.text import prose, scatter
 
 
@@ -107,7 +107,7 @@ def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, see
 
 def _frame(tokenizer: Any) -> tuple[str, str]:
     """The prompt before the user's text, and between it and the answer."""
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not has_template(tokenizer):
         return tokenizer.bos_token or "", "\nAnswer: "
     mark = "\u241e"  # a symbol no template contains
     before, after = render(tokenizer, [{"role": "user", "content": mark}], answer=True).split(mark)

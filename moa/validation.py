@@ -12,7 +12,8 @@ from moa.evaluate import against, windows
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.calibration import SOURCES, Sample, whole_text
-from moa.profiler.collect import check_length
+from moa.profiler.chat import has_template
+from moa.profiler.collect import check_length, response_hidden
 from moa.search.study import Measured
 
 TASKS = ("facts", "pairs")
@@ -47,7 +48,7 @@ class Validation:
         found = windows(tokenizer, length, texts, "validation")
         if not found:
             raise MoaError(f"text for validation has no window of {length} tokens: give a shorter --validate-length")
-        chat = getattr(tokenizer, "chat_template", None) is not None
+        chat = has_template(tokenizer)
         self.model, self.length, self.backend = model, length, backend
         self._samples: list[tuple[str, Sample]] = []
         for i, ids in enumerate(found):
@@ -73,7 +74,4 @@ class Validation:
 
     @torch.inference_mode()
     def _hidden(self, sample: Sample) -> Tensor:
-        """Last hidden states [response tokens, d] from which they are predicted."""
-        ids = torch.tensor([sample.ids], device=self.model.device)
-        hidden: Tensor = self.model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        return hidden[torch.tensor(sample.response, device=hidden.device) - 1]
+        return response_hidden(self.model, sample)

@@ -21,6 +21,9 @@ BLOCK = 64
 BETA_STEPS = 256
 """beta is a multiple of 1/256."""
 
+LONGEST = 2**24
+"""The longest text that commands and budgets take, tokens: tables of longer ones fill the memory."""
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 IntLike = int | npt.NDArray[np.integer]

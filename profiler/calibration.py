@@ -16,7 +16,7 @@ from moa.profiler.text import prose, scatter
 from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]
-Loss = Literal["nll", "margin"]
+Loss = Literal["nll", "margin", "kl"]
 
 TOKENS_PER_QUESTION = 160
 """One question per so many tokens of length: 6 at 1,024, 25 at 4,096."""

@@ -17,6 +17,11 @@ _NOW = (
 )
 
 
+def has_template(tokenizer: Any) -> bool:
+    """Whether it can render a chat."""
+    return getattr(tokenizer, "chat_template", None) is not None
+
+
 def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False) -> str:
     """The text of a chat by the tokenizer's template, whatever the day is.
 

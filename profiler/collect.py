@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moa.plans.errors import MoaError, ProfileError
@@ -26,6 +26,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.profiler.calibration import Labels, Loss, Sample, Source
+from moa.profiler.chat import has_template
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.fingerprint import fingerprint
 from moa.profiler.head import HEAD_CHUNK, logits_of
@@ -112,10 +113,10 @@ def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
     """All samples, shortest length first, in the order in which they are summed.
 
     With the estimator `effect`, which tasks that ask for facts have, only the shortest length is measured: which groups
-    recall does not depend on it.
+    recall does not depend on it. How a plan of some length departs from the dense model, the loss `kl`, does.
     """
     shortest, *longer = sorted(settings.lengths)
-    every = [s for s in sources if (settings.estimator or s.estimator) != "effect"]
+    every = [s for s in sources if "kl" in (s.loss, settings.loss) or (settings.estimator or s.estimator) != "effect"]
     pairs = [(s, shortest) for s in sources] + [(s, n) for n in longer for s in every]
     return [Task(s, n, i) for s, n in pairs for i in range(settings.samples)]
 
@@ -145,6 +146,8 @@ def check_run(
     todo = tasks(settings, sources)
     if settings.retrieval_score:
         _check_retrieval(todo, tokenizer, settings, plan)
+    if plan is None and "kl" in (settings.loss, *(s.loss for s in sources)):
+        raise MoaError("the loss kl is the divergence of a plan from the dense model: give --around PLAN")
     if add is not None:
         add.check_plus(_blank(todo, ModelInfo.from_config(model.config), settings, plan))
 
@@ -192,7 +195,11 @@ def collect(
                 labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
                 recorder.estimator = ESTIMATORS[settings.estimator or task.source.estimator]
                 recorder.watch = copies = Copies(sample) if settings.retrieval_score else None
-                run_backward(model, sample, labels, loss, generator)
+                dense = None
+                if loss == "kl":
+                    with recorder.dense(), torch.no_grad():
+                        dense = response_hidden(model, sample)
+                run_backward(model, sample, labels, loss, generator, dense)
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 if copies is not None:
                     table |= {"copied": copies.table(), "copyable": np.array([copies.tokens])}
@@ -209,9 +216,17 @@ def collect(
     return profile
 
 
+def response_hidden(model: PreTrainedModel, sample: Sample) -> Tensor:
+    """Last hidden states [response tokens, d] from which the sample's response is predicted."""
+    ids = torch.tensor([sample.ids], device=model.device)
+    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    return hidden[torch.tensor(sample.response, device=hidden.device) - 1]
+
+
 def run_backward(
-    model: PreTrainedModel, sample: Sample, labels: Labels, loss: Loss, generator: torch.Generator
-) -> None:
+    model: PreTrainedModel, sample: Sample, labels: Labels, loss: Loss, generator: torch.Generator,
+    dense: Tensor | None = None,
+) -> None:  # fmt: skip
     """Backward pass of the loss summed over the sample's response tokens; logits are held a chunk at a time.
 
     Args:
@@ -220,16 +235,24 @@ def run_backward(
         labels: `sampled` draws each label from the model's own distribution, `greedy` takes its argmax, `given` the
             text's own token.
         loss: `nll` is -log p(label); `margin` is the best other logit minus the label's, of the tokens that the model
-            gets right: what it gets wrong says nothing of where it finds what it knows.
+            gets right: what it gets wrong says nothing of where it finds what it knows. `kl` is the divergence from
+            the dense model's distribution, and takes no labels.
         generator: Random state of sampled labels, on the CPU.
+        dense: The dense model's `response_hidden`, for the loss `kl`.
     """
-    ids = torch.tensor([sample.ids], device=model.device)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    response = torch.tensor(sample.response, device=ids.device)
-    cut = hidden[0].detach().index_select(0, response.to(hidden.device) - 1).requires_grad_(True)
-    for rows, given in zip(cut.split(HEAD_CHUNK), ids[0, response].split(HEAD_CHUNK), strict=True):
-        logits = logits_of(model, rows)
-        label = _label(logits.detach(), given.to(logits.device), labels, generator)[:, None]
+    hidden = response_hidden(model, sample)
+    given = torch.tensor(sample.ids, device=hidden.device)[list(sample.response)]
+    cut = hidden.detach().requires_grad_(True)
+    for i in range(0, len(cut), HEAD_CHUNK):
+        at = slice(i, i + HEAD_CHUNK)
+        logits = logits_of(model, cut[at])
+        if loss == "kl":
+            assert dense is not None
+            with torch.no_grad():
+                wanted = logits_of(model, dense[at]).log_softmax(-1)
+            nn.functional.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="sum").backward()
+            continue
+        label = _label(logits.detach(), given[at].to(logits.device), labels, generator)[:, None]
         wanted = logits.gather(1, label)
         if loss == "nll":
             lost = logits.logsumexp(-1, keepdim=True) - wanted
@@ -237,9 +260,7 @@ def run_backward(
             lost = logits.scatter(1, label, -torch.inf).amax(-1, keepdim=True) - wanted
             lost = lost[lost < 0]
         lost.sum().backward()
-    assert cut.grad is not None
-    grad = torch.zeros_like(hidden[0]).index_add_(0, response.to(hidden.device) - 1, cut.grad)
-    hidden.backward(grad[None])
+    hidden.backward(cut.grad)
 
 
 def _label(logits: Tensor, given: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
@@ -253,7 +274,7 @@ def _label(logits: Tensor, given: Tensor, labels: Labels, generator: torch.Gener
 
 def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:
     """The task's sample, of exactly its length."""
-    chat = settings.chat and getattr(tokenizer, "chat_template", None) is not None
+    chat = settings.chat and has_template(tokenizer)
     sample = task.source.sample(tokenizer, task.length, random.Random(_seed(settings, task, "text")), chat)
     assert len(sample.ids) == task.length
     return sample

@@ -62,6 +62,15 @@ class Recorder:
         sink = torch.from_numpy(self.plan.rules(layer)[0].astype("int32"))
         return first.to(device), sink.to(device)
 
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Within the block the model runs dense, whatever the plan."""
+        plan, self.plan = self.plan, None
+        try:
+            yield
+        finally:
+            self.plan = plan
+
     def take(self) -> Tensor:
         """The finished sample's table [sinks, layers, kv_heads, rows, edges]; empties the recorder."""
         missing = self.layers - self.tables.keys()

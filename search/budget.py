@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
-from moa.plans.span import BLOCK, Floats
+from moa.plans.span import BLOCK, LONGEST, Floats
 from moa.search.cost import Costs, Kind, Work
 from moa.search.grid import Grid
 from moa.search.solver import Limit
 
-LONGEST, LARGEST = 2**24, 2**20
-"""Tokens and sequences that a budget may name."""
+LARGEST = 2**20
+"""Sequences that a budget may name."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from moa.plans.span import Floats, Ints
 from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
 from moa.search.cost import Costs, Work
+from moa.search.descent import Descent
 from moa.search.grid import Grid, grid
 from moa.search.objective import PLAIN, Mix, objective
 from moa.search.solver import Limit, Solution, solve
@@ -22,7 +23,7 @@ from moa.search.solver import Limit, Solution, solve
 def choose(
     profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN,
     costs: Costs | None = None, minimise: Budget | None = None, lengths: Sequence[int] | None = None,
-    time_limit: float = 60.0, provenance: Provenance | None = None,
+    descent: Descent | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
     """The plan of least harm within the budgets, or with `minimise` of least cost within them, one of them on harm.
 
@@ -33,6 +34,7 @@ def choose(
         costs: Measured costs, for budgets in milliseconds.
         minimise: The cost to make least, at one length; its figure does not count.
         lengths: Profiled lengths the plan is for, None for all of them.
+        descent: Go on from an earlier plan by what was measured around it, not from the profile alone.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
 
@@ -54,7 +56,10 @@ def choose(
             kept.append(Limit(str(budget), harms, budget.most))
         else:
             kept += limits(budget, rules, model, lengths, costs)
-    if minimise is None:
+    if descent is not None:
+        kept += descent.near(rules, lengths)
+        solution = solve(descent.objective(harms, rules, lengths), kept, time_limit=time_limit)
+    elif minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)
     else:
         [least] = limits(minimise, rules, model, lengths, costs)

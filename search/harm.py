@@ -12,11 +12,26 @@ def harm(profile: Profile, grid: Grid, cut: Cut) -> Floats:
     """Harm of every rule in every group, by one source at one length: [groups, rules], groups layer by layer.
 
     harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token; of
-    the estimator `fisher`, a quadratic form, half of it. Where a bin holds several blocks, the whole row counts at the
+    the estimator `fisher`, a quadratic form, half of it. The table is made monotone first.
+    """
+    return _look(profile, grid, cut, monotone(profile.cuts[cut]))
+
+
+def slope(profile: Profile, grid: Grid, cut: Cut) -> Floats:
+    """The same with its sign, and as measured: what the loss gains or loses, to first order, by cuts of full attention.
+
+    A running maximum would count as harm what is noise, row by row; a sum over rows averages it out.
+    """
+    return _look(profile, grid, cut, profile.cuts[cut].astype(np.float64))
+
+
+def _look(profile: Profile, grid: Grid, cut: Cut, table: Floats) -> Floats:
+    """Sums of the table's entries along every rule, per response token.
+
+    Where a bin holds several blocks, the whole row counts at the
     shortest window of its blocks, rounded down to whole bins. A row of the table has no window within its own bin; a
     block that keeps one counts as another whole row at the narrowest there is.
     """
-    table = monotone(profile.cuts[cut])
     per_bin = bin_size(cut[1]) // BLOCK
     first = grid.first(cut[1])
     blocks, bins = first.shape[1], table.shape[3]

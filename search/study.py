@@ -142,7 +142,7 @@ def tpe(seed: int) -> BaseSampler:
 
 def study(
     profile: Profile, solve: Callable[[Profile, Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
-    name: str, plain: Mix = PLAIN, base: Measured | None = None, storage: str | None = None, seed: int = 0,
+    name: str, plain: Mix = PLAIN, storage: str | None = None, seed: int = 0,
     sampler: Callable[[int], BaseSampler] = tpe, pruner: optuna.pruners.BasePruner = MEDIAN,
     found: Callable[[Best], None] = lambda _best: None,
     progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
@@ -157,7 +157,6 @@ def study(
         lengths: Lengths the plan is for.
         name: Names all that figures depend on; workers with the same name and storage share one study.
         plain: The mix that the first trial has.
-        base: What scores are relative to, None for what the plain mix measures.
         storage: Database URL or path of a journal file; None keeps the study in memory.
         seed: Seed of the sampler.
         sampler: The sampler of a seed.
@@ -181,7 +180,7 @@ def study(
             solved[key] = solve(profile, mix)
         return solved[key]
 
-    base = _base(shared, once(profile, plain), _place(plain, profile, lengths), evaluate, base)
+    base = _base(shared, once(profile, plain), _place(plain, profile, lengths), evaluate)
 
     def best() -> Best:
         frozen = shared.best_trial
@@ -249,20 +248,17 @@ def _place(mix: Mix, profile: Profile, lengths: Sequence[int]) -> FixedTrial | N
     return trial
 
 
-def _base(
-    shared: optuna.Study, plan: Plan, place: FixedTrial | None, evaluate: Evaluate, base: Measured | None
-) -> Measured:
+def _base(shared: optuna.Study, plan: Plan, place: FixedTrial | None, evaluate: Evaluate) -> Measured:
     """Measure the plan of the plain mix, the first trial, unless that was done; what all scores are relative to."""
     if "base" not in shared.user_attrs:
         *_, plain = evaluate(plan)
         if "base" not in shared.user_attrs:  # another worker may have been faster, with the same figures
-            base = base or plain
             attrs = {"measured": asdict(plain), "rules": rules(plan), "plain": True}
             known: dict[str, Any] = {}
             if place is not None:
                 known = {"params": place.params, "distributions": place.distributions}
-            shared.add_trial(optuna.create_trial(value=plain.score(base), user_attrs=attrs, **known))
-            shared.set_user_attr("base", asdict(base))
+            shared.add_trial(optuna.create_trial(value=plain.score(plain), user_attrs=attrs, **known))
+            shared.set_user_attr("base", asdict(plain))
     return Measured(**shared.user_attrs["base"])
 
 

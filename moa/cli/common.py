@@ -7,23 +7,20 @@ from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from moa.plans.errors import MoaError
+from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-MOST = 2**24
-"""The largest number that commands take, of tokens above all: tables of longer texts fill the memory."""
-
-
 def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers up to `MOST` from `1024,2048`."""
+    """Whole numbers up to `LONGEST` from `1024,2048`."""
     try:
         found = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         raise MoaError(f"{name} must be whole numbers separated by commas, found {text!r}") from None
-    if found[-1] > MOST:
-        raise MoaError(f"{name} must be at most {MOST}, found {found[-1]}")
+    if found[-1] > LONGEST:
+        raise MoaError(f"{name} must be at most {LONGEST}, found {found[-1]}")
     return found
 
 

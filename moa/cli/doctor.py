@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moa.cli.common import MOST
 from moa.plans.errors import MoaError, Unsupported
+from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,7 @@ def command(
     ] = None,
     plan: Annotated[str | None, typer.Argument(help="Plan file or name of a shipped plan.")] = None,
     length: Annotated[
-        int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1, max=MOST)
+        int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1, max=LONGEST)
     ] = None,
 ) -> None:
     """Say what is installed, which back-end would run and why, whether it computes right, what a plan would gain.

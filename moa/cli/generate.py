@@ -58,7 +58,9 @@ def _read(path: Path) -> str:
 def _encode(tokenizer: Any, text: str, chat: bool) -> "Tensor":
     if not chat:
         return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[no-any-return]
-    if not tokenizer.chat_template:
+    from moa.profiler.chat import has_template
+
+    if not has_template(tokenizer):
         raise MoaError("--chat needs a model with a chat template; this one has none")
     turn = [{"role": "user", "content": text}]
     found = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -25,7 +25,7 @@ def command(
     sinks: Annotated[str, typer.Option(help="Sink sizes to measure, multiples of 64.")] = "64",
     estimator: Annotated[str | None, typer.Option(help="fisher, effect, first-order, first-order-abs, mass.")] = None,
     labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
-    loss: Annotated[str | None, typer.Option(help="nll, margin. Default: per source.")] = None,
+    loss: Annotated[str | None, typer.Option(help="nll, margin; with --around also kl. Default: per source.")] = None,
     chat: Annotated[bool, typer.Option(help="Render tasks with the chat template when there is one.")] = True,
     around: Annotated[
         str | None, typer.Option(help="Plan the model runs under while it is measured. Default: dense.")
@@ -58,7 +58,7 @@ def command(
     names = source if source is not None else ([] if data else list(DEFAULT))
     settings = Settings(
         numbers("lengths", lengths), samples, seed, numbers("sinks", sinks), estimator,
-        choice("labels", labels, ("sampled", "greedy", "given")), choice("loss", loss, ("nll", "margin")), chat,
+        choice("labels", labels, ("sampled", "greedy", "given")), choice("loss", loss, ("nll", "margin", "kl")), chat,
         retrieval_score,
     )  # fmt: skip
     sources = [KNOWN[choice("source", name, tuple(KNOWN)) or name] for name in names]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from moa.profiler.profile import Profile
     from moa.search.budget import Budget
     from moa.search.cost import Costs
+    from moa.search.descent import Descent
     from moa.search.objective import Mix
     from moa.search.solver import Solution
 
@@ -62,13 +63,16 @@ def command(
         int, typer.Option(help="With --validate: mixes of sources, lengths and layers to try, the best plan kept.")
     ] = 1,
     rounds: Annotated[
-        int, typer.Option(help="With --trials: times to profile again around the best plan, and to try as many more.")
+        int,
+        typer.Option(help="With --validate: times to profile around the plan and to go on from there, the best kept."),
     ] = 0,
+    round_samples: Annotated[int, typer.Option(help="Samples per source and length in each round.")] = 4,
     storage: Annotated[
         str | None,
         typer.Option(help="Journal file or database URL of the trials; workers that share it join forces."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the trials and of validation's tasks.")] = 0,
+    dtype: Annotated[str, typer.Option(help="Of the model to validate: auto, float32, bfloat16, float16.")] = "auto",
     calibrate: Annotated[
         int | None, typer.Option(help="With --validate: measure so many plans; --max-harm is then nats per token.")
     ] = None,
@@ -104,12 +108,14 @@ def command(
     least = None if minimise is None else cost(minimise)
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
-    options = study.Study(trials, rounds, storage, seed)
+    options = study.Study(trials, rounds, round_samples, storage, seed)
     options.check()
     if validate is None and (trials > 1 or rounds or storage or calibrate is not None or validate_length is not None):
         raise MoaError("trials, rounds, storage, calibrate and validate-length go with --validate MODEL")
-    if (trials > 1 or rounds) and (source_weight or max_harm is not None):
-        raise MoaError("trials choose the weights that harm is the sum of: no --source-weight or --max-harm with them")
+    if trials > 1 and source_weight:
+        raise MoaError("trials choose the weights of sources: no --source-weight with them")
+    if (trials > 1 or rounds) and max_harm is not None:
+        raise MoaError("trials and rounds make harm least: no --max-harm with them")
     if front is not None and (validate is not None or measure is not None):
         raise MoaError("--validate and --measure take one plan: not with --front")
     mix = Mix(_weights(source_weight or []))
@@ -136,18 +142,18 @@ def command(
     run = None
     if validate is not None:
         options.ready(measured, span, output)
-        network, tokenizer, check = study.validation(measured, validate, validate_length or min(span), seed)
+        network, tokenizer, check = study.validation(measured, validate, dtype, validate_length or min(span), seed)
     if measure is not None and known is not None:
         run = runner_of(known, measure, network if measure == validate else None)
     scale = None if calibrate is None else study.calibrated(measured, mix, check, calibrate, span, console)
     if scale is not None and max_harm is not None:
         budgets[-1] = replace(budgets[-1], most=scale.objective(budgets[-1].most))
 
-    def solve(profile: "Profile", mixed: "Mix") -> "tuple[Plan, Solution]":
+    def solve(mixed: "Mix", descent: "Descent | None" = None) -> "tuple[Plan, Solution]":
         try:
             plan, solution = choose(
-                profile, budgets, mix=mixed, costs=known, minimise=least, lengths=wanted, time_limit=time_limit,
-                provenance=origin,
+                measured, budgets, mix=mixed, costs=known, minimise=least, lengths=wanted, descent=descent,
+                time_limit=time_limit, provenance=origin,
             )  # fmt: skip
         except BudgetInfeasible as error:
             if scale is None or max_harm is None:
@@ -156,14 +162,14 @@ def command(
             raise BudgetInfeasible(scale.reword(str(error), str(budgets[-1]), typed)) from None
         said = plan.predicted
         # The scale is of this profile and mix, and of one length.
-        if scale is None or profile is not measured or mixed != mix or span != (check.length,):
+        if scale is None or descent is not None or mixed != mix or span != (check.length,):
             return plan, solution
         assert said is not None
         assert said.harm is not None
         said = said.model_copy(update={"kl": (float(f"{scale.nats(said.harm[0]):.4g}"),)})
         return plan.model_copy(update={"predicted": said}), solution
 
-    plan, solution = solve(measured, mix)
+    plan, solution = solve(mix)
     plan.save(output)
     state = "time limit reached" if solution.timed_out else "optimal"
     given_, left = solution.columns
@@ -181,7 +187,7 @@ def command(
             "lengths": span, "length": check.length, "seed": seed, "sources": dict(mix.sources),
         }  # fmt: skip
         best = study.run(
-            measured, lambda profile, mix: solve(profile, mix)[0], mix, options, network, tokenizer, check, span,
+            measured, lambda mix, descent=None: solve(mix, descent)[0], mix, options, network, tokenizer, check, span,
             about, output, console,
         )  # fmt: skip
         plan = best.plan

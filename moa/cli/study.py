@@ -29,21 +29,26 @@ class Study:
     """What the user asked of it.
 
     Attributes:
-        trials: Finished trials, all workers together, in every round.
-        rounds: Times to profile again around the best plan, and to go on with both profiles.
+        trials: Finished trials, all workers together.
+        rounds: Times to profile around the latest plan, and to go on from there.
+        samples: Samples per source and length in every round.
         storage: Database URL or journal file, None for memory.
-        seed: Of the sampler and of validation's tasks.
+        seed: Of the sampler, of validation's tasks, and of the rounds' samples.
     """
 
     trials: int
     rounds: int
+    samples: int
     storage: str | None
     seed: int
 
     def check(self) -> None:
         """Raise MoaError for numbers out of range."""
-        if self.trials < 1 or self.rounds < 0:
-            raise MoaError(f"trials must be 1 or more and rounds 0 or more, found {self.trials} and {self.rounds}")
+        if self.trials < 1 or self.rounds < 0 or self.samples < 1:
+            raise MoaError(
+                "trials must be 1 or more, rounds 0 or more and round-samples 1 or more, found "
+                f"{self.trials}, {self.rounds} and {self.samples}"
+            )
 
     def ready(self, profile: "Profile", lengths: Sequence[int], output: Path) -> None:
         """Raise MoaError, before the model loads, where trials cannot be stored or rounds cannot be profiled."""
@@ -51,36 +56,52 @@ class Study:
 
         open_storage(self.storage)
         for round_ in range(1, self.rounds + 1):
-            for part in parts(profile, lengths, self.seed + round_, round_, output):
-                part.check(None)
+            self.round(round_, profile, lengths, output).check(None)
+
+    def round(self, number: int, profile: "Profile", lengths: Sequence[int], output: Path) -> "Round":
+        """What a round measures.
+
+        Raises:
+            MoaError: A source that cannot be drawn again.
+        """
+        from moa.profiler.calibration import SOURCES
+        from moa.profiler.collect import Settings
+
+        if unknown := [name for name in profile.sources if name not in SOURCES]:
+            raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
+        settings = Settings(
+            tuple(lengths), self.samples, self.seed + number, profile.sinks, estimator="effect", loss="kl",
+            chat=profile.meta.get("chat", True),
+        )  # fmt: skip
+        path = output.with_suffix(f".round-{number}.safetensors")
+        return Round(settings, [SOURCES[name] for name in profile.sources], path)
 
 
-def validation(profile: "Profile", name: str, length: int, seed: int) -> tuple[Any, Any, "Validation"]:
+def validation(profile: "Profile", name: str, dtype: str, length: int, seed: int) -> tuple[Any, Any, "Validation"]:
     """The model, its tokenizer and its validation; refuses another model than was profiled."""
     from moa.load import load_model
     from moa.plans.errors import ModelMismatch
     from moa.plans.model import ModelInfo
     from moa.validation import Validation
 
-    model, tokenizer = load_model(name)
+    model, tokenizer = load_model(name, dtype=dtype)
     if differences := profile.model.differences(ModelInfo.of(model)):
         raise ModelMismatch(f"the profile is of another model than {name} (profile against it): {differences[0]}")
     return model, tokenizer, Validation(model, tokenizer, length, seed=seed)
 
 
 def run(
-    profile: "Profile", solve: Callable[["Profile", "Mix"], "Plan"], plain: "Mix", options: Study,
-    model: Any, tokenizer: Any, check: "Validation", lengths: Sequence[int], about: dict[str, Any], output: Path,
-    console: "Console",
+    profile: "Profile", solve: Callable[..., "Plan"], plain: "Mix", options: Study, model: Any, tokenizer: Any,
+    check: "Validation", lengths: Sequence[int], about: dict[str, Any], output: Path, console: "Console",
 ) -> "Best":  # fmt: skip
-    """A study, then one more after every round; the best plan so far is always at `output`.
+    """A study of mixes, then rounds from its best plan; the best plan so far is always at `output`.
 
     Args:
         profile: The profile.
-        solve: The core: the plan of a mix.
+        solve: The core: the plan of a mix, or with a descent the next plan.
         plain: The mix of the first trial, which the others are compared with.
         options: Trials, rounds, storage, seed.
-        model: The model, for profiling again.
+        model: The model, for profiling around plans.
         tokenizer: Its tokenizer.
         check: Measures a plan on it.
         lengths: Lengths the plan is for.
@@ -89,41 +110,37 @@ def run(
         console: Where progress goes.
     """
     from moa.cli.common import Bar
+    from moa.search.descent import Descent
     from moa.search.study import study
 
-    best: Best | None = None
-    before = (0, 0)
-
-    def keep(found: "Best") -> None:
-        nonlocal best
-        better = best is None or found.measured.score(found.base) < best.measured.score(best.base)
-        whole, stopped = (a + b for a, b in zip(before, found.trials, strict=True))
-        best = replace(found if best is None or better else best, trials=(whole, stopped))
-        origin = best.plan.provenance
+    def keep(found: "Best", round_: int = 0) -> None:
+        origin = found.plan.provenance
         if origin is not None:
-            note = f"best of {whole + stopped} trials at {check.length} tokens: {best.mix}"
+            note = f"best of {sum(found.trials)} trials at {check.length} tokens: {found.mix}"
+            note += f"; then round {round_}" if round_ else ""
             origin = origin.model_copy(update={"note": note})
-        best.plan.model_copy(update={"provenance": origin}).save(output)
-        if better:
-            console.print(f"  {summary(best)}")
+        found.plan.model_copy(update={"provenance": origin}).save(output)
+        console.print(f"  {summary(found)}")
 
-    first = profile
-    for round_ in range(options.rounds + 1):
-        named = json.dumps({**about, "round": round_, "tables": _digest(profile)}, sort_keys=True)
-        name = sha256(named.encode()).hexdigest()[:16]
-        with Bar(f"study {round_ + 1} of {options.rounds + 1}", console) as bar:
-            study(
-                profile, solve, check, trials=options.trials, lengths=lengths, name=name, plain=plain,
-                base=None if best is None else best.base, storage=options.storage, seed=options.seed, found=keep,
-                progress=bar,
-            )  # fmt: skip
-        assert best is not None
-        before = best.trials
-        if round_ < options.rounds:
-            todo = parts(first, lengths, options.seed + round_ + 1, round_ + 1, output)
-            for new in _again(todo, best.plan, model, tokenizer, console):
-                profile = profile.plus(new)
-    assert best is not None
+    named = json.dumps({**about, "tables": _digest(profile)}, sort_keys=True)
+    with Bar("study", console) as bar:
+        best = study(
+            profile, lambda _profile, mix: solve(mix), check, trials=options.trials, lengths=lengths, plain=plain,
+            name=sha256(named.encode()).hexdigest()[:16], storage=options.storage, seed=options.seed, found=keep,
+            progress=bar,
+        )  # fmt: skip
+    latest, around = best.plan, []
+    base, mix = best.base, best.mix
+    for number in range(1, options.rounds + 1):
+        todo = options.round(number, profile, lengths, output)
+        around.append(todo.measure(latest, model, tokenizer, f"round {number} of {options.rounds}", console))
+        descent = Descent(latest, tuple(around), text=max(base.kl, 1e-9), recall=max(base.recall, 1e-9))
+        latest = solve(mix, descent)
+        *_, measured = check(latest)
+        console.print(f"  round {number}: KL {measured.kl:.4f}, answers' KL {measured.recall:.4f}")
+        if measured.score(base) < best.measured.score(base):
+            best = replace(best, plan=latest, measured=measured)
+            keep(best, number)
     return best
 
 
@@ -137,13 +154,13 @@ def summary(best: "Best") -> str:
 
 
 @dataclass(frozen=True)
-class Part:
-    """Sources that a round draws again, at the same lengths.
+class Round:
+    """The slopes of the divergence from the dense model around a plan.
 
     Attributes:
-        settings: As the profile was made, as far as it says.
-        sources: The sources.
-        path: The profile of them.
+        settings: What is measured.
+        sources: Of what.
+        path: Where it is kept.
     """
 
     settings: "Settings"
@@ -151,84 +168,44 @@ class Part:
     path: Path
 
     def check(self, plan: "Plan | None") -> None:
-        """Refuse to replace a file that this part, around `plan`, did not write; None is any plan."""
+        """Refuse to replace a file that this round, around `plan`, did not write; None is any plan."""
         from moa.cli.common import writable
 
         writable(self.path, "profile of this round", partial(self._check, plan))
+
+    def measure(self, plan: "Plan", model: Any, tokenizer: Any, what: str, console: "Console") -> "Profile":
+        """The slopes around `plan`; read, where an earlier run measured them."""
+        from moa.cli.common import Bar
+        from moa.profiler.collect import collect, tasks
+        from moa.profiler.profile import Profile
+
+        plan = plan.model_copy(update={"predicted": None, "provenance": None})  # another day gives another date
+        self.check(plan)
+        if not self.path.exists():
+            work = [task.length for task in tasks(self.settings, self.sources)]
+            done = accumulate(work)
+            with Bar(what, console) as bar:
+                collect(
+                    model, tokenizer, self.settings, self.sources, self.path, plan=plan,
+                    progress=lambda task, _measured: bar(next(done), sum(work), task.key),
+                )  # fmt: skip
+        return Profile.load(self.path)
 
     def _check(self, plan: "Plan | None", path: Path) -> None:
         from moa.profiler.profile import Profile
 
         found, settings = Profile.load(path), self.settings
-        said = {
-            "seed": settings.seed, "samples": settings.samples, "chat": settings.chat, "labels": settings.labels,
-            "loss": settings.loss, "sources": {s.name: [s.labels, s.loss] for s in self.sources},
-        }  # fmt: skip
+        said = {name: getattr(settings, name) for name in ("seed", "samples", "chat", "labels", "loss")}
         if plan is not None:
             said["around"] = plan.to_dict()
         same = (
             found.sinks == settings.sinks
             and set(found.cuts) == {(s.name, n) for s in self.sources for n in settings.lengths}
-            and dict(found.estimators) == {s.name: s.estimator for s in self.sources}
+            and set(found.estimators.values()) == {settings.estimator}
             and {name: found.meta.get(name) for name in said} == json.loads(json.dumps(said))
         )
         if not same:
             raise MoaError("it has other settings, or is around another plan")
-
-
-def parts(profile: "Profile", lengths: Sequence[int], seed: int, round_: int, output: Path) -> list[Part]:
-    """What a round measures: every source as the profile has it, at the lengths that the objective reads it at.
-
-    Raises:
-        MoaError: A source that cannot be drawn again.
-    """
-    from moa.profiler.calibration import SOURCES
-    from moa.profiler.collect import Settings
-
-    if unknown := [name for name in profile.sources if name not in SOURCES]:
-        raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
-    meta = profile.meta
-    by_lengths: dict[tuple[int, ...], list[Source]] = {}
-    for name in profile.sources:
-        source, there = SOURCES[name], [n for other, n in profile.cuts if other == name]
-        labels, loss = meta.get("sources", {}).get(name, (source.labels, source.loss))
-        source = replace(source, estimator=profile.estimator(name), labels=labels, loss=loss)
-        read = (min(there),) if source.estimator == "effect" else tuple(n for n in lengths if n in there)
-        if read:
-            by_lengths.setdefault(read, []).append(source)
-    samples = max(profile.samples.values())
-    return [
-        Part(
-            Settings(
-                at, samples, seed, profile.sinks, labels=meta.get("labels"), loss=meta.get("loss"),
-                chat=meta.get("chat", True),
-            ),
-            sources,
-            output.with_suffix(f".round-{round_}.{'-'.join(map(str, at))}.safetensors"),
-        )
-        for at, sources in by_lengths.items()
-    ]  # fmt: skip
-
-
-def _again(todo: Sequence[Part], plan: "Plan", model: Any, tokenizer: Any, console: "Console") -> list["Profile"]:
-    """New samples, of the model under `plan`; parts that an earlier run finished are read."""
-    from moa.cli.common import Bar
-    from moa.profiler.collect import collect, tasks
-    from moa.profiler.profile import Profile
-
-    plan = plan.model_copy(update={"predicted": None, "provenance": None})  # another day gives another date
-    for part in todo:
-        part.check(plan)
-    missing = [part for part in todo if not part.path.exists()]
-    work = [task.length for part in missing for task in tasks(part.settings, part.sources)]
-    done = accumulate(work)
-    with Bar("profiling around the best plan", console) as bar:
-        for part in missing:
-            collect(
-                model, tokenizer, part.settings, part.sources, part.path, plan=plan,
-                progress=lambda task, _measured: bar(next(done), sum(work), task.key),
-            )  # fmt: skip
-    return [Profile.load(part.path) for part in todo]
 
 
 def _digest(profile: "Profile") -> str:

@@ -149,34 +149,35 @@ def test_the_storage_is_looked_at_before_the_model_loads(profile, tmp_path):
     assert notes.read_text() == "mine"
 
 
-def test_rounds_profile_again_around_the_plan(model_folder, made_up, tmp_path, monkeypatch):
+def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, tmp_path, monkeypatch):
     path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
     made_up.save(path)
     options = (
         str(path), "-o", str(plan), "--max-density", "0.5", "--lengths", "1024", "--validate", str(model_folder),
-        "--trials", "2", "--rounds", "1", "--storage", str(tmp_path / "trials.log"),
+        "--trials", "2", "--rounds", "2", "--round-samples", "1", "--storage", str(tmp_path / "trials.log"),
     )  # fmt: skip
     done = search(*options)
     assert done.exit_code == 0, done.output
     found = Plan.load(plan)
     assert found.density(1024) <= 0.5
-    assert found.provenance.note.startswith("best of 4 trials at 1024 tokens")
-    text, facts = (Profile.load(tmp_path / f"plan.round-1.{n}.safetensors") for n in (1024, 512))
-    assert (set(text.cuts), set(facts.cuts)) == ({("text", 1024)}, {("facts", 512)})
-    assert (dict(text.estimators), dict(facts.estimators)) == ({"text": "fisher"}, {"facts": "effect"})
-    assert {(p.meta["labels"], p.meta["chat"]) for p in (text, facts)} == {("greedy", False)}
+    assert found.provenance.note.startswith("best of 2 trials at 1024 tokens")
+    one, two = (Profile.load(tmp_path / f"plan.round-{i}.safetensors") for i in (1, 2))
+    for part in (one, two):
+        assert set(part.cuts) == {("text", 1024), ("facts", 1024)}
+        assert set(part.estimators.values()) == {"effect"}
+        assert (part.meta["loss"], part.meta["chat"]) == ("kl", False)
+    assert one.meta["around"] != two.meta["around"]  # the second is around the plan that the first led to
 
     def no_more(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
     monkeypatch.setattr("moa.profiler.collect.collect", no_more)
-    monkeypatch.setattr("moa.validation.Validation.__call__", no_more)
     done = search(*options)
     assert done.exit_code == 0, done.output
     assert Plan.load(plan).groups == found.groups
     done = search(*options, "--seed", "1")  # seen before any trial
-    assert "plan.round-1.1024.safetensors is not a profile of this round" in str(done.exception)
-    [part, _] = study.parts(made_up, [1024], 1, 1, plan)
+    assert "plan.round-1.safetensors is not a profile of this round" in str(done.exception)
+    part = study.Study(1, 1, 1, None, 0).round(1, made_up, [1024], plan)
     part.check(None)
     with pytest.raises(MoaError, match="around another plan"):
         part.check(Plan.dense(made_up.model))
@@ -266,6 +267,8 @@ def test_harm_in_nats(model_folder, profile, tmp_path):
         (("--storage", "x.log"), "go with --validate"),
         (("--validate", "MODEL", "--trials", "0"), "trials must be 1 or more"),
         (("--validate", "MODEL", "--trials", "3", "--source-weight", "text=2"), "trials choose the weights"),
+        (("--validate", "MODEL", "--rounds", "1", "--round-samples", "0"), "round-samples 1 or more, found 1, 1 and 0"),
+        (("--validate", "MODEL", "--rounds", "1", "--max-harm", "1", "--minimise", "density@512"), "no --max-harm"),
         (("--validate", "MODEL", "--calibrate", "1"), "calibrate takes 2 plans or more"),
         (("--validate", "MODEL", "--validate-length", "100"), "at least 256"),
         (("--validate", "MODEL", "--front", "3"), "not with --front"),

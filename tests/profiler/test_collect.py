@@ -88,20 +88,26 @@ def test_the_model_is_left_as_it_was(tmp_path: Path, model: Any, tokenizer: Any)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == keys
 
 
-@pytest.mark.parametrize(("labels", "loss"), [("given", "nll"), ("given", "margin"), ("greedy", "margin")])
+@pytest.mark.parametrize(
+    ("labels", "loss"), [("given", "nll"), ("given", "margin"), ("greedy", "margin"), ("given", "kl")]
+)
 def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, labels: Any, loss: Any) -> None:
     sample = whole_text([i * 7 % 200 for i in range(HEAD_CHUNK + 70)])
     ids = torch.tensor([sample.ids])
     model.double()
     grads = []
     hook = model.model.layers[0].register_full_backward_hook(lambda _m, _i, out: grads.append(out[0]))
+    other = torch.randn(len(sample.response), model.config.hidden_size, dtype=torch.float64)
     with recording(model, (64,)):
-        run_backward(model, sample, labels, loss, torch.Generator())
+        run_backward(model, sample, labels, loss, torch.Generator(), other if loss == "kl" else None)
     model.get_input_embeddings().weight.requires_grad_(False)
     out = model(inputs_embeds=model.get_input_embeddings()(ids).requires_grad_()).logits[0, :-1].float()
     label = ids[0, 1:, None] if labels == "given" else out.argmax(-1, keepdim=True)
     wanted = out.gather(1, label)
-    if loss == "nll":
+    if loss == "kl":
+        p = model.lm_head(other).float().softmax(-1)
+        lost = p * (p.log() - out.log_softmax(-1))
+    elif loss == "nll":
         lost = out.logsumexp(-1, keepdim=True) - wanted
     else:  # what the model gets wrong does not count
         lost = (out.scatter(1, label, -torch.inf).amax(-1, keepdim=True) - wanted).clamp(max=0)
@@ -130,6 +136,7 @@ def test_sampled_labels_repeat_by_seed(tmp_path: Path, model: Any, tokenizer: An
         ({"samples": 0}, "samples must be at least 1, found 0"),
         ({"sinks": (65,)}, "multiples of 64"),
         ({"estimator": "magic"}, "fisher, effect"),
+        ({"loss": "kl"}, "give --around PLAN"),
     ],
 )
 def test_settings_that_cannot_be_measured(
