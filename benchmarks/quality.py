@@ -1,9 +1,10 @@
 """What plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
 
 The plans are those of `make plans`: in a folder, `0.5@1024.yaml` and so on, of densities 0.5 and 0.25 at each length
-(at 4,096 tokens 0.25 only), each as `moa search --validate MODEL --rounds 4` found it. Writes quality.json and
-quality.md to `--results`; every claim is in them with the figure measured for it. Stopped at any moment, the same
-command goes on from `quality.partial`; several processes may take a length each, then one takes all.
+(at 4,096 tokens 0.25 only), each as `moa search --validate MODEL --rounds R` found it; beside the quarter what the
+profile alone gives, without rounds. Writes quality.json and quality.md to `--results`; every claim is in them with the
+figure measured for it. Stopped at any moment, the same command goes on from `quality.partial`; several processes may
+take a length each, then one takes all.
 
     python benchmarks/quality.py .model/SmolLM2-135M-Instruct build/profile.safetensors build/plans
 """
@@ -21,16 +22,21 @@ from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile, describe, digest
+from moa.search.budget import parse
+from moa.search.choose import choose
+from moa.search.objective import PLAIN, Mix
 
-HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform 0.25"
+HALF, QUARTER, ALONE, UNIFORM = "plan 0.5", "plan 0.25", "0.25, no rounds", "uniform 0.25"
 PARTS = {
     1024: Part(1024, single=100, four=25, windows=8),
     2048: Part(2048, single=40, four=10, windows=4),
     4096: Part(4096, single=30, four=0, windows=2),
 }
+MIXES = {1024: Mix({"text": 0.5})}
+"""Of a quarter, where not the default: so little room is left there that recall is at stake."""
 
 
-def plans(folder: Path, length: int) -> list[tuple[str, Plan]]:
+def plans(folder: Path, profile: Profile, length: int) -> list[tuple[str, Plan]]:
     """The rows beside dense."""
     found = []
     for row, density in ((HALF, 0.5), (QUARTER, 0.25)):
@@ -40,7 +46,10 @@ def plans(folder: Path, length: int) -> list[tuple[str, Plan]]:
         if plan.density(length) > density:
             raise MoaError(f"{density}@{length}.yaml keeps {plan.density(length):.4f} of {length} tokens")
         found.append((row, plan))
-    return found if length == 4096 else [*found, (UNIFORM, Plan.uniform(plan.model, 0.25, at=length))]
+    if length == 4096:
+        return found
+    alone, _ = choose(profile, [parse("density", "0.25")], mix=MIXES.get(length, PLAIN), lengths=[length])
+    return [*found, (ALONE, alone), (UNIFORM, Plan.uniform(profile.model, 0.25, at=length))]
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -107,7 +116,7 @@ def main() -> int:
         if not set(lengths) <= set(PARTS):
             raise MoaError(f"lengths must be of {', '.join(map(str, PARTS))}, found {options.lengths}")
         profile = Profile.load(options.profile)
-        rows = {n: plans(options.plans, n) for n in lengths}
+        rows = {n: plans(options.plans, profile, n) for n in lengths}
         known = digest(options.profile)
         for name, plan in (row for n in lengths for row in rows[n]):
             if plan.provenance is not None and plan.provenance.profile != known:

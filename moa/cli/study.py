@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from moa.profiler.profile import Profile
     from moa.search.calibrate import Scale
     from moa.search.objective import Mix
-    from moa.search.study import Best
+    from moa.search.study import Best, Measured
     from moa.validation import Validation
 
 
@@ -113,14 +113,19 @@ def run(
     from moa.search.descent import Descent
     from moa.search.study import study
 
+    shown: Measured | None = None
+
     def keep(found: "Best", round_: int = 0) -> None:
+        nonlocal shown
         origin = found.plan.provenance
         if origin is not None:
             note = f"best of {sum(found.trials)} trials at {check.length} tokens: {found.mix}"
             note += f"; then round {round_}" if round_ else ""
             origin = origin.model_copy(update={"note": note})
         found.plan.model_copy(update={"provenance": origin}).save(output)
-        console.print(f"  {summary(found)}")
+        if found.measured != shown:  # a study reports its best once more at its end
+            shown = found.measured
+            console.print(f"  {summary(found)}")
 
     named = json.dumps({**about, "tables": _digest(profile)}, sort_keys=True)
     with Bar("study", console) as bar:
