@@ -22,7 +22,7 @@ help:
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
-	@echo "make plans      the plans of the quality table, each with rounds on the model: build/plans (hours)"
+	@echo "make plans      the plans of the quality table, some with rounds on the model: build/plans (an hour)"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
 
@@ -78,19 +78,19 @@ build/profile.safetensors: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --add build/recall.safetensors
 	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --add build/short.safetensors
 
-# What the table of quality measures: the plan of least harm, then rounds around it on the model. At 1,024 tokens a quarter
-# leaves so little room that recall is at stake: it starts from text at half its weight.
-ROUNDS.1024 := --rounds 3 --round-samples 4
-ROUNDS.2048 := --rounds 3 --round-samples 3
-ROUNDS.4096 := --rounds 2 --round-samples 2
-START.0.25@1024 := --source-weight text=0.5
+# What the table of quality measures: the plan of least harm; of a quarter, then rounds around it on the model. At 1,024
+# tokens a quarter leaves so little room that recall is at stake: it starts from text at half its weight.
+ROUNDS := --validate $(MODEL) --dtype $(DTYPE) --rounds
+HOW.0.25@1024 := $(ROUNDS) 3 --round-samples 4 --source-weight text=0.5
+HOW.0.25@2048 := $(ROUNDS) 3 --round-samples 3
+HOW.0.25@4096 := $(ROUNDS) 2 --round-samples 2
 PLANS := $(patsubst %,build/plans/%.yaml,0.5@1024 0.25@1024 0.5@2048 0.25@2048 0.25@4096)
 
 plans: $(PLANS)
 
 build/plans/%.yaml: build/profile.safetensors
 	mkdir -p $(@D)
-	$(BIN)/moa search $< -o $@ --lengths $(lastword $(subst @, ,$*)) --max-density $(firstword $(subst @, ,$*)) --validate $(MODEL) --dtype $(DTYPE) $(ROUNDS.$(lastword $(subst @, ,$*))) $(START.$*)
+	$(BIN)/moa search $< -o $@ --lengths $(lastword $(subst @, ,$*)) --max-density $(firstword $(subst @, ,$*)) $(HOW.$*)
 
 absolute: build/absolute.safetensors
 

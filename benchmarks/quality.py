@@ -1,7 +1,7 @@
 """What plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
 
 The plans are those of `make plans`: in a folder, `0.5@1024.yaml` and so on, of densities 0.5 and 0.25 at each length
-(at 4,096 tokens 0.25 only), each as `moa search --validate MODEL --rounds R` found it; beside the quarter what the
+(at 4,096 tokens 0.25 only), the quarters as `moa search --validate MODEL --rounds R` found them; beside those what the
 profile alone gives, without rounds. Writes quality.json and quality.md to `--results`; every claim is in them with the
 figure measured for it. Stopped at any moment, the same command goes on from `quality.partial`; several processes may
 take a length each, then one takes all.

@@ -57,7 +57,6 @@ def choose(
         else:
             kept += limits(budget, rules, model, lengths, costs)
     if descent is not None:
-        kept += descent.near(rules, lengths)
         solution = solve(descent.objective(harms, rules, lengths), kept, time_limit=time_limit)
     elif minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)

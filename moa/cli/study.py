@@ -110,7 +110,7 @@ def run(
         console: Where progress goes.
     """
     from moa.cli.common import Bar
-    from moa.search.descent import Descent
+    from moa.search.descent import TRIES, Descent
     from moa.search.study import study
 
     shown: Measured | None = None
@@ -134,18 +134,21 @@ def run(
             name=sha256(named.encode()).hexdigest()[:16], storage=options.storage, seed=options.seed, found=keep,
             progress=bar,
         )  # fmt: skip
-    latest, around = best.plan, []
-    base, mix = best.base, best.mix
+    around: list[Profile] = []
+    descent = Descent(best.plan, best.plan, (), max(best.measured.kl, 1e-9), max(best.measured.recall, 1e-9))
     for number in range(1, options.rounds + 1):
         todo = options.round(number, profile, lengths, output)
-        around.append(todo.measure(latest, model, tokenizer, f"round {number} of {options.rounds}", console))
-        descent = Descent(latest, tuple(around), text=max(base.kl, 1e-9), recall=max(base.recall, 1e-9))
-        latest = solve(mix, descent)
-        *_, measured = check(latest)
-        console.print(f"  round {number}: KL {measured.kl:.4f}, answers' KL {measured.recall:.4f}")
-        if measured.score(base) < best.measured.score(base):
-            best = replace(best, plan=latest, measured=measured)
-            keep(best, number)
+        around.append(todo.measure(best.plan, model, tokenizer, f"round {number} of {options.rounds}", console))
+        descent = replace(descent, plan=best.plan, rounds=tuple(around))
+        for _ in range(TRIES):
+            plan = solve(best.mix, descent)
+            *_, measured = check(plan)
+            console.print(f"  round {number}: KL {measured.kl:.4f}, answers' KL {measured.recall:.4f}")
+            if measured.score(best.base) < best.measured.score(best.base):
+                best = replace(best, plan=plan, measured=measured)
+                keep(best, number)
+                break
+            descent = descent.damped
     return best
 
 
