@@ -1,16 +1,17 @@
 """What plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
 
 The plans are those of `make plans`: in a folder, `0.5@1024.yaml` and so on, of densities 0.5 and 0.25 at each length
-(at 4,096 tokens 0.25 only), the quarters as `moa search --validate MODEL --rounds R` found them; beside those what the
-profile alone gives, without rounds. Writes quality.json and quality.md to `--results`; every claim is in them with the
-figure measured for it. Stopped at any moment, the same command goes on from `quality.partial`; several processes may
-take a length each, then one takes all.
+(at 4,096 tokens 0.25 only), the quarters as `moa search --validate MODEL --rounds R` found them; beside those, on text
+alone, what the profile gives without rounds. Writes quality.json and quality.md to `--results`; every claim is in them
+with the figure measured for it. Stopped at any moment, the same command goes on from `quality.partial`; several
+processes may take a length each, then one takes all.
 
     python benchmarks/quality.py .model/SmolLM2-135M-Instruct build/profile.safetensors build/plans
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ MIXES = {1024: Mix({"text": 0.5})}
 """Of a quarter, where not the default: so little room is left there that recall is at stake."""
 
 
-def plans(folder: Path, profile: Profile, length: int) -> list[tuple[str, Plan]]:
+def plans(folder: Path, length: int) -> list[tuple[str, Plan]]:
     """The rows beside dense."""
     found = []
     for row, density in ((HALF, 0.5), (QUARTER, 0.25)):
@@ -46,10 +47,12 @@ def plans(folder: Path, profile: Profile, length: int) -> list[tuple[str, Plan]]
         if plan.density(length) > density:
             raise MoaError(f"{density}@{length}.yaml keeps {plan.density(length):.4f} of {length} tokens")
         found.append((row, plan))
-    if length == 4096:
-        return found
-    alone, _ = choose(profile, [parse("density", "0.25")], mix=MIXES.get(length, PLAIN), lengths=[length])
-    return [*found, (ALONE, alone), (UNIFORM, Plan.uniform(profile.model, 0.25, at=length))]
+    return found if length == 4096 else [*found, (UNIFORM, Plan.uniform(plan.model, 0.25, at=length))]
+
+
+def without_rounds(profile: Profile, length: int) -> tuple[str, Plan]:
+    """The quarter by the profile alone."""
+    return ALONE, choose(profile, [parse("density", "0.25")], mix=MIXES.get(length, PLAIN), lengths=[length])[0]
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -88,7 +91,7 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append("| " + " | ".join([*cells(row), " / ".join(kept)]) + " |")
     lines += ["", "Right answers to one needle by its depth, in fifths of the text:", ""]
     lines += _table(["tokens", "row", "0 to 0.2", "to 0.4", "to 0.6", "to 0.8", "to 1"])
-    for row in found["rows"]:
+    for row in (row for row in found["rows"] if "single" in row):
         depths = [f"{d['right']} of {d['questions']}" for d in row["single"]["by_depth"]]
         lines.append("| " + " | ".join([f"{row['length']:,}", row["row"], *depths]) + " |")
     lines += ["", *_table(["claim", "bound", "measured", "holds"])]
@@ -116,7 +119,7 @@ def main() -> int:
         if not set(lengths) <= set(PARTS):
             raise MoaError(f"lengths must be of {', '.join(map(str, PARTS))}, found {options.lengths}")
         profile = Profile.load(options.profile)
-        rows = {n: plans(options.plans, profile, n) for n in lengths}
+        rows = {n: plans(options.plans, n) for n in lengths}
         known = digest(options.profile)
         for name, plan in (row for n in lengths for row in rows[n]):
             if plan.provenance is not None and plan.provenance.profile != known:
@@ -128,6 +131,11 @@ def main() -> int:
         for n in lengths:
             with Bar(f"{n:,} tokens") as bar:
                 measured = compare(model, tokenizer, rows[n], [PARTS[n]], uniform=False, journal=journal, progress=bar)
+                text = replace(PARTS[n], single=0, four=0)
+                *_, alone = compare(
+                    model, tokenizer, [without_rounds(profile, n)], [text], uniform=False, journal=journal
+                )["rows"]
+                measured["rows"].append(alone)
             found = {**measured, "rows": found["rows"] + measured["rows"]}
     except MoaError as error:
         print("error:", error, file=sys.stderr)
