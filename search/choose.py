@@ -16,7 +16,7 @@ from moa.search.budget import Budget, limits
 from moa.search.cost import Costs, Work
 from moa.search.descent import Descent
 from moa.search.grid import Grid, grid
-from moa.search.objective import PLAIN, Mix, objective
+from moa.search.objective import PLAIN, Mix, objective, parts
 from moa.search.solver import Limit, Solution, solve
 
 
@@ -49,7 +49,8 @@ def choose(
         raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
     lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
     rules = grid(lengths, mix.sinks or profile.sinks)
-    harms = objective(profile, rules, mix, lengths)
+    text, recall = parts(profile, rules, mix, lengths)
+    harms = text + recall
     kept = []
     for budget in budgets:
         if budget.kind == "harm":
@@ -57,7 +58,7 @@ def choose(
         else:
             kept += limits(budget, rules, model, lengths, costs)
     if descent is not None:
-        solution = solve(descent.objective(harms, rules, lengths), kept, time_limit=time_limit)
+        solution = solve(descent.objective(text, recall, rules, lengths), kept, time_limit=time_limit)
     elif minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)
     else:

@@ -83,6 +83,12 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | 
     Raises:
         MoaError: A mix that does not fit the profile, or no length with a weight over 0.
     """
+    text, recall = parts(profile, rules, mix, lengths)
+    return text + recall
+
+
+def parts(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None = None) -> tuple[Floats, Floats]:
+    """The objective's two parts: sources that are read, and those that ask for facts."""
     mix.check(profile)
     lengths = profile.lengths if lengths is None else lengths
     share = {n: mix.lengths.get(n, 1.0) for n in lengths}
@@ -91,9 +97,11 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | 
     hidden = [(1 - rules.spans(n) / n) ** RECALL for n in lengths]
     reach = np.average(hidden, axis=0, weights=list(share.values()))
     layers, groups = len(profile.model.ruled_layers), profile.model.kv_heads
-    total = np.zeros((layers * groups, len(rules)))
+    text, recall = np.zeros((2, layers * groups, len(rules)))
     for source in profile.sources:
-        if profile.estimator(source) == "effect":
+        asks = profile.estimator(source) == "effect"
+        total = recall if asks else text
+        if asks:
             own = harm(profile, rules, (source, min(n for other, n in profile.cuts if other == source)))
             costs = [((1 - mix.own) * own.max(1)[:, None] * reach + mix.own * own, 1.0)]
         else:
@@ -104,7 +112,8 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | 
             narrowest = cost.max(1).sum()
             if narrowest > 0 and weight > 0:
                 total += mix.sources.get(source, 1.0) * weight / counted * cost / narrowest
-    return total * _bands(mix.layers, layers, groups)[:, None]
+    bands = _bands(mix.layers, layers, groups)[:, None]
+    return text * bands, recall * bands
 
 
 def _bands(weights: Sequence[float], layers: int, groups: int) -> Floats:

@@ -67,14 +67,16 @@ class Study:
         from moa.profiler.calibration import SOURCES
         from moa.profiler.collect import Settings
 
-        if unknown := [name for name in profile.sources if name not in SOURCES]:
-            raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
+        text = [name for name in profile.sources if profile.estimator(name) != "effect"]
+        if not text or (unknown := [name for name in text if name not in SOURCES]):
+            found = f"this profile has {', '.join(unknown)} too" if text else "this profile has no text"
+            raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; {found}")
         settings = Settings(
             tuple(lengths), self.samples, self.seed + number, profile.sinks, estimator="effect", loss="kl",
             chat=profile.meta.get("chat", True),
         )  # fmt: skip
         path = output.with_suffix(f".round-{number}.safetensors")
-        return Round(settings, [SOURCES[name] for name in profile.sources], path)
+        return Round(settings, [SOURCES[name] for name in text], path)
 
 
 def validation(profile: "Profile", name: str, dtype: str, length: int, seed: int) -> tuple[Any, Any, "Validation"]:
@@ -111,6 +113,8 @@ def run(
     """
     from moa.cli.common import Bar
     from moa.search.descent import TRIES, Descent
+    from moa.search.grid import grid
+    from moa.search.objective import parts
     from moa.search.study import study
 
     shown: Measured | None = None
@@ -134,17 +138,24 @@ def run(
             name=sha256(named.encode()).hexdigest()[:16], storage=options.storage, seed=options.seed, found=keep,
             progress=bar,
         )  # fmt: skip
-    around: list[Profile] = []
-    descent = Descent(best.plan, best.plan, (), max(best.measured.kl, 1e-9), max(best.measured.recall, 1e-9))
+    if not options.rounds:
+        return best
+    rules = grid(tuple(lengths), best.mix.sinks or profile.sinks)
+    harms = parts(profile, rules, best.mix, lengths)
+    descent = Descent(best.plan, best.plan, (), max(best.measured.kl, 1e-9))
     for number in range(1, options.rounds + 1):
         todo = options.round(number, profile, lengths, output)
-        around.append(todo.measure(best.plan, model, tokenizer, f"round {number} of {options.rounds}", console))
-        descent = replace(descent, plan=best.plan, rounds=tuple(around))
+        around = todo.measure(best.plan, model, tokenizer, f"round {number} of {options.rounds}", console)
+        descent = replace(descent, plan=best.plan, rounds=(*descent.rounds, around))
         for _ in range(TRIES):
             plan = solve(best.mix, descent)
             *_, measured = check(plan)
-            console.print(f"  round {number}: KL {measured.kl:.4f}, answers' KL {measured.recall:.4f}")
-            if measured.score(best.base) < best.measured.score(best.base):
+            now, new = (descent.merit(*harms, rules, *x) for x in ((best.plan, best.measured.kl), (plan, measured.kl)))
+            console.print(
+                f"  round {number}: objective {now:.4g} to {new:.4g}, KL {measured.kl:.4f}, answers' KL "
+                f"{measured.recall:.4f}"
+            )
+            if new < now:
                 best = replace(best, plan=plan, measured=measured)
                 keep(best, number)
                 break

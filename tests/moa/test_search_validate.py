@@ -161,12 +161,12 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
     found = Plan.load(plan)
     assert found.density(1024) <= 0.5
     assert found.provenance.note.startswith("best of 2 trials at 1024 tokens")
-    one, two = (Profile.load(tmp_path / f"plan.round-{i}.safetensors") for i in (1, 2))
-    for part in (one, two):
-        assert set(part.cuts) == {("text", 1024), ("facts", 1024)}
-        assert set(part.estimators.values()) == {"effect"}
-        assert (part.meta["loss"], part.meta["chat"]) == ("kl", False)
-    assert one.meta["around"] != two.meta["around"]  # the second is around the plan that the first led to
+    one = Profile.load(tmp_path / "plan.round-1.safetensors")
+    assert set(one.cuts) == {("text", 1024)}  # recall stays with the profile
+    assert one.estimators == {"text": "effect"}
+    assert (one.meta["loss"], one.meta["chat"]) == ("kl", False)
+    assert (tmp_path / "plan.round-2.safetensors").exists()
+    assert "objective" in done.output
 
     def no_more(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
@@ -191,6 +191,11 @@ def test_rounds_refuse_documents_before_the_model_loads(made_up, tmp_path):
         str(path), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--validate", "no/such", "--rounds", "1"
     )
     assert "--rounds draws again from text, facts, pairs, lines; this profile has data too" in str(done.exception)
+    facts = {("facts", 512): made_up.cuts["facts", 512]}
+    one = dict.fromkeys(facts, 1)
+    replace(made_up, cuts=facts, tokens=one, samples=one, estimators={"facts": "effect"}).save(path)
+    options = ("--max-density", "0.5", "--validate", "no/such", "--rounds", "1")
+    assert "this profile has no text" in str(search(str(path), "-o", str(tmp_path / "p.yaml"), *options).exception)
 
 
 @pytest.mark.parametrize(

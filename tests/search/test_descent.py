@@ -9,10 +9,10 @@ from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
-from moa.search.descent import DAMPING, Descent
+from moa.search.descent import Descent
 from moa.search.grid import grid
 from moa.search.harm import harm, slope
-from moa.search.objective import PLAIN, objective
+from moa.search.objective import PLAIN, parts
 
 N = 1024
 BUDGET = [parse("density", "0.5")]
@@ -22,30 +22,40 @@ def spans(plan: Plan) -> np.ndarray:
     return plan.spans(N)[list(plan.model.ruled_layers)]
 
 
+@pytest.fixture
+def make_asking(make_profile):
+    """A profile of four layers, whose facts are asked for."""
+
+    def make() -> Profile:
+        return replace(make_profile(layers=4), estimators={"text": "fisher", "facts": "effect"})
+
+    return make
+
+
 def around(profile: Profile, steep: dict[tuple[int, int], float]) -> Profile:
-    """Slopes as a round has them: every hidden block costs a group as much as `steep` says, others nothing."""
+    """Slopes as a round has them, of text: every hidden block costs a group as `steep` says, others nothing."""
     tables = {}
     for cut, table in profile.cuts.items():
-        new = np.zeros_like(table)
-        for (layer, head), cost in steep.items():
-            new[:, layer, head] = np.tril(np.arange(table.shape[4]) * np.ones((table.shape[3], 1))) * cost
-        tables[cut] = new
-    return replace(profile, cuts=tables, estimators=dict.fromkeys(profile.sources, "effect"))
+        if cut[0] == "text":
+            tables[cut] = new = np.zeros_like(table)
+            for (layer, head), cost in steep.items():
+                new[:, layer, head] = np.tril(np.arange(table.shape[4]) * np.ones((table.shape[3], 1))) * cost
+    return replace(profile, cuts=tables, estimators={"text": "effect"})
 
 
-def descent(profile: Profile, plan: Plan, *rounds: Profile, text: float = 1.0, recall: float = 1.0) -> Descent:
-    return Descent(plan, plan, rounds, text, recall)
+def descent(profile: Profile, plan: Plan, *rounds: Profile, kl: float = 1.0) -> Descent:
+    return Descent(plan, plan, rounds, kl)
 
 
-def test_where_nothing_slopes_the_plan_stays(make_profile):
-    profile = make_profile(layers=4)
+def test_where_nothing_slopes_the_plan_stays(make_asking):
+    profile = make_asking()
     plan, _ = choose(profile, BUDGET, lengths=[N])
     again, _ = choose(profile, BUDGET, lengths=[N], descent=descent(profile, plan, around(profile, {})))
     assert np.array_equal(spans(again), spans(plan))
 
 
-def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(make_profile):
-    profile = make_profile(layers=4)
+def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(make_asking):
+    profile = make_asking()
     plan, _ = choose(profile, BUDGET, lengths=[N])
     layer, head = (int(i) for i in np.unravel_index(spans(plan).argmin(), spans(plan).shape))
     step = descent(profile, plan, around(profile, {(layer, head): 1.0}))
@@ -61,31 +71,34 @@ def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(
     assert moved[-1] < moved[0]
 
 
-def test_slopes_count_by_their_mean_and_in_their_unit(make_profile):
-    profile = make_profile()
+def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
+    profile = make_asking()
     rules = grid((N,), profile.sinks)
-    plan = Plan.dense(profile.model)
-    harms = np.zeros_like(objective(profile, rules, PLAIN, [N]))
+    plan, _ = choose(profile, BUDGET, lengths=[N])
+    text, recall = parts(profile, rules, PLAIN, [N])
     one, two = (around(profile, {(0, 0): cost}) for cost in (1.0, 3.0))
 
-    def total(*profiles: Profile) -> np.ndarray:
-        return descent(profile, plan, *profiles, text=2.0, recall=4.0).objective(harms, rules, [N])
+    def slopes(*rounds: Profile) -> np.ndarray:
+        """What `rounds` add to the objective, up to a constant of the group."""
+        with_, without = (descent(profile, plan, *r, kl=0.5).objective(text, recall, rules, [N])
+                          for r in (rounds, (around(profile, {}),)))  # fmt: skip
+        return (with_ - without) - (with_ - without)[:, :1]
 
-    np.testing.assert_allclose(total(one, two), (total(one) + total(two)) / 2)
-    shares = {s: 2.0 if s == "text" else 4.0 * (len(profile.sources) - 1) for s in profile.sources}
-    own = sum(slope(one, rules, (s, N)) / shares[s] for s in profile.sources)
-    np.testing.assert_allclose(total(one), own - own.min(1, keepdims=True))
+    np.testing.assert_allclose(slopes(one, two), (slopes(one) + slopes(two)) / 2, atol=1e-12)
+    harm_of_start = descent(profile, plan).merit(text, 0 * recall, rules, plan, 1.0)
+    own = slope(one, rules, ("text", N)) * harm_of_start / 0.5
+    np.testing.assert_allclose(slopes(one), own - own[:, :1], atol=1e-12)
 
 
-def test_harm_counts_as_what_the_start_was_measured_at(make_profile):
-    profile = make_profile()
+def test_the_start_is_judged_by_its_objective(make_asking):
+    profile = make_asking()
     rules = grid((N,), profile.sinks)
-    harms = objective(profile, rules, PLAIN, [N])
     plan, solution = choose(profile, BUDGET, lengths=[N])
-    found = descent(profile, plan, around(profile, {})).objective(harms, rules, [N])
-    full = int(np.flatnonzero(rules.spans(N) == N)[0])  # all harm undone: two kinds of text at 1 each
-    assert found[:, full].sum() == pytest.approx(DAMPING * 2)
-    assert solution.value == pytest.approx(harms[np.arange(len(harms)), solution.choice].sum())
+    text, recall = parts(profile, rules, PLAIN, [N])
+    assert recall.max() > 0
+    found = descent(profile, plan, kl=0.02)
+    assert found.merit(text, recall, rules, plan, 0.02) == pytest.approx(solution.value)
+    assert found.merit(text, recall, rules, plan, 0.01) < solution.value
 
 
 def test_slopes_keep_their_sign(make_profile):
