@@ -2,9 +2,9 @@
 
 The plans are those of `make plans`: in a folder, `0.5@1024.yaml` and so on, of densities 0.5 and 0.25 at each length
 (at 4,096 tokens 0.25 only); beside quarters that rounds were spent on, on text alone, the one that the same profile and
-weights give without. Writes quality.json and quality.md to `--results`; every claim is in them with the figure measured
-for it. Stopped at any moment, the same command goes on from `quality.partial`; several processes may take a length each,
-then one takes all.
+weights give without. Writes quality.json and quality.md to `--results`; every claim is in them with the figure
+measured for it. Stopped at any moment, the same command goes on from `quality.partial`; several processes may take a
+length each, then one takes all.
 
     python benchmarks/quality.py .model/SmolLM2-135M-Instruct build/profile.safetensors build/plans
 """
