@@ -13,7 +13,7 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo fuzz profile plans absolute bench clean
+.PHONY: help test test-full check demo fuzz profile absolute bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -22,7 +22,6 @@ help:
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
-	@echo "make plans      the plans of the quality table, some with rounds on the model: build/plans (an hour)"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
 
@@ -78,19 +77,6 @@ build/profile.safetensors: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --add build/recall.safetensors
 	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --add build/short.safetensors
 
-# What the table of quality measures. Of a quarter, recall counts twice; where there is room besides, rounds follow.
-ROUNDS := --validate $(MODEL) --dtype $(DTYPE) --rounds
-HOW.0.25@1024 := --source-weight text=0.5
-HOW.0.25@2048 := --source-weight text=0.5 $(ROUNDS) 2 --round-samples 3
-HOW.0.25@4096 := --source-weight text=0.5 $(ROUNDS) 1 --round-samples 2
-PLANS := $(patsubst %,build/plans/%.yaml,0.5@1024 0.25@1024 0.5@2048 0.25@2048 0.25@4096)
-
-plans: $(PLANS)
-
-build/plans/%.yaml: build/profile.safetensors
-	mkdir -p $(@D)
-	$(BIN)/moa search $< -o $@ --lengths $(lastword $(subst @, ,$*)) --max-density $(firstword $(subst @, ,$*)) $(HOW.$*)
-
 absolute: build/absolute.safetensors
 
 build/absolute.safetensors: $(READY) $(MODEL)/config.json
@@ -98,8 +84,8 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o $@ --lengths 2048,4096 --samples 4 --dtype $(DTYPE) --estimator first-order-abs
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
-bench: build/profile.safetensors build/absolute.safetensors $(PLANS)
-	$(BIN)/python benchmarks/quality.py $(MODEL) build/profile.safetensors build/plans --dtype $(DTYPE)
+bench: build/profile.safetensors build/absolute.safetensors
+	$(BIN)/python benchmarks/quality.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/study.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors

@@ -19,7 +19,7 @@ _NOW = (
 
 def has_template(tokenizer: Any) -> bool:
     """Whether it can render a chat."""
-    return getattr(tokenizer, "chat_template", None) is not None
+    return bool(getattr(tokenizer, "chat_template", None))
 
 
 def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False) -> str:

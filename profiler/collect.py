@@ -149,7 +149,7 @@ def check_run(
     if plan is None and "kl" in (settings.loss, *(s.loss for s in sources)):
         raise MoaError("the loss kl is the divergence of a plan from the dense model: give --around PLAN")
     if add is not None:
-        add.check_plus(_blank(todo, ModelInfo.from_config(model.config), settings, plan))
+        add.check_plus(_blank(todo, model, settings, plan))
 
 
 def collect(
@@ -182,8 +182,7 @@ def collect(
     """
     check_run(model, tokenizer, settings, sources, plan, add)
     todo = tasks(settings, sources)
-    info = ModelInfo.from_config(model.config)
-    folder = _open_folder(output, settings, sources, model, info, plan, rank)
+    folder = _open_folder(output, settings, sources, model, plan, rank)
     barrier()
     with recording(model, settings.sinks, plan=plan) as recorder:
         for task in todo[rank::world]:
@@ -208,7 +207,7 @@ def collect(
     barrier()
     if rank:
         return None
-    profile = _sum(output, todo, _blank(todo, info, settings, plan))
+    profile = _sum(output, todo, _blank(todo, model, settings, plan))
     if add is not None:
         profile = add.plus(profile)
     profile.save(output)
@@ -300,7 +299,6 @@ def _open_folder(
     settings: Settings,
     sources: Sequence[Source],
     model: PreTrainedModel,
-    info: ModelInfo,
     plan: Plan | None,
     rank: int,
 ) -> Path:
@@ -308,7 +306,8 @@ def _open_folder(
     folder = _folder(output)
     mine = {
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
-        "model": info.model_dump(exclude_none=True), "weights": fingerprint(model), "dtype": str(model.dtype),
+        "model": ModelInfo.from_config(model.config).model_dump(exclude_none=True),
+        "weights": fingerprint(model), "dtype": str(model.dtype),
         "around": None if plan is None else plan.to_dict(),
     }  # fmt: skip
     text = json.dumps(mine, sort_keys=True, indent=1)
@@ -324,14 +323,17 @@ def _open_folder(
     return folder
 
 
-def _blank(todo: Sequence[Task], info: ModelInfo, settings: Settings, plan: Plan | None) -> Profile:
+def _blank(todo: Sequence[Task], model: PreTrainedModel, settings: Settings, plan: Plan | None) -> Profile:
     """The profile to come, its tables empty."""
+    info = ModelInfo.from_config(model.config)
     cuts = dict.fromkeys((task.source.name, task.length) for task in todo)
     apart = ("lengths", "sinks", "estimator", "retrieval_score")  # said elsewhere in the file
     meta = {name: value for name, value in asdict(settings).items() if name not in apart}
     meta |= {} if plan is None else {"around": plan.to_dict()}
     meta |= {
         "torch": torch.__version__,
+        "weights": fingerprint(model),
+        "dtype": str(model.dtype),
         "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},
     }
     estimators = {t.source.name: settings.estimator or t.source.estimator for t in todo}

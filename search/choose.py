@@ -45,6 +45,8 @@ def choose(
     if not budgets:
         raise MoaError("give at least one budget, such as --max-density 0.5")
     model = profile.model
+    if descent is not None and minimise is not None:
+        raise MoaError("a descent makes harm least: no minimise with it")
     if lengths is not None and not set(lengths) <= set(profile.lengths):
         raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
     lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
@@ -58,7 +60,7 @@ def choose(
         else:
             kept += limits(budget, rules, model, lengths, costs)
     if descent is not None:
-        solution = solve(descent.objective(text, recall, rules, lengths), kept, time_limit=time_limit)
+        solution = solve(descent.objective(text, recall, rules, mix), kept, time_limit=time_limit)
     elif minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)
     else:

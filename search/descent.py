@@ -13,7 +13,6 @@ rounds so far, since each is noisy. Recall stays with the profile: slopes of ans
 questions, and lose what other questions need (docs/search.md).
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,9 +22,10 @@ from moa.plans.span import BETA_STEPS, Floats, Ints
 from moa.profiler.profile import Profile
 from moa.search.grid import Grid
 from moa.search.harm import slope
+from moa.search.objective import Mix
 
 TRIES = 3
-"""Steps tried in a round, each with twice the damping."""
+"""Steps tried in a round, each further one with twice the damping."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,12 @@ class Descent:
         """The same with twice the damping."""
         return replace(self, damping=2 * self.damping)
 
-    def objective(self, text: Floats, recall: Floats, rules: Grid, lengths: Sequence[int]) -> Floats:
+    def objective(self, text: Floats, recall: Floats, rules: Grid, mix: Mix) -> Floats:
         """What the next plan makes least, from the objective's parts: [groups, rules], the least of a group 0."""
-        slopes = [slope(p, rules, (source, n)) for p in self.rounds for source in p.sources for n in lengths]
-        change = np.mean(slopes, axis=0) * self._per_nat(text, rules)
+        cuts = [(p, cut) for p in self.rounds for cut in p.cuts]
+        weights = [mix.sources.get(source, 1.0) * mix.lengths.get(n, 1.0) for _, (source, n) in cuts]
+        slopes = np.average([slope(p, rules, cut) for p, cut in cuts], axis=0, weights=weights)
+        change = slopes * self._per_nat(text, rules)
         total = recall + change + self.damping * np.abs(text - _of(self.plan, text, rules)[:, None])
         least: Floats = total - total.min(1, keepdims=True)
         return least

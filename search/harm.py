@@ -22,15 +22,15 @@ def slope(profile: Profile, grid: Grid, cut: Cut) -> Floats:
 
     A running maximum would count as harm what is noise, row by row; a sum over rows averages it out.
     """
-    return _look(profile, grid, cut, profile.cuts[cut].astype(np.float64))
+    return _look(profile, grid, cut, profile.cuts[cut].astype(np.float64), twice=False)
 
 
-def _look(profile: Profile, grid: Grid, cut: Cut, table: Floats) -> Floats:
+def _look(profile: Profile, grid: Grid, cut: Cut, table: Floats, twice: bool = True) -> Floats:
     """Sums of the table's entries along every rule, per response token.
 
-    Where a bin holds several blocks, the whole row counts at the
-    shortest window of its blocks, rounded down to whole bins. A row of the table has no window within its own bin; a
-    block that keeps one counts as another whole row at the narrowest there is.
+    Where a bin holds several blocks, the whole row counts at the shortest window of its blocks, rounded down to whole
+    bins. A row of the table has no window within its own bin; a block that keeps one counts, where `twice`, as another
+    whole row at the narrowest there is: a bound from above, of what is not negative.
     """
     per_bin = bin_size(cut[1]) // BLOCK
     first = grid.first(cut[1])
@@ -38,7 +38,7 @@ def _look(profile: Profile, grid: Grid, cut: Cut, table: Floats) -> Floats:
     # With bins of several blocks the sink may end inside one: full rows are edge 0 whatever the bins are.
     edges = np.where(first > grid.sink[:, None] // BLOCK, -(-first // per_bin), 0)
     within = edges > np.arange(blocks) // per_bin
-    rows = 1 + np.add.reduceat(within, np.arange(0, blocks, per_bin), axis=1, dtype=np.int64)
+    rows = 1 + twice * np.add.reduceat(within, np.arange(0, blocks, per_bin), axis=1, dtype=np.int64)
     shortest = edges[:, np.minimum(per_bin * np.arange(1, bins + 1), blocks) - 1]  # edges never fall
     which = np.array([profile.sinks.index(int(sink)) for sink in grid.sink])
     by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.sinks), -1, table.shape[4])

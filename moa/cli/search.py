@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from moa.search.objective import Mix
     from moa.search.solver import Solution
 
+ROUND_SAMPLES = 4
 TIMES = "T@LENGTH[xBATCH], repeatable: milliseconds of a {}, by --costs."
 
 
@@ -66,12 +67,12 @@ def command(
         int,
         typer.Option(help="With --validate: times to profile around the plan and to go on from there, the best kept."),
     ] = 0,
-    round_samples: Annotated[int, typer.Option(help="Samples per source and length in each round.")] = 4,
+    round_samples: Annotated[int, typer.Option(help="Samples per source and length in each round.")] = ROUND_SAMPLES,
     storage: Annotated[
         str | None,
         typer.Option(help="Journal file or database URL of the trials; workers that share it join forces."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the trials and of validation's tasks.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the trials, of validation's tasks and of rounds.")] = 0,
     dtype: Annotated[str, typer.Option(help="Of the model to validate: auto, float32, bfloat16, float16.")] = "auto",
     calibrate: Annotated[
         int | None, typer.Option(help="With --validate: measure so many plans; --max-harm is then nats per token.")
@@ -80,7 +81,7 @@ def command(
     """Find the plan of least harm within all budgets, proven to a printed gap.
 
     With --validate, that plan is measured on the model; with --trials, other mixes of the harms are tried there too,
-    and the plan that does least is kept.
+    and the plan that does least is kept; with --rounds it goes on from there by what is measured around it.
 
     With --front, a front of plans: by predicted decode time at the longest profiled length where --costs are given,
     else by density.
@@ -112,6 +113,10 @@ def command(
     options.check()
     if validate is None and (trials > 1 or rounds or storage or calibrate is not None or validate_length is not None):
         raise MoaError("trials, rounds, storage, calibrate and validate-length go with --validate MODEL")
+    if validate is None and dtype != "auto":
+        raise MoaError("--dtype is of the model to validate: give --validate MODEL")
+    if not rounds and round_samples != ROUND_SAMPLES:
+        raise MoaError("--round-samples go with --rounds")
     if trials > 1 and source_weight:
         raise MoaError("trials choose the weights of sources: no --source-weight with them")
     if (trials > 1 or rounds) and max_harm is not None:
@@ -122,6 +127,8 @@ def command(
     wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
     measured = Profile.load(profile)
+    if "kl" in (measured.meta.get("loss"), *(loss for _, loss in measured.meta.get("sources", {}).values())):
+        raise MoaError(f"{profile} holds slopes around a plan, not harm: search from a profile of a loss other than kl")
     if known is not None:
         known.check(measured.model)
     elif measure is not None:

@@ -30,7 +30,7 @@ class Study:
 
     Attributes:
         trials: Finished trials, all workers together.
-        rounds: Times to profile around the latest plan, and to go on from there.
+        rounds: Times to measure around the best plan so far, and to go on from there.
         samples: Samples per source and length in every round.
         storage: Database URL or journal file, None for memory.
         seed: Of the sampler, of validation's tasks, and of the rounds' samples.
@@ -56,7 +56,7 @@ class Study:
 
         open_storage(self.storage)
         for round_ in range(1, self.rounds + 1):
-            self.round(round_, profile, lengths, output).check(None)
+            self.round(round_, profile, lengths, output).check()
 
     def round(self, number: int, profile: "Profile", lengths: Sequence[int], output: Path) -> "Round":
         """What a round measures.
@@ -67,10 +67,12 @@ class Study:
         from moa.profiler.calibration import SOURCES
         from moa.profiler.collect import Settings
 
-        text = [name for name in profile.sources if profile.estimator(name) != "effect"]
-        if not text or (unknown := [name for name in text if name not in SOURCES]):
-            found = f"this profile has {', '.join(unknown)} too" if text else "this profile has no text"
-            raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; {found}")
+        if unknown := [name for name in profile.sources if name not in SOURCES]:
+            raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
+        text = [name for name in profile.sources if SOURCES[name].estimator != "effect"]
+        lengths = [n for n in lengths if any((name, n) in profile.cuts for name in text)]
+        if not lengths:
+            raise MoaError("--rounds measures text, at the plan's lengths; this profile has none there")
         settings = Settings(
             tuple(lengths), self.samples, self.seed + number, profile.sinks, estimator="effect", loss="kl",
             chat=profile.meta.get("chat", True),
@@ -146,9 +148,12 @@ def run(
     for number in range(1, options.rounds + 1):
         todo = options.round(number, profile, lengths, output)
         around = todo.measure(best.plan, model, tokenizer, f"round {number} of {options.rounds}", console)
-        descent = replace(descent, plan=best.plan, rounds=(*descent.rounds, around))
+        descent = replace(descent, plan=best.plan, rounds=(*descent.rounds, around), damping=1.0)
         for _ in range(TRIES):
             plan = solve(best.mix, descent)
+            if plan.groups == best.plan.groups:  # with more damping all the more
+                console.print(f"  round {number}: the plan stays")
+                break
             *_, measured = check(plan)
             now, new = (descent.merit(*harms, rules, *x) for x in ((best.plan, best.measured.kl), (plan, measured.kl)))
             console.print(
@@ -186,11 +191,11 @@ class Round:
     sources: list["Source"]
     path: Path
 
-    def check(self, plan: "Plan | None") -> None:
-        """Refuse to replace a file that this round, around `plan`, did not write; None is any plan."""
+    def check(self, plan: "Plan | None" = None, model: Any = None) -> None:
+        """Refuse to replace a file that this round, of `model` around `plan`, did not write; None is any of them."""
         from moa.cli.common import writable
 
-        writable(self.path, "profile of this round", partial(self._check, plan))
+        writable(self.path, "profile of this round", partial(self._check, plan, model))
 
     def measure(self, plan: "Plan", model: Any, tokenizer: Any, what: str, console: "Console") -> "Profile":
         """The slopes around `plan`; read, where an earlier run measured them."""
@@ -199,7 +204,7 @@ class Round:
         from moa.profiler.profile import Profile
 
         plan = plan.model_copy(update={"predicted": None, "provenance": None})  # another day gives another date
-        self.check(plan)
+        self.check(plan, model)
         if not self.path.exists():
             work = [task.length for task in tasks(self.settings, self.sources)]
             done = accumulate(work)
@@ -210,13 +215,16 @@ class Round:
                 )  # fmt: skip
         return Profile.load(self.path)
 
-    def _check(self, plan: "Plan | None", path: Path) -> None:
+    def _check(self, plan: "Plan | None", model: Any, path: Path) -> None:
+        from moa.profiler.fingerprint import fingerprint
         from moa.profiler.profile import Profile
 
         found, settings = Profile.load(path), self.settings
         said = {name: getattr(settings, name) for name in ("seed", "samples", "chat", "labels", "loss")}
         if plan is not None:
             said["around"] = plan.to_dict()
+        if model is not None:
+            said |= {"weights": fingerprint(model), "dtype": str(model.dtype)}
         same = (
             found.sinks == settings.sinks
             and set(found.cuts) == {(s.name, n) for s in self.sources for n in settings.lengths}
@@ -224,7 +232,7 @@ class Round:
             and {name: found.meta.get(name) for name in said} == json.loads(json.dumps(said))
         )
         if not same:
-            raise MoaError("it has other settings, or is around another plan")
+            raise MoaError("it has other settings, or is of another model or around another plan")
 
 
 def _digest(profile: "Profile") -> str:

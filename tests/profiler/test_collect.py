@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from moa.applied import apply
+from moa.kernels.sdpa import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
 from moa.plans.plan import Plan, Rule
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
-from moa.profiler.collect import Settings, Task, collect, run_backward, tasks
+from moa.profiler.collect import Settings, Task, _seed, collect, response_hidden, run_backward, tasks
 from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
+from moa.search.grid import Grid
+from moa.search.harm import slope
 
 SETTINGS = Settings(lengths=(320, 256), samples=2, sinks=(64, 128))
 
@@ -115,6 +118,60 @@ def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, labels: Any, l
     lost.sum().backward()
     hook.remove()
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)
+
+
+SLOPES = Settings((320,), samples=1, estimator="effect", loss="kl")
+
+
+def test_around_the_dense_plan_nothing_slopes(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    model.double()
+    profile = collect(model, tokenizer, SLOPES, NOISE[:1], tmp_path / "p.safetensors", plan=Plan.dense(model))
+    assert profile is not None
+    assert np.abs(profile.cuts["noise", 320]).max() < 1e-6  # logits are float32
+
+
+def test_a_slope_is_the_derivative_of_the_divergence(
+    tmp_path: Path, model: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against central differences: one group's output moved from full attention towards what a rule leaves of it."""
+    model.double()
+    plan, layer, head, n = Plan.uniform(model, 0.6, at=320), 0, 1, 320
+    profile = collect(model, tokenizer, SLOPES, NOISE[:1], tmp_path / "p.safetensors", plan=plan)
+    assert profile is not None
+    rules = Grid(*(np.array([x]) for x in (64, 128, 0)))
+    found = slope(profile, rules, ("noise", n)).reshape(2, 2)[layer, head] * profile.tokens["noise", n]
+    sample = NOISE[0].sample(tokenizer, n, random.Random(_seed(SLOPES, tasks(SLOPES, NOISE[:1])[0], "text")), True)
+    first, calls, move = torch.from_numpy(rules.first(n)).to(torch.int32).expand(2, -1), [0], [0.0]
+
+    def moved(q: Any, k: Any, v: Any, **how: Any) -> Any:
+        out = attend(q, k, v, **how)
+        if calls[0] == layer:
+            full = torch.ones_like(first)
+            cut, whole = (attend(q, k, v, **{**how, "first": f}) for f in (first, full))
+            own = slice(head * q.shape[1] // 2, (head + 1) * q.shape[1] // 2)
+            out[:, own] += move[0] * (cut - whole)[:, own]
+        calls[0] += 1
+        return out
+
+    monkeypatch.setattr("moa.profiler.recorder.attend", moved)
+
+    def divergence(by: float) -> float:
+        calls[0], move[0] = 0, by
+        with recording(model, (64,), plan=plan) as recorder, torch.no_grad():
+            with recorder.dense():
+                wanted = model.lm_head(response_hidden(model, sample)).log_softmax(-1)
+            given = model.lm_head(response_hidden(model, sample)).log_softmax(-1)
+        return float((wanted.exp() * (wanted - given)).sum())
+
+    step = 1e-4
+    assert found == pytest.approx((divergence(step) - divergence(-step)) / (2 * step), rel=1e-3)
+
+
+def test_slopes_are_measured_at_every_length() -> None:
+    settings = replace(SLOPES, lengths=(256, 320))
+    assert [(t.source.name, t.length) for t in tasks(settings, NOISE)] == [
+        ("noise", 256), ("known", 256), ("noise", 320), ("known", 320),
+    ]  # fmt: skip
 
 
 def test_sampled_labels_repeat_by_seed(tmp_path: Path, model: Any, tokenizer: Any) -> None:

@@ -36,7 +36,7 @@ def around(profile: Profile, steep: dict[tuple[int, int], float]) -> Profile:
     """Slopes as a round has them, of text: every hidden block costs a group as `steep` says, others nothing."""
     tables = {}
     for cut, table in profile.cuts.items():
-        if cut[0] == "text":
+        if cut == ("text", N):
             tables[cut] = new = np.zeros_like(table)
             for (layer, head), cost in steep.items():
                 new[:, layer, head] = np.tril(np.arange(table.shape[4]) * np.ones((table.shape[3], 1))) * cost
@@ -80,7 +80,7 @@ def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
 
     def slopes(*rounds: Profile) -> np.ndarray:
         """What `rounds` add to the objective, up to a constant of the group."""
-        with_, without = (descent(profile, plan, *r, kl=0.5).objective(text, recall, rules, [N])
+        with_, without = (descent(profile, plan, *r, kl=0.5).objective(text, recall, rules, PLAIN)
                           for r in (rounds, (around(profile, {}),)))  # fmt: skip
         return (with_ - without) - (with_ - without)[:, :1]
 

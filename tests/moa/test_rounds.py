@@ -1,0 +1,98 @@
+"""Rounds of a search, against a made-up model: which steps are kept, and what lies in the file."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moa.cli import study
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan, Provenance
+from moa.profiler.profile import Profile
+from moa.search.budget import parse
+from moa.search.choose import choose
+from moa.search.descent import TRIES, _of
+from moa.search.grid import grid
+from moa.search.objective import PLAIN, Mix, parts
+from moa.search.study import Measured
+
+N = 1024
+
+
+class Check:
+    """Measures scripted divergences, one after the other; the last again and again."""
+
+    length = N
+
+    def __init__(self, kls: Sequence[float]) -> None:
+        self.kls, self.plans = list(kls), []
+
+    def __call__(self, plan: Plan) -> Iterator[Measured]:
+        self.plans.append(plan)
+        kl = self.kls.pop(0) if len(self.kls) > 1 else self.kls[0]
+        yield Measured(kl=kl, recall=1.0, right=0.5)
+
+
+@pytest.fixture
+def profile() -> Profile:
+    info = ModelInfo(
+        architecture="LlamaForCausalLM", layers=4, query_heads=4, kv_heads=2, head_size=64,
+        rope={"theta": 1e4, "type": "default"},
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    table = np.tril(rng.exponential(1.0, (1, 4, 2, N // 64, N // 64))).astype(np.float32)
+    table[..., 0] = 0
+    counts = {("text", N): 10}
+    return Profile(info, (64,), {("text", N): table}, counts, counts, {"seed": 3}, {"text": "fisher"})
+
+
+@pytest.fixture
+def rounds(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs rounds whose slopes ask for the groups that the profile says least of; gives the check and the file."""
+    slopes = replace(profile, cuts={c: t.max() - t for c, t in profile.cuts.items()}, estimators={"text": "effect"})
+    monkeypatch.setattr(study.Round, "measure", lambda *_: slopes)
+
+    def run(number: int, *kls: float) -> tuple[Check, Plan]:
+        check, origin = Check(kls), Provenance(tool="0")
+
+        def solve(mix: Mix, descent: object = None) -> Plan:
+            budget = [parse("density", "0.5")]
+            return choose(profile, budget, mix=mix, lengths=[N], descent=descent, provenance=origin)[0]
+
+        options = study.Study(1, number, 1, None, 0)
+        study.run(
+            profile, solve, PLAIN, options, None, None, check, [N], {}, tmp_path / "plan.yaml", Console(quiet=True)
+        )
+        return check, Plan.load(tmp_path / "plan.yaml")
+
+    return run
+
+
+def test_a_better_step_is_kept(rounds):
+    check, plan = rounds(1, 1.0, 0.1)
+    assert len(check.plans) == 2
+    assert plan.groups == check.plans[1].groups != check.plans[0].groups
+    assert plan.provenance.note.endswith("then round 1")
+
+
+def test_a_worse_step_is_tried_again_with_more_damping_and_leaves_the_file_alone(rounds, profile):
+    check, plan = rounds(2, 1.0, 1e3)
+    assert 1 < len(check.plans) <= 1 + 2 * TRIES
+    assert plan.groups == check.plans[0].groups
+    assert "round" not in plan.provenance.note
+    rules = grid((N,), (64,))
+    text, _ = parts(profile, rules, PLAIN, [N])
+    harms = [_of(p, text, rules) for p in check.plans[: 1 + TRIES]]
+    change = [float(np.abs(h - harms[0]).sum()) for h in harms[1:]]
+    assert all(after <= before * 1.001 for before, after in pairwise(change))
+    assert change[-1] < change[0]
+
+
+def test_the_second_try_may_be_the_better_one(rounds):
+    check, plan = rounds(1, 1.0, 1e3, 0.1)
+    assert len(check.plans) == 3
+    assert plan.groups == check.plans[2].groups
