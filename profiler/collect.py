@@ -31,7 +31,7 @@ from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.fingerprint import fingerprint
 from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.profile import Profile
-from moa.profiler.recorder import recording
+from moa.profiler.recorder import Recorder, recording
 from moa.profiler.retrieval import Copies, scores
 
 SHORTEST = 256
@@ -194,10 +194,7 @@ def collect(
                 labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
                 recorder.estimator = ESTIMATORS[settings.estimator or task.source.estimator]
                 recorder.watch = copies = Copies(sample) if settings.retrieval_score else None
-                dense = None
-                if loss == "kl":
-                    with recorder.dense(), torch.no_grad():
-                        dense = response_hidden(model, sample)
+                dense = dense_hidden(model, sample, recorder) if loss == "kl" else None
                 run_backward(model, sample, labels, loss, generator, dense)
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 if copies is not None:
@@ -220,6 +217,12 @@ def response_hidden(model: PreTrainedModel, sample: Sample) -> Tensor:
     ids = torch.tensor([sample.ids], device=model.device)
     hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
     return hidden[torch.tensor(sample.response, device=hidden.device) - 1]
+
+
+def dense_hidden(model: PreTrainedModel, sample: Sample, recorder: Recorder) -> Tensor:
+    """The same of the dense model, whatever plan is recorded under."""
+    with recorder.dense(), torch.no_grad():
+        return response_hidden(model, sample)
 
 
 def run_backward(

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from moa.plans.plan import Plan
 from moa.profiler.calibration import whole_text
-from moa.profiler.collect import Settings, Task, run_backward
+from moa.profiler.collect import Settings, Task, dense_hidden, run_backward
 from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.recorder import recording
 
@@ -17,15 +18,18 @@ PROBES = (128, 512)
 """Lengths that are timed."""
 
 
-def seconds(model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Sequence[Task]) -> float:
+def seconds(
+    model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Sequence[Task], plan: Plan | None = None
+) -> float:
     """Time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
     took = []
-    with recording(model, settings.sinks) as recorder:
+    with recording(model, settings.sinks, plan=plan) as recorder:
         for n in (PROBES[0], *PROBES):  # the first pass only warms up
             sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(n)])
             start = time.perf_counter()
-            run_backward(model, sample, "given", "nll", generator)
+            dense = dense_hidden(model, sample, recorder) if settings.loss == "kl" else None
+            run_backward(model, sample, "given", settings.loss or "nll", generator, dense)
             recorder.take()
             took.append(time.perf_counter() - start)
     (a, b), (x, y) = PROBES, took[1:]

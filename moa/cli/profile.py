@@ -76,7 +76,7 @@ def command(
     mine = todo[rank::world]
     if rank == 0:
         finished = {task for task in todo if sample_file(output, task).exists()}
-        minutes = seconds(network, tokenizer, settings, [task for task in mine if task not in finished]) / 60
+        minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
         memory = peak_bytes(network, max(settings.lengths)) / 2**30
         count = f"{len(todo)} samples" + (f", {len(finished)} of them finished" if finished else "")
         console.print(f"{count}, about {minutes:.1f} minutes and {memory:.1f} GiB of memory")
