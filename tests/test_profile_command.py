@@ -77,7 +77,7 @@ def test_on_resume_the_estimate_is_of_what_is_left(
 ) -> None:
     output, left = tmp_path / "p.safetensors", list[int]()
 
-    def seconds(_model: Any, _tokenizer: Any, _settings: Any, todo: Any) -> float:
+    def seconds(_model: Any, _tokenizer: Any, _settings: Any, todo: Any, _plan: Any) -> float:
         left.append(len(todo))
         return 0.0
 
