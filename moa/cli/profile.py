@@ -95,7 +95,8 @@ def command(
         for cut, table in profile.cuts.items():
             if not table.any():
                 console.print(f"nothing is known from {cut[0]} at {cut[1]} tokens: the model gets no answer right")
-        console.print(f"wrote {output}; next: moa search {output} -o plan.yaml --max-density 0.5", soft_wrap=True)
+        after = "" if loss == "kl" else f"; next: moa search {output} -o plan.yaml --max-density 0.5"
+        console.print(f"wrote {output}{after}", soft_wrap=True)
 
 
 def _processes(*, own_device: bool) -> tuple[int, int, Callable[[], None]]:
