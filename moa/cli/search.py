@@ -148,7 +148,7 @@ def command(
     network: Any = None
     run = None
     if validate is not None:
-        options.ready(measured, span, output)
+        options.ready(measured, mix, span, output)
         network, tokenizer, check = study.validation(measured, validate, dtype, validate_length or min(span), seed)
     if measure is not None and known is not None:
         run = runner_of(known, measure, network if measure == validate else None)

@@ -50,19 +50,19 @@ class Study:
                 f"{self.trials}, {self.rounds} and {self.samples}"
             )
 
-    def ready(self, profile: "Profile", lengths: Sequence[int], output: Path) -> None:
+    def ready(self, profile: "Profile", mix: "Mix", lengths: Sequence[int], output: Path) -> None:
         """Raise MoaError, before the model loads, where trials cannot be stored or rounds cannot be profiled."""
         from moa.search.study import open_storage
 
         open_storage(self.storage)
         for round_ in range(1, self.rounds + 1):
-            self.round(round_, profile, lengths, output).check()
+            self.round(round_, profile, mix, lengths, output).check()
 
-    def round(self, number: int, profile: "Profile", lengths: Sequence[int], output: Path) -> "Round":
+    def round(self, number: int, profile: "Profile", mix: "Mix", lengths: Sequence[int], output: Path) -> "Round":
         """What a round measures.
 
         Raises:
-            MoaError: A source that cannot be drawn again.
+            MoaError: A source that cannot be drawn again, or no text that counts.
         """
         from moa.profiler.calibration import SOURCES
         from moa.profiler.collect import Settings
@@ -73,6 +73,8 @@ class Study:
         lengths = [n for n in lengths if any((name, n) in profile.cuts for name in text)]
         if not lengths:
             raise MoaError("--rounds measures text, at the plan's lengths; this profile has none there")
+        if not (text := [name for name in text if mix.sources.get(name, 1.0)]):
+            raise MoaError("--rounds measures text: its --source-weight must be over 0")
         settings = Settings(
             tuple(lengths), self.samples, self.seed + number, profile.sinks, estimator="effect", loss="kl",
             chat=profile.meta.get("chat", True),
@@ -146,16 +148,17 @@ def run(
     harms = parts(profile, rules, best.mix, lengths)
     descent = Descent(best.plan, best.plan, (), max(best.measured.kl, 1e-9))
     for number in range(1, options.rounds + 1):
-        todo = options.round(number, profile, lengths, output)
+        todo = options.round(number, profile, best.mix, lengths, output)
         around = todo.measure(best.plan, model, tokenizer, f"round {number} of {options.rounds}", console)
         descent = replace(descent, plan=best.plan, rounds=(*descent.rounds, around), damping=1.0)
+        now = descent.merit(*harms, rules, best.plan, best.measured.kl)
         for _ in range(TRIES):
             plan = solve(best.mix, descent)
             if plan.groups == best.plan.groups:  # with more damping all the more
                 console.print(f"  round {number}: the plan stays")
                 break
             *_, measured = check(plan)
-            now, new = (descent.merit(*harms, rules, *x) for x in ((best.plan, best.measured.kl), (plan, measured.kl)))
+            new = descent.merit(*harms, rules, plan, measured.kl)
             console.print(
                 f"  round {number}: objective {now:.4g} to {new:.4g}, KL {measured.kl:.4f}, answers' KL "
                 f"{measured.recall:.4f}"

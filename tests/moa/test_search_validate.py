@@ -19,6 +19,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.cost import Costs
+from moa.search.objective import Mix
 from moa.search.study import open_storage
 from moa.validation import Validation
 
@@ -177,7 +178,7 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
     assert Plan.load(plan).groups == found.groups
     done = search(*options, "--seed", "1")  # seen before any trial
     assert "plan.round-1.safetensors is not a profile of this round" in str(done.exception)
-    part = study.Study(1, 1, 1, None, 0).round(1, made_up, [1024], plan)
+    part = study.Study(1, 1, 1, None, 0).round(1, made_up, Mix(), [1024], plan)
     part.check()
     with pytest.raises(MoaError, match="around another plan"):
         part.check(Plan.dense(made_up.model))
@@ -191,6 +192,10 @@ def test_rounds_refuse_documents_before_the_model_loads(made_up, tmp_path):
         str(path), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--validate", "no/such", "--rounds", "1"
     )
     assert "--rounds draws again from text, facts, pairs, lines; this profile has data too" in str(done.exception)
+    made_up.save(path)
+    options = ("--max-density", "0.5", "--validate", "no/such", "--rounds", "1", "--source-weight", "text=0")
+    done = search(str(path), "-o", str(tmp_path / "p.yaml"), *options)
+    assert "--rounds measures text: its --source-weight must be over 0" in str(done.exception)
     facts = {("facts", 512): made_up.cuts["facts", 512]}
     one = dict.fromkeys(facts, 1)
     replace(made_up, cuts=facts, tokens=one, samples=one, estimators={"facts": "effect"}).save(path)
