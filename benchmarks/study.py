@@ -176,9 +176,9 @@ def main() -> int:
         def run(check: Evaluate, density: str, seed: int, name: str, **how: Any) -> Best:
             with Bar(f"density {density}, seed {seed}") as bar:
                 return study(
-                    profile, lambda p, mix: searched(p, BUDGETS[density], mix, lengths), check, trials=options.trials,
-                    lengths=lengths, name=f"{name}{density} {seed} {options.dtype}", storage=storage, seed=seed,
-                    progress=bar, **how,
+                    profile, lambda mix: searched(profile, BUDGETS[density], mix, lengths), check,
+                    trials=options.trials, lengths=lengths, name=f"{name}{density} {seed} {options.dtype}",
+                    storage=storage, seed=seed, progress=bar, **how,
                 )  # fmt: skip
 
         for seed in seeds:

@@ -141,7 +141,7 @@ def tpe(seed: int) -> BaseSampler:
 
 
 def study(
-    profile: Profile, solve: Callable[[Profile, Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
+    profile: Profile, solve: Callable[[Mix], Plan], evaluate: Evaluate, *, trials: int, lengths: Sequence[int],
     name: str, plain: Mix = PLAIN, storage: str | None = None, seed: int = 0,
     sampler: Callable[[int], BaseSampler] = tpe, pruner: optuna.pruners.BasePruner = MEDIAN,
     found: Callable[[Best], None] = lambda _best: None,
@@ -175,17 +175,17 @@ def study(
     shared = open_study(name, storage, pruner)
     solved: dict[str, Plan] = {}
 
-    def once(profile: Profile, mix: Mix) -> Plan:  # solved again when time runs out, it may be another plan
+    def once(mix: Mix) -> Plan:  # solved again when time runs out, it may be another plan
         if (key := repr(mix)) not in solved:
-            solved[key] = solve(profile, mix)
+            solved[key] = solve(mix)
         return solved[key]
 
-    base = _base(shared, once(profile, plain), _place(plain, profile, lengths), evaluate)
+    base = _base(shared, once(plain), _place(plain, profile, lengths), evaluate)
 
     def best() -> Best:
         frozen = shared.best_trial
         mix = plain if "plain" in frozen.user_attrs else mix_of(FixedTrial(frozen.params), profile, lengths)
-        plan = once(profile, mix)
+        plan = once(mix)
         if rules(plan) != frozen.user_attrs["rules"]:
             raise MoaError(
                 f"the best trial, {frozen.number}, measured another plan than its mix gives here: go on with the "
@@ -263,12 +263,12 @@ def _base(shared: optuna.Study, plan: Plan, place: FixedTrial | None, evaluate: 
 
 
 def _run(
-    shared: optuna.Study, trial: optuna.Trial, profile: Profile, solve: Callable[[Profile, Mix], Plan],
+    shared: optuna.Study, trial: optuna.Trial, profile: Profile, solve: Callable[[Mix], Plan],
     evaluate: Evaluate, base: Measured, lengths: Sequence[int],
 ) -> str:  # fmt: skip
     """One trial, from mix to figures."""
     try:
-        plan = solve(profile, mix_of(trial, profile, lengths))
+        plan = solve(mix_of(trial, profile, lengths))
     except BudgetInfeasible:  # with these sinks
         shared.tell(trial, state=TrialState.FAIL)
         return f"trial {trial.number}: infeasible"

@@ -138,7 +138,7 @@ def run(
     named = json.dumps({**about, "tables": _digest(profile)}, sort_keys=True)
     with Bar("study", console) as bar:
         best = study(
-            profile, lambda _profile, mix: solve(mix), check, trials=options.trials, lengths=lengths, plain=plain,
+            profile, solve, check, trials=options.trials, lengths=lengths, plain=plain,
             name=sha256(named.encode()).hexdigest()[:16], storage=options.storage, seed=options.seed, found=keep,
             progress=bar,
         )  # fmt: skip

@@ -1,6 +1,7 @@
 """The study, against a made-up model that knows which layers matter."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ class Truth:
 
 def test_it_finds_what_the_sum_of_harms_does_not_know(make_profile):
     profile, bests = make_profile(layers=4), []
-    best = study(profile, solve, Truth(), trials=12, lengths=[N], name="a", found=bests.append)
+    best = study(profile, partial(solve, profile), Truth(), trials=12, lengths=[N], name="a", found=bests.append)
     assert best.measured.score(best.base) < 0.9
     assert best.plan == solve(profile, best.mix)
     *_, again = Truth()(best.plan)
@@ -53,7 +54,8 @@ def test_the_plain_mix_is_never_beaten_by_a_worse_one(make_profile):
     def other(plan: Plan) -> Iterator[Measured]:
         yield Measured(kl=1.0, recall=1.0, right=0.0)  # all plans are equal
 
-    best = study(make_profile(), solve, other, trials=4, lengths=[N], name="a")
+    profile = make_profile()
+    best = study(profile, partial(solve, profile), other, trials=4, lengths=[N], name="a")
     assert best.mix == Mix()
     assert best.measured.score(best.base) == 1
 
@@ -61,7 +63,7 @@ def test_the_plain_mix_is_never_beaten_by_a_worse_one(make_profile):
 @pytest.mark.parametrize("plain", [Mix(), Mix(power=0.7), Mix(sinks=(64,))])
 def test_the_plain_mix_is_a_trial_that_the_sampler_knows(make_profile, tmp_path, plain):
     profile, journal = make_profile(sinks=(64, 128)), str(tmp_path / "trials.log")
-    study(profile, solve, Truth(), trials=2, lengths=[N], name="a", plain=plain, storage=journal)
+    study(profile, partial(solve, profile), Truth(), trials=2, lengths=[N], name="a", plain=plain, storage=journal)
     first, second = open_study("a", journal).trials
     assert first.params.keys() == second.params.keys()
     assert solve(profile, mix_of(FixedTrial(first.params), profile, [N])) == solve(profile, plain)
@@ -70,29 +72,34 @@ def test_the_plain_mix_is_a_trial_that_the_sampler_knows(make_profile, tmp_path,
 def test_a_plain_mix_outside_of_what_a_study_tries(make_profile):
     profile = make_profile()
     outside = Mix(lengths={N: 0.0, 2 * N: 1.0})
-    best = study(profile, lambda p, mix: solve(p, Mix()), Truth(), trials=3, lengths=[N], name="a", plain=outside)
+    best = study(profile, lambda _mix: solve(profile, Mix()), Truth(), trials=3, lengths=[N], name="a", plain=outside)
     assert best.mix == outside
 
 
 def test_killed_it_goes_on_with_nothing_lost(make_profile, tmp_path):
     profile, journal = make_profile(layers=4), str(tmp_path / "trials.log")
-    whole = study(profile, solve, Truth(), trials=8, lengths=[N], name="a", seed=5)
+    whole = study(profile, partial(solve, profile), Truth(), trials=8, lengths=[N], name="a", seed=5)
     with pytest.raises(KeyboardInterrupt):
-        study(profile, solve, Truth(fail_at=4), trials=8, lengths=[N], name="a", storage=journal, seed=5)
+        study(
+            profile, partial(solve, profile), Truth(fail_at=4), trials=8, lengths=[N], name="a", storage=journal, seed=5
+        )
     rest = Truth()
-    best = study(profile, solve, rest, trials=8, lengths=[N], name="a", storage=journal, seed=5)
+    best = study(profile, partial(solve, profile), rest, trials=8, lengths=[N], name="a", storage=journal, seed=5)
     assert sum(best.trials) == sum(whole.trials) == 8
     assert rest.calls <= 5  # the base and two trials are not measured again
     finished = Truth()
-    assert study(profile, solve, finished, trials=8, lengths=[N], name="a", storage=journal, seed=5) == best
+    assert (
+        study(profile, partial(solve, profile), finished, trials=8, lengths=[N], name="a", storage=journal, seed=5)
+        == best
+    )
     assert finished.calls == 0
 
 
 def test_figures_of_another_plan_are_refused(make_profile, tmp_path):
     profile, journal = make_profile(), str(tmp_path / "trials.log")
-    study(profile, solve, Truth(), trials=2, lengths=[N], name="a", storage=journal)
+    study(profile, partial(solve, profile), Truth(), trials=2, lengths=[N], name="a", storage=journal)
 
-    def wider(profile, mix):
+    def wider(mix):
         return choose(profile, [parse("density", "0.9")], mix=mix, lengths=[N])[0]
 
     with pytest.raises(MoaError, match="measured another plan than its mix gives here"):
@@ -100,13 +107,13 @@ def test_figures_of_another_plan_are_refused(make_profile, tmp_path):
 
 
 def test_a_mix_is_solved_once_as_time_limits_may_not_give_the_same_plan_again(make_profile):
-    mixes = []
+    profile, mixes = make_profile(), []
 
-    def counted(profile, mix):
+    def counted(mix):
         mixes.append(repr(mix))
         return solve(profile, mix)
 
-    study(make_profile(), counted, Truth(), trials=4, lengths=[N], name="a")
+    study(profile, counted, Truth(), trials=4, lengths=[N], name="a")
     assert len(mixes) == len(set(mixes)) == 4
 
 
@@ -129,14 +136,16 @@ def test_a_storage_that_cannot_be_opened_is_one_line(url):
 
 def test_equal_seeds_give_equal_studies(make_profile):
     profile = make_profile(layers=4)
-    one, two = (study(profile, solve, Truth(), trials=8, lengths=[N], name="a", seed=3) for _ in range(2))
+    one, two = (
+        study(profile, partial(solve, profile), Truth(), trials=8, lengths=[N], name="a", seed=3) for _ in range(2)
+    )
     assert one == two
 
 
 def test_sinks_are_chosen_and_infeasible_ones_are_survived(make_profile):
     profile = make_profile(sinks=(64, 512))
 
-    def narrow(profile, mix):
+    def narrow(mix):
         return choose(profile, [parse("density", "0.45")], mix=mix, lengths=[N])[0]
 
     best = study(profile, narrow, Truth(), trials=8, lengths=[N], name="a")
@@ -145,11 +154,13 @@ def test_sinks_are_chosen_and_infeasible_ones_are_survived(make_profile):
 
 
 def test_no_plan_at_all(make_profile):
-    def none(profile, mix):
+    profile = make_profile()
+
+    def none(mix):
         return choose(profile, [parse("density", "0.01")], mix=mix)[0]
 
     with pytest.raises(BudgetInfeasible, match="smallest feasible"):
-        study(make_profile(), none, Truth(), trials=2, lengths=[N], name="a")
+        study(profile, none, Truth(), trials=2, lengths=[N], name="a")
 
 
 def test_a_scale_gives_back_the_law_it_was_made_from():
