@@ -11,7 +11,12 @@ from torch import Tensor
 
 from moa.plans.errors import Unsupported
 
-MODULES = {"reference": "moa.kernels.reference", "torch": "moa.kernels.sdpa", "triton": "moa.kernels.triton"}
+MODULES = {
+    "reference": "moa.kernels.reference",
+    "torch": "moa.kernels.sdpa",
+    "numba": "moa.kernels.numba",
+    "triton": "moa.kernels.triton",
+}
 
 
 class Backend(NamedTuple):
@@ -24,7 +29,7 @@ class Backend(NamedTuple):
 
 
 def load(name: str) -> Backend:
-    """The back-end called `name`: reference, torch or triton.
+    """The back-end called `name`: reference, torch, numba or triton.
 
     Raises:
         Unsupported: Unknown name, or it cannot run on this machine.
@@ -33,13 +38,16 @@ def load(name: str) -> Backend:
         raise Unsupported(f"unknown back-end {name!r}: choose one of {', '.join(MODULES)}")
     if name == "triton":
         _require_triton()
+    if name == "numba" and find_spec("numba") is None:
+        raise Unsupported("back-end numba needs the numba package: pip install 'moa-attention[cpu]', or choose torch")
     module = import_module(MODULES[name])
     return Backend(name, module.attend, module.append, module.step)
 
 
 def pick(device: torch.device | str) -> str:
-    """The name of the back-end meant for tensors on `device`: triton on GPUs, torch elsewhere."""
-    return "triton" if torch.device(device).type == "cuda" else "torch"
+    """The name of the back-end meant for tensors on `device`: triton on GPUs, numba on CPUs that have it, else torch."""
+    kind = torch.device(device).type
+    return "triton" if kind == "cuda" else "numba" if kind == "cpu" and find_spec("numba") else "torch"
 
 
 def _require_triton() -> None:

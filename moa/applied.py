@@ -26,7 +26,7 @@ def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = No
     Args:
         model: A transformers decoder-only model in evaluation mode, bare or wrapped (peft).
         plan: A plan made for it, the path of a plan file, or the name of a shipped plan.
-        backend: reference, torch or triton; by default the one meant for each layer's device.
+        backend: reference, torch, numba or triton; by default the one meant for each layer's device.
 
     Returns:
         The handle that takes the plan off.

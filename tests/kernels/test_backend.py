@@ -13,7 +13,7 @@ def test_load_gives_the_named_one():
 
 
 def test_unknown_name_lists_the_choices():
-    with pytest.raises(Unsupported, match=r"'flash'.*reference, torch, triton"):
+    with pytest.raises(Unsupported, match=r"'flash'.*reference, torch, numba, triton"):
         backend.load("flash")
 
 
@@ -29,4 +29,5 @@ def test_triton_is_refused_with_the_reason(monkeypatch):
 
 def test_pick_by_device():
     assert backend.pick("cuda:1") == "triton"
-    assert backend.pick(torch.device("cpu")) == "torch"
+    assert backend.pick(torch.device("cpu")) == "numba"
+    assert backend.pick("meta") == "torch"

@@ -1,4 +1,4 @@
-"""Reference and torch back-ends against a dense masked softmax over the whole text."""
+"""Reference, torch and numba back-ends against a dense masked softmax over the whole text."""
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from moa.kernels import backend
 from moa.kernels.store import allocate, capacities, move, select
 
 SCALE = 0.3
-GARBAGE = {"reference": float("nan"), "torch": 1e3}  # torch's decode reads whole slabs: finite, whatever it is
-both = pytest.mark.parametrize("name", list(GARBAGE))
+GARBAGE = {"reference": float("nan"), "torch": 1e3, "numba": float("nan")}  # torch's decode reads whole slabs: finite, whatever it is
+each = pytest.mark.parametrize("name", list(GARBAGE))
 
 
-@both
+@each
 @pytest.mark.parametrize("heads", [1, 3, 4, 8])
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 111, 300])
 def test_prefill_of_a_fresh_text(kit, name, heads, length):
@@ -24,7 +24,7 @@ def test_prefill_of_a_fresh_text(kit, name, heads, length):
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0], atol=1e-10, rtol=0)
 
 
-@both
+@each
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_attend_reads_only_what_the_plan_keeps(kit, name, data):
@@ -44,7 +44,7 @@ def test_attend_reads_only_what_the_plan_keeps(kit, name, data):
     assert torch.equal(store.k.nan_to_num(), before.nan_to_num())
 
 
-@both
+@each
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_step_attends_and_appends(kit, name, data):
@@ -61,7 +61,7 @@ def test_step_attends_and_appends(kit, name, data):
     _holds(kit, store, whole, rules, total)
 
 
-@both
+@each
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_append_of_any_length(kit, name, data):
@@ -79,7 +79,7 @@ def test_append_of_any_length(kit, name, data):
     _holds(kit, store, whole, rules, total)
 
 
-@both
+@each
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @settings(deadline=None, max_examples=20)
 @given(data=st.data())
@@ -120,7 +120,7 @@ def test_a_text_fed_in_pieces(kit, name, dtype, data):
         torch.testing.assert_close(torch.cat(got).double(), expected, atol=bound, rtol=0)
 
 
-@both
+@each
 def test_full_span_is_dense_attention(kit, name):
     whole = kit.text([200], 6, 2, 8, 3)
     rules = kit.Rules(np.array([64, 0]), np.array([0, 10**6]), np.array([256, 0]))

@@ -1,0 +1,108 @@
+"""What is special to the numba back-end: shares of slabs, element types, head sizes, its exponential."""
+
+import numba
+import numpy as np
+import pytest
+import torch
+from numba import njit
+
+from moa.kernels import backend
+from moa.kernels import numba as ours
+from moa.kernels.numba.kernel import _exp
+
+SCALE = 0.3
+
+
+@pytest.fixture
+def rules(kit):
+    """A constant window, a growing one, two alike, with sinks of 0, 1 and 2 blocks."""
+    return kit.Rules(np.array([64, 0, 128, 128]), np.array([200, 0, 256, 256]), np.array([0, 100, 30, 30]))
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 50, 1000])
+def test_any_number_of_shares_gives_the_same(kit, rules, monkeypatch, shares):
+    """Also more threads than slabs, and than blocks."""
+    monkeypatch.setattr(ours, "_threads", lambda: shares)
+    whole, past, total = kit.text([500, 300], 12, 4, 8, 0), [460, 260], [470, 261]
+    store = kit.store_of(whole, rules, past)
+    out = ours.step(**whole.new(past, total), **rules.tensors(600), store=store, scale=SCALE)
+    expected = torch.cat([x[p:t] for x, p, t in zip(kit.oracle(whole, rules, SCALE), past, total, strict=True)])
+    torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize(("heads", "size"), [(1, 80), (2, 128), (7, 16)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_element_types_and_shapes(kit, rules, dtype, heads, size):
+    whole = kit.text([500, 70], 4 * heads, 4, size, 0)
+    past, total = [490, 60], [500, 70]
+    expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
+    store = kit.store_of(whole, rules, past, dtype=dtype)
+    out = ours.step(**whole.new(past, total, dtype), **rules.tensors(500), store=store, scale=SCALE)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), expected, atol=kit.rounding(whole, SCALE, dtype), rtol=0)
+
+
+def test_queries_and_keys_may_lie_head_by_head(kit, rules):
+    """As models hand them over; and nothing of the call is written to but the store."""
+    whole = kit.text([300], 12, 4, 8, 0)
+    store, tokens = kit.store_of(whole, rules, [290]), whole.new([290], [300])
+    tokens |= {n: tokens[n].transpose(0, 1).contiguous().transpose(0, 1) for n in "qkv"}
+    before = {n: x.clone() for n, x in tokens.items()}
+    out = ours.step(**tokens, **rules.tensors(300), store=store, scale=SCALE)
+    torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][290:], atol=1e-10, rtol=0)
+    assert all(torch.equal(tokens[n], x) for n, x in before.items())
+
+
+def test_scores_far_apart_and_equal(kit):
+    """One key takes all weight, in whichever block it lies; and no weight is lost where all are alike."""
+    rules = kit.Rules(np.array([64]), np.array([0]), np.array([256]))
+    for where in (0, 70, 130):
+        whole = kit.text([200], 1, 1, 8, 0)
+        whole.k[0][:, 0] = 0
+        whole.k[0][where, 0], whole.q[0][199, 0] = 400.0, 1.0
+        store = kit.store_of(whole, rules, [199], dtype=torch.float32)
+        out = ours.step(**whole.new([199], [200], torch.float32), **rules.tensors(200), store=store, scale=1.0)
+        torch.testing.assert_close(out[0, 0].double(), whole.v[0][where, 0], atol=1e-6, rtol=0)
+    whole.k[0][:] = 0
+    whole.v[0][:] = 1
+    store = kit.store_of(whole, rules, [199], dtype=torch.float32)
+    out = ours.step(**whole.new([199], [200], torch.float32), **rules.tensors(200), store=store, scale=1.0)
+    torch.testing.assert_close(out, torch.ones_like(out), atol=200 * 2.0**-24, rtol=0)
+
+
+def test_exponential_is_exact_to_two_units_in_the_last_place():
+    @njit
+    def all_of(x):
+        out = np.empty_like(x)
+        for i in range(len(x)):
+            out[i] = _exp(x[i])
+        return out
+
+    x = np.linspace(-86.9, 0, 1_000_003, dtype=np.float32)
+    found, true = all_of(x).astype(np.float64), np.exp(x.astype(np.float64))
+    assert (np.abs(found - true) <= 2 * np.spacing(true.astype(np.float32))).all()
+    assert all_of(np.array([0, -1e4, -1e30], np.float32)).tolist() == [1.0, *2 * [float(all_of(np.float32([-87]))[0])]]
+    assert all_of(np.float32([-87]))[0] < 2e-38
+
+
+def test_a_sequence_without_a_new_token_is_refused_and_nothing_written(kit, rules):
+    whole = kit.text([5, 5], 4, 4, 8, 0)
+    store = kit.store_of(whole, rules, [3, 5], fill=0)
+    before = store.k.clone()
+    with pytest.raises(RuntimeError, match="a new token of every sequence"):
+        ours.step(**whole.new([3, 5], [5, 5]), **rules.tensors(5), store=store, scale=SCALE)
+    assert torch.equal(store.k, before)
+
+
+def test_the_callers_number_of_threads_comes_back(kit, rules):
+    before = numba.get_num_threads()
+    whole = kit.text([5], 4, 4, 8, 0)
+    ours.step(**whole.new([3], [5]), **rules.tensors(5), store=kit.store_of(whole, rules, [3]), scale=SCALE)
+    assert numba.get_num_threads() == before
+
+
+def test_without_numba_the_back_end_is_refused_and_not_picked(monkeypatch):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    with pytest.raises(Exception, match=r"pip install 'moa-attention\[cpu\]'"):
+        backend.load("numba")
+    assert backend.pick("cpu") == "torch"
