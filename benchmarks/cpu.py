@@ -33,6 +33,7 @@ from moa import timing
 from moa.cli.common import numbers
 from moa.cli.measure import cpu_name
 from moa.journal import Journal, key, replace_json
+from moa.kernels.backend import pick
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
@@ -138,7 +139,8 @@ def summaries(found: dict[str, Times]) -> dict[str, dict[str, Any]]:
 
 def environment() -> dict[str, Any]:
     return {
-        "cpu": cpu_name(), "threads": torch.get_num_threads(), "dtype": "float32", "torch": torch.__version__,
+        "cpu": cpu_name(), "threads": torch.get_num_threads(), "dtype": "float32", "backend": pick("cpu"),
+        "torch": torch.__version__,
         "transformers": transformers.__version__, "date": datetime.now(UTC).date().isoformat(),
     }  # fmt: skip
 
@@ -147,7 +149,7 @@ def run(bench: Bench, journal: Journal) -> dict[str, Any]:
     """Every cell, from the journal where it has it."""
     plans = {name: v.plan for name, v in bench.variants.items() if v.plan is not None}
     about = environment()
-    identity = {name: about[name] for name in ("cpu", "threads", "torch", "transformers")} | {
+    identity = {name: about[name] for name in ("cpu", "threads", "backend", "torch", "transformers")} | {
         "model": bench.options.model, "plans": {name: plan.to_dict() for name, plan in plans.items()},
     }  # fmt: skip
 

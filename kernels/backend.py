@@ -45,7 +45,7 @@ def load(name: str) -> Backend:
 
 
 def pick(device: torch.device | str) -> str:
-    """The name of the back-end meant for tensors on `device`: triton on GPUs, numba on CPUs that have it, else torch."""
+    """The name of the back-end for tensors on `device`: triton on GPUs, numba on CPUs where installed, else torch."""
     kind = torch.device(device).type
     return "triton" if kind == "cuda" else "numba" if kind == "cpu" and find_spec("numba") else "torch"
 

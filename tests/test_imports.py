@@ -88,7 +88,8 @@ import importlib, importlib.util, pkgutil
 for root in {roots!r}:
     package = importlib.import_module(root)
     for found in pkgutil.walk_packages(package.__path__, root + "."):
-        if "triton" not in found.name or importlib.util.find_spec("triton"):
+        optional = [name for name in ("triton", "numba") if name in found.name.split(".")]
+        if all(map(importlib.util.find_spec, optional)):
             importlib.import_module(found.name)
 """
 

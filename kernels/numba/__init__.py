@@ -43,7 +43,7 @@ def step(
     """
     if torch.compiler.is_compiling():
         return slabs.step(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
-    tokens, groups, size = k.shape
+    groups, size = k.shape[1:]
     heads = q.shape[1] // groups
     wide = torch.promote_types(q.dtype, torch.float32)
     queries = q.to(wide).contiguous().view(-1, heads, size)
@@ -79,9 +79,8 @@ class _Layout(NamedTuple):
         place = store.place.numpy()
         edges = np.append(np.flatnonzero(place == 0), len(place))
         number = np.cumsum(place == 0) - 1
-        return cls(
-            store.sequence.numpy(), store.group.numpy(), place, number, edges, store.base.numpy(), store.capacity.numpy()
-        )  # fmt: skip
+        sequence, group, base, capacity = (x.numpy() for x in (store.sequence, store.group, store.base, store.capacity))
+        return cls(sequence, group, place, number, edges, base, capacity)
 
 
 def _threads() -> int:

@@ -1,8 +1,8 @@
 """The compiled loops of a decode step: write the new keys, then attend from the slabs where they lie.
 
-Blocks of the store are dealt out to threads in equal runs. A thread walks over its run block by block and keeps, for each
-row of the slab's sequence, the running maximum, total and weighted sum of online softmax (arXiv 2205.14135); what two
-threads did of one slab is put together at the end. Slots that no row sees are never read.
+Blocks of the store are dealt out to threads in equal runs. A thread walks over its run block by block and keeps, for
+each row of the slab's sequence, the running maximum, total and weighted sum of online softmax (arXiv 2205.14135); what
+two threads did of one slab is put together at the end. Slots that no row sees are never read.
 """
 
 from functools import cache
@@ -20,14 +20,13 @@ NOTHING = -1e30
 """Maximum of no scores; finite, so that differences of it are 0 and not NaN."""
 
 
-
 PARALLEL = {"prange": True} | dict.fromkeys(
     ("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"), False
 )
 """Only the loop over threads is parallel; a team of threads for each small assignment would cost more than it saves."""
 
 
-@intrinsic
+@intrinsic  # type: ignore[untyped-decorator]
 def _from_bits(context: Any, bits: Any) -> Any:
     """The float32 of these bits."""
     return types.float32(types.int32), lambda c, builder, s, given: builder.bitcast(given[0], ir.FloatType())
@@ -38,7 +37,7 @@ def _exp(x: Any) -> Any:
     raise NotImplementedError
 
 
-@overload(_exp, strict=False)
+@overload(_exp, strict=False)  # type: ignore[untyped-decorator]
 def _exp_of(x: Any) -> Any:
     if x == types.float64:
         return lambda x: np.exp(x)
@@ -78,8 +77,9 @@ def kernel(heads: int, size: int, kind: str) -> Any:
 
     @njit(parallel=PARALLEL, cache=True, fastmath=set(FAST), error_model="numpy")  # type: ignore[untyped-decorator]
     def step(
-        q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any, sequence: Any, group: Any, place: Any, number: Any,
-        edges: Any, base: Any, capacity: Any, first: Any, sink: Any, starts: Any, lengths: Any, scale: Any, threads: Any,
+        q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any,
+        sequence: Any, group: Any, place: Any, number: Any, edges: Any, base: Any, capacity: Any,
+        first: Any, sink: Any, starts: Any, lengths: Any, scale: Any, threads: Any,
     ) -> Any:  # fmt: skip
         groups, blocks, slabs = len(sink), len(place), len(edges) - 1
         most = 0

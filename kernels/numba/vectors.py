@@ -1,8 +1,9 @@
 """The inner loops of a decode step as vector code: one load of a key or a value serves all heads of its group.
 
 numba's own vectoriser reloads the queries for every key and adds up in narrow registers; written with LLVM's vectors
-of a whole row, the loops read memory about as fast as it can be read. Addresses are integers; every shape is a constant of
-the compiled code. Element types are float32, float64, float16 and, as 16 bits each, bfloat16; sums are float32 or wider.
+of a whole row, the loops read memory about as fast as it can be read. Addresses are integers; every shape is a constant
+of the compiled code. Element types are float32, float64, float16 and, as 16 bits each, bfloat16; sums are float32, or
+float64 for float64.
 """
 
 from collections.abc import Callable
@@ -93,11 +94,14 @@ class _Emit:
 def _loop(emit: Callable[[_Emit, Any, Any, Any, Any, int], None]) -> Any:
     """An intrinsic (rows, count, a, b, heads, size, kind, stride) whose code `emit` writes."""
 
-    def typed(context: Any, rows: Any, count: Any, a: Any, b: Any, heads: Any, size: Any, kind: Any, stride: Any) -> Any:
+    def typed(  # type: ignore[no-untyped-def]  # numba's types
+        context, rows, count, a, b, heads, size, kind, stride
+    ):  # fmt: skip
         heads_, size_, kind_, stride_ = (x.literal_value for x in (heads, size, kind, stride))
 
-        def code(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            emit(_Emit(builder, heads_, size_, kind_), *given[:4], stride_)
+        def code(context, builder, signature, given):  # type: ignore[no-untyped-def]
+            rows, count, a, b = given[:4]
+            emit(_Emit(builder, heads_, size_, kind_), rows, count, a, b, stride_)
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, types.intp, types.intp, heads, size, kind, stride), code
@@ -129,7 +133,7 @@ def _mix(e: _Emit, values: Any, count: Any, weights: Any, sums: Any, stride: int
 
 
 dots = _loop(_dots)
-"""scores[h, j] = queries[h] · keys[j], for `count` keys [count, size], queries [heads, size], scores [heads, stride]."""
+"""scores[h, j] = queries[h] · keys[j]: `count` keys [count, size], queries [heads, size], scores [heads, stride]."""
 
 mix = _loop(_mix)
 """sums[h] += sum over j of weights[h, j] * values[j], for `count` values [count, size], sums [heads, size]."""

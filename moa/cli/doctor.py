@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from moa.plans.plan import Plan
 
-PACKAGES = ("moa-attention", "torch", "transformers", "triton", "numpy", "scipy", "optuna", "gguf")
+PACKAGES = ("moa-attention", "torch", "transformers", "triton", "numba", "numpy", "scipy", "optuna", "gguf")
 LENGTHS = (1024, 4096, 16384, 65536)
 CLOSE = 1e-4
 """Largest difference to the reference that a back-end may have in float32."""
@@ -100,8 +100,9 @@ def _backend() -> tuple[str, bool]:
         return f"back-end here: none; {error}", False
     found = deviation(backend, device)
     verdict = "passed" if found <= CLOSE else "FAILED: do not use it"
+    slower = "; decode is faster with numba: pip install 'moa-attention[cpu]'" if name == "torch" else ""
     return (
-        f"back-end here: {name} (torch sees {sees} CUDA device)\n"
+        f"back-end here: {name} (torch sees {sees} CUDA device{slower})\n"
         f"self-test against the reference: {verdict}; largest difference {found:.1e}, at most {CLOSE:.0e} is right"
     ), found <= CLOSE
 

@@ -19,7 +19,7 @@ def command(
     four_needles: Annotated[int, typer.Option(help="Contexts with four needles, per length.")] = 5,
     ppl_windows: Annotated[int, typer.Option(help="Windows of held-out text, per length.")] = 2,
     uniform: Annotated[bool, typer.Option(help="Beside each plan, the uniform window of at least its density.")] = True,
-    backend: Annotated[str | None, typer.Option(help="reference, torch, numba or triton. Default: the device's own.")] = None,
+    backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the needles.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,

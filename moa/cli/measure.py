@@ -23,7 +23,7 @@ def command(
     lengths: Annotated[str, typer.Option(help="Lengths to measure at, two or more, tokens.")] = "1024,4096",
     batches: Annotated[str, typer.Option(help="Sequences in a decode step; prefills take one.")] = "1,4",
     rounds: Annotated[int, typer.Option(help="Measure everything in turn, this many times over.")] = 3,
-    backend: Annotated[str | None, typer.Option(help="reference, torch, numba or triton. Default: the device's own.")] = None,
+    backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Time the model under a few plans and fit costs that `moa search --costs` predicts the time of any plan with."""

@@ -10,7 +10,8 @@ from moa.kernels import backend
 from moa.kernels.store import allocate, capacities, move, select
 
 SCALE = 0.3
-GARBAGE = {"reference": float("nan"), "torch": 1e3, "numba": float("nan")}  # torch's decode reads whole slabs: finite, whatever it is
+# The decode of torch reads whole slabs: finite, whatever they hold.
+GARBAGE = {"reference": float("nan"), "torch": 1e3, "numba": float("nan")}
 each = pytest.mark.parametrize("name", list(GARBAGE))
 
 
