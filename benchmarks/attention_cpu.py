@@ -1,4 +1,4 @@
-"""Attention alone on the CPU: the `torch` back-end beside dense library attention, SmolLM2-135M's shape by default.
+"""Attention alone on the CPU: back-ends `torch` and `numba` beside dense library attention, SmolLM2-135M's shape by default.
 
 Prefill: one layer, one text. Decode: one step through `--layers` layers of caches, so that keys come from memory. The
 rules mix full groups, constant windows and growing spans to reach each density. Variants alternate within one run; the
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels import sdpa
+from moa.kernels.backend import load
 from moa.kernels.store import allocate, capacities
 from moa.plans.span import first_block, span
 
@@ -93,7 +94,8 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
             cache[0, :, :, -1], cache[1, :, :, -1] = k, v
             scaled_dot_product_attention(q[:, :, None], *cache, attn_mask=mask, enable_gqa=True)
 
-    def ours(rules: Rules) -> tuple[Callable[[], None], int]:
+    def ours(rules: Rules) -> tuple[dict[str, Callable[[], None]], int]:
+        """A step by each back-end, on the same caches, and their bytes."""
         stores = []
         for _ in range(layers):
             store = allocate(capacities(*rules, np.full(batch, length)), SIZE, dtype, "cpu")
@@ -102,18 +104,25 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
             stores.append(store)
         table = tables(rules, length)
 
-        def run() -> None:
-            for store in stores:
-                sdpa.step(q, k, v, **table, store=store, starts=starts, lengths=lengths, scale=SIZE**-0.5)
+        def run(step: Callable[..., Tensor]) -> Callable[[], None]:
+            def steps() -> None:
+                for store in stores:
+                    step(q, k, v, **table, store=store, starts=starts, lengths=lengths, scale=SIZE**-0.5)
 
-        return run, sum(x.nbytes for x in stores)
+            return steps
+
+        return {name: run(load(name).step) for name in ("torch", "numba")}, sum(x.nbytes for x in stores)
 
     made = {name: ours(tuple(np.array(x) for x in mix)) for name, mix in MIXES.items()}
-    runs = {"repeat_kv": dense, "enable_gqa": dense_grouped} | {name: run for name, (run, _) in made.items()}
+    runs: dict[str, Callable[[], None]] = {"repeat_kv": dense, "enable_gqa": dense_grouped}
+    for name, (steps, _) in made.items():
+        runs |= {f"{name} {backend}": step for backend, step in steps.items()}
     result = timed(runs, repeats)
     whole = sum(x.nbytes for x in caches)
-    for name, (_, size) in made.items():
-        result[name] |= {"kept": size / whole, "GB/s": size / result[name]["median"] / 1e6}
+    held = {"repeat_kv": whole, "enable_gqa": whole} | {n: size for n, (_, size) in made.items()}
+    for name, row in result.items():
+        size = held[name.split()[0]]
+        row |= {"kept": size / whole, "GB/s": size / row["median"] / 1e6}
     return {"part": "decode", "length": length, "batch": batch, "layers": layers, "dtype": str(dtype), "ms": result}
 
 

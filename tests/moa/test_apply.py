@@ -24,7 +24,7 @@ def padded(ids, spans):
     return torch.stack([(columns >= a) & (columns < b) for a, b in spans]).long()
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_padding_on_both_sides_in_forward(model, plan, tokens, oracle, backend, cached):
     ids = tokens(4, 260)
@@ -53,7 +53,7 @@ def test_a_row_of_padding_alone_gives_zero(model, plan, tokens):
     assert logits.isfinite().all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_left_padding_in_generate(model, plan, tokens, backend):
     ids = tokens(3, 200)
     pads = [0, 71, 150]
@@ -65,7 +65,7 @@ def test_left_padding_in_generate(model, plan, tokens, backend):
             assert torch.equal(together[row, a:], alone[0])
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_dynamic_cache_of_the_user_stays_right(model, plan, tokens, oracle, backend):
     ids = tokens(2, 250)
     mask = padded(ids, [(20, 250), (0, 250)])
@@ -162,7 +162,7 @@ def test_only_the_name_is_global(model, plan):
 
 
 def test_applied_names_its_back_ends(model, plan):
-    assert moa.apply(model, plan).backend == ("torch",)
+    assert moa.apply(model, plan).backend == ("numba",)
 
 
 def test_no_plan_twice(model, plan):

@@ -24,7 +24,7 @@ def run(model, cache, ids, mask=None):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_bytes_allocated_are_the_plans(tiny, plan, tokens, dtype, backend):
     model, ids = tiny(dtype=dtype), tokens(2, 700)
     with moa.apply(model, plan, backend), torch.no_grad():
@@ -101,7 +101,7 @@ def test_growth_copies_a_constant_share(model, random_plan):
 
 
 @pytest.mark.parametrize("max_length", [None, 400])
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_reset_reuses(tiny, plan, tokens, oracle, max_length, backend):
     model, cache = tiny(), KVCache(plan, max_length)
     for seed in range(2):
@@ -344,7 +344,7 @@ def test_float32_is_as_exact_as_the_library(tiny, random_plan, tokens, oracle):
     plan, ids = random_plan(exact, 1), tokens(1, 330)
     truth = oracle(exact, plan, ids[0])
     error = (oracle(single, plan, ids[0]) - truth).abs().max()
-    for backend in ("reference", "torch"):
+    for backend in ("reference", "torch", "numba"):
         cache = KVCache(plan)
         with moa.apply(single, plan, backend), torch.no_grad():
             found = torch.cat([run(single, cache, ids[:, :n])[0] for n in (200, 300, 301, 330)])

@@ -17,7 +17,7 @@ def test_decode_step_compiles_whole_and_once(fresh, random_plan, tokens, family,
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     torch._dynamo.reset()
     counters.clear()
-    with moa.apply(model, plan, "torch"), torch.no_grad():
+    with moa.apply(model, plan), torch.no_grad():
         caches = KVCache(plan, max_length=300), KVCache(plan, max_length=300)
         for cache in caches:
             model(ids[:, :187], attention_mask=mask[:, :187], position_ids=positions[:, :187], past_key_values=cache)
@@ -46,7 +46,7 @@ def test_past_the_end_of_a_fixed_cache_is_noticed_in_the_graph(fresh, random_pla
     model = fresh(dtype=torch.float32)
     plan, ids = random_plan(model, 1), tokens(1, 66)
     torch._dynamo.reset()
-    with moa.apply(model, plan, "torch"), torch.no_grad():
+    with moa.apply(model, plan), torch.no_grad():
         cache = KVCache(plan, max_length=65)
         model(ids[:, :64], past_key_values=cache)
         step = torch.compile(model.forward, backend="eager", fullgraph=True)

@@ -116,7 +116,7 @@ def test_autocast_is_as_the_dense_models(tiny, tokens, new):
         assert (logits - exact).abs().max() <= 2 * error  # two roundings of the same size may add up
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_reset_forgets_what_was_not_a_number(fresh, tokens, backend):
     model = fresh()
     plan, ids = Plan.uniform(model, 0.7, at=320), tokens(1, 400)

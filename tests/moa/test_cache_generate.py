@@ -12,7 +12,7 @@ from moa import KVCache, Unsupported
 from moa.applied import _prepare_cache
 
 
-@pytest.fixture(params=["reference", "torch"])
+@pytest.fixture(params=["reference", "torch", "numba"])
 def applied(model, plan, request):
     with moa.apply(model, plan, request.param):
         yield model

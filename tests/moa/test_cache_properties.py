@@ -109,7 +109,7 @@ CHOOSE = st.tuples(st.just("choose"), st.sampled_from(["reorder", "repeat", "sel
 @settings(max_examples=100)
 @given(
     family=st.sampled_from(FAMILIES),
-    backend=st.sampled_from(["reference", "torch"]),
+    backend=st.sampled_from(["reference", "torch", "numba"]),
     seed=st.integers(0, 2**32 - 1),
     batch=st.integers(1, 3),
     fixed=st.booleans(),

@@ -144,7 +144,7 @@ def test_self_test_finds_a_wrong_back_end(monkeypatch, run):
     assert selftest.deviation(right) <= doctor.CLOSE < selftest.deviation(wrong)
     broken = Backend("torch", lambda *a, **k: right.attend(*a, **k) * float("nan"), right.append, right.step)
     assert selftest.deviation(broken) == float("inf")
-    monkeypatch.setattr("moa.kernels.backend.load", lambda name: wrong if name == "torch" else load(name))
+    monkeypatch.setattr("moa.kernels.backend.load", lambda name: wrong if name == "numba" else load(name))
     code, out, _ = run("doctor", ".")
     assert code == 1
     assert "FAILED" in out

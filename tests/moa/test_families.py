@@ -8,7 +8,7 @@ FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_dense_plan_is_the_model(family, backend, tiny, tokens):
     model, ids = tiny(family), tokens(2, 150)
     with torch.no_grad():
@@ -21,7 +21,7 @@ def test_dense_plan_is_the_model(family, backend, tiny, tokens):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("backend", ["reference", "torch"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_random_plan_is_the_masked_model(family, backend, tiny, tokens, random_plan, oracle):
     model, ids, plan = tiny(family), tokens(1, 330), random_plan(tiny(family), FAMILIES.index(family))
     expected = oracle(model, plan, ids[0])

@@ -53,7 +53,7 @@ def costs(folder):
 
 def test_what_is_measured(costs, folder):
     assert costs.model.layers == 2
-    assert costs.environment["backend"] == "torch"
+    assert costs.environment["backend"] == "numba"
     assert costs.environment["dtype"] == "float32"
     assert costs.environment["threads"] == torch.get_num_threads()
     cpus = Path("/proc/cpuinfo")
@@ -79,7 +79,7 @@ def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
     said = plan.predicted
     assert said.decode_ms[said.lengths.index(512)] == pytest.approx(predicted, abs=0.005)
     assert said.error == {f"{kind}_ms": pytest.approx(error, abs=1e-4) for kind, error in costs.error.items()}
-    assert said.device == f"{costs.environment['device']}, {torch.get_num_threads()} threads, torch, float32"
+    assert said.device == f"{costs.environment['device']}, {torch.get_num_threads()} threads, numba, float32"
     code, out, _ = run("bench", str(folder), "--plan", str(tmp_path / "plan.yaml"), "--lengths", "512", "--repeats",
                        "1", "-o", str(tmp_path / "bench.json"))  # fmt: skip
     assert code == 0
