@@ -1,4 +1,4 @@
-"""Attention alone on the CPU: back-ends `torch` and `numba` beside dense library attention, SmolLM2-135M's shape by default.
+"""Attention alone on the CPU: back-ends `torch` and `numba` beside dense library attention, SmolLM2-135M by default.
 
 Prefill: one layer, one text. Decode: one step through `--layers` layers of caches, so that keys come from memory. The
 rules mix full groups, constant windows and growing spans to reach each density. Variants alternate within one run; the
@@ -79,7 +79,7 @@ def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
 
 def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(batch, h, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
-    starts, lengths = torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 1)
+    starts, lengths = torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64)
     caches = [torch.randn(2, batch, GROUPS, length, SIZE).to(dtype) for _ in range(layers)]
     mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
 
@@ -105,9 +105,13 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
         table = tables(rules, length)
 
         def run(step: Callable[..., Tensor]) -> Callable[[], None]:
+            at = lengths
+
             def steps() -> None:
+                nonlocal at
+                at = at + 1  # as in decoding: `torch` keeps what it can from step to step
                 for store in stores:
-                    step(q, k, v, **table, store=store, starts=starts, lengths=lengths, scale=SIZE**-0.5)
+                    step(q, k, v, **table, store=store, starts=starts, lengths=at, scale=SIZE**-0.5)
 
             return steps
 

@@ -40,7 +40,10 @@ def load(name: str) -> Backend:
         _require_triton()
     if name == "numba" and find_spec("numba") is None:
         raise Unsupported("back-end numba needs the numba package: pip install 'moa-attention[cpu]', or choose torch")
-    module = import_module(MODULES[name])
+    try:
+        module = import_module(MODULES[name])
+    except ImportError as error:  # such as a numba that refuses the numpy there is
+        raise Unsupported(f"back-end {name} cannot be imported, choose torch: {error}") from error
     return Backend(name, module.attend, module.append, module.step)
 
 

@@ -42,6 +42,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         texts: dict[torch.device, Text] = {}
         super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
         self.plan, self.max_length, self._texts = plan, max_length, texts
+        self._ruled = [layer for layer in self.layers if isinstance(layer, PlanLayer)]
         self._first_ruled = plan.model.ruled_layers[0]
 
     @property
@@ -78,6 +79,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                 if isinstance(other, PlanLayer) and not other.is_initialized:
                     other.foresee(key_states, value_states)
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
+        if isinstance(layer, PlanLayer):
+            staged[0].peers = self._ruled
         first, new = self.layers[self._first_ruled], key_states.shape[-2]
         checked = isinstance(layer, PlanLayer) and layer is not first and not torch.compiler.is_compiling()
         if checked and layer.columns + new != first.columns:  # the first has committed this call's tokens
@@ -132,8 +135,9 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                 raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
             lengths = text.host_lengths()
             left = lengths - text.tokens_in_last(columns)
-            for layer in text.layers:
-                layer.check_crop(columns, lengths, left)
+            for layer in self._ruled:
+                if layer.is_initialized and layer.text is text:
+                    layer.check_crop(columns, lengths, left)
         for layer in self.layers:
             if isinstance(layer, PlanLayer):
                 continue

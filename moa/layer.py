@@ -12,6 +12,7 @@ the attention function in turn never sees the cache. So the work of one layer in
 A handle that reaches other code, because the model is not under a plan, refuses every use by name.
 """
 
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -28,7 +29,14 @@ from moa.text import Call, Text
 
 
 class Staged:
-    """New keys and values of one layer, on their way from the cache to the attention function."""
+    """New keys and values of one layer, on their way from the cache to the attention function.
+
+    Attributes:
+        peers: All layers with rules of the cache. Layers do not know each other, so that a cache no longer used is
+            freed at once and not when Python next looks for cycles.
+    """
+
+    peers: "Sequence[PlanLayer]" = ()
 
     def __init__(self, layer: "PlanLayer", k: Tensor, v: Tensor) -> None:
         self._layer, self.k, self.v = layer, k, v
@@ -45,7 +53,8 @@ class Staged:
         Returns:
             [batch, width, query_heads, D], 0 where padded.
         """
-        return self._layer.commit(query, self.k, self.v, mask, scale=scale, backend=backend)
+        layer = self._layer
+        return layer.commit(query, self.k, self.v, mask, scale=scale, backend=backend, peers=self.peers or (layer,))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
@@ -84,10 +93,10 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Learn batch size, dtype and device from the first keys [batch, kv_heads, new, D]."""
         self.dtype, self.device = key_states.dtype, key_states.device
         batch, groups, _, self._head_size = key_states.shape
-        if self.device not in self._texts:
+        self._leads = self.device not in self._texts
+        if self._leads:
             self._texts[self.device] = self._new_text(batch)
         self.text = self._texts[self.device]
-        self.text.layers.append(self)
         self._room = np.zeros(batch, np.int64)  # lengths that the slabs have room for
         self._lost = np.zeros((batch, groups), np.int64)  # blocks before it may be overwritten
         self.is_initialized = True
@@ -107,28 +116,30 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
                 f"keys and values must have one head size, found {key_states.shape[-1]} and {value_states.shape[-1]}"
             )
         if self._foreseen and key_states.device != self.device:
-            self.text.layers.remove(self)
             self.store, self.is_initialized = None, False
         self._foreseen = False
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         if key_states.shape[0] != self.batch_size:
             raise Unsupported(f"the cache holds a batch of {self.batch_size}, the model got {key_states.shape[0]}")
+        if key_states.dtype != self.dtype:
+            raise Unsupported(f"the cache holds {self.dtype}, the model's keys are now {key_states.dtype}")
         staged = Staged(self, key_states, value_states)
         return staged, staged
 
     def commit(
-        self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *, scale: float, backend: Backend
-    ) -> Tensor:
+        self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *,
+        scale: float, backend: Backend, peers: "Sequence[PlanLayer]",
+    ) -> Tensor:  # fmt: skip
         """Attend, then store the new keys; arguments and result as for `Staged.attend`."""
-        text, new = self.text, k.shape[2]
-        leads = text.layers[0] is self
+        text, new, leads = self.text, k.shape[2], self._leads
         call = text.open(mask, new) if leads else text.join(mask, new)
         packing = call.packing
         q, k, v = packing.pack(query), packing.pack(k), packing.pack(v)
         if leads and self.store is None and self.device.type == "cpu":
-            for layer in text.layers:  # see `KVCache.update`
-                layer.prepare(call)
+            for layer in peers:  # see `KVCache.update`
+                if layer.is_initialized and layer.text is text:
+                    layer.prepare(call)
         rules = self.rules.tables(call.longest, self.device)
         where = {"starts": packing.starts, "lengths": call.lengths}
         every_row = call.real is None or new == 1  # `step` wants a token of every sequence

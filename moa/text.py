@@ -44,7 +44,6 @@ class Text:
     """The texts of a batch, which grow without limit.
 
     Attributes:
-        layers: Those that share it, the leader first.
         batch: Sequences.
         width: Columns seen so far, padding counted, as transformers counts.
         lengths: int64 [sequences] on the device, true lengths.
@@ -53,7 +52,6 @@ class Text:
     """
 
     def __init__(self, batch: int, device: torch.device) -> None:
-        self.layers: list[Any] = []
         self.batch, self.device = batch, device
         self.width: Any = 0
         self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)

@@ -4,7 +4,9 @@ Library attention multiplies a slab by the few rows of a decode step far below t
 value is loaded once, for all heads of its group. numba compiles on first use, some seconds, and keeps the code on disk.
 """
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numba
 import numpy as np
@@ -12,10 +14,9 @@ import torch
 from torch import Tensor
 
 from moa.kernels import slabs
-from moa.kernels.numba.kernel import kernel
+from moa.kernels.numba.decode import kernel
 from moa.kernels.sdpa import append, attend
 from moa.kernels.store import Store
-from moa.plans.span import Ints
 
 __all__ = ["append", "attend", "step"]
 
@@ -43,52 +44,39 @@ def step(
     """
     if torch.compiler.is_compiling():
         return slabs.step(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
+    assert q.dtype == k.dtype == v.dtype == store.k.dtype
     groups, size = k.shape[1:]
     heads = q.shape[1] // groups
-    wide = torch.promote_types(q.dtype, torch.float32)
-    queries = q.to(wide).contiguous().view(-1, heads, size)
-    out = torch.empty_like(queries)
-    layout = store.scratch.get("layout") or store.scratch.setdefault("layout", _Layout.of(store))
-    threads, before = _threads(), numba.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    try:
-        whole = kernel(heads, size, KINDS[store.k.dtype])(
-            queries.numpy(), _array(k), _array(v), _array(store.k), _array(store.v), out.numpy(), *layout,
-            first.numpy(), sink.numpy(), starts.numpy(), lengths.numpy(), queries.numpy().dtype.type(scale), threads,
+    queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous().view(-1, heads, size).numpy()
+    out = np.empty_like(queries)
+    with _threads() as threads:
+        whole = kernel(heads, size, KINDS[q.dtype])(
+            queries, *map(_array, (k, v, store.k, store.v)), out,
+            *(x.numpy() for x in (store.order, store.base, store.capacity, first, sink, starts, lengths)),
+            out.dtype.type(scale), threads,
         )  # fmt: skip
-    finally:
-        numba.set_num_threads(before)
     if not whole:
         raise RuntimeError("step needs a new token of every sequence")
-    return out.view(q.shape).to(q.dtype)
+    return torch.from_numpy(out).view(q.shape).to(q.dtype)
 
 
-class _Layout(NamedTuple):
-    """A store's layout as arrays: per block its sequence, group, place and slab; per slab its first block; the rest."""
-
-    sequence: Ints
-    group: Ints
-    place: Ints
-    number: Ints
-    edges: Ints
-    base: Ints
-    capacity: Ints
-
-    @classmethod
-    def of(cls, store: Store) -> "_Layout":
-        place = store.place.numpy()
-        edges = np.append(np.flatnonzero(place == 0), len(place))
-        number = np.cumsum(place == 0) - 1
-        sequence, group, base, capacity = (x.numpy() for x in (store.sequence, store.group, store.base, store.capacity))
-        return cls(sequence, group, place, number, edges, base, capacity)
+@contextmanager
+def _threads() -> Iterator[int]:
+    """Let numba have torch's number of threads for a while; the caller's own number of either comes back."""
+    threads = torch.get_num_threads()
+    before = numba.get_num_threads()
+    if (
+        torch.get_num_threads() != threads
+    ):  # the first call of numba's starts its threads, by the OpenMP that torch uses
+        torch.set_num_threads(threads)
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    try:
+        yield threads
+    finally:
+        numba.set_num_threads(before)
 
 
-def _threads() -> int:
-    """Shares of the work: torch's threads."""
-    return torch.get_num_threads()
-
-
-def _array(x: Tensor) -> Ints:
+def _array(x: Tensor) -> np.ndarray[Any, Any]:
     """A tensor as an array of the same memory; half precision as bits."""
     x = x.contiguous()
     return (x.view(torch.int16) if x.dtype.itemsize == 2 else x).numpy()

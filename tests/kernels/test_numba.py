@@ -1,14 +1,20 @@
 """What is special to the numba back-end: shares of slabs, element types, head sizes, its exponential."""
 
-import numba
+import subprocess
+import sys
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
 from numba import njit
 
+from moa.attention import Backends
 from moa.kernels import backend
 from moa.kernels import numba as ours
-from moa.kernels.numba.kernel import _exp
+from moa.kernels.numba.decode import _exp, kernel
+from moa.kernels.numba.vectors import FAST
+from moa.plans.errors import Unsupported
 
 SCALE = 0.3
 
@@ -22,7 +28,7 @@ def rules(kit):
 @pytest.mark.parametrize("shares", [1, 2, 3, 50, 1000])
 def test_any_number_of_shares_gives_the_same(kit, rules, monkeypatch, shares):
     """Also more threads than slabs, and than blocks."""
-    monkeypatch.setattr(ours, "_threads", lambda: shares)
+    monkeypatch.setattr(ours, "_threads", lambda: nullcontext(shares))
     whole, past, total = kit.text([500, 300], 12, 4, 8, 0), [460, 260], [470, 261]
     store = kit.store_of(whole, rules, past)
     out = ours.step(**whole.new(past, total), **rules.tensors(600), store=store, scale=SCALE)
@@ -71,7 +77,7 @@ def test_scores_far_apart_and_equal(kit):
 
 
 def test_exponential_is_exact_to_two_units_in_the_last_place():
-    @njit
+    @njit(fastmath=set(FAST))
     def all_of(x):
         out = np.empty_like(x)
         for i in range(len(x)):
@@ -94,15 +100,58 @@ def test_a_sequence_without_a_new_token_is_refused_and_nothing_written(kit, rule
     assert torch.equal(store.k, before)
 
 
-def test_the_callers_number_of_threads_comes_back(kit, rules):
-    before = numba.get_num_threads()
+def test_numbers_of_threads_stay_the_callers():
+    """Also torch's, which numba changes when its threads start: so in a process of its own."""
+    code = (
+        "import numba, torch\n"
+        "from moa.kernels.backend import load\n"
+        "from moa.selftest import deviation\n"
+        "torch.set_num_threads(1)\n"
+        "assert deviation(load('numba')) < 1e-4\n"
+        "assert torch.get_num_threads() == 1\n"
+        "assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_without_a_folder_for_code_it_is_compiled_anew(kit, rules, monkeypatch):
+    """And in every shape only the loop over threads is parallel: numba may empty the options that it is given."""
+    made = []
+
+    def refuses(**options):
+        if options.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return lambda function: made.append(njit(**options)(function)) or made[-1]
+
+    monkeypatch.setattr("moa.kernels.numba.decode.njit", refuses)
+    monkeypatch.setattr(ours, "kernel", kernel.__wrapped__)
     whole = kit.text([5], 4, 4, 8, 0)
-    ours.step(**whole.new([3], [5]), **rules.tensors(5), store=kit.store_of(whole, rules, [3]), scale=SCALE)
-    assert numba.get_num_threads() == before
+    for dtype, bound in ((torch.float64, 1e-10), (torch.float32, kit.rounding(whole, SCALE, torch.float32))):
+        store = kit.store_of(whole, rules, [3], dtype=dtype)
+        out = ours.step(**whole.new([3], [5], dtype), **rules.tensors(5), store=store, scale=SCALE)
+        torch.testing.assert_close(out.double(), kit.oracle(whole, rules, SCALE)[0][3:], atol=bound, rtol=0)
+        (compiled,) = made[-1].overloads.values()
+        assert compiled.metadata["parfor_diagnostics"].count_parfors() == 1
+    assert len(made) == 2
 
 
 def test_without_numba_the_back_end_is_refused_and_not_picked(monkeypatch):
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
-    with pytest.raises(Exception, match=r"pip install 'moa-attention\[cpu\]'"):
+    with pytest.raises(Unsupported, match=r"pip install 'moa-attention\[cpu\]'"):
         backend.load("numba")
     assert backend.pick("cpu") == "torch"
+
+
+def test_a_numba_that_cannot_be_imported_is_refused(monkeypatch):
+    def fails(name):
+        raise ImportError("Numba needs NumPy 2.3 or less")
+
+    monkeypatch.setattr(backend, "import_module", fails)
+    with pytest.raises(Unsupported, match=r"choose torch: Numba needs NumPy"):
+        backend.load("numba")
+
+
+def test_it_is_refused_on_another_device():
+    with pytest.raises(Unsupported, match="for CPUs, the model is on cuda"):
+        Backends("numba").on(torch.device("cuda"))
