@@ -25,8 +25,8 @@ from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
 from moa.plans.span import BLOCK, first_block
+from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
-from moa.profiler.collect import run_backward
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.head import logits_of
 from moa.profiler.recorder import recording

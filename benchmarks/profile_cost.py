@@ -27,8 +27,8 @@ from moa.cli.common import numbers
 from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
+from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
-from moa.profiler.collect import run_backward
 from moa.profiler.recorder import recording
 
 RESULTS = Path(__file__).parent / "results"

@@ -15,8 +15,8 @@ from moa.kernels import backend as backends
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.profiler.collect import check_length
 from moa.profiler.fingerprint import fingerprint
+from moa.profiler.settings import check_length
 from moa.summary import summarise
 
 NEEDLES = {"single": 1, "four": 4}

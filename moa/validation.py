@@ -11,9 +11,10 @@ from moa.applied import apply
 from moa.evaluate import against, windows
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.profiler.backward import response_hidden
 from moa.profiler.calibration import SOURCES, Sample, whole_text
 from moa.profiler.chat import has_template
-from moa.profiler.collect import check_length, response_hidden
+from moa.profiler.settings import check_length
 from moa.search.study import Measured
 
 TASKS = ("facts", "pairs")

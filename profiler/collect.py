@@ -11,114 +11,28 @@ import json
 import random
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from safetensors.numpy import load_file, save
-from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.replace import replace
-from moa.profiler.calibration import Labels, Loss, Sample, Source
+from moa.profiler.backward import dense_hidden, run_backward
+from moa.profiler.calibration import Sample, Source
 from moa.profiler.chat import has_template
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.fingerprint import fingerprint
-from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.profile import Profile
-from moa.profiler.recorder import Recorder, recording
+from moa.profiler.recorder import recording
 from moa.profiler.retrieval import Copies, scores
-
-SHORTEST = 256
-"""Tokens; shorter texts have no cut worth measuring."""
-
-
-def check_length(model: PreTrainedModel, length: int) -> None:
-    """Refuse a length that nothing can be measured at.
-
-    Raises:
-        MoaError: Too short, or over the model's maximum.
-    """
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if length < SHORTEST:
-        raise MoaError(f"lengths must be at least {SHORTEST} tokens, found {length}")
-    if longest is not None and length > longest:
-        raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured, and how; a change starts a new profile.
-
-    Attributes:
-        lengths: Profiled lengths, tokens.
-        samples: Samples per source and length.
-        seed: Seed of texts and sampled labels.
-        sinks: Sink sizes measured, tokens.
-        estimator: Estimator of every source, a name in `ESTIMATORS`; None for each source's own.
-        labels: Labels of every source, None for each source's own.
-        loss: Loss of every source, None for each source's own.
-        chat: Whether tasks are rendered with the tokenizer's chat template.
-        retrieval_score: Whether copy scores are measured besides, on the samples that ask for facts.
-    """
-
-    lengths: tuple[int, ...]
-    samples: int = 8
-    seed: int = 0
-    sinks: tuple[int, ...] = (64,)
-    estimator: str | None = None
-    labels: Labels | None = None
-    loss: Loss | None = None
-    chat: bool = True
-    retrieval_score: bool = False
-
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse what cannot be measured.
-
-        Raises:
-            MoaError: Naming the rule, the value and the valid choices.
-        """
-        if not self.lengths:
-            raise MoaError("give at least one length")
-        for length in self.lengths:
-            check_length(model, length)
-        if self.samples < 1:
-            raise MoaError(f"samples must be at least 1, found {self.samples}")
-        if any(s < 64 or s % 64 for s in self.sinks) or not self.sinks:
-            raise MoaError(f"sinks must be positive multiples of 64, found {list(self.sinks)}")
-        if self.estimator is not None and self.estimator not in ESTIMATORS:
-            raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {self.estimator!r}")
-
-
-@dataclass(frozen=True)
-class Task:
-    """One sample to measure."""
-
-    source: Source
-    length: int
-    index: int
-
-    @property
-    def key(self) -> str:
-        """File name of the sample's table."""
-        return f"{self.source.name}.{self.length}.{self.index}"
-
-
-def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
-    """All samples, shortest length first, in the order in which they are summed.
-
-    With the estimator `effect`, which tasks that ask for facts have, only the shortest length is measured: which groups
-    recall does not depend on it. How a plan of some length departs from the dense model, the loss `kl`, does.
-    """
-    shortest, *longer = sorted(settings.lengths)
-    every = [s for s in sources if "kl" in (s.loss, settings.loss) or (settings.estimator or s.estimator) != "effect"]
-    pairs = [(s, shortest) for s in sources] + [(s, n) for n in longer for s in every]
-    return [Task(s, n, i) for s, n in pairs for i in range(settings.samples)]
+from moa.profiler.settings import Settings, Task, tasks
 
 
 def sample_file(output: Path, task: Task) -> Path:
@@ -210,68 +124,6 @@ def collect(
     profile.save(output)
     shutil.rmtree(folder)
     return profile
-
-
-def response_hidden(model: PreTrainedModel, sample: Sample) -> Tensor:
-    """Last hidden states [response tokens, d] from which the sample's response is predicted."""
-    ids = torch.tensor([sample.ids], device=model.device)
-    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-    return hidden[torch.tensor(sample.response, device=hidden.device) - 1]
-
-
-def dense_hidden(model: PreTrainedModel, sample: Sample, recorder: Recorder) -> Tensor:
-    """The same of the dense model, whatever plan is recorded under."""
-    with recorder.dense(), torch.no_grad():
-        return response_hidden(model, sample)
-
-
-def run_backward(
-    model: PreTrainedModel, sample: Sample, labels: Labels, loss: Loss, generator: torch.Generator,
-    dense: Tensor | None = None,
-) -> None:  # fmt: skip
-    """Backward pass of the loss summed over the sample's response tokens; logits are held a chunk at a time.
-
-    Args:
-        model: A model within `recording`.
-        sample: The sequence.
-        labels: `sampled` draws each label from the model's own distribution, `greedy` takes its argmax, `given` the
-            text's own token.
-        loss: `nll` is -log p(label); `margin` is the best other logit minus the label's, of the tokens that the model
-            gets right: what it gets wrong says nothing of where it finds what it knows. `kl` is the divergence from
-            the dense model's distribution, and takes no labels.
-        generator: Random state of sampled labels, on the CPU.
-        dense: The dense model's `response_hidden`, for the loss `kl`.
-    """
-    hidden = response_hidden(model, sample)
-    given = torch.tensor(sample.ids, device=hidden.device)[list(sample.response)]
-    cut = hidden.detach().requires_grad_(True)
-    for i in range(0, len(cut), HEAD_CHUNK):
-        at = slice(i, i + HEAD_CHUNK)
-        logits = logits_of(model, cut[at])
-        if loss == "kl":
-            assert dense is not None
-            with torch.no_grad():
-                wanted = logits_of(model, dense[at]).log_softmax(-1)
-            nn.functional.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="sum").backward()
-            continue
-        label = _label(logits.detach(), given[at].to(logits.device), labels, generator)[:, None]
-        wanted = logits.gather(1, label)
-        if loss == "nll":
-            lost = logits.logsumexp(-1, keepdim=True) - wanted
-        else:
-            lost = logits.scatter(1, label, -torch.inf).amax(-1, keepdim=True) - wanted
-            lost = lost[lost < 0]
-        lost.sum().backward()
-    hidden.backward(cut.grad)
-
-
-def _label(logits: Tensor, given: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
-    """Label of each row [rows]."""
-    if labels == "given":
-        return given
-    if labels == "greedy":
-        return logits.argmax(-1)
-    return torch.multinomial(logits.softmax(-1).cpu(), 1, generator=generator)[:, 0].to(logits.device)
 
 
 def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:

@@ -9,10 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from moa.plans.plan import Plan
+from moa.profiler.backward import dense_hidden, run_backward
 from moa.profiler.calibration import whole_text
-from moa.profiler.collect import Settings, Task, dense_hidden, run_backward
 from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.recorder import recording
+from moa.profiler.settings import Settings, Task
 
 PROBES = (128, 512)
 """Lengths that are timed."""

@@ -18,8 +18,9 @@ from moa.cli import main as cli
 from moa.cli import profile as command
 from moa.load import load_model
 from moa.profiler.calibration import SOURCES
-from moa.profiler.collect import Settings, collect
+from moa.profiler.collect import collect
 from moa.profiler.profile import Profile
+from moa.profiler.settings import Settings
 
 OPTIONS = ["--lengths", "256,320", "--samples", "12", "--source", "text", "--seed", "5"]
 SAMPLES = 24

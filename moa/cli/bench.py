@@ -40,7 +40,7 @@ def command(
     from moa.journal import replace_json
     from moa.load import load_model
     from moa.plans.plan import Plan
-    from moa.profiler.collect import check_length
+    from moa.profiler.settings import check_length
 
     chosen, sizes, counts = Plan.load(plan), numbers("lengths", lengths), numbers("batches", batches)
     if counts[0] < 1:

@@ -33,7 +33,7 @@ def command(
     from moa.journal import replace_json
     from moa.load import load_model
     from moa.plans.model import ModelInfo
-    from moa.profiler.collect import check_length
+    from moa.profiler.settings import check_length
     from moa.search.cost import Costs, Work, measure
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)

@@ -50,10 +50,11 @@ def command(
     from moa.plans.plan import Plan
     from moa.profiler.calibration import DEFAULT
     from moa.profiler.calibration import SOURCES as KNOWN
-    from moa.profiler.collect import Settings, check_run, collect, sample_file, tasks
+    from moa.profiler.collect import check_run, collect, sample_file
     from moa.profiler.documents import document_source
     from moa.profiler.estimate import peak_bytes, seconds
     from moa.profiler.profile import Profile
+    from moa.profiler.settings import Settings, tasks
 
     names = source if source is not None else ([] if data else list(DEFAULT))
     settings = Settings(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from moa.plans.plan import Plan
     from moa.profiler.calibration import Source
-    from moa.profiler.collect import Settings
     from moa.profiler.profile import Profile
+    from moa.profiler.settings import Settings
     from moa.search.calibrate import Scale
     from moa.search.objective import Mix
     from moa.search.study import Best, Measured
@@ -65,7 +65,7 @@ class Study:
             MoaError: A source that cannot be drawn again, or no text that counts.
         """
         from moa.profiler.calibration import SOURCES
-        from moa.profiler.collect import Settings
+        from moa.profiler.settings import Settings
 
         if unknown := [name for name in profile.sources if name not in SOURCES]:
             raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
@@ -203,8 +203,9 @@ class Round:
     def measure(self, plan: "Plan", model: Any, tokenizer: Any, what: str, console: "Console") -> "Profile":
         """The slopes around `plan`; read, where an earlier run measured them."""
         from moa.cli.common import Bar
-        from moa.profiler.collect import collect, tasks
+        from moa.profiler.collect import collect
         from moa.profiler.profile import Profile
+        from moa.profiler.settings import tasks
 
         plan = plan.model_copy(update={"predicted": None, "provenance": None})  # another day gives another date
         self.check(plan, model)

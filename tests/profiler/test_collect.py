@@ -12,11 +12,13 @@ from moa.applied import apply
 from moa.kernels.sdpa import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
 from moa.plans.plan import Plan, Rule
+from moa.profiler.backward import response_hidden, run_backward
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
-from moa.profiler.collect import Settings, Task, _seed, collect, response_hidden, run_backward, tasks
+from moa.profiler.collect import _seed, collect
 from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
+from moa.profiler.settings import Settings, Task, tasks
 from moa.search.grid import Grid
 from moa.search.harm import slope
 

@@ -16,9 +16,10 @@ from moa.cli import main as cli
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
-from moa.profiler.collect import Settings, Task, collect
+from moa.profiler.collect import collect
 from moa.profiler.profile import Profile
 from moa.profiler.retrieval import Copies, scores
+from moa.profiler.settings import Settings, Task
 
 # Needle at 2 to 5, answers 10, 11, 12 and a 99 that no needle holds; rows 8 to 11 predict them.
 SAMPLE = Sample((7, 10, 1, 10, 11, 12, 2, 11, 3, 10, 11, 12, 99), (9, 10, 11, 12), ((3, 6),) * 4)

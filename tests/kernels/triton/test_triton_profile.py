@@ -6,8 +6,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from moa.plans.plan import Plan
 from moa.profiler import recorder
+from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
-from moa.profiler.collect import run_backward
 from moa.profiler.estimators import effect, fisher, mass
 
 

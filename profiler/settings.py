@@ -1,0 +1,96 @@
+"""What is measured, and the samples that it comes to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from moa.plans.errors import MoaError
+from moa.profiler.calibration import Labels, Loss, Source
+from moa.profiler.estimators import ESTIMATORS
+
+SHORTEST = 256
+"""Tokens; shorter texts have no cut worth measuring."""
+
+
+def check_length(model: PreTrainedModel, length: int) -> None:
+    """Refuse a length that nothing can be measured at.
+
+    Raises:
+        MoaError: Too short, or over the model's maximum.
+    """
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if length < SHORTEST:
+        raise MoaError(f"lengths must be at least {SHORTEST} tokens, found {length}")
+    if longest is not None and length > longest:
+        raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and how; a change starts a new profile.
+
+    Attributes:
+        lengths: Profiled lengths, tokens.
+        samples: Samples per source and length.
+        seed: Seed of texts and sampled labels.
+        sinks: Sink sizes measured, tokens.
+        estimator: Estimator of every source, a name in `ESTIMATORS`; None for each source's own.
+        labels: Labels of every source, None for each source's own.
+        loss: Loss of every source, None for each source's own.
+        chat: Whether tasks are rendered with the tokenizer's chat template.
+        retrieval_score: Whether copy scores are measured besides, on the samples that ask for facts.
+    """
+
+    lengths: tuple[int, ...]
+    samples: int = 8
+    seed: int = 0
+    sinks: tuple[int, ...] = (64,)
+    estimator: str | None = None
+    labels: Labels | None = None
+    loss: Loss | None = None
+    chat: bool = True
+    retrieval_score: bool = False
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            MoaError: Naming the rule, the value and the valid choices.
+        """
+        if not self.lengths:
+            raise MoaError("give at least one length")
+        for length in self.lengths:
+            check_length(model, length)
+        if self.samples < 1:
+            raise MoaError(f"samples must be at least 1, found {self.samples}")
+        if any(s < 64 or s % 64 for s in self.sinks) or not self.sinks:
+            raise MoaError(f"sinks must be positive multiples of 64, found {list(self.sinks)}")
+        if self.estimator is not None and self.estimator not in ESTIMATORS:
+            raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {self.estimator!r}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One sample to measure."""
+
+    source: Source
+    length: int
+    index: int
+
+    @property
+    def key(self) -> str:
+        """File name of the sample's table."""
+        return f"{self.source.name}.{self.length}.{self.index}"
+
+
+def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
+    """All samples, shortest length first, in the order in which they are summed.
+
+    With the estimator `effect`, which tasks that ask for facts have, only the shortest length is measured: which groups
+    recall does not depend on it. How a plan of some length departs from the dense model, the loss `kl`, does.
+    """
+    shortest, *longer = sorted(settings.lengths)
+    every = [s for s in sources if "kl" in (s.loss, settings.loss) or (settings.estimator or s.estimator) != "effect"]
+    pairs = [(s, shortest) for s in sources] + [(s, n) for n in longer for s in every]
+    return [Task(s, n, i) for s, n in pairs for i in range(settings.samples)]
