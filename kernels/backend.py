@@ -19,13 +19,21 @@ MODULES = {
 }
 
 
+def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
+    pass
+
+
 class Backend(NamedTuple):
-    """One implementation of the three operations; `moa.kernels.reference` documents their arguments."""
+    """One implementation of the three operations; `moa.kernels.reference` documents their arguments.
+
+    `ready` makes ahead what the first step would wait for: (query heads per KV head, head size, dtype of the cache).
+    """
 
     name: str
     attend: Callable[..., Tensor]
     append: Callable[..., None]
     step: Callable[..., Tensor]
+    ready: Callable[[int, int, torch.dtype], None] = _nothing
 
 
 def load(name: str) -> Backend:
@@ -44,7 +52,7 @@ def load(name: str) -> Backend:
         module = import_module(MODULES[name])
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose torch: {error}") from error
-    return Backend(name, module.attend, module.append, module.step)
+    return Backend(name, module.attend, module.append, module.step, getattr(module, "ready", _nothing))
 
 
 def pick(device: torch.device | str) -> str:

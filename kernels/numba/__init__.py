@@ -16,9 +16,10 @@ from torch import Tensor
 from moa.kernels import slabs
 from moa.kernels.numba.decode import kernel
 from moa.kernels.sdpa import append, attend
-from moa.kernels.store import Store
+from moa.kernels.store import Store, allocate
+from moa.plans.span import BLOCK
 
-__all__ = ["append", "attend", "step"]
+__all__ = ["append", "attend", "ready", "step"]
 
 KINDS = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
@@ -58,6 +59,17 @@ def step(
     if not whole:
         raise RuntimeError("step needs a new token of every sequence")
     return torch.from_numpy(out).view(q.shape).to(q.dtype)
+
+
+def ready(heads: int, size: int, dtype: torch.dtype) -> None:
+    """Compile what a step of this shape needs, or read it from disk, by taking one."""
+    if dtype in KINDS:
+        none, one = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, size, dtype=dtype)
+        step(
+            one.expand(1, heads, size), one, one, first=none[None].int(), sink=none.int(),
+            store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"), starts=torch.tensor([0, 1], dtype=torch.int32),
+            lengths=none, scale=1.0,
+        )  # fmt: skip
 
 
 @contextmanager

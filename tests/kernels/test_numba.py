@@ -91,6 +91,19 @@ def test_exponential_is_exact_to_two_units_in_the_last_place():
     assert all_of(np.float32([-87]))[0] < 2e-38
 
 
+def test_ready_compiles_what_the_first_step_needs(kit, rules, monkeypatch):
+    made = []
+    monkeypatch.setattr(ours, "kernel", lambda *shape: made.append(shape) or kernel(*shape))
+    ours.ready(3, 8, torch.float64)
+    whole = kit.text([5], 12, 4, 8, 0)
+    signatures = list(kernel(3, 8, "float64").signatures)
+    ours.step(**whole.new([3], [5]), **rules.tensors(5), store=kit.store_of(whole, rules, [3]), scale=SCALE)
+    assert made == 2 * [(3, 8, "float64")]
+    assert list(kernel(3, 8, "float64").signatures) == signatures
+    ours.ready(3, 8, torch.float8_e5m2)
+    assert len(made) == 2
+
+
 def test_a_sequence_without_a_new_token_is_refused_and_nothing_written(kit, rules):
     whole = kit.text([5, 5], 4, 4, 8, 0)
     store = kit.store_of(whole, rules, [3, 5], fill=0)
