@@ -93,11 +93,14 @@ def distributions(names: set[str]) -> set[str]:
 
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_imports_are_declared(folder):
-    """What runs on import is a plain dependency (triton aside, in its own folder); the rest may be an extra's."""
+    """What runs on import is a plain dependency (triton and numba aside, in their folders); the rest an extra's."""
     core = declared(PROJECT["dependencies"])
-    extras = {name: declared(PROJECT["optional-dependencies"][name]) for name in ("gpu", "eval", "demo")}
+    extras = {name: declared(PROJECT["optional-dependencies"][name]) for name in ("cpu", "gpu", "eval", "demo")}
     for path in (ROOT / folder).rglob("*.py"):
-        always = core | (extras["gpu"] if "triton" in path.relative_to(ROOT).parts else set())
+        folders = path.relative_to(ROOT).parts
+        always = core.union(
+            *(extras[extra] for name, extra in {"triton": "gpu", "numba": "cpu"}.items() if name in folders)
+        )
         assert distributions(imports(path, top_only=True)) <= always, path
         assert distributions(imports(path, top_only=False)) <= core.union(*extras.values()), path
 
