@@ -58,9 +58,9 @@ class Applied:
         backends = Backends(backend)
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
+        heads = plan.model.query_heads // plan.model.kv_heads
         for device in devices:
-            shape = plan.model.query_heads // plan.model.kv_heads, plan.model.head_size
-            backends.on(device).ready(*shape, decoder.dtype)
+            backends.on(device).ready(heads, plan.model.head_size, decoder.dtype)
         register()
         self._before = decoder.config._attn_implementation
         decoder.set_attn_implementation(NAME)

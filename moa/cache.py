@@ -75,8 +75,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             # All layers at once, so that the first call allocates all slabs before its large passing tensors: slabs
             # left between those make glibc's heap grow by more than the plan saves.
             layer.lazy_initialization(key_states, value_states)
-            for other in self.layers:
-                if isinstance(other, PlanLayer) and not other.is_initialized:
+            for other in self._ruled:
+                if not other.is_initialized:
                     other.foresee(key_states, value_states)
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if isinstance(layer, PlanLayer):

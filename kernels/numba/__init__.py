@@ -6,6 +6,7 @@ value is loaded once, for all heads of its group. numba compiles on first use, s
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import numba
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from moa.kernels import slabs
 from moa.kernels.numba.decode import kernel
+from moa.kernels.numba.vectors import SIZE
 from moa.kernels.sdpa import append, attend
 from moa.kernels.store import Store, allocate
 from moa.plans.span import BLOCK
 
 __all__ = ["append", "attend", "ready", "step"]
 
-KINDS = {torch.float64: "float64", torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+KINDS = {getattr(torch, name): name for name in SIZE}
 
 
 def step(
@@ -61,6 +63,7 @@ def step(
     return torch.from_numpy(out).view(q.shape).to(q.dtype)
 
 
+@cache
 def ready(heads: int, size: int, dtype: torch.dtype) -> None:
     """Compile what a step of this shape needs, or read it from disk, by taking one."""
     if dtype in KINDS:
@@ -77,9 +80,7 @@ def _threads() -> Iterator[int]:
     """Let numba have torch's number of threads for a while; the caller's own number of either comes back."""
     threads = torch.get_num_threads()
     before = numba.get_num_threads()
-    if (
-        torch.get_num_threads() != threads
-    ):  # the first call of numba's starts its threads, by the OpenMP that torch uses
+    if torch.get_num_threads() != threads:  # numba's first call started its threads, by the OpenMP that torch uses
         torch.set_num_threads(threads)
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     try:

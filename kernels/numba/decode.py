@@ -18,11 +18,10 @@ from numba.extending import intrinsic, overload
 
 from moa.kernels.numba import vectors
 from moa.kernels.numba.vectors import FAST, SIZE, dots, mix
+from moa.plans.span import BLOCK
 
-BLOCK = 64
 NOTHING = -1e30
 """Maximum of no scores; finite, so that differences of it are 0 and not NaN."""
-
 
 OPTIONS: dict[str, Any] = {
     # Only the loop over threads is parallel; a team of threads for each small assignment would cost more than it saves.
@@ -84,7 +83,7 @@ def kernel(heads: int, size: int, kind: str) -> Any:
         every sequence has a new token; if not, nothing is written.
     """
     wide = np.float64 if kind == "float64" else np.float32
-    width, bytes_ = SIZE[kind], 8 if kind == "float64" else 4
+    width, bytes_ = SIZE[kind], np.dtype(wide).itemsize
 
     def step(
         q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any, order: Any, base: Any, capacity: Any,
