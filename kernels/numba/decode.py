@@ -183,7 +183,7 @@ def kernel(heads: int, size: int, kind: str) -> Any:
         return True
 
     # On disk one file lists all code of a function by this name; shapes of their own names cannot be mistaken there.
-    step.__qualname__ = f"step_{heads}_{size}_{kind}_{CODE}"
+    step.__qualname__ = f"step_{heads}_{size}_{kind}_{BLOCK}_{CODE}"
     try:
         return njit(cache=True, **OPTIONS)(step)
     except RuntimeError:  # no folder that may be written to: compiled anew by every process
