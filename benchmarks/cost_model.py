@@ -1,9 +1,10 @@
 """Fitted costs against measured times, on plans and lengths that the fit never saw.
 
 Decode: 12 plans (uniform, random, searched) at every length and batch, caches filled with random keys. Prefill: 6 of
-them, 3 from 8,192 tokens on. Everything is measured in turn, `--rounds` times over. Prints a table, the median absolute
-error, the run-to-run spread and the rank correlation; writes benchmarks/results/cost_model.json, .md and .png. Stopped
-at any moment, the same command goes on from benchmarks/results/cost_model.jsonl.
+them, 3 from 8,192 tokens on, those whose predictions lie farthest apart. Everything is measured in turn, `--rounds`
+times over. Prints a table, the median absolute error, the run-to-run spread and the rank correlation; writes
+benchmarks/results/cost_model.json, .md and .png. Stopped at any moment, the same command goes on from
+benchmarks/results/cost_model.jsonl.
 
     moa measure MODEL -o costs.json
     python benchmarks/cost_model.py MODEL PROFILE costs.json
@@ -47,7 +48,7 @@ def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
 
 
 def plans(profile: Profile) -> dict[str, Plan]:
-    """Four of each kind, by turns, so that the first few hold all kinds, wide and narrow."""
+    """Four of each kind."""
     found, longest = {}, max(profile.lengths)
     for i, (density, other) in enumerate(zip(DENSITIES, (*DENSITIES[2:], *DENSITIES[:2]), strict=True)):
         searched, _ = choose(profile, [Budget("density", density, longest)])
@@ -55,6 +56,18 @@ def plans(profile: Profile) -> dict[str, Plan]:
         found[f"uniform {other}"] = Plan.uniform(profile.model, other, at=longest)
         found[f"random {i}"] = random_plan(profile.model, longest, 100 + i)
     return found
+
+
+def far_apart(costs: Costs, tried: dict[str, Plan], work: Work, count: int) -> list[str]:
+    """Names of `count` plans: of least and most predicted time, then again and again the one farthest from all so far.
+
+    Plans laid out for the longest text see everything of a short one, and an order among equals cannot be measured.
+    """
+    ms = {name: costs.predict(plan, work) for name, plan in tried.items()}
+    chosen = [min(ms, key=lambda name: ms[name]), max(ms, key=lambda name: ms[name])]
+    while len(chosen) < count:
+        chosen.append(max(ms, key=lambda name: min(abs(ms[name] - ms[other]) for other in chosen)))
+    return chosen
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, float | bool]:
@@ -120,8 +133,10 @@ def main() -> None:
     tried = plans(profile)
 
     def cases(kind: Kind, length: int, batch: int) -> list[tuple[str, Work]]:
-        count = len(tried) if kind == "decode" else MANY if length < LONG else FEW
-        return [(name, Work(kind, length, batch)) for name in list(tried)[:count]]
+        work = Work(kind, length, batch)
+        if kind == "decode":
+            return [(name, work) for name in tried]
+        return [(name, work) for name in far_apart(costs, tried, work, MANY if length < LONG else FEW)]
 
     todo = [case for n in options.decode_lengths for batch in options.batches for case in cases("decode", n, batch)]
     todo += [case for n in options.prefill_lengths for case in cases("prefill", n, 1)]
