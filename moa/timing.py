@@ -3,6 +3,7 @@
 What a step takes depends on how much a cache holds, not on what. So decoding at a length is timed on random keys.
 """
 
+import ctypes
 import resource
 import statistics
 import sys
@@ -189,10 +190,16 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to look for the peak anew; of resident memory only Linux can, elsewhere the peak stays the process's."""
+    """Begin to look for the peak anew; of resident memory only Linux can, elsewhere the peak stays the process's.
+
+    What was freed and the C library has kept goes back first: it would count as if it were still held.
+    """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     elif sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+        if trim is not None:
+            trim(0)
         Path("/proc/self/clear_refs").write_text("5")
 
 
