@@ -118,13 +118,17 @@ class Bench:
         return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
 
     def peaks(self, variant: str) -> dict[str, int]:
-        """Peak bytes of this process with the model alone, in one prefill, and in steps of the batch (or that prefill).
+        """Peak bytes of this process: the model alone, with the back-end, in one prefill, in steps of the batch.
 
-        What it takes to fill the batch's cache with random keys does not count.
+        The back-end's own code, which no plan makes larger or smaller, is there for dense too: what differs is due to
+        the caches. What it takes to fill the batch's cache with random keys does not count.
         """
         way, length, batch = self.variants[variant], max(self.options.lengths), max(self.options.batches)
         timing.reset_peak(self.model.device)  # loading takes more for a while than it leaves
         found = {"model": timing.peak_bytes(self.model.device)}
+        with self.variants[WHOLE].on(self.model):
+            timing.reset_peak(self.model.device)
+        found["backend"] = timing.peak_bytes(self.model.device)
         timing.prefill(self.model, way, self.ids[:, :length])
         found["prefill"] = timing.peak_bytes(self.model.device)
         cache = timing.filled(self.model, way, length, batch, room=length + 3)

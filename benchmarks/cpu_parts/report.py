@@ -117,9 +117,9 @@ def _decode(found: Figures) -> list[str]:
 
 
 def _memory(found: Figures) -> list[str]:
-    lines = _table("tokens", "variant", "model alone", "one prefill", "decoding the batch", "batch")
+    lines = _table("tokens", "variant", "model alone", "and the back-end", "one prefill", "decoding the batch", "batch")
     for cell in found["memory"]:
-        peaks = [f"{cell[stage] / 2**20:,.0f}" for stage in ("model", "prefill", "decode")]
+        peaks = [f"{cell[stage] / 2**20:,.0f}" for stage in ("model", "backend", "prefill", "decode")]
         lines.append(_row(f"{cell['length']:,}", cell["variant"], *peaks, str(cell["batch"])))
     return lines
 

@@ -6,6 +6,7 @@ value is loaded once, for all heads of its group. numba compiles on first use, s
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -50,17 +51,37 @@ def step(
     assert q.dtype == k.dtype == v.dtype == store.k.dtype
     groups, size = k.shape[1:]
     heads = q.shape[1] // groups
-    queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous().view(-1, heads, size).numpy()
-    out = np.empty_like(queries)
+    queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous()
+    out = torch.empty_like(queries)
     with _threads() as threads:
         whole = kernel(heads, size, KINDS[q.dtype])(
-            queries, *map(_array, (k, v, store.k, store.v)), out,
-            *(x.numpy() for x in (store.order, store.base, store.capacity, first, sink, starts, lengths)),
-            out.dtype.type(scale), threads,
+            *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v),
+            *_unchanging(store, first, sink, starts), lengths.numpy(), float(scale), threads,
         )  # fmt: skip
     if not whole:
         raise RuntimeError("step needs a new token of every sequence")
-    return torch.from_numpy(out).view(q.shape).to(q.dtype)
+    return out.to(q.dtype)
+
+
+@dataclass
+class _Unchanging:
+    """What is alike from step to step, as arrays, and what it was made from; arrays share the tensors' memory."""
+
+    address: int
+    first: Tensor
+    sink: Tensor
+    starts: Tensor
+    arrays: list[Any]
+
+
+def _unchanging(store: Store, first: Tensor, sink: Tensor, starts: Tensor) -> list[Any]:
+    """The store's keys, values and layout, and the tables: making an array of a tensor takes as long as 300 keys."""
+    kept, address = store.scratch.get("arrays"), store.k.data_ptr()  # a copied store has keys at another address
+    if not (kept and kept.address == address and kept.first is first and kept.sink is sink and kept.starts is starts):
+        layout = (store.order, store.base, store.capacity, first, sink, starts)
+        arrays = [_array(store.k), _array(store.v), *(x.numpy() for x in layout)]
+        kept = store.scratch["arrays"] = _Unchanging(address, first, sink, starts, arrays)
+    return kept.arrays
 
 
 @cache
@@ -82,7 +103,11 @@ def _threads() -> Iterator[int]:
     before = numba.get_num_threads()
     if torch.get_num_threads() != threads:  # numba's first call started its threads, by the OpenMP that torch uses
         torch.set_num_threads(threads)
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    ours = min(threads, numba.config.NUMBA_NUM_THREADS)
+    if ours == before:
+        yield threads
+        return
+    numba.set_num_threads(ours)
     try:
         yield threads
     finally:

@@ -79,17 +79,17 @@ def kernel(heads: int, size: int, kind: str) -> Any:
     per machine, and kept on disk by numba.
 
     Returns:
-        (q, k, v, keys, values, out, order, base, capacity, first, sink, starts, lengths, scale, threads) -> whether
+        (q, out, k, v, keys, values, order, base, capacity, first, sink, starts, lengths, scale, threads) -> whether
         every sequence has a new token; if not, nothing is written.
     """
     wide = np.float64 if kind == "float64" else np.float32
     width, bytes_ = SIZE[kind], np.dtype(wide).itemsize
 
     def step(
-        q: Any, k: Any, v: Any, keys: Any, values: Any, out: Any, order: Any, base: Any, capacity: Any,
+        q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, order: Any, base: Any, capacity: Any,
         first: Any, sink: Any, starts: Any, lengths: Any, scale: Any, threads: Any,
     ) -> Any:  # fmt: skip
-        groups, slabs, most = len(sink), len(order), 0
+        groups, slabs, most, factor = len(sink), len(order), 0, wide(scale)
         for s in range(len(lengths)):
             count = starts[s + 1] - starts[s]
             if count < 1:
@@ -141,7 +141,7 @@ def kernel(heads: int, size: int, kind: str) -> Any:
                             row = w * heads + h
                             highest = top[part, row]
                             for j in range(seen):
-                                scores[h, j] *= scale
+                                scores[h, j] *= factor
                                 highest = max(highest, scores[h, j])
                             shrink = _exp(top[part, row] - highest)
                             top[part, row] = highest
