@@ -100,7 +100,7 @@ class Bench:
             timing.prefill(self.model, way, self.ids[:, :256])
         ids = self.ids[:, :length]
         calls = {name: partial(timing.prefill, self.model, way, ids) for name, way in ways.items()}
-        return {"seconds": summaries(alternate(calls, 3 if length >= 8192 else 5))}
+        return {"seconds": summaries(alternate(calls, 5))}
 
     def decode(self, length: int, batch: int) -> dict[str, Any]:
         """Seconds of each variant's step and of one without attention, and the bytes that the cache holds."""
