@@ -67,20 +67,22 @@ def step(
 class _Unchanging:
     """What is alike from step to step, as arrays, and what it was made from; arrays share the tensors' memory."""
 
-    address: int
     first: Tensor
     sink: Tensor
     starts: Tensor
     arrays: list[Any]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied store makes its own: copied arrays would share no memory with its tensors."""
+
 
 def _unchanging(store: Store, first: Tensor, sink: Tensor, starts: Tensor) -> list[Any]:
     """The store's keys, values and layout, and the tables: making an array of a tensor takes as long as 300 keys."""
-    kept, address = store.scratch.get("arrays"), store.k.data_ptr()  # a copied store has keys at another address
-    if not (kept and kept.address == address and kept.first is first and kept.sink is sink and kept.starts is starts):
+    kept = store.scratch.get("arrays")
+    if not (kept and kept.first is first and kept.sink is sink and kept.starts is starts):
         layout = (store.order, store.base, store.capacity, first, sink, starts)
         arrays = [_array(store.k), _array(store.v), *(x.numpy() for x in layout)]
-        kept = store.scratch["arrays"] = _Unchanging(address, first, sink, starts, arrays)
+        kept = store.scratch["arrays"] = _Unchanging(first, sink, starts, arrays)
     return kept.arrays
 
 

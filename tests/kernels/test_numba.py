@@ -1,5 +1,6 @@
 """What is special to the numba back-end: shares of slabs, element types, head sizes, its exponential."""
 
+import copy
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -169,3 +170,16 @@ def test_a_numba_that_cannot_be_imported_is_refused(monkeypatch):
 def test_it_is_refused_on_another_device():
     with pytest.raises(Unsupported, match="for CPUs, the model is on cuda"):
         Backends("numba").on(torch.device("cuda"))
+
+
+def test_a_copied_store_is_read_and_written_by_itself(kit, rules):
+    whole = kit.text([300], 12, 4, 8, 0)
+    store, tables, tokens = kit.store_of(whole, rules, [290]), rules.tensors(300), whole.new([290], [291])
+    ours.step(**tokens, **tables, store=store, scale=SCALE)
+    copied, before = copy.deepcopy(store), store.k.clone()
+    assert copied.scratch["arrays"] is None  # no second copy of the keys
+    out = ours.step(**whole.new([291], [300]), **tables, store=copied, scale=SCALE)
+    torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][291:], atol=1e-10, rtol=0)
+    assert torch.equal(store.k, before)
+    again = ours.step(**whole.new([291], [300]), **tables, store=store, scale=SCALE)
+    assert torch.equal(again, out)
