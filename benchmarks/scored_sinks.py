@@ -15,15 +15,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.models.llama.modeling_llama import rotate_half
 
-from moa.evaluate import windows
+from moa.evaluate import against, windows
 from moa.haystack import Haystack, haystack
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
+from moa.profiler.backward import response_hidden
+from moa.profiler.calibration import whole_text
 
 PINNED = 4
 """Keys at the start that are always kept: the model parks its attention there (arXiv 2309.17453)."""
@@ -31,59 +34,68 @@ PINNED = 4
 KINDS = "dense", "first keys", "unlike keys"
 
 
-def unlike(k: Tensor, theta: float) -> Tensor:
-    """How unlike the mean key each key is, -1 to 1: k [groups, n, D] after RoPE, result [groups, n]."""
-    n, half = k.shape[1], k.shape[2] // 2
-    angle = torch.arange(n)[:, None] * theta ** (-torch.arange(half) / half)
-    a, b = k[..., :half], k[..., half:]
-    plain = torch.cat([a * angle.cos() + b * angle.sin(), b * angle.cos() - a * angle.sin()], -1)
-    unit = normalize(plain, dim=-1)
+def unlike(k: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """How unlike the mean key each key is, -1 to 1.
+
+    Args:
+        k: After RoPE, [groups, n, D].
+        cos: Of RoPE's angles, [n, D].
+        sin: Likewise.
+
+    Returns:
+        [groups, n].
+    """
+    n = k.shape[1]
+    unit = normalize(k * cos - rotate_half(k) * sin, dim=-1)
     end = (torch.arange(n) // BLOCK * BLOCK + BLOCK - 1).clamp(max=n - 1)
     return -(unit * normalize(unit.cumsum(1)[:, end], dim=-1)).sum(-1)
 
 
-def visible(first: Tensor, sink: int, score: Tensor | None, n: int) -> Tensor:
-    """bool [n, n]: which keys each row of one group sees; `score` [n], or None for the first keys of the text."""
-    at = torch.arange(n)
+def visible(first: Tensor, sink: int, score: Tensor) -> Tensor:
+    """bool [n, n]: which keys each row of one group sees, whose sink holds those of greatest `score` [n]."""
+    at = torch.arange(len(score))
+    score = score.index_fill(0, at[:PINNED], torch.inf)
     seen = at // BLOCK >= first[at // BLOCK, None]
-    for block in range(-(-n // BLOCK)):
-        dropped = BLOCK * int(first[block])  # keys that have left the window, with those of the sink
-        kept = at[:sink]
-        if score is not None and dropped > sink:
-            kept = score[:dropped].index_fill(0, at[:PINNED], torch.inf).topk(sink).indices
-        seen[BLOCK * block : BLOCK * (block + 1), kept] = True
+    for block, rows in enumerate(seen.split(BLOCK)):
+        rows[:, score[: BLOCK * int(first[block])].topk(min(sink, len(at))).indices] = True
     return seen & (at <= at[:, None])
 
 
 class Trial:
     """The attention function, and what it reads: the plan, and the kind of sink now measured."""
 
-    def __init__(self, plan: Plan, theta: float) -> None:
-        self.plan, self.theta, self.kind = plan, theta, KINDS[0]
+    def __init__(self, plan: Plan, rotary: Any) -> None:
+        self.plan, self.rotary, self.kind = plan, rotary, KINDS[0]
 
     def attention(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, None]:
         """transformers' attention function for one sequence: query [1, query_heads, n, D]."""
-        q, k, v = (x[0].float() for x in (query, key, value))
-        n, groups, layer = q.shape[1], len(k), module.layer_idx
-        q = q.unflatten(0, (groups, -1))
+        q, k, v = (x.float() for x in (query, key, value))
+        seen = None if self.kind == "dense" else self._seen(module.layer_idx, k[0])
+        if seen is not None:
+            seen = seen.repeat_interleave(q.shape[1] // k.shape[1], 0)
+        out = scaled_dot_product_attention(
+            q, k, v, seen, is_causal=seen is None, scale=kwargs["scaling"], enable_gqa=True
+        )
+        return out.to(query.dtype).transpose(1, 2), None
+
+    def _seen(self, layer: int, k: Tensor) -> Tensor:
+        """bool [groups, n, n]: which keys the rows of each group see."""
+        groups, n, _ = k.shape
         at = torch.arange(n)
-        seen = (at <= at[:, None]).expand(groups, n, n)
-        if self.kind != "dense":
-            first = torch.from_numpy(self.plan.first_table(layer, -(-n // BLOCK)))
-            sinks = self.plan.rules(layer)[0].tolist()
-            scores = unlike(k, self.theta) if self.kind == "unlike keys" else [None] * groups
-            seen = torch.stack([visible(first[g], sinks[g], scores[g], n) for g in range(groups)])
-        weights = kwargs["scaling"] * torch.einsum("ghrd,gkd->ghrk", q, k)
-        weights = weights.masked_fill_(~seen[:, None], -torch.inf).softmax(-1)
-        out = torch.einsum("ghrk,gkd->ghrd", weights, v).flatten(0, 1)
-        return out.to(query.dtype).transpose(0, 1)[None], None
+        scores = -at.float().expand(groups, n)
+        if self.kind == "unlike keys":
+            cos, sin = self.rotary(k, at[None])
+            scores = unlike(k, cos[0], sin[0])
+        first = torch.from_numpy(self.plan.first_table(layer, -(-n // BLOCK)))
+        sinks = self.plan.rules(layer)[0].tolist()
+        return torch.stack([visible(*group) for group in zip(first, sinks, scores, strict=True)])
 
 
 @torch.inference_mode()
 def found(model: Any, tokenizer: Any, hay: Haystack) -> int:
-    """Questions whose answer's tokens are the model's choice, one after the other."""
+    """Questions whose answer's tokens are the model's choice, one after the other: in one pass, as the masks need."""
     right = 0
     for question in hay.questions:
         answer = tokenizer(" " + question.answer, add_special_tokens=False)["input_ids"]
@@ -91,12 +103,6 @@ def found(model: Any, tokenizer: Any, hay: Haystack) -> int:
         logits = model(ids, use_cache=False, logits_to_keep=len(answer) + 1).logits[0, :-1]
         right += int((logits.argmax(-1) == torch.tensor(answer)).all())
     return right
-
-
-@torch.inference_mode()
-def log_probabilities(model: Any, window: list[int]) -> Tensor:
-    """Of the next token at every place but the last: [n - 1, vocabulary]."""
-    return model(torch.tensor([window]), use_cache=False).logits[0, :-1].float().log_softmax(-1)  # type: ignore[no-any-return]
 
 
 def main() -> int:
@@ -123,24 +129,30 @@ def main() -> int:
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    trial = Trial(plan, model.config.rope_parameters["rope_theta"])
+    trial = Trial(plan, model.base_model.rotary_emb)
     AttentionInterface.register("scored_sinks", trial.attention)
     model.set_attn_implementation("scored_sinks")
-    dense = [log_probabilities(model, text) for text in texts]
     print(
         f"{n:,} tokens, density {plan.density(n):.3f}\n\n| sink | one needle | four | perplexity | KL |\n{'|---' * 5}|"
     )
+    dense: list[Tensor] = []  # last hidden states of each text
+    nll = dict.fromkeys(KINDS, 0.0)
     for trial.kind in KINDS:
-        lost, kl = 0.0, 0.0
-        for text, p in zip(texts, dense, strict=True):
-            q, given = log_probabilities(model, text), torch.tensor(text)[1:, None]
-            lost += float((p - q).gather(1, given).mean()) / len(texts)
-            kl += float((p.exp() * (p - q)).sum(-1).mean()) / len(texts)
+        kl = 0.0
+        for i, text in enumerate(texts):
+            with torch.inference_mode():
+                hidden = response_hidden(model, whole_text(text))
+                if trial.kind == "dense":
+                    dense.append(hidden)
+                apart, given, _ = against(model, dense[i], hidden, torch.tensor(text[1:]))
+            nll[trial.kind] -= float(given.mean()) / len(texts)
+            kl += float(apart.mean()) / len(texts)
         right = {
             needles: f"{sum(found(model, tokenizer, hay) for hay in hays)} of {needles * len(hays)}"
             for needles, hays in tasks.items()
         }
-        print(f"| {trial.kind} | {right[1]} | {right[4]} | {math.exp(lost):.4f} | {kl:.4f} |", flush=True)
+        perplexity = math.exp(nll[trial.kind] - nll["dense"])
+        print(f"| {trial.kind} | {right[1]} | {right[4]} | {perplexity:.4f} | {kl:.4f} |", flush=True)
     return 0
 
 
