@@ -77,7 +77,7 @@ def two_group(profile: Profile, room: int, length: int) -> Plan:
 
 def per_layer(profile: Profile, budget: Budget, length: int) -> Plan:
     """The search with one rule per layer: objective and costs are summed over its groups."""
-    model, rules = profile.model, grid((length,), profile.sinks)
+    model, rules = profile.model, grid((length,), [("sink_window", sink) for sink in profile.sinks])
 
     def summed(table: Floats) -> Floats:
         return table.reshape(len(model.ruled_layers), model.kv_heads, -1).sum(1)

@@ -8,13 +8,43 @@ an N x N tensor. What a cut costs, given a tile, is the caller's `estimator`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from moa.kernels.keydiff import history
 from moa.plans.span import BLOCK
 
 NO_MASS = 1e-6
 """Kept attention mass below which a cut is taken to remove the whole output."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What a sink that does not hold the first keys holds in one group, at every edge.
+
+    Attributes:
+        sink: Slots, tokens.
+        keys: Positions that it ever holds, rising [keys].
+        member: Whether it holds them at an edge, 0 or 1 in the type of sums [keys, edges].
+    """
+
+    sink: int
+    keys: Tensor
+    member: Tensor
+
+    @classmethod
+    def of(cls, positions: Tensor, dtype: torch.dtype) -> "Held":
+        """From the positions held at each edge [edges, sink]."""
+        keys, which = positions.unique(return_inverse=True)
+        member = torch.zeros(len(positions), len(keys), dtype=dtype, device=keys.device).scatter_(1, which, 1)
+        return cls(positions.shape[1], keys, member.T.contiguous())
+
+    def sums(self, x: Tensor, edges: int) -> Tensor:
+        """Sum of `x` [heads, rows, keys] over what it holds at each of the first `edges`: [heads, rows, edges]."""
+        there = int((self.keys < x.shape[-1]).sum())
+        return x[..., self.keys[:there]] @ self.member[:there, :edges]
 
 
 @dataclass(frozen=True)
@@ -25,8 +55,9 @@ class Tile:
         a: Attention weights [heads, rows, keys], zero above the diagonal.
         dp: Gradient of the loss at the weights, dO_i . V_j [heads, rows, keys].
         d: Row sums of a * dp, equal to dO_i . O_i [heads, rows, 1].
-        sinks: Sink sizes in tokens.
+        sinks: Sink sizes in tokens, of sinks that hold the first keys.
         bin_size: Tokens per edge bin.
+        others: Sinks that hold other keys.
     """
 
     a: Tensor
@@ -34,9 +65,10 @@ class Tile:
     d: Tensor
     sinks: Sequence[int]
     bin_size: int
+    others: Sequence["Held"] = ()
 
     def kept(self, x: Tensor) -> Tensor:
-        """Sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks, heads, rows, edges].
+        """Sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks + others, heads, rows, edges].
 
         A cut at edge e keeps the sink and every key from e * bin_size on; everything when the two meet.
         """
@@ -44,16 +76,13 @@ class Tile:
         bins = torch.nn.functional.pad(x, (0, pad)).unflatten(-1, (-1, self.bin_size)).sum(-1)
         suffix = bins.flip(-1).cumsum(-1).flip(-1)
         starts = torch.arange(bins.shape[-1], device=x.device) * self.bin_size
-        return torch.stack(
-            [
-                torch.where(starts > sink, suffix + x[..., :sink].sum(-1, keepdim=True), suffix[..., :1])
-                for sink in self.sinks
-            ]
-        )
+        held = [(sink, x[..., :sink].sum(-1, keepdim=True)) for sink in self.sinks]
+        held += [(other.sink, other.sums(x, len(starts))) for other in self.others]
+        return torch.stack([torch.where(starts > sink, suffix + sums, suffix[..., :1]) for sink, sums in held])
 
 
 Estimator = Callable[[Tile], Tensor]
-"""From a tile to the harm of every cut [sinks, rows, edges], the group's heads taken together."""
+"""From a tile to the harm of every cut [sinks + others, rows, edges], the group's heads taken together."""
 
 
 def influence_backward(
@@ -66,8 +95,10 @@ def influence_backward(
     estimator: Estimator,
     sinks: Sequence[int],
     bin_size: int,
+    keydiff: Sequence[int] = (),
     first: Tensor | None = None,
     sink: Tensor | None = None,
+    others: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of causal attention, and the summed harm of every cut.
 
@@ -83,19 +114,26 @@ def influence_backward(
         estimator: Harm of every cut, given a tile.
         sinks: Sink sizes to measure, tokens.
         bin_size: Tokens per row and edge bin, a multiple of 64.
+        keydiff: Sink sizes to measure of sinks that hold the keys of `moa.kernels.keydiff`, tokens.
         first: First block each query block sees besides the sink, int [kv_heads, blocks]; None is full attention.
         sink: Sink of each group, tokens, int [kv_heads].
+        others: Groups whose sinks hold the keys of `moa.kernels.keydiff` under the rules [kv_heads].
 
     Returns:
-        dq, dk, dv like q, k, v; and the table, float32 [sinks, kv_heads, rows, edges], rows and edges in bins of
-        `bin_size`: the estimator's values summed over the rows of a bin.
+        dq, dk, dv like q, k, v; and the table, float32 [sinks + keydiff, kv_heads, rows, edges], rows and edges in
+        bins of `bin_size`: the estimator's values summed over the rows of a bin.
     """
     groups, n, dim = k.shape
     heads = q.shape[0] // groups
     count = -(-n // bin_size)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=_sum(k)), torch.zeros_like(v, dtype=_sum(v))
-    table = q.new_zeros((len(sinks), groups, count, count), dtype=torch.float32)
+    table = q.new_zeros((len(sinks) + len(keydiff), groups, count, count), dtype=torch.float32)
+    held = [history(k, size, bin_size) for size in keydiff]
     for g in range(groups):
+        measured = [Held.of(positions[:, g], _sum(q)) for positions in held]
+        ours = None  # what this group's sink holds under the rules
+        if sink is not None and others is not None and others[g]:
+            ours = history(k[g : g + 1], int(sink[g]), BLOCK)
         mine = slice(g * heads, (g + 1) * heads)
         for start in range(0, n, BLOCK):
             stop = min(start + BLOCK, n)
@@ -107,10 +145,16 @@ def influence_backward(
             a = scores.softmax(-1)
             dp = (dt @ values.T).unflatten(0, (heads, rows)).to(a.dtype)
             d = (a * dp).sum(-1, keepdim=True)
-            harm = estimator(Tile(a, dp, d, sinks, bin_size))  # [sinks, rows, edges]
+            harm = estimator(Tile(a, dp, d, sinks, bin_size, measured))  # [sinks, rows, edges]
             table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
             if first is not None and sink is not None:
-                scores[..., int(sink[g]) : BLOCK * int(first[g, start // BLOCK])] = -torch.inf
+                edge = int(first[g, start // BLOCK])
+                hidden = torch.arange(stop, device=q.device) < BLOCK * edge
+                if ours is None:
+                    hidden[: int(sink[g])] = False
+                elif hidden.any():
+                    hidden[ours[edge, 0]] = False
+                scores.masked_fill_(hidden, -torch.inf)
                 a = scores.softmax(-1)
                 d = (a * dp).sum(-1, keepdim=True)
             ds = ((dp - d) * a * scale).flatten(0, 1).to(q.dtype)  # [heads * rows, keys]

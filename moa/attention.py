@@ -15,7 +15,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from moa.kernels.backend import Backend, load, pick
+from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate
+from moa.kernels.walk import walk
 from moa.layer import Staged
 from moa.padding import Packing
 from moa.plans.errors import Unsupported
@@ -216,15 +218,24 @@ def _without_cache(
         raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
     rules = layer.tables(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-    store = None
+    store, other_keys = None, bool(layer.keydiff.any())
+    if past or other_keys:
+        slots = np.full((batch, groups), -(-(columns if other_keys else past) // BLOCK) * BLOCK)
+        store = allocate(slots, head_size, key.dtype, device)
     if past:
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
-        slots = np.full((batch, groups), -(-past // BLOCK) * BLOCK)
-        store = allocate(slots, head_size, key.dtype, device)
         k, v = old.pack(key[:, :, :past]), old.pack(value[:, :, :past])
         backend.append(store, k, v, sink=rules["sink"], starts=old.starts, lengths=lengths)
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
-    out = backend.attend(q, k, v, **rules, store=store, starts=now.starts, lengths=lengths, scale=scale)
+    if other_keys:
+        assert store is not None
+        sinks = Sinks(layer.sink, layer.keydiff, batch, device)  # folds the past at once: the store holds all of it
+        out = walk(
+            q, k, v, **rules, store=store, sinks=sinks, edges=layer.first, starts=now.starts, lengths=lengths,
+            scale=scale, backend=backend,
+        )  # fmt: skip
+    else:
+        out = backend.attend(q, k, v, **rules, store=store, starts=now.starts, lengths=lengths, scale=scale)
     return now.unpack(out)

@@ -39,6 +39,11 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         if max_length is not None and max_length < 1:
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
+        if max_length is not None and any(plan.keydiff(layer).any() for layer in plan.model.ruled_layers):
+            raise Unsupported(
+                "max_length with rules of pattern keydiff_window: what their sinks hold is up to the host; "
+                "leave max_length out"
+            )
         texts: dict[torch.device, Text] = {}
         super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
         self.plan, self.max_length, self._texts = plan, max_length, texts

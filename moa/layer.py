@@ -21,7 +21,9 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from moa.kernels.backend import Backend
+from moa.kernels.sinks import Sinks
 from moa.kernels.store import Store, allocate, capacities, move, select
+from moa.kernels.walk import walk
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
 from moa.rules import Rules
@@ -77,6 +79,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         text: What it shares with the other layers on its device; set at first use.
         columns: Columns stored, for comparison with other layers: calls in compiled graphs do not count.
         store: Slabs of every (sequence, group); None while empty.
+        sinks: What those sinks hold that do not hold the first keys; None where all do.
     """
 
     is_sliding = False
@@ -88,6 +91,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.rules, self.columns, self._texts = rules, 0, texts
         self._foreseen = False
         self.store: Store | None = None
+        self.sinks: Sinks | None = None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Learn batch size, dtype and device from the first keys [batch, kv_heads, new, D]."""
@@ -99,6 +103,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.text = self._texts[self.device]
         self._room = np.zeros(batch, np.int64)  # lengths that the slabs have room for
         self._lost = np.zeros((batch, groups), np.int64)  # blocks before it may be overwritten
+        if self.rules.keydiff.any():
+            self.sinks = Sinks(self.rules.sink, self.rules.keydiff, batch, self.device)
         self.is_initialized = True
 
     def foresee(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -116,7 +122,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
                 f"keys and values must have one head size, found {key_states.shape[-1]} and {value_states.shape[-1]}"
             )
         if self._foreseen and key_states.device != self.device:
-            self.store, self.is_initialized = None, False
+            self.store, self.sinks, self.is_initialized = None, None, False
         self._foreseen = False
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -143,8 +149,17 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         rules = self.rules.tables(call.longest, self.device)
         where = {"starts": packing.starts, "lengths": call.lengths}
         every_row = call.real is None or new == 1  # `step` wants a token of every sequence
-        if self.store is not None and new <= BLOCK and every_row:
+        if self.sinks is not None and new > 1:
             self._make_room(call.lengths)
+            assert self.store is not None
+            out = walk(
+                q, k, v, **rules, store=self.store, sinks=self.sinks, edges=self.rules.first, **where, scale=scale,
+                backend=backend,
+            )  # fmt: skip
+        elif self.store is not None and new <= BLOCK and every_row:
+            self._make_room(call.lengths)
+            if self.sinks is not None:
+                self._advance(call)
             out = backend.step(q, k, v, **rules, store=self.store, **where, scale=scale)
         else:
             out = backend.attend(q, k, v, **rules, store=self.store, **where, scale=scale)
@@ -155,6 +170,13 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if not torch.compiler.is_compiling():
             self.columns += new
         return packing.unpack(out)
+
+    def _advance(self, call: Call) -> None:
+        """Let sinks hold what the one new token of each sequence wants. The host may know of lengths only a bound."""
+        assert self.sinks is not None
+        assert self.store is not None
+        if self.sinks.due(self.rules.first(self.text.held)).any():
+            self.sinks.advance(self.store, self.rules.first(call.lengths.cpu().numpy()))
 
     def prepare(self, call: Call) -> None:
         """Allocate what the call will need."""
@@ -194,7 +216,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Forget the text and free the memory."""
         if self.is_initialized:
             self._texts.pop(self.device, None)
-        self.store, self.columns, self.is_initialized = None, 0, False
+        self.store, self.sinks, self.columns, self.is_initialized = None, None, 0, False
 
     def check_crop(self, columns: int, lengths: Ints, left: Ints) -> None:
         """Raise Unsupported unless texts of `lengths` can be cut to `left`: no key wanted afterwards may be gone.
@@ -206,7 +228,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """
         self._note_lost(lengths)
         first = self.rules.first(left)
-        if ((first < self._lost) & (BLOCK * first < left[:, None])).any():
+        lost = ((first < self._lost) & (BLOCK * first < left[:, None])).any()
+        if lost or (self.sinks is not None and not self.sinks.check_crop(first)):
             raise Unsupported(
                 f"cannot crop {columns} tokens: keys that the plan wants again at that length are gone; "
                 f"up to {BLOCK} tokens at a time can always be cropped"
@@ -249,6 +272,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if self.store is not None:
             self.store = select(self.store, index)
             self._ring = self._ring[on_host]
+        if self.sinks is not None:
+            self.sinks = self.sinks.select(index)
         self._room, self._lost = self._room[on_host], self._lost[on_host]
 
     @property

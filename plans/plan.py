@@ -14,11 +14,11 @@ from moa.plans import span as spans_
 from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
 from moa.plans.model import ModelInfo, batch_lengths
 from moa.plans.record import Predicted, Provenance
-from moa.plans.rule import FULL, Pattern, Rule
+from moa.plans.rule import FULL, KeyDiffWindow, Pattern, Rule
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK, Ints
 
-__all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
+__all__ = ["FULL", "KeyDiffWindow", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
 
 
 class Plan(Strict):
@@ -193,6 +193,10 @@ class Plan(Strict):
         row = self.model.ruled_layers.index(self._ruled(layer))
         sink, alpha, beta256 = self._arrays
         return sink[row], alpha[row], beta256[row]
+
+    def keydiff(self, layer: int) -> npt.NDArray[np.bool_]:
+        """Which of the layer's groups have a `KeyDiffWindow`: bool [kv_heads]."""
+        return np.array([isinstance(rule, KeyDiffWindow) for rule in self.groups[self._ruled(layer)]])
 
     def first_table(self, layer: int, blocks: int) -> npt.NDArray[np.int32]:
         """First block kept besides the sink, per group and query block: int32 [kv_heads, blocks]."""

@@ -64,11 +64,24 @@ class SinkWindow(Strict):
         return int(self.beta * BETA_STEPS)
 
 
-Rule = SinkWindow
-"""The one pattern of version 1."""
+class KeyDiffWindow(SinkWindow):
+    """A rule of the same spans, whose sink holds other keys than the first once keys leave the window.
 
-Pattern = Annotated[SinkWindow, Field(discriminator="pattern")]
-"""Any pattern a plan file may name; further ones join as `SinkWindow | Other`."""
+    Those are the first 4 of the text and, of all that left, the keys most unlike the others of their block
+    (`moa.kernels.keydiff` says which). Memory and density are those of a `SinkWindow` of the same numbers.
+    """
+
+    pattern: Literal["keydiff_window"] = "keydiff_window"  # type: ignore[assignment]
+
+
+Rule = SinkWindow
+"""Any rule; a `KeyDiffWindow` is one too."""
+
+Pattern = Annotated[SinkWindow | KeyDiffWindow, Field(discriminator="pattern")]
+"""Any pattern a plan file may name; further ones join the union."""
+
+PATTERNS = {"sink_window": SinkWindow, "keydiff_window": KeyDiffWindow}
+"""The class of each pattern."""
 
 FULL = Rule(alpha=0, beta=1)
 """Full attention."""

@@ -5,6 +5,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+PATTERN_NAMES = ("sink_window", "keydiff_window")
+"""Patterns that a rule may name."""
+
 
 class Strict(BaseModel):
     """Base of every part of the plan file: immutable, unknown keys refused."""
@@ -46,7 +49,7 @@ def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
     else:
         what = f"{message[0].lower()}{message[1:]}, found {value}"
     # Pydantic puts the pattern's name into the path; the file has no such key.
-    return ProblemError((*place, *(key for key in first["loc"] if key != "sink_window")), what)
+    return ProblemError((*place, *(key for key in first["loc"] if key not in PATTERN_NAMES)), what)
 
 
 def brief(value: Any) -> str:

@@ -1,14 +1,15 @@
 """The profile: what the profiler measured, as one safetensors file.
 
-Tensors `cut.<source>.<length>` are float32 [sinks, layers, groups, rows, edges]; layers are the model's ruled layers in
-order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the bin's rows
+Tensors `cut.<source>.<length>` are float32 [sinks + keydiff, layers, groups, rows, edges]; layers are the
+model's ruled layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the bin's rows
 and over all samples, when the first key kept besides the sink is at the edge. The tensor `retrieval`, where measured,
 is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
 """
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -31,6 +32,9 @@ Cut = tuple[str, int]
 FORMAT: Literal["moa-profile-1"] = "moa-profile-1"
 
 
+_Size = Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)]
+
+
 class _Table(Strict):
     """What the header says of one table."""
 
@@ -45,7 +49,8 @@ class _Header(Strict):
 
     format: Literal["moa-profile-1"]
     model: ModelInfo
-    sinks: tuple[Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)], ...] = Field(min_length=1)
+    sinks: tuple[_Size, ...] = Field(min_length=1)
+    keydiff: tuple[_Size, ...] = ()
     cuts: tuple[_Table, ...] = Field(min_length=1)
     estimators: dict[str, str] = Field(default_factory=dict)
     retrieval_tokens: int = Field(default=0, ge=0)
@@ -58,14 +63,15 @@ class Profile:
 
     Attributes:
         model: The model's fingerprint.
-        sinks: Sink sizes measured, tokens.
-        cuts: Table per (source, length): float32 [sinks, layers, groups, rows, edges], summed over samples.
+        sinks: Sizes measured of sinks that hold the first keys, tokens.
+        cuts: Table per (source, length): float32 [sinks + keydiff, layers, groups, rows, edges], summed over samples.
         tokens: Response tokens T per (source, length), over all samples.
         samples: Samples per (source, length).
         meta: Labels, losses, seed, versions: what a reader wants to know.
         estimators: Estimator per source; `fisher` where not named.
         retrieval: Copy score of every group, 0 to 1: float32 [layers, groups]; None where not measured.
         retrieval_tokens: Answer tokens behind it, over all samples.
+        keydiff: Sizes measured of sinks that hold the keys most unlike others, tokens.
     """
 
     model: ModelInfo
@@ -77,6 +83,12 @@ class Profile:
     estimators: Mapping[str, str] = field(default_factory=dict)
     retrieval: npt.NDArray[np.float32] | None = None
     retrieval_tokens: int = 0
+    keydiff: tuple[int, ...] = ()
+
+    @property
+    def patterns(self) -> tuple[tuple[str, int], ...]:
+        """The tables' first axis: pattern and sink size."""
+        return (*(("sink_window", s) for s in self.sinks), *(("keydiff_window", s) for s in self.keydiff))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -92,6 +104,22 @@ class Profile:
         """How the harm of `source` was estimated; `fisher` where the file does not say."""
         return self.estimators.get(source, "fisher")
 
+    def only(self, patterns: Sequence[str]) -> "Profile":
+        """What was measured of these patterns alone.
+
+        Raises:
+            ProfileError: A pattern that was not profiled.
+        """
+        there = dict.fromkeys(name for name, _ in self.patterns)
+        if unknown := [name for name in patterns if name not in there]:
+            raise ProfileError(f"patterns of this profile are {', '.join(there)}, found {', '.join(unknown)}")
+        kept = [i for i, (name, _) in enumerate(self.patterns) if name in patterns]
+        return dataclasses.replace(
+            self, cuts={cut: table[kept] for cut, table in self.cuts.items()},
+            sinks=self.sinks if "sink_window" in patterns else (),
+            keydiff=self.keydiff if "keydiff_window" in patterns else (),
+        )  # fmt: skip
+
     def check_plus(self, other: "Profile") -> None:
         """Refuse to add `other`, whose tables may still be empty.
 
@@ -100,8 +128,9 @@ class Profile:
         """
         if differences := self.model.differences(other.model):
             raise ProfileError(f"profiles to add must be of one model; they differ in {', '.join(differences)}")
-        if self.sinks != other.sinks:
-            raise ProfileError(f"profiles to add must have the same sinks, found {self.sinks} and {other.sinks}")
+        if self.patterns != other.patterns:
+            mine, its = (", ".join(f"{name} {size}" for name, size in p.patterns) for p in (self, other))
+            raise ProfileError(f"profiles to add must have the same sinks, found {mine} and {its}")
         for source in set(self.sources) & set(other.sources):
             mine, its = (p.estimator(source) for p in (self, other))
             if mine != its:
@@ -140,7 +169,7 @@ class Profile:
             {cut: self.samples.get(cut, 0) + other.samples.get(cut, 0) for cut in both},
             {**self.meta, "added": [*self.meta.get("added", []), dict(other.meta)]},
             {**other.estimators, **self.estimators},
-            (np.sum(copied, axis=0) / copyable).astype(np.float32) if scored else None, copyable,
+            (np.sum(copied, axis=0) / copyable).astype(np.float32) if scored else None, copyable, self.keydiff,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -153,6 +182,7 @@ class Profile:
             "format": FORMAT,
             "model": self.model.model_dump(mode="json", exclude_none=True),
             "sinks": list(self.sinks),
+            "keydiff": list(self.keydiff),
             "cuts": [
                 {"source": s, "length": n, "tokens": self.tokens[s, n], "samples": self.samples[s, n]}
                 for s, n in self.cuts
@@ -189,7 +219,7 @@ class Profile:
         samples = {(t.source, t.length): t.samples for t in header.cuts}
         profile = cls(
             header.model, header.sinks, cuts, tokens, samples, header.meta, header.estimators,
-            retrieval, header.retrieval_tokens,
+            retrieval, header.retrieval_tokens, header.keydiff,
         )  # fmt: skip
         profile._check(path)
         return profile
@@ -200,7 +230,7 @@ class Profile:
         for (source, length), table in self.cuts.items():
             size = bin_size(length)
             count = -(-length // size)
-            _check_tensor(path, f"cut.{source}.{length}", table, (len(self.sinks), *groups, count, count))
+            _check_tensor(path, f"cut.{source}.{length}", table, (len(self.patterns), *groups, count, count))
             if not np.isfinite(table).all():
                 raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")
         if self.retrieval is not None:

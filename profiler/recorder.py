@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -17,9 +19,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from moa.kernels.backend import pick
+from moa.kernels.backend import load, pick
 from moa.kernels.influence import Estimator, influence_backward
-from moa.kernels.sdpa import attend
+from moa.kernels.walk import attend_alone
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
@@ -38,20 +40,22 @@ class Recorder:
     Attributes:
         estimator: Harm of every cut, given a tile; may be changed between samples.
         plan: What the model runs under; None is dense.
-        tables: Layer index to float32 [sinks, kv_heads, rows, edges], on the CPU.
+        tables: Layer index to float32 [sinks + keydiff, kv_heads, rows, edges], on the CPU.
         watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
 
     def __init__(
-        self, layers: Sequence[int], sinks: Sequence[int], estimator: Estimator, plan: Plan | None = None
-    ) -> None:
-        self.layers, self.sinks, self.estimator, self.plan = frozenset(layers), tuple(sinks), estimator, plan
+        self, layers: Sequence[int], sinks: Sequence[int], estimator: Estimator, plan: Plan | None = None,
+        keydiff: Sequence[int] = (),
+    ) -> None:  # fmt: skip
+        self.layers, self.estimator, self.plan = frozenset(layers), estimator, plan
+        self.sinks, self.keydiff = tuple(sinks), tuple(keydiff)
         self.tables: dict[int, Tensor] = {}
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     def fused(self, q: Tensor) -> bool:
-        """Whether the Triton kernels measure: on a GPU, the two estimators they hold, of a dense model."""
-        held = self.plan is None and self.estimator in (fisher, effect)
+        """Whether the Triton kernels measure: on a GPU, the estimators and sinks they hold, of a dense model."""
+        held = self.plan is None and not self.keydiff and self.estimator in (fisher, effect)
         return held and q.dtype != torch.float64 and pick(q.device) == "triton"
 
     def rules(self, layer: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -61,6 +65,10 @@ class Recorder:
         first = torch.from_numpy(self.plan.first_table(layer, -(-length // BLOCK)))
         sink = torch.from_numpy(self.plan.rules(layer)[0].astype("int32"))
         return first.to(device), sink.to(device)
+
+    def others(self, layer: int) -> npt.NDArray[np.bool_] | None:
+        """Groups of a layer whose sinks hold other keys than the first under the plan: bool [kv_heads]."""
+        return None if self.plan is None else self.plan.keydiff(layer)
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -72,7 +80,7 @@ class Recorder:
             self.plan = plan
 
     def take(self) -> Tensor:
-        """The finished sample's table [sinks, layers, kv_heads, rows, edges]; empties the recorder."""
+        """The finished sample's table [sinks + keydiff, layers, kv_heads, rows, edges]; empties the recorder."""
         missing = self.layers - self.tables.keys()
         if missing:
             raise Unsupported(
@@ -100,11 +108,11 @@ class _Recorded(torch.autograd.Function):
         ctx.save_for_backward(q, k, v)
         first, sink = recorder.rules(layer, q.shape[1], q.device)
         if first is not None and sink is not None:
-            packed = [x.transpose(0, 1) for x in (q, k, v)]
-            starts, lengths = torch.tensor([0, q.shape[1]]), torch.zeros(1, dtype=torch.int64)
-            return attend(
-                packed[0], packed[1], packed[2], first=first, sink=sink, starts=starts, lengths=lengths, scale=scale
-            ).transpose(0, 1)
+            apart = attend_alone(
+                *(x.transpose(0, 1) for x in (q, k, v)), first=first, sink=sink, keydiff=recorder.others(layer),
+                scale=scale, backend=load("torch"),
+            )  # fmt: skip
+            return apart.transpose(0, 1)
         heads = q.shape[0] // k.shape[0]
         k, v = (x.repeat_interleave(heads, 0)[None] for x in (k, v))
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
@@ -127,7 +135,7 @@ class _Recorded(torch.autograd.Function):
             first, sink = recorder.rules(ctx.layer, q.shape[1], q.device)
             dq, dk, dv, table = influence_backward(
                 q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks, bin_size=size,
-                first=first, sink=sink,
+                keydiff=recorder.keydiff, first=first, sink=sink, others=recorder.others(ctx.layer),
             )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None
@@ -158,8 +166,9 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @contextmanager
 def recording(
-    model: PreTrainedModel, sinks: Sequence[int], estimator: Estimator = fisher, plan: Plan | None = None
-) -> Iterator[Recorder]:
+    model: PreTrainedModel, sinks: Sequence[int], estimator: Estimator = fisher, plan: Plan | None = None,
+    keydiff: Sequence[int] = (),
+) -> Iterator[Recorder]:  # fmt: skip
     """Within the block, backward passes through `model` record; afterwards the model is as it was.
 
     Args:
@@ -167,8 +176,9 @@ def recording(
         sinks: Sink sizes to measure, tokens.
         estimator: Harm of every cut, given a tile.
         plan: None is dense.
+        keydiff: Likewise sizes of sinks that hold the keys of `moa.kernels.keydiff`.
     """
-    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, sinks, estimator, plan)
+    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, sinks, estimator, plan, keydiff)
     before = model.config._attn_implementation
     trained = [p for p in model.parameters() if p.requires_grad]
     attention = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]

@@ -34,7 +34,8 @@ class Settings:
         lengths: Profiled lengths, tokens.
         samples: Samples per source and length.
         seed: Seed of texts and sampled labels.
-        sinks: Sink sizes measured, tokens.
+        sinks: Sizes measured of sinks that hold the first keys (pattern sink_window), tokens.
+        keydiff: Sizes measured of sinks that hold the keys most unlike others (pattern keydiff_window), tokens.
         estimator: Estimator of every source, a name in `ESTIMATORS`; None for each source's own.
         labels: Labels of every source, None for each source's own.
         loss: Loss of every source, None for each source's own.
@@ -46,6 +47,7 @@ class Settings:
     samples: int = 8
     seed: int = 0
     sinks: tuple[int, ...] = (64,)
+    keydiff: tuple[int, ...] = (64,)
     estimator: str | None = None
     labels: Labels | None = None
     loss: Loss | None = None
@@ -64,8 +66,11 @@ class Settings:
             check_length(model, length)
         if self.samples < 1:
             raise MoaError(f"samples must be at least 1, found {self.samples}")
-        if any(s < 64 or s % 64 for s in self.sinks) or not self.sinks:
-            raise MoaError(f"sinks must be positive multiples of 64, found {list(self.sinks)}")
+        for name, sizes in (("sinks", self.sinks), ("keydiff", self.keydiff)):
+            if any(s < 64 or s % 64 for s in sizes):
+                raise MoaError(f"{name} must be positive multiples of 64, found {list(sizes)}")
+        if not self.sinks:
+            raise MoaError("give at least one size of sinks")
         if self.estimator is not None and self.estimator not in ESTIMATORS:
             raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {self.estimator!r}")
 

@@ -15,8 +15,8 @@ from moa.profiler.profile import Profile, digest
 from moa.search.budget import Budget, limits
 from moa.search.cost import Costs, Work
 from moa.search.descent import Descent
-from moa.search.grid import Grid, grid
-from moa.search.objective import PLAIN, Mix, objective, parts
+from moa.search.grid import Grid
+from moa.search.objective import PLAIN, Mix, candidates, objective, parts
 from moa.search.solver import Limit, Solution, solve
 
 
@@ -50,7 +50,7 @@ def choose(
     if lengths is not None and not set(lengths) <= set(profile.lengths):
         raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
     lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
-    rules = grid(lengths, mix.sinks or profile.sinks)
+    rules = candidates(profile, mix, lengths)
     text, recall = parts(profile, rules, mix, lengths)
     harms = text + recall
     kept = []

@@ -12,8 +12,7 @@ from moa.profiler.profile import Profile
 from moa.search.budget import Budget, limits
 from moa.search.choose import choose
 from moa.search.cost import Costs
-from moa.search.grid import grid
-from moa.search.objective import PLAIN, Mix
+from moa.search.objective import PLAIN, Mix, candidates
 from moa.search.solver import Solution
 
 
@@ -67,7 +66,7 @@ def front(
 
 def _range(profile: Profile, axis: Budget, costs: Costs | None) -> tuple[float, float]:
     """The least that some plan keeps, and what full attention takes: the most over the lengths that it holds at."""
-    rules = grid(profile.lengths, profile.sinks)
+    rules = candidates(profile, PLAIN, profile.lengths)
     kept = limits(axis, rules, profile.model, profile.lengths, costs)
     totals = [limit.fixed + limit.cost.sum(0) for limit in kept]  # the same rule in every group
     return max(float(total.min()) for total in totals), max(float(total.max()) for total in totals)

@@ -6,11 +6,13 @@ windows (both equal), windows that grow in proportion, and all between, among th
 grow faster than in proportion. The paper's grid (arXiv 2406.14909, section 5.1) has 6 alphas and 9 betas.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from moa.plans.rule import Rule
+from moa.plans.rule import PATTERNS, Rule
 from moa.plans.span import BETA_STEPS, BLOCK, Ints, cache_blocks, first_block, span
 
 LEVELS = 20
@@ -24,6 +26,8 @@ class Grid:
     sink: Ints
     alpha: Ints
     beta256: Ints
+    pattern: npt.NDArray[np.str_]
+    """Their patterns' names, [rules]."""
 
     def __len__(self) -> int:
         return len(self.sink)
@@ -31,7 +35,8 @@ class Grid:
     def rule(self, index: int) -> Rule:
         """The rule at `index`."""
         beta = int(self.beta256[index]) / BETA_STEPS
-        return Rule(sink=int(self.sink[index]), alpha=int(self.alpha[index]), beta=beta)
+        kind = PATTERNS[str(self.pattern[index])]
+        return kind(sink=int(self.sink[index]), alpha=int(self.alpha[index]), beta=beta)
 
     def first(self, length: int) -> Ints:
         """First block kept besides the sink, for every query block of a text of `length`: int64 [rules, blocks]."""
@@ -50,28 +55,31 @@ class Grid:
         return self.sink, self.alpha, self.beta256
 
 
-def grid(lengths: tuple[int, ...], sinks: tuple[int, ...], levels: int = LEVELS) -> Grid:
+def grid(lengths: tuple[int, ...], patterns: Iterable[tuple[str, int]], levels: int = LEVELS) -> Grid:
     """All rules for a profile, each behaving differently from every other somewhere up to the longest length.
 
     Args:
         lengths: Profiled lengths, tokens.
-        sinks: Profiled sink sizes, tokens.
+        patterns: Profiled patterns with their sink sizes, tokens.
         levels: Window sizes per point.
     """
     longest = max(lengths)
     short = min(min(lengths), longest // 4)
-    rules = [rule for sink in sinks for rule in _rules(sink, short, longest, levels)]
-    candidates = Grid(*np.array(rules, np.int64).T)
+    rules = [(name, rule) for name, sink in patterns for rule in _rules(sink, short, longest, levels)]
+    numbers = np.array([rule for _, rule in rules], np.int64).T
+    candidates = Grid(numbers[0], numbers[1], numbers[2], np.array([name for name, _ in rules]))
     # Of rules that cannot be told apart at the profiled lengths the first stays: of full ones, the one full everywhere.
     firsts = candidates.first(longest)
     dense = firsts[:, -1] == candidates.sink // BLOCK
     firsts[dense] = 0
-    behaviour = np.column_stack([np.where(dense, 0, candidates.sink), firsts])
+    kind = np.where(dense, "", candidates.pattern)
+    behaviour = np.column_stack([np.unique(kind, return_inverse=True)[1], np.where(dense, 0, candidates.sink), firsts])
     _, kept = np.unique(behaviour, axis=0, return_index=True)
     cost = np.sum([candidates.spans(n)[kept] / n for n in sorted(lengths)], axis=0)
     order = np.lexsort((kept, cost))
     chosen = kept[order]
-    return Grid(candidates.sink[chosen], candidates.alpha[chosen], candidates.beta256[chosen])
+    sink, alpha, beta256 = (x[chosen] for x in candidates._rule())
+    return Grid(sink, alpha, beta256, candidates.pattern[chosen])
 
 
 def _rules(sink: int, short: int, longest: int, levels: int) -> list[tuple[int, int, int]]:

@@ -40,8 +40,8 @@ def _look(profile: Profile, grid: Grid, cut: Cut, table: Floats, twice: bool = T
     within = edges > np.arange(blocks) // per_bin
     rows = 1 + twice * np.add.reduceat(within, np.arange(0, blocks, per_bin), axis=1, dtype=np.int64)
     shortest = edges[:, np.minimum(per_bin * np.arange(1, bins + 1), blocks) - 1]  # edges never fall
-    which = np.array([profile.sinks.index(int(sink)) for sink in grid.sink])
-    by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.sinks), -1, table.shape[4])
+    which = np.array([profile.patterns.index((str(p), int(s))) for p, s in zip(grid.pattern, grid.sink, strict=True)])
+    by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.patterns), -1, table.shape[4])
     total = np.zeros((by_row.shape[2], len(grid)))
     for row in range(bins):
         total += by_row[row, which, :, np.minimum(shortest[:, row], row)].T * rows[:, row]

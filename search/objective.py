@@ -9,7 +9,7 @@ import numpy as np
 from moa.plans.errors import MoaError
 from moa.plans.span import Floats
 from moa.profiler.profile import Profile
-from moa.search.grid import Grid
+from moa.search.grid import Grid, grid
 from moa.search.harm import harm
 
 RECALL = 0.25
@@ -50,7 +50,7 @@ class Mix:
         """
         _known("sources", self.sources, profile.sources)
         _known("lengths", self.lengths, profile.lengths)
-        _known("sinks", self.sinks or (), profile.sinks)
+        _known("sinks", self.sinks or (), sorted({size for _, size in profile.patterns}))
         for what, weights in (("source", self.sources), ("length", self.lengths)):
             if not all(0 <= weight < inf for weight in weights.values()):
                 raise MoaError(f"{what} weights must be 0 or more, found {dict(weights)}")
@@ -63,6 +63,13 @@ class Mix:
 
 
 PLAIN = Mix()
+
+
+def candidates(profile: Profile, mix: Mix, lengths: Sequence[int]) -> Grid:
+    """The rules that `mix` lets the search choose from, for a plan at these profiled lengths."""
+    mix.check(profile)
+    chosen = [(name, size) for name, size in profile.patterns if size in (mix.sinks or [size])]
+    return grid(tuple(lengths), chosen)
 
 
 def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None = None) -> Floats:

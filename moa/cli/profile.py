@@ -22,7 +22,10 @@ def command(
         str | None,
         typer.Option(help="Your documents as one more source: .jsonl, .txt, .parquet or hub:NAME."),
     ] = None,
-    sinks: Annotated[str, typer.Option(help="Sink sizes to measure, multiples of 64.")] = "64",
+    sinks: Annotated[str, typer.Option(help="Sizes to measure of sinks of first keys, multiples of 64.")] = "64",
+    keydiff: Annotated[
+        str, typer.Option(help="Sizes to measure of sinks of the keys most unlike others; '' for none.")
+    ] = "64",
     estimator: Annotated[str | None, typer.Option(help="fisher, effect, first-order, first-order-abs, mass.")] = None,
     labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
     loss: Annotated[str | None, typer.Option(help="nll, margin; with --around also kl. Default: per source.")] = None,
@@ -58,7 +61,8 @@ def command(
 
     names = source if source is not None else ([] if data else list(DEFAULT))
     settings = Settings(
-        numbers("lengths", lengths), samples, seed, numbers("sinks", sinks), estimator,
+        numbers("lengths", lengths), samples, seed, numbers("sinks", sinks),
+        numbers("keydiff", keydiff) if keydiff else (), estimator,
         choice("labels", labels, ("sampled", "greedy", "given")), choice("loss", loss, ("nll", "margin", "kl")), chat,
         retrieval_score,
     )  # fmt: skip

@@ -76,7 +76,7 @@ class Study:
         if not (text := [name for name in text if mix.sources.get(name, 1.0)]):
             raise MoaError("--rounds measures text: its --source-weight must be over 0")
         settings = Settings(
-            tuple(lengths), self.samples, self.seed + number, profile.sinks, estimator="effect", loss="kl",
+            tuple(lengths), self.samples, self.seed + number, profile.sinks, profile.keydiff, "effect", loss="kl",
             chat=profile.meta.get("chat", True),
         )  # fmt: skip
         path = output.with_suffix(f".round-{number}.safetensors")
@@ -117,8 +117,7 @@ def run(
     """
     from moa.cli.common import Bar
     from moa.search.descent import TRIES, Descent
-    from moa.search.grid import grid
-    from moa.search.objective import parts
+    from moa.search.objective import candidates, parts
     from moa.search.study import study
 
     shown: Measured | None = None
@@ -144,7 +143,7 @@ def run(
         )  # fmt: skip
     if not options.rounds:
         return best
-    rules = grid(tuple(lengths), best.mix.sinks or profile.sinks)
+    rules = candidates(profile, best.mix, lengths)
     harms = parts(profile, rules, best.mix, lengths)
     descent = Descent(best.plan, best.plan, (), max(best.measured.kl, 1e-9))
     for number in range(1, options.rounds + 1):
@@ -230,7 +229,7 @@ class Round:
         if model is not None:
             said |= {"weights": fingerprint(model), "dtype": str(model.dtype)}
         same = (
-            found.sinks == settings.sinks
+            (found.sinks, found.keydiff) == (settings.sinks, settings.keydiff)
             and set(found.cuts) == {(s.name, n) for s in self.sources for n in settings.lengths}
             and set(found.estimators.values()) == {settings.estimator}
             and {name: found.meta.get(name) for name in said} == json.loads(json.dumps(said))
@@ -241,7 +240,7 @@ class Round:
 
 def _digest(profile: "Profile") -> str:
     """Names what the profile says of every rule."""
-    told = sha256(repr((profile.sinks, sorted(profile.tokens.items()), sorted(profile.estimators.items()))).encode())
+    told = sha256(repr((profile.patterns, sorted(profile.tokens.items()), sorted(profile.estimators.items()))).encode())
     for cut in sorted(profile.cuts):
         told.update(profile.cuts[cut].tobytes())
     return told.hexdigest()
@@ -257,11 +256,11 @@ def calibrated(
     from moa.search.budget import Budget
     from moa.search.calibrate import fit
     from moa.search.choose import choose
-    from moa.search.grid import grid
+    from moa.search.objective import candidates
 
     if count < 2:
         raise MoaError(f"calibrate takes 2 plans or more, found {count}")
-    rules = grid(tuple(lengths), mix.sinks or profile.sinks)
+    rules = candidates(profile, mix, lengths)
     least = max(float(rules.spans(n).min()) / n for n in lengths)
     points = []
     with Bar("calibrating", console) as bar:

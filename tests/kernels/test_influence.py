@@ -53,12 +53,32 @@ def test_gradients_under_rules_are_those_of_autograd_and_harm_is_from_full_atten
     assert torch.equal(table, influence_backward(q, k, v, dout, **call)[3])
 
 
-def cut_effects(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, sink: int, edge: int) -> dict[str, Tensor]:
+def most_unlike(k: Tensor, sink: int, edge: int) -> Tensor:
+    """What a keydiff sink holds of keys [kv_heads, N, D] once all before `edge` left the window: bool [kv_heads, N]."""
+    groups, n, size = k.shape
+    slow = k[:, :, [i for i in range(size) if i % (size // 2) >= size // 4]]
+    held = torch.zeros(groups, n, dtype=torch.bool)
+    for g in range(groups):
+        score = [torch.inf] * 4
+        for j in range(4, edge):
+            block = slow[g, j // 64 * 64 : j // 64 * 64 + 64]
+            mean = (block / block.norm(dim=1, keepdim=True)).mean(0)
+            score.append(-float(slow[g, j] @ mean / (slow[g, j].norm() * mean.norm())))
+        held[g, sorted(range(edge), key=lambda j: (-score[j], j))[:sink]] = True
+    return held
+
+
+def cut_effects(
+    q: Tensor, k: Tensor, v: Tensor, dout: Tensor, sink: int, edge: int, keydiff: bool = False
+) -> dict[str, Tensor]:
     """Every estimator from its definition, entry by entry, for one cut: [heads, N]."""
     n, heads = q.shape[1], q.shape[0] // k.shape[0]
     causal = torch.ones(n, n, dtype=torch.bool).tril()
     columns = torch.arange(n)
     keep = causal & ((columns < sink) | (columns >= edge))
+    if keydiff and edge:
+        held = most_unlike(k, sink, edge).repeat_interleave(heads, 0)
+        keep = causal & (held[:, None] | (columns >= edge))
     a, out = eager(q, k, v, causal)
     _, cut = eager(q, k, v, keep)
     dp = dout @ v.repeat_interleave(heads, 0).mT
@@ -81,16 +101,19 @@ def cut_effects(q: Tensor, k: Tensor, v: Tensor, dout: Tensor, sink: int, edge: 
 
 @pytest.mark.parametrize("name", list(ESTIMATORS))
 @pytest.mark.parametrize(("sink", "bin_size"), [(64, 64), (128, 64), (64, 128)])
-def test_table_is_the_effect_of_every_cut(name: str, sink: int, bin_size: int) -> None:
+@pytest.mark.parametrize("keydiff", [False, True])
+def test_table_is_the_effect_of_every_cut(name: str, sink: int, bin_size: int, keydiff: bool) -> None:
     n, heads, groups = 333, 4, 2
     q, k, v, dout = tensors(n, heads, groups, 8)
     *_, table = influence_backward(
-        q, k, v, dout, scale=0.3, estimator=ESTIMATORS[name], sinks=(64, sink), bin_size=bin_size
-    )
+        q, k, v, dout, scale=0.3, estimator=ESTIMATORS[name], bin_size=bin_size,
+        sinks=(64,) if keydiff else (64, sink), keydiff=(sink,) if keydiff else (),
+    )  # fmt: skip
     count = -(-n // bin_size)
     assert table.shape == (2, groups, count, count)
     for edge in range(count):
-        effect = cut_effects(q, k, v, dout, sink, 0 if edge * bin_size <= sink else edge * bin_size)[name]
+        at = 0 if edge * bin_size <= sink else edge * bin_size
+        effect = cut_effects(q, k, v, dout, sink, at, keydiff)[name]
         effect = effect.unflatten(0, (groups, -1)).sum(1)  # the heads of a group act together
         effect = effect.square() if name == "fisher" else effect
         for row in range(edge, count):

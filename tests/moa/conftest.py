@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from moa.cli import main as cli
-from moa.plans.plan import Plan, Rule
+from moa.plans.plan import KeyDiffWindow, Plan, Rule
 
 VOCABULARY = 61
 
@@ -67,12 +67,33 @@ def _oracle_attention(plan, module, query, key, value, mask, scaling=None, **kwa
         sink = np.array([plan.rule(layer, head).sink for head in range(key.shape[1])])
         i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
         whole = spans[:, None] == i + 1
-        seen = (j <= i) & (whole | (j < sink) | (j > i - (spans[:, None] - sink)))
+        in_sink = np.broadcast_to(j < sink, (n, n, len(sink))).copy()
+        for group in np.flatnonzero(plan.keydiff(layer)):
+            edges = np.arange(n) + 1 - (spans[:, group] - sink[group])  # first key of the window
+            in_sink[:, :, group] = _held(key[0, group].float(), int(sink[group]))[np.clip(edges, 0, None)]
+        seen = (j <= i) & (whole | in_sink | (j > i - (spans[:, None] - sink)))
         mask = torch.from_numpy(seen).permute(2, 0, 1).repeat_interleave(heads, 0)[None]
     key, value = (x.repeat_interleave(heads, 1) for x in (key, value))
     causal = mask is None
     out = scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling)
     return out.transpose(1, 2), None
+
+
+def _held(k: Tensor, sink: int) -> np.ndarray:
+    """What a keydiff sink holds of one group's keys [n, D] when the window starts at an edge: bool [n + 1, n]."""
+    n, size = k.shape
+    slow = [i for i in range(size) if i % (size // 2) >= size // 4]
+    unit = k[:, slow] / k[:, slow].norm(dim=-1, keepdim=True)
+    score = np.full(n, -np.inf)
+    for block in range(n // 64):
+        here = slice(64 * block, 64 * block + 64)
+        mean = unit[here].mean(0)
+        score[here] = -(unit[here] @ mean / mean.norm()).numpy()
+    score[:4] = np.inf
+    held = np.zeros((n + 1, n), bool)
+    for edge in range(64, n + 1, 64):
+        held[edge, sorted(range(edge), key=lambda j: (-score[j], j))[:sink]] = True
+    return held
 
 
 def run_oracle(model, plan: Plan, ids: Tensor) -> Tensor:
@@ -107,6 +128,16 @@ def make_plan(model, seed: int) -> Plan:
     )
 
 
+def make_keydiff_plan(model, seed: int) -> Plan:
+    """As `make_plan`, most sinks holding other keys than the first."""
+    plan, rng = make_plan(model, seed), np.random.default_rng(seed)
+    groups = {
+        layer: [KeyDiffWindow(**rule.model_dump(exclude={"pattern"})) if rng.random() < 0.8 else rule for rule in rules]
+        for layer, rules in plan.groups.items()
+    }
+    return Plan.from_rules(model, groups, defaults=plan.defaults)
+
+
 @pytest.fixture(scope="session")
 def tiny() -> Callable:
     """Makes a tiny model: tiny(family, dtype, seed, **config changes); the same arguments give the same object."""
@@ -122,6 +153,11 @@ def fresh() -> Callable:
 @pytest.fixture(scope="session")
 def random_plan() -> Callable:
     return make_plan
+
+
+@pytest.fixture(scope="session")
+def keydiff_plan() -> Callable:
+    return make_keydiff_plan
 
 
 @pytest.fixture

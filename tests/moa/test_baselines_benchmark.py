@@ -104,7 +104,7 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
     assert full == {(1, 0), (0, 1), (0, 0)}
     assert plans["two-group 0.75"].spans(LENGTH)[1, 1] == 192
 
-    rules = grid((LENGTH,), (64,))
+    rules = grid((LENGTH,), [("sink_window", 64)])
     harms = objective(profile, rules, PLAIN, [LENGTH])
     pairs = [(i, j) for i in range(len(rules)) for j in range(len(rules))]
     blocks = rules.cache_blocks(LENGTH)

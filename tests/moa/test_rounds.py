@@ -84,7 +84,7 @@ def test_a_worse_step_is_tried_again_with_more_damping_and_leaves_the_file_alone
     assert 1 < len(check.plans) <= 1 + 2 * TRIES
     assert plan.groups == check.plans[0].groups
     assert "round" not in plan.provenance.note
-    rules = grid((N,), (64,))
+    rules = grid((N,), [("sink_window", 64)])
     text, _ = parts(profile, rules, PLAIN, [N])
     harms = [_of(p, text, rules) for p in check.plans[: 1 + TRIES]]
     change = [float(np.abs(h - harms[0]).sum()) for h in harms[1:]]

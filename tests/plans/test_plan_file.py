@@ -173,7 +173,11 @@ def test_every_shipped_plan_is_valid():
         ("layers: 4,", "layers: four,", "line 2: model.layers: input should be a valid integer"),
         ("kv_heads: 3", "kv_heads: 2", "line 2: model: query_heads 9 must be a multiple of kv_heads 2"),
         ("head_size: 64, ", "", "line 2: model.head_size: is missing"),
-        ("sink_window", "sink_widow", "line 3: defaults: pattern must be 'sink_window', found 'sink_wid"),
+        (
+            "sink_window",
+            "sink_widow",
+            "line 3: defaults: pattern must be 'sink_window', 'keydiff_window', found 'sink_wid",
+        ),
         ("pattern: sink_window, ", "", "line 3: defaults: needs the key 'pattern'"),
         ("sink: 64", "sink: 100", "line 3: defaults.sink: must be a positive multiple of 64, found 100"),
         ("sink: 64, alpha: 128", "sink: 64, alpah: 128", "line 3: defaults.alpah: unknown key"),

@@ -11,7 +11,7 @@ import torch
 from moa.applied import apply
 from moa.kernels.sdpa import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
-from moa.plans.plan import Plan, Rule
+from moa.plans.plan import KeyDiffWindow, Plan, Rule
 from moa.profiler.backward import response_hidden, run_backward
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
 from moa.profiler.collect import _seed, collect
@@ -69,7 +69,8 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert profile is not None
     assert profile.lengths == (256, 320)
     assert profile.sources == ("noise", "known")
-    assert profile.cuts["noise", 320].shape == (2, 2, 2, 5, 5)
+    assert profile.cuts["noise", 320].shape == (3, 2, 2, 5, 5)
+    assert profile.patterns == (("sink_window", 64), ("sink_window", 128), ("keydiff_window", 64))
     assert profile.tokens["known", 256] == 2 * 255
     table = profile.cuts["noise", 320]
     assert (table[0, ..., 4, 2:] > 0).all()  # real cuts do harm
@@ -77,7 +78,13 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert (table[1, ..., :3] < 1e-12).all()  # a sink of 128 reaches edge 2
     assert (np.triu(np.ones((5, 5)), 1) * table == 0).all()  # no row lies before its edge
     loaded = Profile.load(tmp_path / "p.safetensors")
-    assert loaded.model == profile.model
+    assert (loaded.model, loaded.patterns) == (profile.model, profile.patterns)
+    other = loaded.only(["keydiff_window"])
+    assert other.patterns == (("keydiff_window", 64),)
+    np.testing.assert_array_equal(other.cuts["noise", 320], table[2:])
+    assert (table[2, ..., 4, 2:] != table[0, ..., 4, 2:]).all()  # other keys, other harm
+    with pytest.raises(ProfileError, match="patterns of this profile are sink_window, keydiff_window, found quest"):
+        loaded.only(["quest"])
     assert loaded.estimators == {"noise": "fisher", "known": "effect"}
     np.testing.assert_array_equal(loaded.cuts["noise", 320], table)
 
@@ -140,7 +147,7 @@ def test_a_slope_is_the_derivative_of_the_divergence(
     plan, layer, head, n = Plan.uniform(model, 0.6, at=320), 0, 1, 320
     profile = collect(model, tokenizer, SLOPES, NOISE[:1], tmp_path / "p.safetensors", plan=plan)
     assert profile is not None
-    rules = Grid(*(np.array([x]) for x in (64, 128, 0)))
+    rules = Grid(*(np.array([x]) for x in (64, 128, 0, "sink_window")))
     found = slope(profile, rules, ("noise", n)).reshape(2, 2)[layer, head] * profile.tokens["noise", n]
     sample = NOISE[0].sample(tokenizer, n, random.Random(_seed(SLOPES, tasks(SLOPES, NOISE[:1])[0], "text")), True)
     first, calls, move = torch.from_numpy(rules.first(n)).to(torch.int32).expand(2, -1), [0], [0.0]
@@ -155,7 +162,7 @@ def test_a_slope_is_the_derivative_of_the_divergence(
         calls[0] += 1
         return out
 
-    monkeypatch.setattr("moa.profiler.recorder.attend", moved)
+    monkeypatch.setattr("moa.kernels.sdpa.attend", moved)
 
     def divergence(by: float) -> float:
         calls[0], move[0] = 0, by
@@ -257,9 +264,12 @@ def test_around_a_plan_the_model_runs_under_it(tmp_path: Path, model: Any, token
         collect(model, tokenizer, settings, NOISE, tmp_path / "other.safetensors", plan=other)
 
 
-def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any) -> None:
+@pytest.mark.parametrize("kind", [Rule, KeyDiffWindow])
+def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any, kind: type[Rule]) -> None:
     """A small step along the gradient changes the loss of the model under the plan by what the gradient says."""
-    plan = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0))
+    plan = Plan.from_rules(
+        model, {0: [kind(alpha=128, beta=0), Rule(alpha=192, beta=0)]}, defaults=kind(alpha=128, beta=0)
+    )
     sample = whole_text([i * 7 % 200 for i in range(320)])
     model.double()
     embeddings: list[torch.Tensor] = []
@@ -277,7 +287,7 @@ def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any) -> None:
         shift.remove()
         return float(torch.nn.functional.cross_entropy(logits, torch.tensor(sample.ids[1:]), reduction="sum"))
 
-    slope = (loss(1e-4) - loss(-1e-4)) / 2e-4
+    slope = (loss(1e-5) - loss(-1e-5)) / 2e-5
     assert embeddings[0].grad is not None
     assert float((embeddings[0].grad[0] * step).sum()) == pytest.approx(slope, rel=1e-3)  # norms are float32
     model.float()
@@ -287,6 +297,7 @@ def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any) -> None:
     ("change", "message"),
     [
         ({"sinks": (64,)}, "same sinks"),
+        ({"keydiff": ()}, "same sinks"),
         ({"estimator": "mass"}, "one estimator of known, found effect and mass|one estimator of noise"),
         ({}, "the same of known, noise in both: measure with another --seed"),
     ],

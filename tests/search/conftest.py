@@ -11,7 +11,7 @@ from moa.profiler.profile import Profile, bin_size
 
 def synthetic(
     lengths: Sequence[int] = (512, 1024), sources: Sequence[str] = ("text", "facts"), sinks: Sequence[int] = (64,),
-    sliding: Sliding | None = None, layers: int = 2, seed: int = 0,
+    sliding: Sliding | None = None, layers: int = 2, seed: int = 0, keydiff: Sequence[int] = (),
 ) -> Profile:  # fmt: skip
     """A profile of random harms; the edge at 0, which drops nothing, costs nothing, as in measured ones."""
     info = ModelInfo(
@@ -23,12 +23,12 @@ def synthetic(
     for source in sources:
         for n in lengths:
             bins = -(-n // bin_size(n))
-            shape = (len(sinks), len(info.ruled_layers), info.kv_heads, bins, bins)
+            shape = (len(sinks) + len(keydiff), len(info.ruled_layers), info.kv_heads, bins, bins)
             table = np.tril(rng.exponential(1.0, shape)).astype(np.float32)
             table[..., 0] = 0
             cuts[source, n] = table
     tokens = {cut: 10 + i for i, cut in enumerate(cuts)}
-    return Profile(info, tuple(sinks), cuts, tokens, dict.fromkeys(cuts, 1), {"seed": 3})
+    return Profile(info, tuple(sinks), cuts, tokens, dict.fromkeys(cuts, 1), {"seed": 3}, keydiff=tuple(keydiff))
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ SLIDING = [None, Sliding(window=128, layers=(1,))]
 @given(st.data(), st.sampled_from(SLIDING), st.sampled_from([200, 512, 1024, 3000]), st.integers(1, 3))
 def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, batch):
     info = make_profile(sliding=sliding, layers=3).model
-    rules = grid(LENGTHS, (64, 128))
+    rules = grid(LENGTHS, [("sink_window", 64), ("sink_window", 128)])
     groups = len(info.ruled_layers) * info.kv_heads
     choice = np.array(data.draw(st.lists(st.integers(0, len(rules) - 1), min_size=groups, max_size=groups)))
     chosen = [rules.rule(int(i)) for i in choice]
@@ -61,7 +61,7 @@ def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, ba
 
 
 def test_without_a_length_a_budget_holds_at_every_profiled_one(make_profile):
-    info, rules = make_profile().model, grid(LENGTHS, (64,))
+    info, rules = make_profile().model, grid(LENGTHS, [("sink_window", 64)])
     found = limits(Budget("density", 0.5), rules, info, LENGTHS)
     assert [limit.name for limit in found] == ["density<=0.5@512", "density<=0.5@1024"]
     for limit, n in zip(found, LENGTHS, strict=True):

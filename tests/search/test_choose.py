@@ -54,7 +54,7 @@ def test_all_of_it_is_dense(make_profile):
 
 def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
     profile = make_profile()
-    rules = grid(profile.lengths, profile.sinks)
+    rules = grid(profile.lengths, profile.patterns)
     weights = {"text": 3.0}
     expected = 0.0
     for source, weight in (("text", 3.0), ("facts", 1.0)):
@@ -66,7 +66,7 @@ def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
 
 def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
     profile = replace(make_profile(), estimators={"facts": "effect"})
-    rules = grid(profile.lengths, profile.sinks)
+    rules = grid(profile.lengths, profile.patterns)
     mix = Mix({"text": 0.0}, own=0.25)
     found = objective(profile, rules, mix)
     own = harm(profile, rules, ("facts", 512))
@@ -81,7 +81,7 @@ def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
 
 def test_a_source_without_weight_does_not_count(make_profile):
     profile = make_profile()
-    rules = grid(profile.lengths, profile.sinks)
+    rules = grid(profile.lengths, profile.patterns)
     alone = objective(profile, rules, Mix({"facts": 0.0}))
     for cut in [cut for cut in profile.cuts if cut[0] == "facts"]:
         profile.cuts[cut][:] = 0
@@ -90,7 +90,7 @@ def test_a_source_without_weight_does_not_count(make_profile):
 
 def test_unit_of_a_source_does_not_count(make_profile):
     profile = make_profile()
-    rules = grid(profile.lengths, profile.sinks)
+    rules = grid(profile.lengths, profile.patterns)
     before = objective(profile, rules, Mix())
     for cut in profile.cuts:
         if cut[0] == "facts":
@@ -129,7 +129,7 @@ def test_a_plan_for_some_of_the_lengths_is_that_of_a_profile_of_them(make_profil
     budget = [parse("density", "0.5")]
     plan, _ = choose(profile, budget, lengths=[1024])
     alone = replace(profile, cuts={cut: t for cut, t in profile.cuts.items() if cut != ("text", 512)})
-    rules = grid((1024,), profile.sinks)
+    rules = grid((1024,), profile.patterns)
     assert np.allclose(objective(profile, rules, Mix(), [1024]), objective(alone, rules, Mix(), [1024]))
     assert plan.predicted.lengths == (1024,)
     assert plan.density(1024) <= 0.5

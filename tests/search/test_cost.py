@@ -108,7 +108,7 @@ def test_growth_with_the_length_needs_two_lengths(info):
 
 @pytest.mark.parametrize("text", ["27@1024", "28.5@2048x3"])
 def test_time_budgets_are_the_costs_own_predictions(info, known, text):
-    rules, budget = grid((512, 1024), (64,)), parse("decode_ms", text)
+    rules, budget = grid((512, 1024), [("sink_window", 64)]), parse("decode_ms", text)
     [limit] = limits(budget, rules, info, (512, 1024), known)
     assert limit.name == str(budget) == f"decode_ms<={text}"
     choice = np.arange(8) * 3

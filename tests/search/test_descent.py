@@ -73,7 +73,7 @@ def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(
 
 def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
     profile = make_asking()
-    rules = grid((N,), profile.sinks)
+    rules = grid((N,), profile.patterns)
     plan, _ = choose(profile, BUDGET, lengths=[N])
     text, recall = parts(profile, rules, PLAIN, [N])
     one, two = (around(profile, {(0, 0): cost}) for cost in (1.0, 3.0))
@@ -92,7 +92,7 @@ def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
 
 def test_the_start_is_judged_by_its_objective(make_asking):
     profile = make_asking()
-    rules = grid((N,), profile.sinks)
+    rules = grid((N,), profile.patterns)
     plan, solution = choose(profile, BUDGET, lengths=[N])
     text, recall = parts(profile, rules, PLAIN, [N])
     assert recall.max() > 0
@@ -103,7 +103,7 @@ def test_the_start_is_judged_by_its_objective(make_asking):
 
 def test_slopes_keep_their_sign(make_profile):
     profile = make_profile()
-    rules = grid((N,), profile.sinks)
+    rules = grid((N,), profile.patterns)
     [cut, *_] = [c for c in profile.cuts if c[1] == N]
     signed = replace(profile, cuts={cut: -profile.cuts[cut]})
     assert harm(signed, rules, cut).max() == 0  # as harm, what a cut improves does not count

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moa.plans.rule import FULL
+from moa.plans.rule import FULL, PATTERNS
 from moa.plans.span import span
 from moa.search.grid import grid
 
@@ -11,23 +11,28 @@ LENGTHS = st.lists(st.sampled_from([256, 300, 512, 1000, 1024, 2048, 4096]), min
 
 
 @settings(max_examples=12)
-@given(LENGTHS, st.sampled_from([(64,), (128,), (64, 256)]))
-def test_every_rule_is_valid_and_behaves_differently_from_every_other(lengths, sinks):
-    rules = grid(tuple(lengths), sinks)
+@given(
+    LENGTHS,
+    st.lists(
+        st.tuples(st.sampled_from(list(PATTERNS)), st.sampled_from([64, 128, 256])), min_size=1, max_size=3, unique=True
+    ),
+)
+def test_every_rule_is_valid_and_behaves_differently_from_every_other(lengths, patterns):
+    rules = grid(tuple(lengths), patterns)
     longest = max(lengths)
     seen = set()
     for i in range(len(rules)):
         rule = rules.rule(i)  # the plan's own checks
         rows = range(1, longest + 1, 64)  # the first of each block
         visible = [int(span(rule.sink, rule.alpha, rule.beta256, n)) for n in rows]
-        seen.add((None,) if visible[-1] == rows[-1] else (rule.sink, *visible))
+        seen.add((None,) if visible[-1] == rows[-1] else (rule.pattern, rule.sink, *visible))
     assert len(seen) == len(rules)
 
 
 @settings(max_examples=12)
 @given(LENGTHS)
 def test_from_full_to_the_narrowest_cheapest_first(lengths):
-    rules = grid(tuple(lengths), (64,))
+    rules = grid(tuple(lengths), [("sink_window", 64)])
     longest = max(lengths)
     assert rules.rule(len(rules) - 1) == FULL
     narrowest = int(span(64, 128, 0, longest))
@@ -37,7 +42,7 @@ def test_from_full_to_the_narrowest_cheapest_first(lengths):
 
 
 def test_finer_than_the_papers_and_of_every_kind():
-    rules = grid((1024, 2048, 4096), (64,))
+    rules = grid((1024, 2048, 4096), [("sink_window", 64)])
     assert len(rules) >= 54  # the paper's 6 alphas and 9 betas
     assert {0, 256} < set(rules.beta256.tolist())
     constant = rules.spans(4096)[rules.beta256 == 0]
@@ -48,15 +53,24 @@ def test_finer_than_the_papers_and_of_every_kind():
 
 
 def test_every_sink_has_its_rules():
-    rules = grid((512, 1024), (64, 192))
+    rules = grid((512, 1024), [("sink_window", 64), ("sink_window", 192)])
     for sink in (64, 192):
         mine = rules.spans(1024)[rules.sink == sink]
         assert mine.min() == span(sink, sink + 64, 0, 1024)
     assert (rules.spans(1024) == 1024).sum() == 1  # full attention has no sink to speak of
 
 
+def test_every_pattern_has_the_same_windows():
+    rules = grid((512, 1024), [("sink_window", 64), ("keydiff_window", 64)])
+    kinds = {name: rules.pattern == name for name in PATTERNS}
+    windows = {name: {tuple(row) for row in rules.first(1024)[mine] if row[-1] > 1} for name, mine in kinds.items()}
+    assert windows["sink_window"] == windows["keydiff_window"]
+    assert isinstance(rules.rule(int(np.flatnonzero(kinds["keydiff_window"])[0])), PATTERNS["keydiff_window"])
+    assert (rules.spans(1024) == 1024).sum() == 1
+
+
 def test_figures_are_the_plans_one_definition():
-    rules = grid((512, 1024), (64, 128))
+    rules = grid((512, 1024), [("sink_window", 64), ("sink_window", 128)])
     for i in range(0, len(rules), 7):
         rule = rules.rule(i)
         assert rules.spans(777)[i] == span(rule.sink, rule.alpha, rule.beta256, 777)
@@ -68,5 +82,5 @@ def test_figures_are_the_plans_one_definition():
 
 @pytest.mark.parametrize("lengths", [(1024,), (256,), (256, 8192)])
 def test_deterministic(lengths):
-    one, two = grid(lengths, (64,)), grid(lengths, (64,))
+    one, two = grid(lengths, [("sink_window", 64)]), grid(lengths, [("sink_window", 64)])
     assert [one.rule(i) for i in range(len(one))] == [two.rule(i) for i in range(len(two))]

@@ -14,7 +14,7 @@ def slow_harm(profile, cut, group, rule):
     length = cut[1]
     per_bin = bin_size(length) // 64
     layer, head = divmod(group, profile.model.kv_heads)
-    table = profile.cuts[cut][profile.sinks.index(rule.sink), layer, head]
+    table = profile.cuts[cut][profile.patterns.index((rule.pattern, rule.sink)), layer, head]
     blocks = ceil(length / 64)
     total = 0.0
     for row in range(ceil(blocks / per_bin)):
@@ -30,12 +30,18 @@ def slow_harm(profile, cut, group, rule):
 
 
 @pytest.mark.parametrize(
-    ("lengths", "sinks"),
-    [((512, 1024), (64,)), ((300,), (64, 128)), ((9000,), (64,)), ((17000,), (64, 192)), ((33000,), (64,))],
+    ("lengths", "sinks", "keydiff"),
+    [
+        ((512, 1024), (64,), (64,)),
+        ((300,), (64, 128), ()),
+        ((9000,), (64,), (64, 128)),
+        ((17000,), (64, 192), ()),
+        ((33000,), (64,), ()),
+    ],
 )
-def test_harm_is_the_formula(make_profile, lengths, sinks):
-    profile = make_profile(lengths, sinks=sinks)
-    rules = grid(lengths, sinks, levels=6)
+def test_harm_is_the_formula(make_profile, lengths, sinks, keydiff):
+    profile = make_profile(lengths, sinks=sinks, keydiff=keydiff)
+    rules = grid(lengths, profile.patterns, levels=6)
     for cut in profile.cuts:
         table = harm(profile, rules, cut)
         assert table.shape == (4, len(rules))
@@ -53,7 +59,7 @@ def test_bins_of_several_blocks_never_understate(make_profile, length, alike):
     """
     per_bin, blocks = bin_size(length) // 64, ceil(length / 64)
     profile = make_profile((length,), sources=("text",))
-    rules = grid((length,), (64,), levels=8)
+    rules = grid((length,), [("sink_window", 64)], levels=8)
     rng = np.random.default_rng(length)
     b, first = np.ogrid[:blocks, :blocks]
     if alike:
@@ -77,7 +83,7 @@ def test_bins_of_several_blocks_never_understate(make_profile, length, alike):
 
 def test_what_a_cut_improves_counts_as_no_harm(make_profile):
     profile = replace(make_profile((512,), sources=("facts",)), estimators={"facts": "effect"})
-    rules = grid((512,), (64,))
+    rules = grid((512,), [("sink_window", 64)])
     before = harm(profile, rules, ("facts", 512))
     squares = harm(replace(profile, estimators={}), rules, ("facts", 512))
     assert np.allclose(before, 2 * squares)  # an effect is per token, half of its square is
@@ -89,7 +95,7 @@ def test_what_a_cut_improves_counts_as_no_harm(make_profile):
 
 def test_a_longer_span_never_hurts_more(make_profile):
     profile = make_profile((1024,), sources=("text",))  # its tables rise and fall at random
-    rules = grid((1024,), (64,))
+    rules = grid((1024,), [("sink_window", 64)])
     first = rules.first(1024)
     table = harm(profile, rules, ("text", 1024))
     compared = 0
@@ -103,7 +109,7 @@ def test_a_longer_span_never_hurts_more(make_profile):
 
 def test_full_attention_costs_nothing(make_profile):
     profile = make_profile((512, 1024), sinks=(64, 128))
-    rules = grid((512, 1024), (64, 128))
+    rules = grid((512, 1024), [("sink_window", 64), ("sink_window", 128)])
     full = rules.spans(1024) == 1024
     for cut in profile.cuts:
         table = harm(profile, rules, cut)
@@ -113,7 +119,7 @@ def test_full_attention_costs_nothing(make_profile):
 
 def test_harm_is_per_response_token(make_profile):
     profile = make_profile((512,), sources=("text",))
-    rules = grid((512,), (64,))
+    rules = grid((512,), [("sink_window", 64)])
     before = harm(profile, rules, ("text", 512))
     profile.tokens["text", 512] *= 4
     assert np.allclose(harm(profile, rules, ("text", 512)), before / 4)

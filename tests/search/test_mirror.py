@@ -11,7 +11,7 @@ from moa.search.objective import PLAIN, objective
 
 
 def harm_of(profile, solution):
-    table = objective(profile, grid(profile.lengths, profile.sinks), PLAIN)
+    table = objective(profile, grid(profile.lengths, profile.patterns), PLAIN)
     return float(table[np.arange(len(table)), solution.choice].sum())
 
 

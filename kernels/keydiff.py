@@ -1,0 +1,66 @@
+"""Sinks that hold other keys than the first: those most unlike the keys around them.
+
+Of all keys that have left the window, a sink of S slots holds the first 4 of the text, on which models park attention
+(arXiv 2309.17453), and the S - 4 of least cosine to the mean key of their own block, after KeyDiff (arXiv 2504.15364).
+A key's score is known once its block is full and never changes, so a key once dropped is never wanted again, and what
+a sink holds does not depend on how the text was cut into calls.
+
+The cosine is over the slower half of the rotary pairs, the second half of either half of the head: keys are stored
+after RoPE, whose fast pairs turn several times within a block and say nothing of how alike two keys are.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from moa.plans.span import BLOCK
+
+PINNED = 4
+"""Keys at the start of the text that are never dropped."""
+
+
+def scores(k: Tensor) -> Tensor:
+    """How much each key is wanted: how unlike the mean of its block it is.
+
+    Args:
+        k: Keys after RoPE, of whole blocks [..., n, D].
+
+    Returns:
+        float32 [..., n], -1 to 1.
+    """
+    slow = k.unflatten(-1, (2, -1))[..., k.shape[-1] // 4 :].flatten(-2)
+    unit = normalize(slow.float().unflatten(-2, (-1, BLOCK)), dim=-1)  # [..., blocks, 64, D/2]
+    return -(unit * normalize(unit.sum(-2, keepdim=True), dim=-1)).sum(-1).flatten(-2)
+
+
+def winners(score: Tensor, sink: int) -> Tensor:
+    """Positions, in rising order, of the `sink` keys of greatest `score` [..., n]; of equals the earlier."""
+    order = score.sort(stable=True, dim=-1, descending=True).indices
+    return order[..., :sink].sort(-1).values
+
+
+def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
+    """What a sink holds once everything before an edge has left the window, for every edge.
+
+    Args:
+        k: Keys after RoPE of one sequence [kv_heads, n, D].
+        sink: Slots, a multiple of 64.
+        bin_size: Tokens from edge to edge, a multiple of 64.
+
+    Returns:
+        int64 [edges, kv_heads, sink], positions; edge e is at token e * bin_size, below n. All of them where no more
+        than `sink` have left: those the window still has are among them.
+    """
+    groups, n, _ = k.shape
+    whole = n // BLOCK * BLOCK
+    score = torch.cat([scores(k[:, :whole]), k.new_zeros(groups, n - whole, dtype=torch.float32)], 1)
+    score[:, :PINNED] = torch.inf
+    held = torch.arange(sink, device=k.device).expand(groups, sink)
+    steps = []
+    for edge in range(0, n, bin_size):
+        if edge > sink:
+            left = torch.arange(max(edge - bin_size, sink), edge, device=k.device).expand(groups, -1)
+            candidates = torch.cat([held, left], 1)
+            held = candidates.gather(1, winners(score.gather(1, candidates), sink))
+        steps.append(held)
+    return torch.stack(steps)

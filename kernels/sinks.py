@@ -1,0 +1,136 @@
+"""What the sinks of a layer hold where they do not hold the first keys (pattern keydiff_window), beside its `Store`.
+
+When a block leaves the window of such a group, its keys and the sink's are put in order of their scores: the best lie
+in the sink from then on, the others where the block lay. So back-ends read a sink as ever, and as the ring has one
+block to spare, the last block that left can come back unchanged when tokens are taken back.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from moa.kernels.keydiff import PINNED, scores, winners
+from moa.kernels.store import Store, slots
+from moa.plans.span import BLOCK, Ints
+
+
+class Sinks:
+    """Scores and origins of the keys in the sinks of one layer.
+
+    Attributes:
+        groups: KV heads whose sinks these are, int64, rising.
+        folded: Blocks before it have left the window for the sink, on the host [sequences, kv_heads].
+    """
+
+    def __init__(self, sink: Ints, keydiff: npt.NDArray[np.bool_], sequences: int, device: torch.device) -> None:
+        self.groups = np.flatnonzero(keydiff)
+        self._sink, self._start = sink, sink // BLOCK
+        self.folded = np.tile(self._start, (sequences, 1))
+        self._can_undo = np.zeros(self.folded.shape, np.bool_)
+        shape = (sequences, len(sink), int(sink[self.groups].max()) + BLOCK)
+        with torch.inference_mode(False):
+            self._score = torch.zeros(shape, dtype=torch.float32, device=device)
+            self._position = torch.zeros(shape, dtype=torch.int64, device=device)
+
+    def due(self, first: Ints) -> npt.NDArray[np.bool_]:
+        """Where sinks hold other keys than rows want whose first blocks are `first` [sequences, kv_heads]."""
+        there = np.zeros(first.shape, np.bool_)
+        there[:, self.groups] = (self.folded != first)[:, self.groups]
+        return there
+
+    def advance(self, store: Store, first: Ints, sequences: Ints | None = None) -> None:
+        """Let sinks hold what rows want whose first blocks besides the sink are `first`.
+
+        Args:
+            store: Holds every block from `folded` on, and the last one that left if it must come back.
+            first: int64 [sequences, kv_heads].
+            sequences: Those that matter, None for all.
+        """
+        due = self.due(first)
+        if sequences is not None:
+            due[np.setdiff1d(np.arange(len(due)), sequences)] = False
+        while due.any():
+            for size in np.unique(self._sink[np.nonzero(due)[1]]):
+                mine = due & (self._sink == size)
+                leaves, returns = mine & (self.folded < first), mine & (self.folded > first)
+                if leaves.any():
+                    self._fold(store, leaves, int(size))
+                if returns.any():
+                    self._undo(store, returns, int(size))
+            due &= self.folded != first
+
+    def check_crop(self, first: Ints) -> bool:
+        """Whether sinks can hold again what rows want whose first blocks are `first` [sequences, kv_heads]."""
+        back = (self.folded - first)[:, self.groups]
+        return bool(((back <= 0) | ((back == 1) & self._can_undo[:, self.groups])).all())
+
+    def select(self, index: Tensor) -> "Sinks":
+        """Sequence i of the result is a copy of sequence `index[i]`."""
+        new, on_host = object.__new__(Sinks), index.cpu().numpy()
+        new.__dict__ |= self.__dict__
+        new.folded, new._can_undo = self.folded[on_host], self._can_undo[on_host]
+        with torch.inference_mode(False):
+            new._score, new._position = self._score[index].clone(), self._position[index].clone()
+        return new
+
+    def _fold(self, store: Store, pairs: npt.NDArray[np.bool_], size: int) -> None:
+        """Let the first block besides the sink leave the window."""
+        sequence, group = np.nonzero(pairs)
+        s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
+        block = torch.from_numpy(self.folded[sequence, group]).to(s.device)
+        at, position = self._places(store, s, g, block, size)
+        keys = store.k[at]
+        found = scores(keys)  # of blocks that never were in a sink this is right
+        old = (block > size // BLOCK)[:, None]
+        score = torch.cat([torch.where(old, self._score[s, g, :size], found[:, :size]), found[:, size:]], 1)
+        position[:, :size] = torch.where(old, self._position[s, g, :size], position[:, :size])
+        score = score.masked_fill(position < PINNED, torch.inf)
+        order = _best_first(score, size)
+        self._score[s, g, : size + BLOCK] = score.gather(1, order)
+        self._position[s, g, : size + BLOCK] = position.gather(1, order)
+        _reorder(store, at, order)
+        self.folded[sequence, group] += 1
+        self._can_undo[sequence, group] = True
+
+    def _undo(self, store: Store, pairs: npt.NDArray[np.bool_], size: int) -> None:
+        """Let the last block that left come back: of the keys that were put in order, its own are the newest."""
+        sequence, group = np.nonzero(pairs)
+        assert self._can_undo[sequence, group].all(), "only the last block that left can come back"
+        s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
+        block = torch.from_numpy(self.folded[sequence, group] - 1).to(s.device)
+        at, _ = self._places(store, s, g, block, size)
+        order = self._position[s, g, : size + BLOCK].argsort(1)
+        for x in (self._score, self._position):
+            x[s, g, : size + BLOCK] = x[s, g, : size + BLOCK].gather(1, order)
+        _reorder(store, at, order)
+        self.folded[sequence, group] -= 1
+        self._can_undo[sequence, group] = False
+
+    def _places(self, store: Store, s: Tensor, g: Tensor, block: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """Slots of the sink and of `block`, and the positions whose keys first lay there: [pairs, size + 64] each."""
+        i = torch.arange(size + BLOCK, device=block.device)
+        position = torch.where(i < size, i, BLOCK * block[:, None] + i - size)
+        sink = torch.full_like(block, size)[:, None]
+        return slots(position, sink, store.base[s, g, None], store.capacity[s, g, None]), position
+
+
+def part(store: Store, groups: Tensor) -> Store:
+    """The store as `attend` and `append` see it, of some groups only."""
+    return replace(
+        store, base=store.base[:, groups].contiguous(), capacity=store.capacity[:, groups].contiguous(), scratch={}
+    )
+
+
+def _best_first(score: Tensor, size: int) -> Tensor:
+    """A permutation of each row: the `size` best in their order, then the others in theirs [pairs, size + 64]."""
+    best = winners(score, size)
+    lost = torch.ones_like(score, dtype=torch.int8).scatter_(1, best, 0)
+    return lost.argsort(stable=True, dim=1)
+
+
+def _reorder(store: Store, at: Tensor, order: Tensor) -> None:
+    source = at.gather(1, order)
+    store.k[at], store.v[at] = store.k[source], store.v[source]

@@ -1,0 +1,166 @@
+"""Rules whose sinks hold the keys most unlike others, against the masked model over each whole text."""
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import moa
+from moa import KVCache, Plan, Unsupported
+from moa.plans.plan import KeyDiffWindow, Rule
+
+BACKENDS = ["reference", "torch", "numba"]
+
+
+def padded(ids, spans):
+    """Mask [batch, n] whose row i is real in columns spans[i]."""
+    columns = torch.arange(ids.shape[1])
+    return torch.stack([(columns >= a) & (columns < b) for a, b in spans]).long()
+
+
+def same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def feed(model, cache, ids, news, mask=None):
+    """Logits of `ids` [batch, n], in calls of `news` columns."""
+    mask = torch.ones_like(ids) if mask is None else mask
+    positions, parts, done = (mask.cumsum(1) - 1).clamp(min=0), [], int(cache.get_seq_length())
+    for new in news:
+        here, done = slice(done, done + new), done + new
+        parts.append(
+            model(
+                ids[:, here], attention_mask=mask[:, :done], position_ids=positions[:, here], past_key_values=cache
+            ).logits
+        )
+    return torch.cat(parts, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("seed", range(2))
+def test_forward_without_a_cache(model, keydiff_plan, tokens, oracle, backend, seed):
+    plan, ids = keydiff_plan(model, seed), tokens(1, 517, seed)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        found = model(ids, use_cache=False).logits[0]
+    same(found, oracle(model, plan, ids[0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("news", [[400, *[1] * 150], [190, *[1] * 70], [130, 64, 63, 2, 200, 1, 1, 70], [64] * 7])
+def test_a_cache_fed_in_parts(model, keydiff_plan, tokens, oracle, backend, news):
+    plan, ids = keydiff_plan(model, len(news)), tokens(2, sum(news))
+    with moa.apply(model, plan, backend), torch.no_grad():
+        found = feed(model, KVCache(plan), ids, news)
+    for row in range(2):
+        same(found[row], oracle(model, plan, ids[row]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cached", [False, True])
+def test_padding_on_both_sides(model, keydiff_plan, tokens, oracle, backend, cached):
+    plan, ids, spans = keydiff_plan(model, 2), tokens(4, 460), [(37, 460), (0, 401), (64, 130), (0, 460)]
+    mask = padded(ids, spans)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        if cached:
+            found = feed(model, KVCache(plan), ids, [300, 1, 1, 100, *[1] * 58], mask)
+        else:
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            found = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+    for row, (a, b) in enumerate(spans):
+        same(found[row, a:b], oracle(model, plan, ids[row, a:b]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_users_dynamic_cache(model, keydiff_plan, tokens, oracle, backend):
+    plan, ids = keydiff_plan(model, 3), tokens(1, 420)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        found = feed(model, DynamicCache(config=model.config), ids, [200, 1, 130, *[1] * 20, 69])
+    same(found[0], oracle(model, plan, ids[0]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("back", [1, 30, 64])
+def test_tokens_taken_back_leave_the_sinks_as_they_were(model, keydiff_plan, tokens, oracle, backend, back):
+    plan = keydiff_plan(model, 1)
+    for n in (257, 300, 320):
+        ids, other = tokens(1, n), tokens(1, 140, seed=9)
+        whole = torch.cat([ids[:, : n - back], other], 1)
+        with moa.apply(model, plan, backend), torch.no_grad():
+            cache = KVCache(plan)
+            feed(model, cache, ids, [n - 70, *[1] * 70])
+            cache.crop(-back)
+            feed(model, cache, whole, [1, 1, 66])
+            cache.crop(-64)  # and again, once as many came
+            found = feed(model, cache, whole, [100, *[1] * 36])
+        same(found[0], oracle(model, plan, whole[0])[n - back + 4 :])
+
+
+def test_what_left_twice_cannot_come_back(model, tokens):
+    """A growing rule's ring may hold blocks that a sink of other keys has taken apart."""
+    plan = Plan.from_rules(model, {}, defaults=KeyDiffWindow(alpha=128, beta=0))
+    with moa.apply(model, plan), torch.no_grad():
+        cache = KVCache(plan)
+        feed(model, cache, tokens(1, 300), [300])
+        cache.crop(-44)
+        cache.crop(-20)
+        with pytest.raises(Unsupported, match="up to 64 tokens at a time can always be cropped"):
+            cache.crop(-60)
+        assert cache.lengths.tolist() == [236]
+
+
+def test_beams_repeats_and_copies_are_independent(model, keydiff_plan, tokens, oracle):
+    plan, ids = keydiff_plan(model, 1), tokens(3, 400)
+    rest = tokens(4, 130, seed=5)
+    with moa.apply(model, plan), torch.no_grad():
+        cache = KVCache(plan)
+        feed(model, cache, ids, [400])
+        cache.reorder_cache(torch.tensor([2, 0, 0]))
+        twin = copy.deepcopy(cache)
+        twin.batch_select_indices(torch.tensor([1, 2]))
+        twin.batch_repeat_interleave(2)
+        order = [0, 0, 0, 0]
+        whole = torch.cat([ids[order], rest], 1)
+        same(feed(model, twin, whole, [1, 60, *[1] * 69])[3], oracle(model, plan, whole[3])[400:])
+        whole = torch.cat([ids[[2, 0, 0]], rest[:3]], 1)
+        found = feed(model, cache, whole, [*[1] * 70, 60])
+    for row in range(3):
+        same(found[row], oracle(model, plan, whole[row])[400:])
+
+
+def test_other_keys_are_held_than_the_first(model, tokens, oracle):
+    """The oracle above is of these rules, not of windows with the same numbers."""
+    ids = tokens(1, 400)
+    plans = [Plan.from_rules(model, {}, defaults=kind(alpha=128, beta=0)) for kind in (KeyDiffWindow, Rule)]
+    found = []
+    for plan in plans:
+        with moa.apply(model, plan), torch.no_grad():
+            found.append(model(ids).logits[0])
+        assert plan.kv_bytes(400) == plans[0].kv_bytes(400)
+        assert plan.density(400) == plans[0].density(400)
+    assert torch.equal(found[0][:192], found[1][:192])  # until the second block leaves
+    assert (found[0][192:] - found[1][192:]).abs().amax(1).min() > 1e-6
+
+
+def test_bytes_allocated_are_the_plans(model, keydiff_plan, tokens):
+    plan = keydiff_plan(model, 1)
+    with moa.apply(model, plan), torch.no_grad():
+        cache, ids = KVCache(plan), tokens(2, 600)
+        for new, n in ((1, 1), (300, 301), (199, 500), (100, 600)):
+            feed(model, cache, ids, [new])
+            due = plan.kv_bytes(n, 2, torch.float64)
+            assert due <= cache.nbytes <= due * 9 / 8
+
+
+def test_a_fixed_length_is_refused(model, keydiff_plan):
+    with pytest.raises(Unsupported, match="max_length with rules of pattern keydiff_window"):
+        KVCache(keydiff_plan(model, 1), max_length=100)
+
+
+@pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"])
+def test_families(tiny, keydiff_plan, tokens, oracle, family):
+    model, ids = tiny(family), tokens(1, 350)
+    plan = keydiff_plan(model, 2)
+    with moa.apply(model, plan), torch.no_grad():
+        found = feed(model, KVCache(plan), ids, [270, *[1] * 80])
+    same(found[0], oracle(model, plan, ids[0]))
