@@ -218,9 +218,9 @@ def _without_cache(
         raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
     rules = layer.tables(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-    store, other_keys = None, bool(layer.keydiff.any())
-    if past or other_keys:
-        slots = np.full((batch, groups), -(-(columns if other_keys else past) // BLOCK) * BLOCK)
+    store = None
+    if past or layer.moves_keys:
+        slots = np.full((batch, groups), -(-(columns if layer.moves_keys else past) // BLOCK) * BLOCK)
         store = allocate(slots, head_size, key.dtype, device)
     if past:
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
@@ -229,7 +229,7 @@ def _without_cache(
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
-    if other_keys:
+    if layer.moves_keys:
         assert store is not None
         sinks = Sinks(layer.sink, layer.keydiff, batch, device)  # folds the past at once: the store holds all of it
         out = walk(

@@ -34,16 +34,12 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             plan: A plan, the path of a plan file, or the name of a shipped plan.
             max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
                 everything is allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step waits
-                for nothing on the device, and `torch.compile` works.
+                for nothing on the device, and `torch.compile` works; under rules of pattern keydiff_window it may wait
+                where a block begins, and graphs are refused.
         """
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         if max_length is not None and max_length < 1:
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
-        if max_length is not None and any(plan.keydiff(layer).any() for layer in plan.model.ruled_layers):
-            raise Unsupported(
-                "max_length with rules of pattern keydiff_window: what their sinks hold is up to the host; "
-                "leave max_length out"
-            )
         texts: dict[torch.device, Text] = {}
         super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
         self.plan, self.max_length, self._texts = plan, max_length, texts

@@ -1,10 +1,12 @@
 """A cache layer of a fixed length: allocated once, free of host synchronisation, fit for `torch.compile`."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from moa.kernels.store import Store, select
 from moa.layer import PlanLayer
+from moa.plans.span import Ints
 from moa.rules import Rules
 from moa.text import FixedText, Text
 
@@ -15,13 +17,17 @@ class FixedPlanLayer(PlanLayer):
     So a decode step reads nothing back from the device and can be compiled, as with transformers' `StaticCache`.
     """
 
-    is_compileable = True
     store: Store
     text: FixedText
 
     def __init__(self, rules: Rules, texts: dict[torch.device, Text], max_length: int) -> None:
         super().__init__(rules, texts)
         self.max_length = max_length
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether compiled graphs may hold it: not where the host moves keys to the sinks."""
+        return not self.rules.moves_keys
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""
@@ -35,6 +41,9 @@ class FixedPlanLayer(PlanLayer):
 
     def _new_text(self, batch: int) -> Text:
         return FixedText(batch, self.device, self.max_length)
+
+    def _bound(self) -> Ints:
+        return np.full(self.text.batch, self.columns)
 
     def _make_room(self, lengths: Tensor) -> None:
         pass
@@ -57,6 +66,7 @@ class FixedPlanLayer(PlanLayer):
         if self.is_initialized:
             self.text.reset()
             self._lost[:] = 0
+            self._new_sinks(self.text.batch)
             self.store.k.zero_()
             self.store.v.zero_()
 
@@ -68,3 +78,5 @@ class FixedPlanLayer(PlanLayer):
         self.store.k.copy_(chosen.k)
         self.store.v.copy_(chosen.v)
         self._lost = self._lost[index.cpu().numpy()]
+        if self.sinks is not None:
+            self.sinks = self.sinks.select(index)

@@ -103,9 +103,12 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.text = self._texts[self.device]
         self._room = np.zeros(batch, np.int64)  # lengths that the slabs have room for
         self._lost = np.zeros((batch, groups), np.int64)  # blocks before it may be overwritten
-        if self.rules.keydiff.any():
-            self.sinks = Sinks(self.rules.sink, self.rules.keydiff, batch, self.device)
+        self._new_sinks(batch)
         self.is_initialized = True
+
+    def _new_sinks(self, batch: int) -> None:
+        if self.rules.moves_keys:
+            self.sinks = Sinks(self.rules.sink, self.rules.keydiff, batch, self.device)
 
     def foresee(self, key_states: Tensor, value_states: Tensor) -> None:
         """Initialise by another layer's first keys; undone if this layer's own turn out to be on another device."""
@@ -175,8 +178,16 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Let sinks hold what the one new token of each sequence wants. The host may know of lengths only a bound."""
         assert self.sinks is not None
         assert self.store is not None
-        if self.sinks.due(self.rules.first(self.text.held)).any():
+        if torch.compiler.is_compiling():
+            raise Unsupported(
+                "rules of pattern keydiff_window inside a compiled graph: the host moves keys to the sinks"
+            )
+        if self.sinks.due(self.rules.first(self._bound())).any():
             self.sinks.advance(self.store, self.rules.first(call.lengths.cpu().numpy()))
+
+    def _bound(self) -> Ints:
+        """Lengths before the call under way, or an upper bound of them: int64 [sequences]."""
+        return self.text.held
 
     def prepare(self, call: Call) -> None:
         """Allocate what the call will need."""

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moa.plans.errors import MoaError, ModelMismatch
-from moa.plans.plan import Plan, Rule
+from moa.plans.plan import KeyDiffWindow, Plan, Rule
 from moa.plans.span import BLOCK, Ints, first_block
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def costs(plans: Mapping[str, Plan], lengths: Sequence[int]) -> Table:
 
 
 def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
-    """The rules by how they grow: number of groups, ranges of alpha and beta, mean density at each length."""
-    table = Table("span", "groups", "alpha", "beta", *(f"at {n:,}" for n in lengths), title=Text(title))
-    table.caption = "right of beta: density of these groups at each length"
+    """The rules by how they grow: number of groups, ranges of alpha and beta, pattern, mean density at each length."""
+    table = Table("span", "groups", "alpha", "beta", "keydiff", *(f"at {n:,}" for n in lengths), title=Text(title))
+    table.caption = "keydiff: groups whose sinks hold other keys than the first; right of it: density at each length"
     places = [(layer, head) for layer in plan.model.ruled_layers for head in range(plan.model.kv_heads)]
     for kind in KINDS:
         found = [place for place in places if growth(plan.rule(*place)) == kind]
@@ -67,7 +67,8 @@ def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
             index = tuple(np.transpose(found))
             density = [f"{plan.spans(n)[index].mean() / n:.3f}" for n in lengths]
             alpha, beta = _range([r.alpha for r in ruled]), _range([r.beta for r in ruled])
-            table.add_row(kind, str(len(found)), alpha, beta, *density)
+            keydiff = str(sum(isinstance(rule, KeyDiffWindow) for rule in ruled))
+            table.add_row(kind, str(len(found)), alpha, beta, keydiff, *density)
     return table
 
 

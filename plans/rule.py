@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
-from moa.plans.schema import Strict
+from moa.plans.schema import PATTERN_NAMES, Strict
 from moa.plans.span import BETA_STEPS, BLOCK
 
 LIMIT = 2**31 - 1
@@ -80,7 +80,7 @@ Rule = SinkWindow
 Pattern = Annotated[SinkWindow | KeyDiffWindow, Field(discriminator="pattern")]
 """Any pattern a plan file may name; further ones join the union."""
 
-PATTERNS = {"sink_window": SinkWindow, "keydiff_window": KeyDiffWindow}
+PATTERNS = dict(zip(PATTERN_NAMES, (SinkWindow, KeyDiffWindow), strict=True))
 """The class of each pattern."""
 
 FULL = Rule(alpha=0, beta=1)

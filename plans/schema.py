@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 PATTERN_NAMES = ("sink_window", "keydiff_window")
-"""Patterns that a rule may name."""
+"""Patterns that a rule may name, in the order of the union in `moa.plans.rule`."""
 
 
 class Strict(BaseModel):

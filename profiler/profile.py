@@ -1,9 +1,9 @@
 """The profile: what the profiler measured, as one safetensors file.
 
-Tensors `cut.<source>.<length>` are float32 [sinks + keydiff, layers, groups, rows, edges]; layers are the
-model's ruled layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the bin's rows
-and over all samples, when the first key kept besides the sink is at the edge. The tensor `retrieval`, where measured,
-is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
+Tensors `cut.<source>.<length>` are float32 [sinks + keydiff, layers, groups, rows, edges]; layers are the model's ruled
+layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the
+bin's rows and over all samples, when the first key kept besides the sink is at the edge. The tensor
+`retrieval`, where measured, is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
 """
 
 import dataclasses

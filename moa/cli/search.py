@@ -53,6 +53,9 @@ def command(
         str | None, typer.Option(help="Profiled lengths the plan is for, such as 2048. Default all; not with --front.")
     ] = None,
     source_weight: Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")] = None,
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="sink_window, keydiff_window; repeatable. Default: all that were profiled.")
+    ] = None,
     time_limit: Annotated[float, typer.Option(help="Seconds for the solver, per plan.")] = 60.0,
     validate: Annotated[
         str | None, typer.Option(help="MODEL: measure the plan's KL and recall on text held out from calibration.")
@@ -127,6 +130,8 @@ def command(
     wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
     measured = Profile.load(profile)
+    if pattern is not None:
+        measured = measured.only(pattern)
     if "kl" in (measured.meta.get("loss"), *(loss for _, loss in measured.meta.get("sources", {}).values())):
         raise MoaError(f"{profile} holds slopes around a plan, not harm: search from a profile of a loss other than kl")
     if known is not None:

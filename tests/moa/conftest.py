@@ -70,7 +70,7 @@ def _oracle_attention(plan, module, query, key, value, mask, scaling=None, **kwa
         in_sink = np.broadcast_to(j < sink, (n, n, len(sink))).copy()
         for group in np.flatnonzero(plan.keydiff(layer)):
             edges = np.arange(n) + 1 - (spans[:, group] - sink[group])  # first key of the window
-            in_sink[:, :, group] = _held(key[0, group].float(), int(sink[group]))[np.clip(edges, 0, None)]
+            in_sink[:, :, group] = _held(key[0, group].float(), int(sink[group]))[np.clip(edges, 0, n)]
         seen = (j <= i) & (whole | in_sink | (j > i - (spans[:, None] - sink)))
         mask = torch.from_numpy(seen).permute(2, 0, 1).repeat_interleave(heads, 0)[None]
     key, value = (x.repeat_interleave(heads, 1) for x in (key, value))

@@ -116,14 +116,16 @@ CHOOSE = st.tuples(st.just("choose"), st.sampled_from(["reorder", "repeat", "sel
     first=st.integers(1, 400),
     steps=st.lists(st.one_of(EXTEND, EXTEND, CROP, CHOOSE), max_size=7),
 )
-def test_any_life_of_a_cache(tiny, random_plan, oracle, family, backend, seed, batch, fixed, first, steps):
+def test_any_life_of_a_cache(
+    tiny, random_plan, keydiff_plan, oracle, family, backend, seed, batch, fixed, first, steps
+):  # fmt: skip
     model = tiny(family)
     if (
         family == "Gemma3"
     ):  # transformers' sliding windows count padding, and forget: no crop, padding at the front alone
         allowed = ["reorder"] if fixed else ["reorder", "repeat", "select"]
         steps = [step for step in steps if step[1] in allowed or step[2:] == ("none",)]
-    plan = random_plan(model, seed % 1000)
+    plan = (keydiff_plan if seed % 3 else random_plan)(model, seed % 1000)
     with moa.apply(model, plan, backend):
         life = Life(model, plan, oracle, batch, fixed, seed)
         life.extend(first, "left" if seed % 2 else "none")

@@ -46,24 +46,27 @@ def test_forward_without_a_cache(model, keydiff_plan, tokens, oracle, backend, s
     same(found, oracle(model, plan, ids[0]))
 
 
+@pytest.mark.parametrize("max_length", [None, 600])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("news", [[400, *[1] * 150], [190, *[1] * 70], [130, 64, 63, 2, 200, 1, 1, 70], [64] * 7])
-def test_a_cache_fed_in_parts(model, keydiff_plan, tokens, oracle, backend, news):
+def test_a_cache_fed_in_parts(model, keydiff_plan, tokens, oracle, backend, news, max_length):
     plan, ids = keydiff_plan(model, len(news)), tokens(2, sum(news))
     with moa.apply(model, plan, backend), torch.no_grad():
-        found = feed(model, KVCache(plan), ids, news)
+        found = feed(model, KVCache(plan, max_length), ids, news)
     for row in range(2):
         same(found[row], oracle(model, plan, ids[row]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("cached", [False, True, 460])
 def test_padding_on_both_sides(model, keydiff_plan, tokens, oracle, backend, cached):
     plan, ids, spans = keydiff_plan(model, 2), tokens(4, 460), [(37, 460), (0, 401), (64, 130), (0, 460)]
     mask = padded(ids, spans)
     with moa.apply(model, plan, backend), torch.no_grad():
         if cached:
-            found = feed(model, KVCache(plan), ids, [300, 1, 1, 100, *[1] * 58], mask)
+            found = feed(
+                model, KVCache(plan, None if cached is True else cached), ids, [300, 1, 1, 100, *[1] * 58], mask
+            )
         else:
             positions = (mask.cumsum(1) - 1).clamp(min=0)
             found = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
@@ -79,15 +82,18 @@ def test_the_users_dynamic_cache(model, keydiff_plan, tokens, oracle, backend):
     same(found[0], oracle(model, plan, ids[0]))
 
 
+@pytest.mark.parametrize("max_length", [None, 600])
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("back", [1, 30, 64])
-def test_tokens_taken_back_leave_the_sinks_as_they_were(model, keydiff_plan, tokens, oracle, backend, back):
+def test_tokens_taken_back_leave_the_sinks_as_they_were(model, keydiff_plan, tokens, oracle, backend, back, max_length):
     plan = keydiff_plan(model, 1)
     for n in (257, 300, 320):
         ids, other = tokens(1, n), tokens(1, 140, seed=9)
         whole = torch.cat([ids[:, : n - back], other], 1)
         with moa.apply(model, plan, backend), torch.no_grad():
-            cache = KVCache(plan)
+            cache = KVCache(plan, max_length)
+            feed(model, cache, tokens(1, 100), [100])
+            cache.reset()
             feed(model, cache, ids, [n - 70, *[1] * 70])
             cache.crop(-back)
             feed(model, cache, whole, [1, 1, 66])
@@ -109,11 +115,12 @@ def test_what_left_twice_cannot_come_back(model, tokens):
         assert cache.lengths.tolist() == [236]
 
 
-def test_beams_repeats_and_copies_are_independent(model, keydiff_plan, tokens, oracle):
+@pytest.mark.parametrize("max_length", [None, 600])
+def test_beams_repeats_and_copies_are_independent(model, keydiff_plan, tokens, oracle, max_length):
     plan, ids = keydiff_plan(model, 1), tokens(3, 400)
     rest = tokens(4, 130, seed=5)
     with moa.apply(model, plan), torch.no_grad():
-        cache = KVCache(plan)
+        cache = KVCache(plan, max_length)
         feed(model, cache, ids, [400])
         cache.reorder_cache(torch.tensor([2, 0, 0]))
         twin = copy.deepcopy(cache)
@@ -152,9 +159,15 @@ def test_bytes_allocated_are_the_plans(model, keydiff_plan, tokens):
             assert due <= cache.nbytes <= due * 9 / 8
 
 
-def test_a_fixed_length_is_refused(model, keydiff_plan):
-    with pytest.raises(Unsupported, match="max_length with rules of pattern keydiff_window"):
-        KVCache(keydiff_plan(model, 1), max_length=100)
+def test_a_compiled_graph_is_refused(model, keydiff_plan, tokens):
+    plan, ids = keydiff_plan(model, 1), tokens(1, 100)
+    assert not KVCache(plan, max_length=200).is_compileable
+    cache = KVCache(plan, max_length=200)
+    with moa.apply(model, plan), torch.no_grad():
+        feed(model, cache, ids, [99])
+        step = torch.compile(model, backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match="pattern keydiff_window inside a compiled graph"):
+            step(ids[:, 99:], past_key_values=cache, position_ids=torch.tensor([[99]]))
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"])

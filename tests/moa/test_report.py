@@ -9,7 +9,7 @@ from rich.console import Console
 from moa import report
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo, Sliding
-from moa.plans.plan import FULL, Plan, Rule
+from moa.plans.plan import FULL, KeyDiffWindow, Plan, Rule
 
 NARROW, GROWING = Rule(alpha=128, beta=0), Rule(alpha=0, beta=0.25)
 INFO = ModelInfo(
@@ -73,10 +73,12 @@ def test_sliding_layers_are_not_shaded_and_not_counted():
 def test_rules_are_summarised_by_growth():
     table = report.rules(PLAN, [4096], "plan")
     assert rows(table) == [
-        ["full", "1", "0", "1", "1.000"],
-        ["growing", "1", "0", "0.25", "0.266"],
-        ["constant", "2", "128", "0", "0.047"],
+        ["full", "1", "0", "1", "0", "1.000"],
+        ["growing", "1", "0", "0.25", "0", "0.266"],
+        ["constant", "2", "128", "0", "0", "0.047"],
     ]
+    other = Plan.from_rules(INFO, {0: [NARROW, FULL], 1: [KeyDiffWindow(alpha=128, beta=0), NARROW]})
+    assert rows(report.rules(other, [4096], "plan"))[1] == ["constant", "3", "128", "0", "1", "0.047"]
     both = Plan.from_rules(INFO, {0: [Rule(alpha=192, beta=0)] * 2, 1: [NARROW] * 2})
     assert rows(report.rules(both, [4096], "plan"))[0][:4] == ["constant", "4", "128 to 192", "0"]
 
