@@ -23,7 +23,6 @@ from moa.plans.plan import Plan
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
 from moa.search.choose import choose
-from moa.search.objective import PLAIN, Mix
 
 HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform 0.25"
 PARTS = {
@@ -31,17 +30,12 @@ PARTS = {
     2048: Part(2048, single=40, four=10, windows=4),
     4096: Part(4096, single=30, four=0, windows=2),
 }
-MIXES = {(QUARTER, 1024): Mix({"text": 0.5})}
-"""Where not the default: chosen on other needles (seed 1), where so little room is left that recall is at stake."""
 
 
 def plans(profile: Profile, length: int) -> list[tuple[str, Plan]]:
     """The rows beside dense."""
     budgets = (HALF, "0.5"), (QUARTER, "0.25")
-    found = [
-        (row, choose(profile, [parse("density", budget)], mix=MIXES.get((row, length), PLAIN), lengths=[length])[0])
-        for row, budget in budgets
-    ]
+    found = [(row, choose(profile, [parse("density", budget)], lengths=[length])[0]) for row, budget in budgets]
     if length == 4096:  # takes long: only what is claimed of it
         return found[1:]
     return [*found, (UNIFORM, Plan.uniform(profile.model, 0.25, at=length))]
