@@ -35,6 +35,43 @@ class Sinks:
             self._score = torch.zeros(shape, dtype=torch.float32, device=device)
             self._position = torch.zeros(shape, dtype=torch.int64, device=device)
 
+    def sink(self, group: int) -> int:
+        """Slots of a group's sink."""
+        return int(self._sink[group])
+
+    def known(self, k: Tensor, sequence: int, groups: list[int]) -> tuple[Tensor, Tensor]:
+        """Scores and positions of keys, those of a block that is not full yet aside: two [groups, keys].
+
+        Args:
+            k: The sink's keys, then those from the first block besides it on [groups, keys, D].
+            sequence: Whose they are.
+            groups: Likewise; they see the same.
+        """
+        size, begin = self.sink(groups[0]), int(self.folded[sequence, groups[0]])
+        moved = size if begin > self._start[groups[0]] else 0  # keys that are not where the text has them
+        whole = (k.shape[1] - moved) // BLOCK * BLOCK + moved
+        score = torch.full(k.shape[:2], -torch.inf, device=k.device)
+        score[:, moved:whole] = scores(k[:, moved:whole])
+        position = (torch.arange(k.shape[1], device=k.device) + BLOCK * begin - size).repeat(len(groups), 1)
+        if moved:
+            score[:, :size] = self._score[sequence, groups, :size]
+            position[:, :size] = self._position[sequence, groups, :size]
+        return score.masked_fill(position < PINNED, torch.inf), position
+
+    def put(
+        self, store: Store, sequence: int, groups: list[int], folded: int, k: Tensor, v: Tensor, score: Tensor,
+        position: Tensor,
+    ) -> None:  # fmt: skip
+        """Let sinks hold keys and values [groups, sink, D], and know their scores and positions [groups, sink].
+
+        The block before `folded` cannot come back any more.
+        """
+        size = self.sink(groups[0])
+        at = store.base[sequence, groups, None] + torch.arange(size, device=k.device)
+        store.k[at], store.v[at] = k, v
+        self._score[sequence, groups, :size], self._position[sequence, groups, :size] = score, position
+        self.folded[sequence, groups], self._can_undo[sequence, groups] = folded, False
+
     def due(self, first: Ints) -> npt.NDArray[np.bool_]:
         """Where sinks hold other keys than rows want whose first blocks are `first` [sequences, kv_heads]."""
         there = np.zeros(first.shape, np.bool_)

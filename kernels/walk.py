@@ -1,34 +1,26 @@
-"""Prefill where sinks hold other keys than the first (pattern keydiff_window), piece by piece.
+"""Prefill where sinks hold other keys than the first (pattern keydiff_window).
 
-What such a sink holds changes from block to block, so the new tokens go through the back-end in pieces that end where a
-block leaves a window: attend, append, and let the block leave. Groups of other rules take all tokens at once.
+What such a sink holds changes from block to block. But what it will hold follows from the keys alone, so it is found
+first, for all query blocks; then library attention takes query blocks of equal window together, each with its own copy
+of the keys it sees: [sink | window | own block]. That serves every back-end; groups of other rules go through it whole.
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from moa.kernels.backend import Backend
+from moa.kernels.keydiff import winners
 from moa.kernels.sinks import Sinks, part
-from moa.kernels.store import Store, allocate
+from moa.kernels.store import Store, allocate, slots
 from moa.plans.span import BLOCK, Ints
 
-
-class Piece(NamedTuple):
-    """Some new tokens of some sequences."""
-
-    tokens: Tensor | slice
-    """Which of the packed tokens."""
-    starts: Tensor
-    """As back-ends want them, int32 [sequences + 1]."""
-    lengths: Ints
-    """int64 [sequences]: position of each sequence's first token here."""
-    sequences: Ints
-    """Sequences that have tokens here."""
+ROOM = 1 << 14
+"""Keys per group that are copied at once, at most, but for one query block's."""
 
 
 def walk(
@@ -41,35 +33,127 @@ def walk(
         q, k, v, first, sink, store, starts, lengths, scale: See `moa.kernels.reference.attend`; the store has room.
         sinks: Of the store.
         edges: First block besides the sink that tokens at some positions see: [n] to [n, kv_heads].
-        backend: Attends and appends.
+        backend: Attends where sinks hold the first keys, and appends.
 
     Returns:
         [tokens, query_heads, D].
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    by_group, out_by_group = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
-
-    def run(groups: Tensor, slab: Store, piece: Piece) -> None:
-        now, where = piece.tokens, {"starts": piece.starts, "lengths": torch.from_numpy(piece.lengths).to(k.device)}
-        keys, values = k[now][:, groups], v[now][:, groups]
-        rows = by_group[now][:, groups].flatten(1, 2)
-        result = backend.attend(
-            rows, keys, values, first=first[groups], sink=sink[groups], store=slab, **where, scale=scale
-        )
-        backend.append(slab, keys, values, sink=sink[groups], **where)
-        whole = torch.arange(len(q), device=q.device)[now]
-        out_by_group[whole[:, None], groups] = result.unflatten(1, (len(groups), -1))
-
-    mine = torch.from_numpy(sinks.groups).to(k.device)
+    rows, results = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
+    where = {"starts": starts, "lengths": lengths}
     others = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
-    begin = lengths.cpu().numpy()
     if len(others):
-        run(others, part(store, others), Piece(slice(None), starts, begin, np.arange(len(begin))))
-    slab = part(store, mine)
-    for piece in pieces(starts, begin, lambda at: edges(at)[:, sinks.groups]):
-        sinks.advance(store, edges(piece.lengths), piece.sequences)
-        run(mine, slab, piece)
+        rules = {"first": first[others], "sink": sink[others]}
+        results[:, others] = backend.attend(
+            rows[:, others].flatten(1, 2), k[:, others], v[:, others], **rules, store=part(store, others), **where,
+            scale=scale,
+        ).unflatten(1, (len(others), -1))  # fmt: skip
+    begin, offsets = lengths.cpu().numpy(), starts.tolist()
+    pending = []
+    sinks.advance(store, edges(begin), np.flatnonzero(np.diff(offsets)))
+    for s, past in enumerate(begin.tolist()):
+        new = slice(offsets[s], offsets[s + 1])
+        if new.stop > new.start:
+            wanted = edges(BLOCK * np.arange(past // BLOCK, (past + new.stop - new.start - 1) // BLOCK + 1))
+            for groups in _alike(wanted, sinks):
+                text = _Text(k[new, groups], v[new, groups], past, store, sinks, s, groups)
+                results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
+                pending.append((text, int(wanted[-1, groups[0]])))
+    backend.append(store, k, v, sink=sink, **where)
+    for text, edge in pending:
+        text.leave(store, sinks, edge)
+    sinks.advance(store, edges(begin + np.maximum(np.diff(offsets), 1) - 1), np.flatnonzero(np.diff(offsets)))
     return out
+
+
+class _Text:
+    """Keys and values of one sequence in groups that see the same: the sink's slots, then all from a block on."""
+
+    def __init__(
+        self, k: Tensor, v: Tensor, past: int, store: Store, sinks: Sinks, sequence: int, groups: list[int]
+    ) -> None:
+        """Copy what the store holds, and the new tokens [tokens, groups, D]."""
+        self.sequence, self.groups, self.past, self.new = sequence, groups, past, len(k)
+        self.sink = sinks.sink(groups[0])
+        self.begin = int(sinks.folded[sequence, groups[0]])
+        """First block besides the sink's slots."""
+        at = torch.arange(min(past, self.sink), device=k.device)
+        later = torch.arange(BLOCK * self.begin, max(past, BLOCK * self.begin), device=k.device)
+        at = torch.cat([at, later])
+        if past:
+            size = torch.full((len(groups), 1), self.sink, device=k.device)
+            place = slots(at, size, store.base[sequence, groups, None], store.capacity[sequence, groups, None])
+            k = torch.cat([store.k[place], k.transpose(0, 1)], 1)
+            v = torch.cat([store.v[place], v.transpose(0, 1)], 1)
+        else:
+            k, v = k.transpose(0, 1), v.transpose(0, 1)
+        self.k, self.v = k, v  # [groups, sink + keys, D]
+        self.score, self.position = sinks.known(self.k, sequence, groups)
+        self._held = {self.begin: torch.arange(self.sink, device=k.device).expand(len(groups), -1)}
+
+    def held(self, edge: int) -> Tensor:
+        """What the sink holds when `edge` is the first block besides it: int64 [groups, sink], indices of the keys."""
+        last = max(self._held)
+        while last < edge:
+            start = self.sink + BLOCK * (last - self.begin)
+            left = torch.arange(start, start + BLOCK, device=self.k.device).expand(len(self.groups), -1)
+            candidates = torch.cat([self._held[last], left], 1)
+            best = winners(self.score.gather(1, candidates), self.sink)
+            last += 1
+            self._held[last] = candidates.gather(1, best)
+        return self._held[edge]
+
+    def attend(self, rows: Tensor, wanted: list[int], scale: float) -> Tensor:
+        """Attention of the new tokens' rows [tokens, groups, heads, D]; `wanted` are first blocks per query block."""
+        lead, heads = self.past % BLOCK, rows.shape[2]
+        tail = -(lead + self.new) % BLOCK
+        padded = pad(rows, (0, 0, 0, 0, 0, 0, lead, tail)).unflatten(0, (-1, BLOCK))
+        padded = padded.permute(2, 0, 3, 1, 4).flatten(2, 3)  # [groups, blocks, heads * 64, D]
+        out = torch.empty_like(padded)
+        for blocks, keys in self._batches(wanted):
+            k, v = (torch.stack([x[g, keys[g]] for g in range(len(x))]) for x in (self.k, self.v))
+            bias = torch.zeros(BLOCK, k.shape[2], dtype=k.dtype, device=k.device)
+            bias[:, -BLOCK:] = torch.full((BLOCK, BLOCK), -torch.inf, dtype=k.dtype, device=k.device).triu(1)
+            out[:, blocks] = scaled_dot_product_attention(
+                padded[:, blocks].contiguous(), k, v, bias.repeat(heads, 1), scale=scale
+            )
+        by_token: Tensor = out.unflatten(2, (heads, BLOCK)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        return by_token[lead : lead + self.new]
+
+    def _batches(self, wanted: list[int]) -> Iterator[tuple[slice, Tensor]]:
+        """Query blocks with as many keys, and those keys' indices: int64 [groups, blocks, keys]."""
+        block = self.past // BLOCK
+        widths = [block + i - edge for i, edge in enumerate(wanted)]
+        done = 0
+        while done < len(wanted):
+            keys = self.sink + BLOCK * (widths[done] + 1)
+            most = max(1, ROOM // max(1, keys))
+            end = next((i for i in range(done, len(wanted)) if widths[i] != widths[done]), len(wanted))
+            here = range(done, min(end, done + most))
+            own = torch.tensor([BLOCK * (wanted[i] - self.begin) for i in here], device=self.k.device)
+            span = torch.arange(max(0, keys - self.sink), device=self.k.device)
+            window = self.sink + own[:, None] + span
+            held = torch.stack([self.held(wanted[i]) for i in here], 1)  # [groups, blocks, sink]
+            index = torch.cat([held, window.expand(len(self.groups), -1, -1)], 2)
+            # Within the sink itself a query block sees its first ones; keys to come are hidden by causality.
+            yield slice(here.start, here.stop), index[:, :, :keys].clamp(max=self.k.shape[1] - 1)
+            done = here.stop
+
+    def leave(self, store: Store, sinks: Sinks, edge: int) -> None:
+        """Into the store what its sinks hold before the last block leaves, which `Sinks.advance` can take back."""
+        if edge > self.begin:
+            held = self.held(edge - 1)
+            k, v = (x.gather(1, held[..., None].expand(-1, -1, x.shape[-1])) for x in (self.k, self.v))
+            score, position = self.score.gather(1, held), self.position.gather(1, held)
+            sinks.put(store, self.sequence, self.groups, edge - 1, k, v, score, position)
+
+
+def _alike(wanted: Ints, sinks: Sinks) -> list[list[int]]:
+    """The groups in question, those together that see the same."""
+    sets: dict[tuple[int, ...], list[int]] = {}
+    for group in sinks.groups.tolist():
+        sets.setdefault((sinks.sink(group), *wanted[:, group].tolist()), []).append(group)
+    return list(sets.values())
 
 
 def attend_alone(
@@ -98,24 +182,3 @@ def attend_alone(
         q, k, v, first=first, sink=sink, store=store, sinks=sinks, edges=lambda at: table[:, at // BLOCK].T,
         starts=starts, lengths=lengths, scale=scale, backend=backend,
     )  # fmt: skip
-
-
-def pieces(starts: Tensor, lengths: Ints, edges: Callable[[Ints], Ints]) -> Iterator[Piece]:
-    """Cut every sequence's new tokens where `edges` change, and take the first part of each, then the second, …."""
-    offsets = starts.cpu().numpy().astype(np.int64)
-    parts = []
-    for length, count in zip(lengths, np.diff(offsets), strict=True):
-        blocks = np.arange(length // BLOCK + 1, -(-(length + count) // BLOCK))
-        moved = (edges(BLOCK * blocks) != edges(BLOCK * (blocks - 1))).any(1)
-        parts.append(np.unique([length, *(BLOCK * blocks[moved]), length + count]))
-    for i in range(max(len(ends) for ends in parts) - 1):
-        here = np.array([s for s, ends in enumerate(parts) if i + 1 < len(ends)])
-        spans = [offsets[s] + parts[s][i : i + 2] - lengths[s] for s in here]
-        counts = np.zeros(len(parts), np.int64)
-        counts[here] = [end - begin for begin, end in spans]
-        position = np.array([ends[min(i, len(ends) - 1)] for ends in parts])
-        tokens: Tensor | slice = slice(*map(int, spans[0]))
-        if len(here) > 1:
-            tokens = torch.from_numpy(np.concatenate([np.arange(*span) for span in spans])).to(starts.device)
-        bounds = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
-        yield Piece(tokens, torch.from_numpy(bounds).to(starts.device), position, here)
