@@ -65,7 +65,7 @@ def measure(model: Any, length: int) -> dict[str, Any]:
     found = {}
     for name in ("plain", "fisher"):
         place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
-        with place, recording(model, (64,)):
+        with place, recording(model, (64,), keydiff=(64,)):
             forget()
             before = held("VmRSS")
             start = time.perf_counter()

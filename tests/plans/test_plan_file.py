@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moa.plans import file as plan_file
 from moa.plans.errors import PlanError
 from moa.plans.model import ModelInfo
-from moa.plans.plan import FULL, Plan, Predicted, Provenance, Rule
+from moa.plans.plan import FULL, KeyDiffWindow, Plan, Predicted, Provenance, Rule
 
 TEXT = """\
 version: 1
@@ -159,6 +159,20 @@ def test_shipped_plans_are_found_by_name_and_files_come_first(tmp_path, monkeypa
     assert Plan.load("small").defaults.alpha == 192
 
 
+def test_patterns_stand_side_by_side():
+    entry = "3: {pattern: keydiff_window, heads: [default, {alpha: 256, beta: 0.25}, {pattern: sink_window}]}"
+    text = TEXT.replace("3: {alpha: 256, beta: 0.25}", entry)
+    plan = parse(text)
+    other = KeyDiffWindow(alpha=128, beta=0)
+    assert plan.groups[3] == (other, KeyDiffWindow(alpha=256, beta=0.25), Rule(alpha=128, beta=0))
+    assert other != Rule(alpha=128, beta=0)
+    assert plan.keydiff(3).tolist() == [True, True, False]
+    assert not plan.keydiff(1).any()
+    assert parse(plan_file.render(plan)) == plan
+    plain = parse(text.replace("pattern: keydiff_window, ", ""))
+    assert (plan.density(2000), plan.kv_bytes(2000)) == (plain.density(2000), plain.kv_bytes(2000))
+
+
 def test_every_shipped_plan_is_valid():
     for name, shipped in plan_file._shipped().items():
         text = shipped.read_text(encoding="utf-8")
@@ -188,6 +202,11 @@ def test_every_shipped_plan_is_valid():
         ("  3:", "  9:", r"line 6: layers.9: takes no rules; the layers that do are \[0, 1, 2, 3\]"),
         ("  3:", "  1:", "line 6: not valid YAML: the key 1 is there twice"),
         ("  3: {alpha: 256, beta: 0.25}", "  3: 5", "line 6: layers.3: input should be a valid dictionary"),
+        (
+            "3: {alpha: 256,",
+            "3: {pattern: keydiff_window, sink: 1,",
+            r"layers.3.sink: must be a positive multiple of 64",
+        ),
         ("beta: 0.25}", "beta: 0.3}", "line 6: layers.3.beta: must be a multiple of 1/256, found 0.3;"),
         ("kl: [0.011, 0.018]", "kl: [0.011]", "line 7: predicted: kl has 1 figures for 2 lengths"),
         ("seed: 0", "sed: 0", "line 8: provenance.sed: unknown key"),
