@@ -1,9 +1,9 @@
 """What plans cost in quality: retrieval of needles and perplexity, beside dense and uniform windows.
 
-At each length the plans are what `moa search PROFILE --lengths LENGTH` finds at densities 0.5 and 0.25 (that of 0.25 at
-1,024 tokens with `--source-weight text=0.5`; at 4,096 tokens only 0.25). Writes quality.json and quality.md to
-`--results`; every claim is in them with the figure measured for it. Stopped at any moment, the same command goes on
-from `quality.partial`; several processes may take a length each, then one takes all.
+At each length the plans are what `moa search PROFILE --lengths LENGTH` finds at densities 0.5 and 0.25 (at 4,096 tokens
+only 0.25). Writes quality.json and quality.md to `--results`; every claim is in them with the figure measured for it.
+Stopped at any moment, the same command goes on from `quality.partial`; several processes may take a length each, then
+one takes all.
 
     python benchmarks/quality.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
