@@ -42,10 +42,9 @@ def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     Profile(info, (64,), cuts, {("text", 512): 9}, {("text", 512): 1}).save(here / "good.safetensors")
     about = {"seed": 0, "chat": True, "sources": {"text": ["sampled", "nll"]}}
     for name, model, meta in (("first", info, about), ("other", info.model_copy(update={"layers": 3}), {})):
-        table = np.zeros((1, model.layers, 2, 8, 8), np.float32)
-        Profile(model, (64,), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}, meta).save(
-            here / f"{name}.safetensors"
-        )
+        table = np.zeros((2, model.layers, 2, 8, 8), np.float32)
+        one = Profile(model, (64,), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}, meta, keydiff=(64,))
+        one.save(here / f"{name}.safetensors")
     place = Costs(model=info, environment={}, terms={}, error={}, measured=())
     (here / "placeless.json").write_text(place.model_dump_json())
     whole = (here / "good.safetensors").read_bytes()
@@ -152,6 +151,11 @@ NUMBERS = [
     ("profile model -o out.safetensors --samples -1", "samples must be at least 1, found -1"),
     ("profile model -o out.safetensors --samples two", "--samples"),
     ("profile model -o out.safetensors --sinks 65", "sinks must be positive multiples of 64"),
+    ("profile model -o out.safetensors --keydiff 65", "keydiff must be positive multiples of 64"),
+    (
+        "search good.safetensors -o out.yaml --max-density 0.5 --pattern keydiff_window",
+        "patterns of this profile are sink_window, found keydiff_window",
+    ),
     ("profile model -o out.safetensors --source books", "source must be one of text, facts"),
     ("profile model -o out.safetensors --estimator magic", "estimator must be one of fisher"),
     ("profile model -o out.safetensors --dtype int3", "dtype must be one of auto"),
