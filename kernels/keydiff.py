@@ -39,6 +39,21 @@ def winners(score: Tensor, sink: int) -> Tensor:
     return order[..., :sink].sort(-1).values
 
 
+def kept(score: Tensor, held: Tensor, left: Tensor) -> Tensor:
+    """What a sink goes on to hold of what it held and of keys that now leave the window.
+
+    Args:
+        score: Of all keys [kv_heads, keys]; those of the text's first `PINNED` are infinite.
+        held: int64 [kv_heads, sink], indices of keys, rising.
+        left: int64 [keys], indices of keys after those.
+
+    Returns:
+        int64 like `held`.
+    """
+    candidates = torch.cat([held, left.expand(len(held), -1)], 1)
+    return candidates.gather(1, winners(score.gather(1, candidates), held.shape[1]))
+
+
 def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
     """What a sink holds once everything before an edge has left the window, for every edge.
 
@@ -59,8 +74,6 @@ def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
     steps = []
     for edge in range(0, n, bin_size):
         if edge > sink:
-            left = torch.arange(max(edge - bin_size, sink), edge, device=k.device).expand(groups, -1)
-            candidates = torch.cat([held, left], 1)
-            held = candidates.gather(1, winners(score.gather(1, candidates), sink))
+            held = kept(score, held, torch.arange(max(edge - bin_size, sink), edge, device=k.device))
         steps.append(held)
     return torch.stack(steps)

@@ -5,8 +5,6 @@ in the sink from then on, the others where the block lay. So back-ends read a si
 block to spare, the last block that left can come back unchanged when tokens are taken back.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -152,13 +150,6 @@ class Sinks:
         position = torch.where(i < size, i, BLOCK * block[:, None] + i - size)
         sink = torch.full_like(block, size)[:, None]
         return slots(position, sink, store.base[s, g, None], store.capacity[s, g, None]), position
-
-
-def part(store: Store, groups: Tensor) -> Store:
-    """The store as `attend` and `append` see it, of some groups only."""
-    return replace(
-        store, base=store.base[:, groups].contiguous(), capacity=store.capacity[:, groups].contiguous(), scratch={}
-    )
 
 
 def _best_first(score: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ adjacent (a `Run`): attention reads them in place as one [slabs, slots, D] view.
 may hold anything finite; all back-ends but `torch` bear NaN too.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,3 +174,10 @@ def select(store: Store, sequences: Tensor) -> Store:
         new.k[span] = store.k.index_select(0, source.flatten())
         new.v[span] = store.v.index_select(0, source.flatten())
     return new
+
+
+def part(store: Store, groups: Tensor) -> Store:
+    """The store as `attend` and `append` see it, of some groups only."""
+    return replace(
+        store, base=store.base[:, groups].contiguous(), capacity=store.capacity[:, groups].contiguous(), scratch={}
+    )

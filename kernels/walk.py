@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from moa.kernels.backend import Backend
-from moa.kernels.keydiff import winners
-from moa.kernels.sinks import Sinks, part
-from moa.kernels.store import Store, allocate, slots
+from moa.kernels.keydiff import kept
+from moa.kernels.sinks import Sinks
+from moa.kernels.store import Store, allocate, part, slots
 from moa.plans.span import BLOCK, Ints
 
 ROOM = 1 << 14
@@ -49,20 +49,21 @@ def walk(
             scale=scale,
         ).unflatten(1, (len(others), -1))  # fmt: skip
     begin, offsets = lengths.cpu().numpy(), starts.tolist()
+    counts = np.diff(offsets)
+    here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
+    sinks.advance(store, edges(begin), here)
     pending = []
-    sinks.advance(store, edges(begin), np.flatnonzero(np.diff(offsets)))
-    for s, past in enumerate(begin.tolist()):
+    for s in here.tolist():
         new = slice(offsets[s], offsets[s + 1])
-        if new.stop > new.start:
-            wanted = edges(BLOCK * np.arange(past // BLOCK, (past + new.stop - new.start - 1) // BLOCK + 1))
-            for groups in _alike(wanted, sinks):
-                text = _Text(k[new, groups], v[new, groups], past, store, sinks, s, groups)
-                results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
-                pending.append((text, int(wanted[-1, groups[0]])))
+        wanted = edges(BLOCK * np.arange(begin[s] // BLOCK, last[s] // BLOCK + 1))
+        for groups in _alike(wanted, sinks):
+            text = _Text(k[new, groups], v[new, groups], int(begin[s]), store, sinks, s, groups)
+            results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
+            pending.append((text, int(wanted[-1, groups[0]])))
     backend.append(store, k, v, sink=sink, **where)
     for text, edge in pending:
         text.leave(store, sinks, edge)
-    sinks.advance(store, edges(begin + np.maximum(np.diff(offsets), 1) - 1), np.flatnonzero(np.diff(offsets)))
+    sinks.advance(store, edges(last), here)
     return out
 
 
@@ -96,11 +97,9 @@ class _Text:
         last = max(self._held)
         while last < edge:
             start = self.sink + BLOCK * (last - self.begin)
-            left = torch.arange(start, start + BLOCK, device=self.k.device).expand(len(self.groups), -1)
-            candidates = torch.cat([self._held[last], left], 1)
-            best = winners(self.score.gather(1, candidates), self.sink)
+            left = torch.arange(start, start + BLOCK, device=self.k.device)
+            self._held[last + 1] = kept(self.score, self._held[last], left)
             last += 1
-            self._held[last] = candidates.gather(1, best)
         return self._held[edge]
 
     def attend(self, rows: Tensor, wanted: list[int], scale: float) -> Tensor:
