@@ -1,7 +1,7 @@
 """Compiles every Triton kernel without a device and reports registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the 12 that the tests check, printed unless --out names a folder
+    python benchmarks/triton_aot.py --quick         the 16 that the tests check, printed unless --out names a folder
 
 Exit 1 if a configuration spills, exceeds the shared memory, or lacks a tensor-core instruction where it should.
 """
@@ -24,7 +24,10 @@ from triton.compiler import ASTSource
 
 from moa.kernels.triton.append import append_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
-from moa.kernels.triton.influence import UNSPECIALISED, gradient_kv_kernel, gradient_q_kernel
+from moa.kernels.triton.gradient_kv import gradient_kv_kernel
+from moa.kernels.triton.gradient_q import UNSPECIALISED, gradient_q_kernel
+from moa.kernels.triton.held import UNSPECIALISED as HELD_UNSPECIALISED
+from moa.kernels.triton.held import held_kernel
 from moa.kernels.triton.prefill import prefill_kernel
 from moa.kernels.triton.tiles import Tiles, decode_tiles, gradient_kv_tiles, gradient_q_tiles, prefill_tiles
 
@@ -36,7 +39,7 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942":
 """Bytes of shared memory that a block may use: NVIDIA's tuning guides, AMD's CDNA3 ISA guide."""
 TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-INTS32 = {"first", "sink", "sinks", "capacity", "starts", "items"}
+INTS32 = {"first", "sink", "sinks", "held", "sizes", "capacity", "starts", "items"}
 INTS64 = {"base", "lengths"}
 FLOATS = {"lse", "parts", "delta", "cuts"}
 
@@ -80,7 +83,7 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
             signature[arg] = "constexpr"
             continue
         signature[arg] = (pointers or {}).get(arg) or _type(arg, DTYPES[dtype])
-        if arg not in UNSPECIALISED and arg != "scale":
+        if arg not in {*UNSPECIALISED, *HELD_UNSPECIALISED, "scale"}:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
@@ -136,6 +139,16 @@ def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool, head
     return build(gradient_q_kernel, "influence q", target, dtype, dim, variant, t, constants)
 
 
+def held_harms(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+    t = gradient_q_tiles(dim, dtype, heads, target)
+    heads_up = triton.next_power_of_2(heads)
+    constants = {
+        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SQUARED": True, "D": dim,
+        "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
+    }  # fmt: skip
+    return build(held_kernel, "influence held", target, dtype, dim, f"group of {heads}", t, constants)
+
+
 def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
     t = gradient_kv_tiles(dim, dtype, target)
     constants = {"HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision}
@@ -148,7 +161,7 @@ def quick() -> list[Row]:
     rows = []
     for target in TARGETS:
         rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
-        rows += [gradient_q(target, half, 64, squared=False)]
+        rows += [gradient_q(target, half, 64, squared=False), held_harms(target, half, 64)]
     return rows
 
 
@@ -165,7 +178,7 @@ def matrix() -> list[Row]:
         for dtype, dims in ((bf16, (64, 80, 96, 128)), (fp16, (128,)), (fp32, (64,))):
             for dim in dims:
                 rows += [gradient_q(target, dtype, dim, squared=squared) for squared in (True, False)]
-                rows += [gradient_kv(target, dtype, dim)]
+                rows += [gradient_kv(target, dtype, dim), held_harms(target, dtype, dim)]
         rows += [join(target, bf16, 128), append(target, bf16, 128)]
     return rows
 
@@ -220,7 +233,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="12 compilations")
+    parser.add_argument("--quick", action="store_true", help="16 compilations")
     parser.add_argument("--out", type=Path, help="folder of the table; benchmarks/results for the whole matrix")
     args = parser.parse_args()
     rows = quick() if args.quick else matrix()

@@ -1,6 +1,6 @@
 """Backward pass of causal attention that measures, in the same sweep, the harm of every cut of every KV head.
 
-The plain-PyTorch form of the operation (any device); `kernels/triton/influence.py` is the same in one kernel. It holds
+The plain-PyTorch form of the operation (any device); `kernels/triton/influence.py` is the same fused. It holds
 one tile of query rows at a time: `A`, `dP` and `D` of a flash-attention backward (arXiv 2205.14135, algorithm 4), never
 an N x N tensor. What a cut costs, given a tile, is the caller's `estimator`.
 """

@@ -54,8 +54,8 @@ class Recorder:
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     def fused(self, q: Tensor) -> bool:
-        """Whether the Triton kernels measure: on a GPU, the estimators and sinks they hold, of a dense model."""
-        held = self.plan is None and not self.keydiff and self.estimator in (fisher, effect)
+        """Whether the Triton kernels measure: on a GPU, the estimators they hold, of a dense model."""
+        held = self.plan is None and self.estimator in (fisher, effect)
         return held and q.dtype != torch.float64 and pick(q.device) == "triton"
 
     def rules(self, layer: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
@@ -129,7 +129,7 @@ class _Recorded(torch.autograd.Function):
             out, lse = ours
             dq, dk, dv, table = triton.influence_backward(
                 q, k, v, out, lse, grads[0].contiguous(), scale=ctx.scale, sinks=recorder.sinks, bin_size=size,
-                squared=recorder.estimator is fisher,
+                keydiff=recorder.keydiff, squared=recorder.estimator is fisher,
             )  # fmt: skip
         else:
             first, sink = recorder.rules(ctx.layer, q.shape[1], q.device)

@@ -30,14 +30,14 @@ def nothing_is_zero_by_luck(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(n: int, heads: int, groups: int, dim: int, dtype: torch.dtype, sinks: tuple[int, ...], bin_size: int,
-        estimators: Sequence[plain.Estimator] = (fisher, effect)) -> None:  # fmt: skip
+        estimators: Sequence[plain.Estimator] = (fisher, effect), keydiff: tuple[int, ...] = ()) -> None:  # fmt: skip
     """Error at most twice that of the plain form in the same type, plus the type's rounding of the largest value.
 
     In dS = A (dP - D) the two terms cancel, for a row with one key to 0: besides, float32's rounding of the largest dP.
     """
     g = torch.Generator().manual_seed(n)
     q, k, v, dout = (torch.randn(h, n, dim, generator=g).to(dtype) for h in (heads, groups, groups, heads))
-    call = {"scale": dim**-0.5, "sinks": sinks, "bin_size": bin_size}
+    call = {"scale": dim**-0.5, "sinks": sinks, "bin_size": bin_size, "keydiff": keydiff}
     out, lse = forward(q, k, v, scale=call["scale"])
     dp = (dout.double() @ v.double().repeat_interleave(heads // groups, 0).mT).abs().max()
     lost = 4 * torch.finfo(torch.float32).eps * dp * dim**-0.5
@@ -64,9 +64,16 @@ def test_sinks_and_bins(sinks: tuple[int, ...], bin_size: int) -> None:
     run(270, 2, 1, 16, torch.float32, sinks, bin_size)
 
 
+@pytest.mark.parametrize(
+    ("keydiff", "bin_size", "groups"), [((64,), 64, 2), ((64, 128), 64, 1), ((192,), 128, 1), ((64, 128), 128, 2)]
+)
+def test_sinks_of_other_keys(keydiff: tuple[int, ...], bin_size: int, groups: int) -> None:
+    run(270, 3 * groups, groups, 16, torch.float32, (64, 128), bin_size, keydiff=keydiff)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
-    run(150, 3, 1, 64, dtype, (64,), 64)
+    run(150, 3, 1, 64, dtype, (64,), 64, keydiff=(64,))
 
 
 def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> None:
@@ -96,9 +103,11 @@ def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
     heads=[1, 3, 4, 8],
     dtype=[torch.bfloat16, torch.float16, torch.float32],
     sinks=[(64,), (0, 64, 192)],
+    keydiff=[(), (64, 192)],
     estimator=[fisher, effect],
 )
 def test_matrix(
-    length: int, dim: int, heads: int, dtype: torch.dtype, sinks: tuple[int, ...], estimator: plain.Estimator
-) -> None:
-    run(length, heads, 1, dim, dtype, sinks, 64, [estimator])
+    length: int, dim: int, heads: int, dtype: torch.dtype, sinks: tuple[int, ...], keydiff: tuple[int, ...],
+    estimator: plain.Estimator,
+) -> None:  # fmt: skip
+    run(length, heads, 1, dim, dtype, sinks, 64, [estimator], keydiff)

@@ -1,0 +1,62 @@
+"""Second sweep of the influence backward (`influence.py`): dK and dV, a block of keys at a time."""
+
+import triton
+import triton.language as tl
+
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows
+
+
+@triton.jit
+def add_rows(
+    row, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head, q_token,
+    dout_head, dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """What rows `row`, flat (position, head) pairs, add to dK and dV of the keys `at`."""
+    live = row < tokens * HEADS
+    position, head = row // HEADS, (group * HEADS + row % HEADS).to(tl.int64)
+    where = position.to(tl.int64)
+    tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
+    tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
+    size = tl.load(lse + where * (groups * HEADS) + head, mask=live, other=float("inf"))
+    d = tl.load(delta + where * (groups * HEADS) + head, mask=live, other=0.0)
+    a = tl.exp2(dot(tile_k, tl.trans(tile_q), None, PRECISION) * (scale * LOG2E) - size[None, :])
+    if MASKED:
+        a = tl.where(at[:, None] <= position[None, :], a, 0.0)
+    acc_v = dot(a.to(tile_dout.dtype), tile_dout, acc_v, PRECISION)
+    ds = a * (dot(tile_v, tl.trans(tile_dout), None, PRECISION) - d[None, :])
+    return dot(ds.to(tile_q.dtype), tile_q, acc_k, PRECISION), acc_v
+
+
+@triton.jit(do_not_specialize=RUN_TIME)
+def gradient_kv_kernel(
+    q, k, v, dout, lse, delta, dk, dv, scale, tokens, groups,
+    q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
+    HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dK and dV of 64 keys of one group."""
+    group = (tl.program_id(0) % groups).to(tl.int64)
+    block = tl.program_id(0) // groups  # early keys have the most rows
+    at = block * BLOCK + tl.arange(0, BLOCK)
+    exists = at < tokens
+    tile_k = load_rows(k + group * k_head + at.to(tl.int64) * k_token, exists, D, WIDTH, True)
+    tile_v = load_rows(v + group * v_head + at.to(tl.int64) * v_token, exists, D, WIDTH, True)
+    acc_k = tl.zeros([BLOCK, WIDTH], tl.float32)
+    acc_v = tl.zeros([BLOCK, WIDTH], tl.float32)
+    lane = tl.arange(0, BLOCK_M)
+    begin, below, end = block * BLOCK * HEADS, (block + 1) * BLOCK * HEADS, tokens * HEADS
+    for row in tl.range(begin, tl.minimum(below, end), BLOCK_M, num_stages=1):
+        acc_k, acc_v = add_rows(
+            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head,
+            q_token, dout_head, dout_token, HEADS, D, WIDTH, True, PRECISION,
+        )  # fmt: skip
+    for row in tl.range(below, end, BLOCK_M):
+        acc_k, acc_v = add_rows(
+            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head,
+            q_token, dout_head, dout_token, HEADS, D, WIDTH, False, PRECISION,
+        )  # fmt: skip
+    column = tl.arange(0, WIDTH)
+    target = ((group * tokens + at) * D)[:, None] + column[None, :]
+    mask = exists[:, None] & (column < D)[None, :]
+    tl.store(dk + target, (acc_k * scale).to(dk.dtype.element_ty), mask=mask)
+    tl.store(dv + target, acc_v.to(dv.dtype.element_ty), mask=mask)
