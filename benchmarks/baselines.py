@@ -1,6 +1,7 @@
 """Ways to choose who keeps what, at equal bytes of KV cache: retrieval of needles, KL and perplexity.
 
 - exact: what `moa search PROFILE --lengths LENGTH` finds.
+- first keys: the same search with sinks of first keys alone, as in every row below.
 - uniform: one window for all groups (StreamingLLM, arXiv 2309.17453).
 - two-group: full attention in the groups of the highest copy score, as many as fit, the smallest window in the others
   (the form of DuoAttention, arXiv 2410.10819; scores by `moa profile --retrieval-score`). Of equal scores the first.
@@ -53,12 +54,13 @@ def plans(profile: Profile, absolute: Profile | None, length: int) -> list[tuple
         budget = Budget("kv_gb", room / 1e9, length)
         rows = {
             "exact": choose(profile, [budget], lengths=[length])[0],
+            "first keys": choose(profile.only(["sink_window"]), [budget], lengths=[length])[0],
             "uniform": uniform,
             "two-group": two_group(profile, room, length),
             "per-layer": per_layer(profile, budget, length),
         }
         if absolute is not None:
-            rows[ABSOLUTE] = choose(absolute, [budget], lengths=[length])[0]
+            rows[ABSOLUTE] = choose(absolute.only(["sink_window"]), [budget], lengths=[length])[0]
         assert all(plan.kv_bytes(length, dtype="bfloat16") <= room for plan in rows.values())
         found += [(f"{name} {density:g}", plan) for name, plan in rows.items()]
     return found

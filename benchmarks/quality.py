@@ -26,8 +26,8 @@ from moa.search.choose import choose
 
 HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform 0.25"
 PARTS = {
-    1024: Part(1024, single=100, four=25, windows=8),
-    2048: Part(2048, single=40, four=10, windows=4),
+    1024: Part(1024, single=100, four=100, windows=8),
+    2048: Part(2048, single=40, four=40, windows=4),
     4096: Part(4096, single=30, four=0, windows=2),
 }
 
