@@ -1,8 +1,10 @@
 """What profiling costs beside a plain forward and backward pass under the same checkpointing, weights frozen in both.
 
-Both alternate in one process. Time as a ratio; peak memory over what the process held before, by length, with a
-straight-line fit, and what a parabola's square term would add at the longest length. Writes profile_cost.json and
-profile_cost.md to `--results`. Stopped at any moment, the same command goes on from `profile_cost.partial`.
+Both alternate in one process. Time as a ratio; then, in passes of their own, peak memory over what the process held
+before, by length, with a straight-line fit, and what a parabola's square term would add at the longest length. There,
+allocations of 1 MiB and more go to the system one by one: otherwise glibc keeps what was freed, in pieces that do not
+fit, and its peaks say more of the heap than of what is needed. Writes profile_cost.json and profile_cost.md to
+`--results`. Stopped at any moment, the same command goes on from `profile_cost.partial`.
 
     python benchmarks/profile_cost.py .model/SmolLM2-135M-Instruct
 """
@@ -45,6 +47,12 @@ class Plain:
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
 
 
+def exact_heap() -> None:
+    """From now on every allocation of 1 MiB or more is the system's own, and goes back when freed (glibc's mallopt)."""
+    threshold = -3  # M_MMAP_THRESHOLD
+    assert ctypes.CDLL(None).mallopt(threshold, 1 << 20)
+
+
 def held(field: str) -> int:
     """Bytes by /proc: VmRSS held now, VmHWM at most since the last `forget`."""
     found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
@@ -59,7 +67,7 @@ def forget() -> None:
 
 
 def measure(model: Any, length: int) -> dict[str, Any]:
-    """Seconds and peak bytes of one pass of each kind, in turn."""
+    """Seconds of one pass of each kind, in turn, and their peak bytes."""
     rng = random.Random(length)
     sample = whole_text([rng.randrange(model.config.vocab_size) for _ in range(length)])
     found = {}
@@ -74,14 +82,12 @@ def measure(model: Any, length: int) -> dict[str, Any]:
     return found
 
 
-def row(length: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Median seconds and ratio, largest peak."""
+def row(length: int, runs: list[dict[str, Any]], exact: dict[str, Any]) -> dict[str, Any]:
+    """Median seconds and ratio; peaks of the run with an exact heap."""
     both: dict[str, Any] = {"length": length}
     for name in ("plain", "fisher"):
-        both[name] = {
-            "seconds": statistics.median(run[name]["seconds"] for run in runs),
-            "bytes": max(run[name]["bytes"] for run in runs),
-        }
+        seconds = statistics.median(run[name]["seconds"] for run in runs)
+        both[name] = {"seconds": seconds, "bytes": exact[name]["bytes"]}
     both["ratio"] = statistics.median(run["fisher"]["seconds"] / run["plain"]["seconds"] for run in runs)
     return both
 
@@ -142,18 +148,22 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     about = {"model": Path(options.model).name, "threads": torch.get_num_threads(), "torch": torch.__version__}
-    runs: dict[int, list[dict[str, Any]]] = {}
     warm: dict[str, Any] = {}
-    for length in lengths:
-        for repeat in range(options.repeats):
-            what = {"length": length, "repeat": repeat}
-            name = key(**about, **what)
-            if journal.get(name) is None:
-                warm = warm or measure(model, WARM_UP)
-                journal.put(name, measure(model, length), **what)
-            runs.setdefault(length, []).append(journal.get(name))
-            print(length, {kind: round(run["seconds"], 2) for kind, run in journal.get(name).items()}, flush=True)
-    rows = [row(length, found) for length, found in runs.items()]
+
+    def run(length: int, repeat: int, heap: str) -> dict[str, Any]:
+        nonlocal warm
+        what = {"length": length, "repeat": repeat, "heap": heap}
+        name = key(**about, **what)
+        if journal.get(name) is None:
+            warm = warm or measure(model, WARM_UP)
+            journal.put(name, measure(model, length), **what)
+        found: dict[str, Any] = journal.get(name)
+        print(length, heap, {kind: (round(r["seconds"], 2), r["bytes"] >> 20) for kind, r in found.items()}, flush=True)
+        return found
+
+    runs = {length: [run(length, repeat, "usual") for repeat in range(options.repeats)] for length in lengths}
+    exact_heap()
+    rows = [row(length, found, run(length, 0, "exact")) for length, found in runs.items()]
     found = {**about, "repeats": options.repeats, "rows": rows, "memory_fit": fit(rows) if len(rows) > 1 else None}
     replace_json(options.results / "profile_cost.json", found)
     (options.results / "profile_cost.md").write_text(markdown(found))
