@@ -19,6 +19,7 @@ from moa.search.grid import grid
 from moa.search.objective import PLAIN, objective
 
 LENGTH, OTHER = 768, 576
+ABSOLUTE = "first-order-abs"
 SCORES = np.array([[0.0, 0.2], [0.7, 0.0]], np.float32)
 
 
@@ -26,10 +27,11 @@ def make_profile(info, seed, estimators):
     rng, cuts = np.random.default_rng(seed), {}
     for source in ("text", "facts"):
         for n in (OTHER, LENGTH):
-            table = np.tril(rng.exponential(1.0, (1, 2, 2, n // 64, n // 64))).astype(np.float32)
+            table = np.tril(rng.exponential(1.0, (2, 2, 2, n // 64, n // 64))).astype(np.float32)
             table[..., 0] = 0
             cuts[source, n] = table
-    return Profile(info, (64,), cuts, dict.fromkeys(cuts, 9), dict.fromkeys(cuts, 1), {"seed": seed}, estimators)
+    counts = dict.fromkeys(cuts, 9), dict.fromkeys(cuts, 1)
+    return Profile(info, (64,), cuts, *counts, {"seed": seed}, estimators, keydiff=(64,))
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ def run(baselines, fresh, tokenizer, tmp_path, monkeypatch):
     profile = make_profile(ModelInfo.of(model), 1, {"facts": "effect"})
     profile.save(tmp_path / "unscored.safetensors")
     replace(profile, retrieval=SCORES, retrieval_tokens=10).save(tmp_path / "p.safetensors")
-    absolute = dict.fromkeys(("text", "facts"), "first-order-abs")
+    absolute = dict.fromkeys(("text", "facts"), ABSOLUTE)
     make_profile(profile.model, 2, absolute).save(tmp_path / "a.safetensors")
 
     def run(*args, profile="p.safetensors", absolute="a.safetensors"):
@@ -66,11 +68,11 @@ def test_one_table_at_equal_bytes_that_goes_on_where_it_stopped(run, baselines, 
     assert run("--lengths", str(LENGTH)) == 0
     assert sorted(path.name for path in out.iterdir()) == ["baselines.partial"]
     measured = len((out / "baselines.partial").read_text().splitlines())
-    assert measured == 2 * (1 + 2 * 5)
+    assert measured == 2 * (1 + 2 * 6)
     assert run() == 0
-    assert len((out / "baselines.partial").read_text().splitlines()) == measured + 2 * (1 + 5)
+    assert len((out / "baselines.partial").read_text().splitlines()) == measured + 2 * (1 + 6)
     found = json.loads((out / "baselines.json").read_text())
-    kinds = ["exact", "uniform", "two-group", "per-layer", "first-order-abs"]
+    kinds = ["exact", "first keys", "uniform", "two-group", "per-layer", ABSOLUTE]
     for n, densities in baselines.DENSITIES.items():
         rows = {row["row"]: row for row in found["rows"] if row["length"] == n}
         assert list(rows) == ["dense", *(f"{kind} {density:g}" for density in densities for kind in kinds)]
@@ -79,7 +81,7 @@ def test_one_table_at_equal_bytes_that_goes_on_where_it_stopped(run, baselines, 
                 room = rows[f"uniform {name.split()[-1]}"]["kv_bytes"]
                 assert row["kv_bytes"] <= room
                 assert row["single"]["questions"] == row["text"]["windows"] == 1
-    assert found["absolute"]["estimators"] == dict.fromkeys(("text", "facts"), "first-order-abs")
+    assert found["absolute"]["estimators"] == dict.fromkeys(("text", "facts"), ABSOLUTE)
     page = (out / "baselines.md").read_text()
     assert all(
         f"| {row['row']} | {row['density']:.3f} | {row['kv_bytes'] / 2**20:.2f} |" in page for row in found["rows"]
@@ -97,8 +99,10 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
     room = plans["uniform 0.75"].kv_bytes(LENGTH, dtype="bfloat16")
     assert plans["uniform 0.75"] == Plan.uniform(profile.model, 0.75, at=LENGTH)
     budget = Budget("kv_gb", room / 1e9, LENGTH)
-    for name, source in (("exact", profile), ("first-order-abs", absolute)):
+    windows = ["sink_window"]
+    for name, source in (("exact", profile), ("first keys", profile.only(windows)), (ABSOLUTE, absolute.only(windows))):
         assert plans[f"{name} 0.75"] == choose(source, [budget], lengths=[LENGTH])[0]
+    assert plans["exact 0.75"] != plans["first keys 0.75"]
     # 12 blocks when full, 4 with the smallest window; 10 for each of 4 groups when uniform: 3 are full.
     full = {(layer, head) for layer in (0, 1) for head in (0, 1) if plans["two-group 0.75"].rule(layer, head) == FULL}
     assert full == {(1, 0), (0, 1), (0, 0)}
@@ -121,7 +125,8 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
 
 def test_without_absolute_there_is_no_such_row(run, baselines, tmp_path):
     rows = baselines.plans(Profile.load(tmp_path / "p.safetensors"), None, OTHER)
-    assert [name for name, _ in rows] == ["exact 0.7", "uniform 0.7", "two-group 0.7", "per-layer 0.7"]
+    kinds = "exact", "first keys", "uniform", "two-group", "per-layer"
+    assert [name for name, _ in rows] == [f"{kind} 0.7" for kind in kinds]
 
 
 @pytest.mark.parametrize(
