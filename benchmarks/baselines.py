@@ -108,7 +108,7 @@ def main() -> int:
     parser.add_argument("profile", type=Path)
     parser.add_argument("--absolute", type=Path, help=f"a profile made with --estimator {ABSOLUTE}")
     parser.add_argument("--lengths", default=",".join(map(str, DENSITIES)))
-    parser.add_argument("--needles", type=int, default=12, help="contexts with one needle, per length")
+    parser.add_argument("--needles", type=int, default=16, help="contexts with one needle, per length")
     parser.add_argument("--windows", type=int, default=2, help="windows of held-out text, per length")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")

@@ -1,10 +1,10 @@
 """What profiling costs beside a plain forward and backward pass under the same checkpointing, weights frozen in both.
 
-Both alternate in one process. Time as a ratio; then, in passes of their own, peak memory over what the process held
-before, by length, with a straight-line fit, and what a parabola's square term would add at the longest length. There,
-allocations of 1 MiB and more go to the system one by one: otherwise glibc keeps what was freed, in pieces that do not
-fit, and its peaks say more of the heap than of what is needed. Writes profile_cost.json and profile_cost.md to
-`--results`. Stopped at any moment, the same command goes on from `profile_cost.partial`.
+Both alternate in one process. First, in passes of their own, peak memory over what the process held before, by
+length, with a straight-line fit, and what a parabola's square term would add at the longest length. There, freed
+memory goes back to the system at once: glibc otherwise keeps it in pieces that do not fit, and peaks say more of the
+heap than of what is needed. Then time, as a ratio. Writes profile_cost.json and profile_cost.md to `--results`.
+Stopped at any moment, the same command goes on from `profile_cost.partial`.
 
     python benchmarks/profile_cost.py .model/SmolLM2-135M-Instruct
 """
@@ -47,10 +47,10 @@ class Plain:
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
 
 
-def exact_heap() -> None:
-    """From now on every allocation of 1 MiB or more is the system's own, and goes back when freed (glibc's mallopt)."""
-    threshold = -3  # M_MMAP_THRESHOLD
-    assert ctypes.CDLL(None).mallopt(threshold, 1 << 20)
+def map_from(size: int) -> None:
+    """From now on every new allocation of `size` bytes or more is the system's own, and goes back when freed."""
+    threshold = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
+    assert ctypes.CDLL(None).mallopt(threshold, size)
 
 
 def held(field: str) -> int:
@@ -83,7 +83,7 @@ def measure(model: Any, length: int) -> dict[str, Any]:
 
 
 def row(length: int, runs: list[dict[str, Any]], exact: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds and ratio; peaks of the run with an exact heap."""
+    """Median seconds and ratio; peaks of the pass for memory."""
     both: dict[str, Any] = {"length": length}
     for name in ("plain", "fisher"):
         seconds = statistics.median(run[name]["seconds"] for run in runs)
@@ -150,20 +150,21 @@ def main() -> int:
     about = {"model": Path(options.model).name, "threads": torch.get_num_threads(), "torch": torch.__version__}
     warm: dict[str, Any] = {}
 
-    def run(length: int, repeat: int, heap: str) -> dict[str, Any]:
+    def run(length: int, repeat: int, what: str) -> dict[str, Any]:
         nonlocal warm
-        what = {"length": length, "repeat": repeat, "heap": heap}
-        name = key(**about, **what)
+        labels = {"length": length, "repeat": repeat, "for": what}
+        name = key(**about, **labels)
         if journal.get(name) is None:
             warm = warm or measure(model, WARM_UP)
-            journal.put(name, measure(model, length), **what)
+            journal.put(name, measure(model, length), **labels)
         found: dict[str, Any] = journal.get(name)
-        print(length, heap, {kind: (round(r["seconds"], 2), r["bytes"] >> 20) for kind, r in found.items()}, flush=True)
+        print(length, what, {kind: (round(r["seconds"], 2), r["bytes"] >> 20) for kind, r in found.items()}, flush=True)
         return found
 
-    runs = {length: [run(length, repeat, "usual") for repeat in range(options.repeats)] for length in lengths}
-    exact_heap()
-    rows = [row(length, found, run(length, 0, "exact")) for length, found in runs.items()]
+    map_from(1 << 20)
+    exact = {length: run(length, 0, "memory") for length in lengths}
+    map_from(32 << 20)  # where glibc's own threshold ends up once tensors of that size were freed
+    rows = [row(n, [run(n, repeat, "time") for repeat in range(options.repeats)], exact[n]) for n in lengths]
     found = {**about, "repeats": options.repeats, "rows": rows, "memory_fit": fit(rows) if len(rows) > 1 else None}
     replace_json(options.results / "profile_cost.json", found)
     (options.results / "profile_cost.md").write_text(markdown(found))
