@@ -12,7 +12,6 @@ Stopped at any moment, the same command goes on from `profile_cost.partial`.
 import argparse
 import ctypes
 import random
-import re
 import statistics
 import sys
 import time
@@ -32,6 +31,7 @@ from moa.plans.errors import MoaError
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.recorder import recording
+from moa.timing import peak_bytes, reset_peak
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = 256
@@ -53,19 +53,6 @@ def map_from(size: int) -> None:
     assert ctypes.CDLL(None).mallopt(threshold, size)
 
 
-def held(field: str) -> int:
-    """Bytes by /proc: VmRSS held now, VmHWM at most since the last `forget`."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
-
-
-def forget() -> None:
-    """Give freed memory back to the system, and start a new peak."""
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def measure(model: Any, length: int) -> dict[str, Any]:
     """Seconds of one pass of each kind, in turn, and their peak bytes."""
     rng = random.Random(length)
@@ -74,11 +61,11 @@ def measure(model: Any, length: int) -> dict[str, Any]:
     for name in ("plain", "fisher"):
         place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
         with place, recording(model, (64,), keydiff=(64,)):
-            forget()
-            before = held("VmRSS")
+            reset_peak(model.device)
+            before = peak_bytes(model.device)  # what is held now
             start = time.perf_counter()
             run_backward(model, sample, "given", "nll", torch.Generator())
-            found[name] = {"seconds": time.perf_counter() - start, "bytes": held("VmHWM") - before}
+            found[name] = {"seconds": time.perf_counter() - start, "bytes": peak_bytes(model.device) - before}
     return found
 
 

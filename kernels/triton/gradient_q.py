@@ -31,12 +31,31 @@ def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, 
 
 
 @triton.jit
-def rows_of(tile, group, tokens, HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr,
-            BLOCK_M: tl.constexpr):  # fmt: skip
-    """Position (int32), query head (int64) and whether it exists, of every row of a tile [BLOCK_M]."""
+def load_tile(
+    q, dout, lse, tile, group, tokens, groups, q_head, q_token, dout_head, dout_token, HEADS: tl.constexpr,
+    HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Position, head, whether it exists, q, dO [_, WIDTH] and log2 of the softmax sum of a tile's rows [BLOCK_M]."""
     row = tl.arange(0, BLOCK_M)
     position, head = tile * POSITIONS + row // HEADS_UP, row % HEADS_UP
-    return position, (group * HEADS + head).to(tl.int64), (position < tokens) & (head < HEADS)
+    live = (position < tokens) & (head < HEADS)
+    where, head = position.to(tl.int64), (group * HEADS + head).to(tl.int64)
+    tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
+    tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
+    size = tl.load(lse + where * (groups * HEADS) + head, mask=live, other=float("inf"))
+    return where, head, live, tile_q, tile_dout, size
+
+
+@triton.jit
+def row_sums(
+    key, exists, seen, tile_q, tile_dout, k, v, size, scale, k_token, v_token, MASKED: tl.constexpr, D: tl.constexpr,
+    WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Sums of A and of A dP over the keys at positions `key` (int64 [64]): two [rows]."""
+    tile_k = load_rows(k + key * k_token, exists, D, WIDTH, MASKED)  # [64, WIDTH]
+    tile_v = load_rows(v + key * v_token, exists, D, WIDTH, MASKED)
+    a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, seen, MASKED, PRECISION)
+    return tl.sum(a, 1), tl.sum(a * dp, 1)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
@@ -49,14 +68,13 @@ def gradient_q_kernel(
     """dQ, D and the cuts' harms of BLOCK_M rows, POSITIONS times HEADS_UP; `cuts` is [tiles, groups, sinks, edges]."""
     group = tl.program_id(0) % groups
     tile = tiles - 1 - tl.program_id(0) // groups  # late rows have the most keys
-    position, head, live = rows_of(tile, group, tokens, HEADS, HEADS_UP, POSITIONS, BLOCK_M)
-    where = position.to(tl.int64)
-    tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
-    tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
-    tile_out = load_rows(out + where * out_token + head * out_head, live, D, WIDTH, True)
-    size = tl.load(lse + where * (groups * HEADS) + head, mask=live, other=float("inf"))
+    position, head, live, tile_q, tile_dout, size = load_tile(
+        q, dout, lse, tile, group, tokens, groups, q_head, q_token, dout_head, dout_token, HEADS, HEADS_UP, POSITIONS,
+        BLOCK_M, D, WIDTH,
+    )  # fmt: skip
+    tile_out = load_rows(out + position * out_token + head * out_head, live, D, WIDTH, True)
     d = tl.sum(tile_dout.to(tl.float32) * tile_out.to(tl.float32), 1)
-    tl.store(delta + where * (groups * HEADS) + head, d, mask=live)
+    tl.store(delta + position * (groups * HEADS) + head, d, mask=live)
 
     k += group.to(tl.int64) * k_head
     v += group.to(tl.int64) * v_head
@@ -69,12 +87,12 @@ def gradient_q_kernel(
     sink_effect = tl.zeros([BLOCK_M, SINKS_UP], tl.float32)
     for block in tl.range(0, tl.minimum(most_sinks, diagonal), num_stages=1):
         key = (lane + block * BLOCK).to(tl.int64)
-        tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)
-        tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
-        a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
+        mass, effect = row_sums(
+            key, live, live, tile_q, tile_dout, k, v, size, scale, k_token, v_token, False, D, WIDTH, PRECISION
+        )
         inside = (sink > block * BLOCK)[None, :]
-        sink_mass += tl.where(inside, tl.sum(a, 1)[:, None], 0.0)
-        sink_effect += tl.where(inside, tl.sum(a * dp, 1)[:, None], 0.0)
+        sink_mass += tl.where(inside, mass[:, None], 0.0)
+        sink_effect += tl.where(inside, effect[:, None], 0.0)
 
     at = diagonal * BLOCK + lane
     exists = at < tokens

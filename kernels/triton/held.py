@@ -7,8 +7,8 @@ loop within the loop over key blocks, which beside dQ would spill registers: hen
 import triton
 import triton.language as tl
 
-from moa.kernels.triton.common import BLOCK, RUN_TIME, load_rows
-from moa.kernels.triton.gradient_q import harms, rows_of, weigh
+from moa.kernels.triton.common import BLOCK, RUN_TIME
+from moa.kernels.triton.gradient_q import harms, load_tile, row_sums
 
 UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "held_count"]
 
@@ -31,11 +31,11 @@ def held_harms(
             mine = held + (edge * groups + group) * slots
             for at in tl.range(0, slots, BLOCK, num_stages=1):
                 key = tl.load(mine + at + lane).to(tl.int64)
-                tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)  # [64, WIDTH]
-                tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
-                a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
-                sink_mass += tl.sum(a, 1)
-                sink_effect += tl.sum(a * dp, 1)
+                more_mass, more_effect = row_sums(
+                    key, live, live, tile_q, tile_dout, k, v, size, scale, k_token, v_token, False, D, WIDTH, PRECISION
+                )
+                sink_mass += more_mass
+                sink_effect += more_effect
             harm = harms(mass, effect, sink_mass[:, None], sink_effect[:, None], d, POSITIONS, HEADS_UP, 1, SQUARED)
             tl.store(cuts + which * edges + edge + one, harm)
         held += edges * groups * slots
@@ -54,12 +54,11 @@ def held_kernel(
     """
     group = tl.program_id(0) % groups
     tile = tiles - 1 - tl.program_id(0) // groups  # late rows have the most keys
-    position, head, live = rows_of(tile, group, tokens, HEADS, HEADS_UP, POSITIONS, BLOCK_M)
-    where = position.to(tl.int64)
-    tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
-    tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
-    size = tl.load(lse + where * (groups * HEADS) + head, mask=live, other=float("inf"))
-    d = tl.load(delta + where * (groups * HEADS) + head, mask=live, other=0.0)
+    position, head, live, tile_q, tile_dout, size = load_tile(
+        q, dout, lse, tile, group, tokens, groups, q_head, q_token, dout_head, dout_token, HEADS, HEADS_UP, POSITIONS,
+        BLOCK_M, D, WIDTH,
+    )  # fmt: skip
+    d = tl.load(delta + position * (groups * HEADS) + head, mask=live, other=0.0)
 
     k += group.to(tl.int64) * k_head
     v += group.to(tl.int64) * v_head
@@ -70,12 +69,12 @@ def held_kernel(
     for i in tl.range(0, diagonal + 1, num_stages=1):
         block = diagonal - i
         key = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-        tile_k = load_rows(k + key * k_token, key < tokens, D, WIDTH, True)  # [64, WIDTH]
-        tile_v = load_rows(v + key * v_token, key < tokens, D, WIDTH, True)
-        seen = key[None, :] <= where[:, None]
-        a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, seen, True, PRECISION)
-        mass += tl.sum(a, 1)
-        effect += tl.sum(a * dp, 1)
+        seen = key[None, :] <= position[:, None]
+        more_mass, more_effect = row_sums(
+            key, key < tokens, seen, tile_q, tile_dout, k, v, size, scale, k_token, v_token, True, D, WIDTH, PRECISION
+        )
+        mass += more_mass
+        effect += more_effect
         held_harms(
             block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, held, sizes, scale, group, groups, edges,
             per_bin, held_count, k_token, v_token, live, POSITIONS, HEADS_UP, SQUARED, D, WIDTH, BLOCK_M, PRECISION,
