@@ -51,7 +51,7 @@ def plans(profile: Profile, absolute: Profile | None, length: int) -> list[tuple
     for density in DENSITIES[length]:
         uniform = Plan.uniform(profile.model, density, at=length)
         room = uniform.kv_bytes(length, dtype="bfloat16")
-        budget = Budget("kv_gb", room / 1e9, length)
+        budget = Budget("kv_gb", room / 1e9, length, dtype="bfloat16")
         rows = {
             "exact": choose(profile, [budget], lengths=[length])[0],
             "first keys": choose(profile.only(["sink_window"]), [budget], lengths=[length])[0],

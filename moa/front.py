@@ -13,7 +13,10 @@ from moa.search.front import Point
 def figures(point: Point, lengths: Sequence[int], costs: Costs | None) -> dict[str, float]:
     """What a plan costs at the longest profiled length, one sequence; times where they were measured."""
     n = max(lengths)
-    found = {"density": point.plan.density(n), "KV cache, MiB": point.plan.kv_bytes(n, dtype="bfloat16") / 2**20}
+    found = {
+        "density": point.plan.density(n),
+        "KV cache, MiB": point.plan.kv_bytes(n, dtype=point.plan.kv_dtype) / 2**20,
+    }
     for kind in ("decode", "prefill"):
         if costs is not None and kind in costs.terms:
             found[f"{kind}, ms"] = costs.predict(point.plan, Work(kind, n))
@@ -24,7 +27,9 @@ def table(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | No
     """One row per plan, dense first."""
     rows = {name: figures(point, lengths, costs) for name, point in points.items()}
     columns = list(next(iter(rows.values())))
-    out = Table("plan", "budget", "harm", "gap", *columns, title=f"Front, costs at {max(lengths):,} tokens, 1 sequence")
+    dtype = next(iter(points.values())).plan.kv_dtype
+    title = f"Front, costs at {max(lengths):,} tokens, 1 sequence, KV cache in {dtype}"
+    out = Table("plan", "budget", "harm", "gap", *columns, title=title)
     for name, row in sorted(rows.items(), key=lambda each: points[each[0]].solution.value):
         point = points[name]
         cells = (f"{row[column]:.4g}" for column in columns)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from moa.plans.errors import MoaError, ModelMismatch
+from moa.plans.model import Dtype
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
 from moa.plans.span import BLOCK, Ints, first_block
 
@@ -42,12 +43,13 @@ def same_model(plans: Sequence[Plan]) -> None:
             raise ModelMismatch(f"plans of different models cannot be compared: {'; '.join(differences)}")
 
 
-def costs(plans: Mapping[str, Plan], lengths: Sequence[int]) -> Table:
-    """What each plan keeps at each length, batch 1 in bfloat16, beside the dense model."""
-    table = Table("tokens", "plan", "density", "prefill kept", "KV cache, MiB", "of dense", title="Costs")
+def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Table:
+    """What each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`."""
+    title = f"Costs, KV cache in {dtype}"
+    table = Table("tokens", "plan", "density", "prefill kept", "KV cache, MiB", "of dense", title=title)
     for n in lengths:
         for name, plan in plans.items():
-            kept, whole = plan.kv_bytes(n, dtype="bfloat16"), plan.model.dense_kv_bytes(n, dtype="bfloat16")
+            kept, whole = plan.kv_bytes(n, dtype=dtype), plan.model.dense_kv_bytes(n, dtype=dtype)
             table.add_row(
                 f"{n:,}", Text(name), f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}",
                 f"{kept / 2**20:.1f}", f"{kept / whole:.3f}",

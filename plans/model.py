@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -11,7 +11,10 @@ from moa.plans.errors import PlanError, Unsupported
 from moa.plans.schema import Strict, problem
 from moa.plans.span import Ints
 
-_BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1}
+Dtype = Literal["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
+DTYPES: tuple[Dtype, ...] = get_args(Dtype)
+
+_BYTES = dict(zip(DTYPES, (8, 4, 2, 2, 1, 1), strict=True))
 
 RopeValue = bool | int | float | str | list[float] | None
 
@@ -131,9 +134,10 @@ def dtype_bytes(dtype: Any) -> int:
     if isinstance(dtype, int) and dtype > 0:
         return dtype
     name = str(dtype).removeprefix("torch.")
-    if name not in _BYTES:
-        raise PlanError(f"dtype must be one of {', '.join(_BYTES)} or a number of bytes, found {dtype!r}")
-    return _BYTES[name]
+    found = {str(known): size for known, size in _BYTES.items()}.get(name)
+    if found is None:
+        raise PlanError(f"dtype must be one of {', '.join(DTYPES)} or a number of bytes, found {dtype!r}")
+    return found
 
 
 def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:

@@ -12,7 +12,7 @@ from pydantic import ValidationError, model_validator
 
 from moa.plans import span as spans_
 from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
-from moa.plans.model import ModelInfo, batch_lengths
+from moa.plans.model import Dtype, ModelInfo, batch_lengths
 from moa.plans.record import Predicted, Provenance
 from moa.plans.rule import FULL, KeyDiffWindow, Pattern, Rule
 from moa.plans.schema import Strict, problem
@@ -243,6 +243,11 @@ class Plan(Strict):
         lengths = batch_lengths(n, batch_size)
         blocks = sum(int(spans_.cache_blocks(*self._arrays, length).sum()) for length in lengths)
         return blocks * BLOCK * self.model.token_bytes(dtype) + self.model.sliding_kv_bytes(lengths, dtype)
+
+    @property
+    def kv_dtype(self) -> Dtype:
+        """The cache's dtype that `predicted` counts bytes in; bfloat16 where it does not say."""
+        return (self.predicted and self.predicted.kv_dtype) or "bfloat16"
 
     @property
     def _arrays(self) -> tuple[Ints, Ints, Ints]:

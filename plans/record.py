@@ -5,6 +5,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from moa.plans.model import Dtype
 from moa.plans.schema import Strict
 
 
@@ -15,7 +16,9 @@ class Predicted(Strict):
     """Tokens, prompt and generated."""
     density: tuple[float, ...] | None = None
     kv_bytes: tuple[int, ...] | None = None
-    """Of one sequence."""
+    """Of one sequence, in `kv_dtype`."""
+    kv_dtype: Dtype | None = None
+    """Of the cache that `kv_bytes` counts; None, as in files of older versions, is bfloat16."""
     harm: tuple[float, ...] | None = None
     """The search's objective, in the profile's unit."""
     kl: tuple[float, ...] | None = None

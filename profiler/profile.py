@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from moa.plans.errors import ProfileError
-from moa.plans.model import ModelInfo
+from moa.plans.model import DTYPES, Dtype, ModelInfo
 from moa.plans.replace import replace
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK
@@ -99,6 +99,12 @@ class Profile:
     def lengths(self) -> tuple[int, ...]:
         """Profiled lengths, ascending."""
         return tuple(sorted({length for _, length in self.cuts}))
+
+    @property
+    def dtype(self) -> Dtype | None:
+        """What the model was profiled in; None where the file does not say."""
+        name = str(self.meta.get("dtype")).removeprefix("torch.")
+        return next((known for known in DTYPES if known == name), None)
 
     def estimator(self, source: str) -> str:
         """How the harm of `source` was estimated; `fisher` where the file does not say."""

@@ -1,14 +1,14 @@
 """Budgets as the user writes them, and as the solver takes them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 
 import numpy as np
 import numpy.typing as npt
 
 from moa.plans.errors import MoaError
-from moa.plans.model import ModelInfo
+from moa.plans.model import Dtype, ModelInfo
 from moa.plans.span import BLOCK, LONGEST, Floats
 from moa.search.cost import Costs, Kind, Work
 from moa.search.grid import Grid
@@ -16,6 +16,9 @@ from moa.search.solver import Limit
 
 LARGEST = 2**20
 """Sequences that a budget may name."""
+
+ASSUMED: Dtype = "bfloat16"
+"""Of the cache, where neither the user nor the profile says."""
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,27 @@ class Budget:
         most: The figure.
         length: The length it holds at; None means every profiled length.
         batch: Sequences; a density has none.
+        dtype: Of the cache, for a budget in bytes; None is `ASSUMED` here, and in a search the profiled model's.
     """
 
     kind: str
     most: float
     length: int | None = None
     batch: int = 1
+    dtype: Dtype | None = None
 
     def __str__(self) -> str:
         where = "" if self.length is None else f"@{self.length}"
-        return f"{self.kind}<={self.most:g}{where}{'' if self.batch == 1 else f'x{self.batch}'}"
+        return f"{self.kind}<={self.most:g}{where}{'' if self.batch == 1 else f'x{self.batch}'}{self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """What the figure is counted in, for messages."""
+        return "" if self.dtype is None else f" in {self.dtype}"
+
+    def stored(self, dtype: Dtype) -> "Budget":
+        """The budget, counted in `dtype` where it is in bytes and says no other."""
+        return replace(self, dtype=dtype) if self.kind == "kv_gb" and self.dtype is None else self
 
 
 def parse(kind: str, text: str) -> Budget:
@@ -93,7 +107,7 @@ def limits(
         ModelMismatch: Costs of another model.
     """
     at = [budget.length] if budget.length is not None else list(lengths)
-    here = [Budget(budget.kind, budget.most, n, budget.batch) for n in at]
+    here = [replace(budget, length=n) for n in at]
     if budget.kind in _COSTS:
         return [_COSTS[budget.kind](each, grid, model, n) for each, n in zip(here, at, strict=True)]
     if costs is None:
@@ -115,10 +129,11 @@ def _density(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit
 
 
 def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
-    """Allocated cache in 10^9 bytes, two bytes per element; sliding layers as the model stores them."""
+    """Allocated cache in 10^9 bytes; sliding layers as the model stores them."""
     groups = len(model.ruled_layers) * model.kv_heads
-    block = BLOCK * 2 * model.head_size * 2 * budget.batch / 1e9
-    fixed = budget.batch * model.sliding_kv_bytes(np.array([length]), "bfloat16") / 1e9
+    dtype = budget.dtype or ASSUMED
+    block = BLOCK * model.token_bytes(dtype) * budget.batch / 1e9
+    fixed = budget.batch * model.sliding_kv_bytes(np.array([length]), dtype) / 1e9
     return Limit(str(budget), _every_group(grid.cache_blocks(length) * block, groups), budget.most, fixed)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from moa.plans.errors import MoaError
+from moa.plans.model import Dtype
 from moa.plans.plan import Plan, Predicted, Provenance
 from moa.plans.span import Floats, Ints
 from moa.profiler.profile import Profile, digest
-from moa.search.budget import Budget, limits
+from moa.search.budget import ASSUMED, Budget, limits
 from moa.search.cost import Costs, Work
 from moa.search.descent import Descent
 from moa.search.grid import Grid
@@ -24,6 +25,7 @@ def choose(
     profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN,
     costs: Costs | None = None, minimise: Budget | None = None, lengths: Sequence[int] | None = None,
     descent: Descent | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
+    kv_dtype: Dtype | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
     """The plan of least harm within the budgets, or with `minimise` of least cost within them, one of them on harm.
 
@@ -37,6 +39,8 @@ def choose(
         descent: Go on from an earlier plan by what was measured around it, not from the profile alone.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
+        kv_dtype: Of the cache, in budgets and predictions in bytes; None for what the model was profiled in, `ASSUMED`
+            where the profile does not say.
 
     Raises:
         BudgetInfeasible: No plan keeps the budgets.
@@ -50,6 +54,8 @@ def choose(
     if lengths is not None and not set(lengths) <= set(profile.lengths):
         raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
     lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
+    kv_dtype = kv_dtype or profile.dtype or ASSUMED
+    budgets = [budget.stored(kv_dtype) for budget in budgets]
     rules = candidates(profile, mix, lengths)
     text, recall = parts(profile, rules, mix, lengths)
     harms = text + recall
@@ -64,7 +70,7 @@ def choose(
     elif minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)
     else:
-        [least] = limits(minimise, rules, model, lengths, costs)
+        [least] = limits(minimise.stored(kv_dtype), rules, model, lengths, costs)
         solution = solve(least.cost, kept, time_limit=time_limit).plus(least.fixed)
     chosen = [rules.rule(int(i)) for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
@@ -74,7 +80,8 @@ def choose(
     predicted = Predicted(
         lengths=list(lengths),
         density=[round(plan.density(n), 4) for n in lengths],
-        kv_bytes=[plan.kv_bytes(n, dtype="bfloat16") for n in lengths],
+        kv_bytes=[plan.kv_bytes(n, dtype=kv_dtype) for n in lengths],
+        kv_dtype=kv_dtype,
         harm=_harms(profile, rules, mix, lengths, harms, solution.choice),
         **({} if costs is None else _times(costs, plan, lengths)),
     )

@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moa.plans.errors import MoaError
+from moa.plans.model import Dtype
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
-from moa.search.budget import Budget, limits
+from moa.search.budget import ASSUMED, Budget, limits
 from moa.search.choose import choose
 from moa.search.cost import Costs
 from moa.search.objective import PLAIN, Mix, candidates
@@ -34,6 +35,7 @@ class Point:
 def front(
     profile: Profile, count: int, axis: Budget, budgets: Sequence[Budget] = (), *,
     mix: Mix = PLAIN, costs: Costs | None = None, time_limit: float = 60.0,
+    kv_dtype: Dtype | None = None,
 ) -> Iterator[Point]:  # fmt: skip
     """Solve for `count` budgets in equal ratios, from the least that any plan needs to what full attention takes.
 
@@ -45,6 +47,7 @@ def front(
         mix: As for `choose`.
         costs: Measured costs, for budgets in milliseconds.
         time_limit: Seconds for each plan.
+        kv_dtype: As for `choose`.
 
     Yields:
         Points of rising budget and falling harm, as they are found.
@@ -56,9 +59,12 @@ def front(
     if count < 2:
         raise MoaError(f"a front has 2 plans or more, found {count}")
     harm = np.inf
+    axis = axis.stored(kv_dtype or profile.dtype or ASSUMED)
     for figure in np.geomspace(*_range(profile, axis, costs), count):
         budget = replace(axis, most=_round_up(float(figure)))
-        plan, solution = choose(profile, [budget, *budgets], mix=mix, costs=costs, time_limit=time_limit)
+        plan, solution = choose(
+            profile, [budget, *budgets], mix=mix, costs=costs, time_limit=time_limit, kv_dtype=kv_dtype
+        )
         if solution.value < harm:
             harm = solution.value
             yield Point(plan, budget, solution)

@@ -111,10 +111,10 @@ def _costs(plan: "Plan", title: str, lengths: "Sequence[int]") -> "Table":
     from rich.table import Table
 
     columns = "density", "prefill kept", "KV cache, MiB", "dense, MiB", "saved, MiB"
-    table = Table("tokens", *columns, title=f"{title}: batch 1, bfloat16")
+    table = Table("tokens", *columns, title=f"{title}: batch 1, {plan.kv_dtype}")
     for n in lengths:
-        kept = plan.kv_bytes(n, dtype="bfloat16") / 2**20
-        whole = plan.model.dense_kv_bytes(n, dtype="bfloat16") / 2**20
+        kept = plan.kv_bytes(n, dtype=plan.kv_dtype) / 2**20
+        whole = plan.model.dense_kv_bytes(n, dtype=plan.kv_dtype) / 2**20
         shares = f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}"
         table.add_row(f"{n:,}", *shares, f"{kept:.1f}", f"{whole:.1f}", f"{whole - kept:.1f}")
     return table

@@ -13,6 +13,7 @@ from moa.plans.errors import BudgetInfeasible, MoaError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from moa.plans.model import Dtype
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
     from moa.search.budget import Budget
@@ -32,7 +33,10 @@ def command(
         list[str] | None, typer.Option(help="D or D@LENGTH, repeatable; D alone holds at every profiled length.")
     ] = None,
     max_kv_gb: Annotated[
-        list[str] | None, typer.Option(help="G@LENGTH[xBATCH], repeatable: cache in 10^9 bytes, 2 bytes per element.")
+        list[str] | None, typer.Option(help="G@LENGTH[xBATCH], repeatable: cache in 10^9 bytes, by --kv-dtype.")
+    ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="float32, bfloat16, float16, ...: of the cache. Default: what was profiled.")
     ] = None,
     max_decode_ms: Annotated[list[str] | None, typer.Option(help=TIMES.format("decode step"))] = None,
     max_prefill_ms: Annotated[list[str] | None, typer.Option(help=TIMES.format("prefill"))] = None,
@@ -93,12 +97,13 @@ def command(
 
     import moa
     from moa.cli import study
-    from moa.cli.common import numbers, writable
+    from moa.cli.common import choice, numbers, writable
     from moa.cli.measure import compare, environment, runner_of
+    from moa.plans.model import DTYPES
     from moa.plans.plan import Plan
     from moa.profiler.fingerprint import fingerprint
     from moa.profiler.profile import Profile, digest
-    from moa.search.budget import cost, parse
+    from moa.search.budget import ASSUMED, cost, parse
     from moa.search.choose import choose, record
     from moa.search.cost import Costs
     from moa.search.objective import Mix
@@ -112,6 +117,7 @@ def command(
     least = None if minimise is None else cost(minimise)
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
+    stored = choice("--kv-dtype", kv_dtype, DTYPES)
     options = study.Study(trials, rounds, round_samples, storage, seed)
     options.check()
     if validate is None and (trials > 1 or rounds or storage or calibrate is not None or validate_length is not None):
@@ -139,14 +145,21 @@ def command(
     elif measure is not None:
         raise MoaError("--measure compares with predicted times: give --costs")
     console = Console(stderr=True, soft_wrap=True, highlight=False)
+    unknown = stored is None and measured.dtype is None
+    assumed = f"{profile} names no dtype: the cache is counted in {ASSUMED}; --kv-dtype names another"
+    stored = stored or measured.dtype or ASSUMED
+    budgets = [budget.stored(stored) for budget in budgets]
+    least = None if least is None else least.stored(stored)
     if front is not None:
-        _front(front, profile, measured, budgets, mix, known, time_limit, output, console)
+        _front(front, profile, measured, budgets, mix, known, time_limit, stored, output, console)
+        if unknown:
+            console.print(assumed)
         return
     writable(output, "plan", Plan.load)
     origin = record(profile, measured, budgets, moa.__version__, mix.sources)
-    if minimise is not None:
+    if least is not None:
         unit = "" if calibrate is None else " nats per token"
-        origin = origin.model_copy(update={"budget": f"{origin.budget}{unit}, least {minimise}"})
+        origin = origin.model_copy(update={"budget": f"{origin.budget}{unit}, least {minimise}{least.unit}"})
     if wanted is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, for {lengths}"})
     span = wanted or measured.lengths
@@ -165,7 +178,7 @@ def command(
         try:
             plan, solution = choose(
                 measured, budgets, mix=mixed, costs=known, minimise=least, lengths=wanted, descent=descent,
-                time_limit=time_limit, provenance=origin,
+                time_limit=time_limit, provenance=origin, kv_dtype=stored,
             )  # fmt: skip
         except BudgetInfeasible as error:
             if scale is None or max_harm is None:
@@ -205,8 +218,13 @@ def command(
         plan = best.plan
         console.print(f"  {study.summary(best)}, on {check.length} tokens of held-out text")
     for n in span:
-        kept = plan.kv_bytes(n) / measured.model.dense_kv_bytes(n)
-        console.print(f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept:.3f} of dense")
+        held, dense = plan.kv_bytes(n, dtype=stored), measured.model.dense_kv_bytes(n, dtype=stored)
+        console.print(
+            f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {held / dense:.3f} of dense, {held / 1e9:.4g} GB in "
+            f"{stored}"
+        )
+    if unknown:
+        console.print(f"  {assumed}")
     if known is not None:
         compare(plan, span, budgets, least, known, run, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")
@@ -214,7 +232,7 @@ def command(
 
 def _front(
     count: int, path: Path, profile: "Profile", budgets: Sequence["Budget"], mix: "Mix",
-    costs: "Costs | None", time_limit: float, folder: Path, console: "Console",
+    costs: "Costs | None", time_limit: float, kv_dtype: "Dtype", folder: Path, console: "Console",
 ) -> None:  # fmt: skip
     """Save the plans of a front as they are found, then their table and picture."""
     from rich.console import Console
@@ -238,7 +256,7 @@ def _front(
     canvas((1, 1))  # refuses here, not when all is solved, where matplotlib is missing
     folder.mkdir(exist_ok=True)
     points = {}
-    for point in front(profile, count, axis, budgets, mix=mix, costs=costs, time_limit=time_limit):
+    for point in front(profile, count, axis, budgets, mix=mix, costs=costs, time_limit=time_limit, kv_dtype=kv_dtype):
         name = f"{kind}-{point.budget.most:g}.yaml"
         origin = record(path, profile, [point.budget, *budgets], moa.__version__, mix.sources)
         point.plan.model_copy(update={"provenance": origin}).save(folder / name)

@@ -14,6 +14,9 @@ def command(
     lengths: Annotated[
         str | None, typer.Option(help="Lengths to show, tokens. Default: those the plan was made for, or 1024,4096.")
     ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option(help="Of the KV cache. Default: what the plan's search counted in, else bfloat16.")
+    ] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw the spans to this file.")] = None,
 ) -> None:
     """Draw the spans of every layer and KV head, and what they cost; with two plans, side by side."""
@@ -21,8 +24,11 @@ def command(
     from rich.console import Console
 
     from moa import report
-    from moa.cli.common import numbers, plan_name, writable
+    from moa.cli.common import choice, numbers, plan_name, writable
+    from moa.plans.model import DTYPES
     from moa.plans.plan import Plan
+
+    stored = choice("--kv-dtype", kv_dtype, DTYPES)
 
     paths = [plan] if other is None else [plan, other]
     names = list(map(plan_name, paths))
@@ -36,7 +42,8 @@ def command(
         writable(png, "PNG", _png)
         report.picture(plans, shown, png)
     console = Console(highlight=False)
-    console.print(report.costs(plans, shown), *(report.rules(p, shown, name) for name, p in plans.items()), sep="\n")
+    costs = report.costs(plans, shown, stored or loaded[0].kv_dtype)
+    console.print(costs, *(report.rules(p, shown, name) for name, p in plans.items()), sep="\n")
     maps = [report.span_map(p, shown, name) for name, p in plans.items()]
     if other is None:
         console.print(*maps, report.LEGEND, sep="\n")

@@ -98,7 +98,7 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
     plans = dict(baselines.plans(profile, absolute, LENGTH))
     room = plans["uniform 0.75"].kv_bytes(LENGTH, dtype="bfloat16")
     assert plans["uniform 0.75"] == Plan.uniform(profile.model, 0.75, at=LENGTH)
-    budget = Budget("kv_gb", room / 1e9, LENGTH)
+    budget = Budget("kv_gb", room / 1e9, LENGTH, dtype="bfloat16")
     windows = ["sink_window"]
     for name, source in (("exact", profile), ("first keys", profile.only(windows)), (ABSOLUTE, absolute.only(windows))):
         assert plans[f"{name} 0.75"] == choose(source, [budget], lengths=[LENGTH])[0]

@@ -50,6 +50,22 @@ def test_default_lengths_are_those_the_plan_was_made_for(show):
     assert "2,048" not in out
 
 
+def test_bytes_are_in_the_plans_own_dtype_or_the_one_named(show):
+    predicted = Predicted(lengths=(4096,), kv_bytes=(1,), kv_dtype="float32")
+    plan = Plan.from_rules(INFO, {0: [NARROW] * 2, 1: [FULL] * 2}, predicted=predicted)
+    plan.save("wide.yaml")
+    assert Plan.load("wide.yaml") == plan
+    shares = []
+    for args, dtype in ((["wide.yaml"], "float32"), (["wide.yaml", "--kv-dtype", "float16"], "float16"),
+                        (["half.yaml", "wide.yaml"], "bfloat16")):  # fmt: skip
+        _, out, _ = show(*args, "--lengths", "4096")
+        held, dense = plan.kv_bytes(4096, dtype=dtype), plan.model.dense_kv_bytes(4096, dtype=dtype)
+        assert f"KV cache in {dtype}" in out
+        assert f"{held / 2**20:.1f}" in out
+        shares += [line for line in out.splitlines() if f"{held / dense:.3f}" in line]
+    assert len(shares) >= 3  # a share of dense is the same in every dtype
+
+
 def test_two_plans_side_by_side(show):
     code, out, err = show("half.yaml", "narrow.yaml", "--lengths", "4096")
     assert (code, err) == (0, "")
@@ -85,6 +101,7 @@ def test_png(show, tmp_path):
         (["half.yaml", "--png", "no/folder/plan.png"], "no/folder"),
         (["half.yaml", "--png", "."], "folder"),
         (["half.yaml", "--color"], "--color"),
+        (["half.yaml", "--kv-dtype", "int8"], "--kv-dtype must be one of"),
         (["broken.yaml"], "broken.yaml"),
     ],
 )

@@ -84,7 +84,7 @@ def test_rules_are_summarised_by_growth():
 
 
 def test_costs_are_the_plans_own_figures():
-    table = report.costs({"a": PLAN, "dense": Plan.dense(INFO)}, [4096])
+    table = report.costs({"a": PLAN, "dense": Plan.dense(INFO)}, [4096], "bfloat16")
     ours, dense = rows(table)
     bytes_ = PLAN.kv_bytes(4096, dtype="bfloat16")
     assert ours == ["4,096", "a", f"{PLAN.density(4096):.3f}", f"{PLAN.prefill_fraction(4096):.3f}",
@@ -117,7 +117,7 @@ def test_plans_of_different_models_are_refused():
 
 
 def test_names_are_not_markup():
-    assert "[red]plan[/red]" in drawn(report.costs({"[red]plan[/red]": PLAN}, [1024]))
+    assert "[red]plan[/red]" in drawn(report.costs({"[red]plan[/red]": PLAN}, [1024], "bfloat16"))
     assert "[red]plan" in drawn(report.span_map(PLAN, [1024], "[red]plan"))
 
 

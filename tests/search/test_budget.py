@@ -44,8 +44,9 @@ SLIDING = [None, Sliding(window=128, layers=(1,))]
 
 
 @settings(max_examples=40)
-@given(st.data(), st.sampled_from(SLIDING), st.sampled_from([200, 512, 1024, 3000]), st.integers(1, 3))
-def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, batch):
+@given(st.data(), st.sampled_from(SLIDING), st.sampled_from([200, 512, 1024, 3000]), st.integers(1, 3),
+       st.sampled_from([None, "float32", "float16", "float8_e5m2"]))  # fmt: skip
+def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, batch, dtype):
     info = make_profile(sliding=sliding, layers=3).model
     rules = grid(LENGTHS, [("sink_window", 64), ("sink_window", 128)])
     groups = len(info.ruled_layers) * info.kv_heads
@@ -54,9 +55,9 @@ def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, ba
     plan = Plan.from_rules(info, {layer: chosen[2 * i : 2 * i + 2] for i, layer in enumerate(info.ruled_layers)})
     for kind, figure in {
         "density": plan.density(length),
-        "kv_gb": plan.kv_bytes(length, batch, dtype="bfloat16") / 1e9,
+        "kv_gb": plan.kv_bytes(length, batch, dtype=dtype or "bfloat16") / 1e9,
     }.items():
-        [limit] = limits(Budget(kind, 1.0, length, batch), rules, info, LENGTHS)
+        [limit] = limits(Budget(kind, 1.0, length, batch, dtype), rules, info, LENGTHS)
         assert limit.cost[np.arange(groups), choice].sum() + limit.fixed == pytest.approx(figure)
 
 

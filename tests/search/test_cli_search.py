@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -37,9 +38,52 @@ def test_a_plan_is_written_within_its_budgets(search):
     assert "wrote plan.yaml" in err
     assert plan.provenance is not None
     assert plan.provenance.profile == digest("profile.safetensors")
-    assert plan.provenance.budget == "density<=0.5, density<=0.45@1024, kv_gb<=0.0005@1024"
+    assert plan.provenance.budget == "density<=0.5, density<=0.45@1024, kv_gb<=0.0005@1024 in bfloat16"
     assert plan.provenance.calibration == "text, facts"
     assert plan.provenance.seed == 3
+
+
+@pytest.mark.parametrize(
+    ("recorded", "args", "dtype"),
+    [
+        ("torch.float32", [], "float32"),
+        ("torch.float16", [], "float16"),
+        ("torch.float32", ["--kv-dtype", "bfloat16"], "bfloat16"),
+        (None, [], "bfloat16"),
+        ("torch.int3", [], "bfloat16"),
+        (None, ["--kv-dtype", "float32"], "float32"),
+    ],
+)
+def test_bytes_are_counted_in_the_models_own_dtype_or_the_one_named(search, make_profile, recorded, args, dtype):
+    profile = make_profile()
+    meta = {**profile.meta, **({} if recorded is None else {"dtype": recorded})}
+    dataclasses.replace(profile, meta=meta).save("profile.safetensors")
+    code, _, err = search("-o", "plan.yaml", "--max-kv-gb", "0.0007@1024", *args)
+    assert code == 0
+    plan = Plan.load("plan.yaml")
+    assert 600_000 < plan.kv_bytes(1024, dtype=dtype) <= 700_000  # the budget is used, and kept
+    assert plan.predicted.kv_dtype == plan.kv_dtype == dtype
+    assert plan.predicted.kv_bytes == tuple(plan.kv_bytes(n, dtype=dtype) for n in (512, 1024))
+    assert plan.provenance.budget == f"kv_gb<=0.0007@1024 in {dtype}"
+    share = plan.kv_bytes(1024, dtype=dtype) / plan.model.dense_kv_bytes(1024, dtype=dtype)
+    assert f"KV {share:.3f} of dense, {plan.kv_bytes(1024, dtype=dtype) / 1e9:.4g} GB in {dtype}" in err
+    assert ("names no dtype: the cache is counted in bfloat16" in err) == (dtype == "bfloat16" and not args)
+
+
+def test_an_infeasible_budget_in_bytes_names_its_dtype(search):
+    code, _, err = search("-o", "plan.yaml", "--max-kv-gb", "0.00001@1024", "--kv-dtype", "float32")
+    assert code == 2
+    assert "no plan keeps kv_gb<=1e-05@1024 in float32: the smallest feasible value is 0.0" in err
+
+
+def test_a_front_says_the_dtype_of_its_bytes(search, tmp_path):
+    code, out, _ = search("-o", "front", "--front", "2", "--kv-dtype", "float32", "--max-kv-gb", "1@1024")
+    assert code == 0
+    plan = Plan.load("front/density-1.yaml")
+    assert plan.provenance.budget == "density<=1, kv_gb<=1@1024 in float32"
+    for text in (out, (tmp_path / "front" / "front.txt").read_text()):
+        assert "KV cache in float32" in text
+        assert f"{plan.kv_bytes(1024, dtype='float32') / 2**20:.4g}" in text
 
 
 def test_deterministic(search):
@@ -72,6 +116,7 @@ def test_source_weights_change_the_plan(search):
         (["--max-harm", "0.5", "--minimise", "seconds@512"], "found 'seconds@512'"),
         (["--max-harm", "0.5", "--minimise", "decode_ms@512"], "needs measured costs"),
         (["--front", "3", "--measure", "model"], "not with --front"),
+        (["--max-density", "0.5", "--kv-dtype", "int8"], "--kv-dtype must be one of float64, float32"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(search, tmp_path, args, says):
@@ -89,7 +134,7 @@ def test_least_cost_within_a_harm(search):
     plan = Plan.load("plan.yaml")
     assert f"optimal: kv_gb@1024x2 {plan.kv_bytes(1024, 2, dtype='bfloat16') / 1e9:.4g}, gap" in err
     assert plan.provenance is not None
-    assert plan.provenance.budget == "harm<=0.3, least kv_gb@1024x2"
+    assert plan.provenance.budget == "harm<=0.3, least kv_gb@1024x2 in bfloat16"
 
 
 def test_a_front_takes_the_place_of_an_earlier_one(search, tmp_path):
