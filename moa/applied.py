@@ -4,12 +4,12 @@ from functools import partial
 from os import PathLike
 from typing import Any, Self
 
-import torch
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
 from moa.cache import KVCache
+from moa.hf.attention import attention_modules, decoder_of, switch
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules
@@ -49,12 +49,8 @@ class Applied:
 
     def __init__(self, model: Any, plan: Plan, backend: str | None) -> None:
         plan.check(model)
-        modules = _attention_modules(model, plan)
-        decoder = _decoder(model, modules)
-        if decoder.config._attn_implementation == NAME:
-            raise Unsupported(
-                "the model, or another one that shares its config object, is under a plan: remove it first"
-            )
+        modules = attention_modules(model, plan.model)
+        decoder = decoder_of(model, modules)
         backends = Backends(backend)
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
@@ -62,10 +58,7 @@ class Applied:
         for device in devices:
             backends.on(device).ready(heads, plan.model.head_size, decoder.dtype)
         register()
-        self._before = decoder.config._attn_implementation
-        decoder.set_attn_implementation(NAME)
-        if decoder.config._attn_implementation != NAME:
-            raise Unsupported(f"{type(decoder).__name__} does not use transformers' attention interface")
+        self._before = switch(decoder, NAME)
         for layer, module in enumerate(modules):
             rules = Rules(plan, layer) if layer in plan.model.ruled_layers else None
             setattr(module, ATTRIBUTE, LayerState(rules, backends))
@@ -93,39 +86,6 @@ class Applied:
 
     def __exit__(self, *exception: object) -> None:
         self.remove()
-
-
-def _attention_modules(model: Any, plan: Plan) -> list[torch.nn.Module]:
-    """The attention module of each layer, by the attributes that transformers' attention interface relies on."""
-    modules: dict[int, torch.nn.Module] = {}
-    for module in model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if not isinstance(layer, int) or not hasattr(module, "is_causal"):
-            continue
-        name = type(module).__name__
-        if getattr(module, "is_cross_attention", False) or layer in modules:
-            raise Unsupported(f"{name}: more than one attention in layer {layer}, such as cross-attention")
-        if not module.is_causal:
-            raise Unsupported(f"{name} is bidirectional; plans are causal")
-        if getattr(module, "attn_logit_softcapping", None) is not None:
-            raise Unsupported(f"{name} soft-caps its attention logits, which plans do not honour")
-        if getattr(module, "sinks", None) is not None:
-            raise Unsupported(f"{name} has learned attention sinks, which plans do not honour")
-        modules[layer] = module
-    if sorted(modules) != list(range(plan.model.layers)):
-        raise Unsupported(
-            f"{plan.model.architecture} does not use transformers' attention interface: "
-            f"found attention modules for {len(modules)} of {plan.model.layers} layers"
-        )
-    return [modules[layer] for layer in sorted(modules)]
-
-
-def _decoder(model: Any, modules: list[torch.nn.Module]) -> PreTrainedModel:
-    """The innermost model whose config the attention modules read."""
-    owners = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config is modules[0].config]
-    if not owners:
-        raise Unsupported(f"{type(model).__name__} is not a transformers model")
-    return owners[-1]
 
 
 def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
+from moa.hf.attention import check_heads
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate
@@ -98,6 +99,7 @@ def attention(
     k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
     assert isinstance(k, Tensor)
     assert isinstance(v, Tensor)
+    check_heads(module, state.rules.model, query, k, v)
     with torch.no_grad():
         q = query.to(v.dtype)  # autocast leaves queries and keys in float32, by their rotary embedding
         if isinstance(key, Staged):

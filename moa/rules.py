@@ -15,13 +15,14 @@ class Rules:
         sink: Sink tokens, int64 [kv_heads].
         alpha: Constant part of the span, tokens, int64 [kv_heads].
         beta256: Growth of the span in 1/256ths, int64 [kv_heads].
+        model: The model that the plan is for.
         keydiff: Whose sinks hold other keys than the first (`moa.kernels.keydiff`), bool [kv_heads].
         moves_keys: Whether there is any such.
     """
 
     def __init__(self, plan: Plan, layer: int) -> None:
         self.sink, self.alpha, self.beta256 = plan.rules(layer)
-        self.keydiff = plan.keydiff(layer)
+        self.keydiff, self.model = plan.keydiff(layer), plan.model
         self.moves_keys = bool(self.keydiff.any())
         self._tables: dict[torch.device, dict[str, Tensor]] = {}
 

@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.backward import dense_hidden, run_backward
 from moa.profiler.calibration import whole_text
@@ -41,11 +43,13 @@ def seconds(
 
 def peak_bytes(model: PreTrainedModel, length: int) -> int:
     """Memory of one pass at `length`: weights, checkpointed layer inputs, one layer's activations, a tile, logits."""
-    config = model.config.get_text_config()
+    config, info = model.config.get_text_config(), ModelInfo.of(model)
     size, width = model.dtype.itemsize, config.hidden_size
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    layers = config.num_hidden_layers * length * width * size
-    layer = length * (8 * width + 4 * config.intermediate_size) * size
-    tile = 8 * (config.num_attention_heads // config.num_key_value_heads) * 64 * length * 4
+    layers = info.layers * length * width * size
+    blocks = (m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
+    widest = max((max(p.shape[-2:]) for block in blocks for p in block.parameters() if p.ndim > 1), default=4 * width)
+    layer = length * (8 * width + 4 * widest) * size
+    tile = 8 * info.group_size * 64 * length * 4
     logits = 4 * HEAD_CHUNK * config.vocab_size * 4
     return int(weights + layers + layer + tile + logits)

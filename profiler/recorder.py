@@ -19,6 +19,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.kernels.backend import load, pick
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.walk import attend_alone
@@ -38,6 +39,7 @@ class Recorder:
     """Tables of the sample in progress, by layer.
 
     Attributes:
+        model: The model's shape.
         estimator: Harm of every cut, given a tile; may be changed between samples.
         plan: What the model runs under; None is dense.
         tables: Layer index to float32 [sinks + keydiff, kv_heads, rows, edges], on the CPU.
@@ -45,10 +47,11 @@ class Recorder:
     """
 
     def __init__(
-        self, layers: Sequence[int], sinks: Sequence[int], estimator: Estimator, plan: Plan | None = None,
+        self, model: ModelInfo, sinks: Sequence[int], estimator: Estimator, plan: Plan | None = None,
         keydiff: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        self.layers, self.estimator, self.plan = frozenset(layers), estimator, plan
+        self.model, self.layers = model, frozenset(model.ruled_layers)
+        self.estimator, self.plan = estimator, plan
         self.sinks, self.keydiff = tuple(sinks), tuple(keydiff)
         self.tables: dict[int, Tensor] = {}
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
@@ -153,6 +156,7 @@ def _attention(
     refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if attention_mask is not None or refused:
         raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
+    check_heads(module, recorder.model, query, key, value)
     if recorder.watch is not None:
         recorder.watch(layer, query[0], key[0])
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -178,29 +182,31 @@ def recording(
         plan: None is dense.
         keydiff: Likewise sizes of sinks that hold the keys of `moa.kernels.keydiff`.
     """
-    recorder = Recorder(ModelInfo.from_config(model.config).ruled_layers, sinks, estimator, plan, keydiff)
-    before = model.config._attn_implementation
+    info = ModelInfo.of(model)
+    recorder = Recorder(info, sinks, estimator, plan, keydiff)
+    attention = attention_modules(model, info)
+    decoder = decoder_of(model, attention)
     trained = [p for p in model.parameters() if p.requires_grad]
-    attention = [m for m in model.modules() if hasattr(m, "layer_idx") and hasattr(m, "num_key_value_groups")]
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     state = [{name: vars(b).get(name) for name in _CHECKPOINTING} for b in blocks]
     training = model.training
     embeddings = model.get_input_embeddings()
+    before = switch(decoder, NAME)
     try:
         model.eval()
         for p in trained:
             p.requires_grad_(False)
-        hook = embeddings.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_(True))
+        # A clone, since some models scale their embeddings in place, which autograd refuses of a leaf.
+        hook = embeddings.register_forward_hook(lambda _module, _inputs, out: out.requires_grad_(True).clone())
         for block in blocks:
             block.training = True  # transformers checkpoints only layers in training mode; dropout inside stays off
             block.gradient_checkpointing = True
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         for module in attention:
             setattr(module, _RECORDER, recorder)
-        model.set_attn_implementation(NAME)
         yield recorder
     finally:
-        model.set_attn_implementation(before)
+        decoder.set_attn_implementation(before)
         for module in attention:
             delattr(module, _RECORDER)
         hook.remove()

@@ -13,8 +13,9 @@ NOTHING_OF_OURS: tuple[str, ...] = ()
 MAY_IMPORT = {  # folder: prefixes of the modules of ours that it may import, its own besides
     "plans": NOTHING_OF_OURS,
     "kernels": ("moa.plans.span", "moa.plans.errors"),
-    "profiler": ("moa.plans", "moa.kernels"),
+    "profiler": ("moa.plans", "moa.kernels", "moa.hf"),
     "search": ("moa.plans", "moa.profiler.profile"),
+    "moa/hf": ("moa.plans", "moa.kernels"),
     "moa": ("moa",),
 }
 FILES = [(folder, path) for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -46,7 +47,7 @@ def within(name: str, prefixes: tuple[str, ...]) -> bool:
 
 
 def forbidden(folder: str, source: str, package: str, modules: set[str]) -> list[str]:
-    own = "moa" if folder == "moa" else f"moa.{folder}"
+    own = module_name(ROOT / folder)
     ours = [name for name in imported(source, package, modules) if within(name, ("moa", *MAY_IMPORT))]
     return [name for name in ours if not within(name, (*MAY_IMPORT[folder], own))]
 
@@ -70,6 +71,10 @@ def test_arrows_between_folders(folder: str, path: Path) -> None:
         ("kernels", "def f():\n    import moa.apply", "moa.apply"),
         ("search", "from moa.profiler.profile import Profile", None),
         ("search", "from moa.profiler import collect", "moa.profiler.collect"),
+        ("moa/hf", "from moa.plans.plan import Plan", None),
+        ("moa/hf", "from moa.hf import logits", None),
+        ("moa/hf", "from moa.profiler import collect", "moa.profiler.collect"),
+        ("moa/hf", "from moa.applied import apply", "moa.applied"),
     ],
 )
 def test_the_check_itself(folder: str, line: str, refused: str | None) -> None:

@@ -1,0 +1,1 @@
+"""What the project needs to know of transformers' models."""

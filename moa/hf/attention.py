@@ -1,0 +1,113 @@
+"""The attention modules of a transformers model, by layer. What of them no rule can honour is refused by name, once."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from moa.plans.errors import Unsupported
+from moa.plans.model import ModelInfo
+
+REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda module: bool(getattr(module, "is_cross_attention", False)), "attends to another model (cross-attention)"),
+    (lambda module: not module.is_causal, "is bidirectional; plans are causal"),
+    (
+        lambda module: getattr(module, "attn_logit_softcapping", None) is not None,
+        "soft-caps its attention logits, which plans do not honour",
+    ),
+    (
+        lambda module: getattr(module, "sinks", None) is not None,
+        "has learned attention sinks, which plans do not honour",
+    ),
+    (
+        lambda module: "ALL_ATTENTION_FUNCTIONS" not in inspect.unwrap(type(module).forward).__code__.co_names,
+        "does not use transformers' attention interface",
+    ),
+)
+"""Whether an attention module has a trait, and what an error says of it."""
+
+
+def attention_modules(model: Any, info: ModelInfo) -> list[torch.nn.Module]:
+    """The attention module of each layer, by the attributes that transformers' attention interface relies on.
+
+    Args:
+        model: A transformers model, bare or wrapped (peft).
+        info: Its shape.
+
+    Raises:
+        Unsupported: A module has a trait that rules cannot honour, or a layer has no module of its own.
+    """
+    modules: dict[int, torch.nn.Module] = {}
+    for module in model.modules():
+        layer = getattr(module, "layer_idx", None)
+        if not isinstance(layer, int) or not hasattr(module, "is_causal"):
+            continue
+        name = type(module).__name__
+        for has, trait in REFUSED:
+            if has(module):
+                raise Unsupported(f"{name} {trait}")
+        if layer in modules:
+            raise Unsupported(f"layer {layer} has two attentions, {type(modules[layer]).__name__} and {name}")
+        modules[layer] = module
+    if sorted(modules) != list(range(info.layers)):
+        raise Unsupported(
+            f"{info.architecture} does not use transformers' attention interface: "
+            f"found attention modules for {len(modules)} of {info.layers} layers"
+        )
+    return [modules[layer] for layer in sorted(modules)]
+
+
+def check_heads(module: torch.nn.Module, info: ModelInfo, query: Tensor, key: Tensor, value: Tensor) -> None:
+    """Refuse heads other than the config's: a config may hold fields that its model does not read.
+
+    Args:
+        module: The attention module that hands them over.
+        info: What the config says.
+        query: [batch, query_heads, width, D].
+        key: [batch, kv_heads, keys, D].
+        value: Like key.
+
+    Raises:
+        Unsupported: Naming both.
+    """
+    found = query.shape[1], key.shape[1], key.shape[3], value.shape[1], value.shape[3]
+    said = info.query_heads, info.kv_heads, info.head_size, info.kv_heads, info.head_size
+    if found != said:
+        raise Unsupported(
+            f"{type(module).__name__} has {found[0]} query heads, {found[1]} key heads of size {found[2]} and "
+            f"{found[3]} value heads of size {found[4]}; by its config there are {info.query_heads} query heads and "
+            f"{info.kv_heads} key and value heads of size {info.head_size}"
+        )
+
+
+def decoder_of(model: Any, modules: list[torch.nn.Module]) -> PreTrainedModel:
+    """The innermost model whose config the attention modules read.
+
+    Raises:
+        Unsupported: There is none.
+    """
+    owners = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config is modules[0].config]
+    if not owners:
+        raise Unsupported(f"{type(model).__name__} is not a transformers model")
+    return owners[-1]
+
+
+def switch(decoder: PreTrainedModel, name: str) -> str:
+    """Let `decoder` attend by the attention function `name` of ours, and return the name of the one it had.
+
+    Raises:
+        Unsupported: It attends by one of ours already, or transformers does not let its attention be changed.
+    """
+    before: str = decoder.config._attn_implementation
+    if before.startswith("moa"):
+        raise Unsupported(
+            "the model, or another one that shares its config object, is being profiled or is under a plan: "
+            "remove it first"
+        )
+    decoder.set_attn_implementation(name)
+    if decoder.config._attn_implementation != name:
+        raise Unsupported(f"{type(decoder).__name__} does not use transformers' attention interface")
+    return before
