@@ -1,6 +1,5 @@
 """Load a model and its tokenizer from the hub, a local folder or a `.gguf` file; never runs the model's code."""
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -63,10 +62,27 @@ def load_model(
             **unpack,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
+    model.config.return_dict = True  # a checkpoint may say otherwise; outputs are read by name everywhere
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
     if absent:
         raise MoaError(f"model {str(name)!r}: {len(absent)} weights missing or misshapen, first {absent[0]}")
+    _check_vocabulary(name, model, tokenizer)
     return (model if device_map is not None else model.to(target)).eval(), tokenizer
+
+
+def _check_vocabulary(name: str | Path, model: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer of another model, whose tokens have no embedding.
+
+    Tokens added on top may have none: Gemma's tokenizer has one for images, which the text models do not know.
+    """
+    rows, added = model.get_input_embeddings().num_embeddings, set(tokenizer.get_added_vocab())
+    numbered = ((number, token) for token, number in tokenizer.get_vocab().items() if token not in added)
+    largest, token = max(numbered, default=(-1, ""))
+    if largest >= rows:
+        raise MoaError(
+            f"model {str(name)!r}: its tokenizer numbers {token!r} as {largest}, but the model has embeddings for "
+            f"{rows} tokens; give the tokenizer that belongs to it"
+        )
 
 
 def load_config(name: str | Path) -> Any:
@@ -108,15 +124,17 @@ def _locate(name: str | Path) -> tuple[str, dict[str, str]]:
 @contextmanager
 def _clear_errors(name: str | Path) -> Iterator[None]:
     """Say in one line what transformers found wrong with the files or with the name."""
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (OSError, ValueError, ImportError, LookupError, SafetensorError, struct.error) as error:
-        if isinstance(error, MoaError):
-            raise
+    except MoaError:
+        raise
+    except Exception as error:  # files of the wrong kind make transformers, and what it calls, raise anything
         tried = "" if Path(name).expanduser().exists() else "no such folder or .gguf file, and from the hub: "
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason, kind = str(error).strip(), type(error).__name__
+        if isinstance(error, OSError | ValueError | ImportError) and reason:  # written for users, the first line first
+            reason = reason.splitlines()[0]
+        else:
+            reason = f"transformers cannot load it: {kind}{': ' if reason else ''}{' '.join(reason.split())[:300]}"
         raise MoaError(f"model {str(name)!r}: {tried}{reason}") from error
 
 

@@ -12,7 +12,7 @@ import yaml
 from moa.plans.document import build, to_document
 from moa.plans.errors import PlanError
 from moa.plans.plan import Plan
-from moa.plans.replace import replace
+from moa.plans.replace import read, replace
 from moa.plans.schema import ProblemError
 
 
@@ -22,7 +22,7 @@ def load(source: str | PathLike[str]) -> Plan:
     if not path.exists() and str(source) in shipped:
         return parse(shipped[str(source)].read_text(encoding="utf-8"), f"shipped plan {source}")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read(path).decode()
     except FileNotFoundError:
         names = ", ".join(sorted(shipped)) or "none"
         raise PlanError(f"no plan file {path} and no shipped plan of that name (shipped: {names})") from None

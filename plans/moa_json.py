@@ -6,7 +6,6 @@ and an allowance for new tokens. Here alpha and beta mean the same reach, the si
 least, but at each query's own length n in place of N: equal at n = N, narrower before it where beta > 0.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from os import PathLike
@@ -20,6 +19,7 @@ from moa.plans.errors import PlanError, Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.record import Provenance
+from moa.plans.replace import read_json
 from moa.plans.rule import LIMIT, Rule
 from moa.plans.span import BETA_STEPS
 
@@ -50,7 +50,7 @@ def _nearest(value: float) -> int:
 
 def _parse(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError as error:
         raise PlanError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

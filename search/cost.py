@@ -14,7 +14,6 @@ The running model comes in as a callable, so nothing here knows of one.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -24,6 +23,7 @@ from scipy.optimize import nnls
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import FULL, Plan, Rule
+from moa.plans.replace import read
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK, Floats, Ints, cache_blocks, first_block
 
@@ -81,7 +81,7 @@ class Costs(Strict):
             MoaError: No such file, or not costs.
         """
         try:
-            costs = cls.model_validate_json(Path(path).read_bytes())
+            costs = cls.model_validate_json(read(path))
         except OSError as error:
             raise MoaError(f"cannot read costs {path}: {error.strerror}") from None
         except ValidationError as error:

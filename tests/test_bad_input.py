@@ -121,6 +121,7 @@ PLANS = [
         ("list.yaml", "list.yaml, line 1"),
         ("empty.yaml", "empty.yaml, line 1"),
         ("binary.yaml", "binary.yaml: not UTF-8"),
+        ("/dev/null", "cannot read plan /dev/null: it is a device"),
     ]
 ]
 WRONG_MODEL = [
@@ -186,6 +187,8 @@ NUMBERS = [
     ("search good.safetensors -o out.yaml --max-density 0.5@99999999999999999999", "must be from 1 to 16777216"),
     ("search good.safetensors -o out.yaml --max-kv-gb 5@4096x100000000000", "its batch to 1048576"),
     ("search good.safetensors -o out.yaml --max-density 0.5 --costs placeless.json", "must have device, threads"),
+    ("search good.safetensors -o out.yaml --max-density 0.5 --costs /dev/null", "it is a device, not a file"),
+    (f"eval model -o /dev/null {EVAL}", "it is a device, not a file"),
     ("search good.safetensors -o out.yaml", "give at least one budget"),
     ("search good.safetensors -o out.yaml --max-density 0.001", "0.001"),
     ("search good.safetensors -o out.yaml --max-density half", "half"),

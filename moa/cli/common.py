@@ -1,12 +1,12 @@
 """What several commands share: reading options, refusing outputs, the progress bar."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from moa.plans.errors import MoaError
+from moa.plans.replace import read_json
 from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def results(*names: str) -> Callable[[Path], None]:
     """A reader for `writable`, of JSON objects that have these names."""
 
     def read(path: Path) -> None:
-        found = json.loads(path.read_bytes())
+        found = read_json(path)
         if not isinstance(found, dict) or not set(names) <= found.keys():
             raise MoaError(f"a JSON object with {', '.join(names)} was expected")
 

@@ -1,6 +1,8 @@
 """The `moa` command. One file per sub-command beside this one; each imports torch only when it runs."""
 
+import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated
 
@@ -48,20 +50,32 @@ def main() -> int:
 
     Returns:
         The exit code: 0 done, 1 `moa doctor` found no back-end that computes right, 2 bad input (one line on stderr),
-        130 interrupted. Anything else that goes wrong is a bug of ours and shows its traceback.
+        130 interrupted, 141 whoever read the output went away, as `| head` does. Anything else that goes wrong is a
+        bug of ours and shows its traceback.
     """
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk is said in one line
     except (MoaError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         return _fail(message)
+    except (BrokenPipeError, SystemExit):  # rich makes the second of the first
+        _discard_output()
+        return 141
     except OSError as error:
-        if error.filename is None:
+        if error.errno is None:
             raise
-        return _fail(f"{error.filename}: {error.strerror}")
+        _discard_output()
+        return _fail(": ".join(filter(None, (error.filename, error.strerror))))
     except (KeyboardInterrupt, typer.Abort):
         return 130
     return code if isinstance(code, int) else 0
+
+
+def _discard_output() -> None:
+    """Let nothing that is still to be written to stdout fail once more when Python ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(message: str) -> int:

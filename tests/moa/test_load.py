@@ -86,9 +86,26 @@ def _corrupt_config(folder):
     (folder / "config.json").write_text("{")
 
 
+def _setting(file, **settings):
+    def write(folder):
+        path = folder / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+    return write
+
+
+def _deep_config(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (_setting("config.json", use_cache=None), "'use_cache' expected bool, got NoneType"),
+        (_setting("config.json", num_hidden_layers="two"), "'num_hidden_layers' expected int"),
+        (_setting("config.json", dtype="float99"), "float99"),
+        (_setting("tokenizer_config.json", tokenizer_class=5), "transformers cannot load it: AttributeError"),
+        (_deep_config, "RecursionError"),
         (_empty_folder, "no config.json"),
         (_truncated, "incomplete|deserializ"),
         (_layer_missing, "weights missing"),
@@ -136,6 +153,28 @@ def test_damaged_gguf(tmp_path):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(MoaError, match=r"m\.gguf"):
         load_model(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("name", ["return_dict", "use_cache"])
+def test_settings_of_a_checkpoint_that_say_no_leave_outputs_with_names(folder, name):
+    _setting("config.json", **{name: False})(folder)
+    model, _ = load_model(folder, device="cpu")
+    assert model(torch.tensor([[1]])).logits.shape == (1, 1, 32)
+
+
+def test_a_tokenizer_of_another_model_is_refused(folder):
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"a": 1', '"a": 40'))
+    with pytest.raises(MoaError, match="numbers 'a' as 40, but the model has embeddings for 32 tokens"):
+        load_model(folder, device="cpu")
+
+
+def test_an_added_token_may_have_no_embedding(folder):
+    _, tokenizer = load_model(folder, device="cpu")
+    tokenizer.add_tokens([f"<{i}>" for i in range(40)], special_tokens=True)
+    tokenizer.save_pretrained(folder)
+    _, tokenizer = load_model(folder, device="cpu")
+    assert len(tokenizer) > 32
 
 
 def test_bad_arguments(folder):
