@@ -1,5 +1,6 @@
 """Load a model and its tokenizer from the hub, a local folder or a `.gguf` file; never runs the model's code."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -62,6 +63,7 @@ def load_model(
             **unpack,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
+        tokenizer("a")  # some broken settings show here first
     model.config.return_dict = True  # a checkpoint may say otherwise; outputs are read by name everywhere
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
     if absent:
@@ -140,7 +142,7 @@ def _clear_errors(name: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Errors only from transformers, for a while; its progress bars (downloads) only if `progress`."""
+    """Errors only from transformers and torch, for a while; progress bars (downloads) only if `progress`."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -148,7 +150,9 @@ def _quiet(*, progress: bool) -> Iterator[None]:
     if not progress:
         logging.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:

@@ -69,6 +69,8 @@ class Settings:
         for name, sizes in (("sinks", self.sinks), ("keydiff", self.keydiff)):
             if any(s < 64 or s % 64 for s in sizes):
                 raise MoaError(f"{name} must be positive multiples of 64, found {list(sizes)}")
+            if sizes and max(sizes) > max(self.lengths):
+                raise MoaError(f"{name} must be at most the longest length, {max(self.lengths)}, found {max(sizes)}")
         if not self.sinks:
             raise MoaError("give at least one size of sinks")
         if self.estimator is not None and self.estimator not in ESTIMATORS:

@@ -153,6 +153,8 @@ NUMBERS = [
     ("profile model -o out.safetensors --samples two", "--samples"),
     ("profile model -o out.safetensors --sinks 65", "sinks must be positive multiples of 64"),
     ("profile model -o out.safetensors --keydiff 65", "keydiff must be positive multiples of 64"),
+    ("profile model -o out.safetensors --lengths 512 --sinks 64,576", "sinks must be at most the longest length, 512"),
+    ("profile model -o out.safetensors --lengths 512 --keydiff 16777216", "keydiff must be at most the longest"),
     (
         "search good.safetensors -o out.yaml --max-density 0.5 --pattern keydiff_window",
         "patterns of this profile are sink_window, found keydiff_window",

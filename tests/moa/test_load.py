@@ -105,6 +105,8 @@ def _deep_config(folder):
         (_setting("config.json", num_hidden_layers="two"), "'num_hidden_layers' expected int"),
         (_setting("config.json", dtype="float99"), "float99"),
         (_setting("tokenizer_config.json", tokenizer_class=5), "transformers cannot load it: AttributeError"),
+        (_setting("tokenizer_config.json", model_max_length="x"), "transformers cannot load it: TypeError"),
+        (_setting("config.json", hidden_size=0), "weights missing or misshapen"),
         (_deep_config, "RecursionError"),
         (_empty_folder, "no config.json"),
         (_truncated, "incomplete|deserializ"),
@@ -114,12 +116,13 @@ def _deep_config(folder):
         (_corrupt_config, "config.json"),
     ],
 )
-def test_damaged_folder_is_refused_in_one_line(folder, damage, says):
+def test_damaged_folder_is_refused_in_one_line(folder, damage, says, recwarn):
     damage(folder)
     with pytest.raises(MoaError, match=says) as caught:
         load_model(folder, device="cpu")
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not recwarn
 
 
 @pytest.mark.parametrize(
