@@ -20,6 +20,7 @@ import torch
 from scipy.stats import spearmanr
 
 from moa.applied import apply
+from moa.hf.logits import hidden_of, logits_of
 from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
@@ -28,7 +29,6 @@ from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
 from moa.profiler.estimators import ESTIMATORS
-from moa.profiler.head import logits_of
 from moa.profiler.recorder import recording
 
 HERE = Path(__file__).parent
@@ -52,7 +52,7 @@ def samples(tokenizer: Any, length: int, count: int) -> list[Sample]:
 @torch.inference_mode()
 def answers(model: Any, sample: Sample) -> torch.Tensor:
     """Log-probabilities at the answers [answers, vocabulary]."""
-    hidden = model.base_model(torch.tensor([sample.ids]), use_cache=False).last_hidden_state[0]
+    hidden = hidden_of(model, torch.tensor([sample.ids]))
     return logits_of(model, hidden[torch.tensor(sample.response) - 1]).log_softmax(-1)
 
 

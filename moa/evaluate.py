@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from moa.haystack import Haystack
+from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
-from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.text import Part, split
 from moa.timing import Variant, held_bytes
 
@@ -149,8 +149,7 @@ def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Ten
 def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
     """Last hidden states [tokens, d]."""
     with row.variant.on(model):
-        hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
-        return hidden
+        return hidden_of(model, ids)
 
 
 def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:

@@ -4,15 +4,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
 from moa.profiler.calibration import Labels, Loss, Sample
-from moa.profiler.head import HEAD_CHUNK, logits_of
 from moa.profiler.recorder import Recorder
 
 
 def response_hidden(model: PreTrainedModel, sample: Sample) -> Tensor:
     """Last hidden states [response tokens, d] from which the sample's response is predicted."""
     ids = torch.tensor([sample.ids], device=model.device)
-    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[0]
+    hidden = hidden_of(model, ids)
     return hidden[torch.tensor(sample.response, device=hidden.device) - 1]
 
 

@@ -9,11 +9,11 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from moa.hf.logits import HEAD_CHUNK
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.backward import dense_hidden, run_backward
 from moa.profiler.calibration import whole_text
-from moa.profiler.head import HEAD_CHUNK
 from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, Task
 

@@ -20,6 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
+from moa.hf.logits import check_head
 from moa.kernels.backend import load, pick
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.walk import attend_alone
@@ -186,6 +187,7 @@ def recording(
     recorder = Recorder(info, sinks, estimator, plan, keydiff)
     attention = attention_modules(model, info)
     decoder = decoder_of(model, attention)
+    check_head(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]
     state = [{name: vars(b).get(name) for name in _CHECKPOINTING} for b in blocks]
