@@ -1,20 +1,21 @@
 """Put a transformers model under a plan, and take it off again."""
 
+import inspect
 from functools import partial
 from os import PathLike
 from typing import Any, Self
 
-from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
 from moa.cache import KVCache
+from moa.generation import Generator
 from moa.hf.attention import attention_modules, decoder_of, switch
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules
-
-_PREPARE = "_prepare_cache_for_generation"
+from moa.step import check
 
 
 def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = None) -> "Applied":
@@ -63,9 +64,7 @@ class Applied:
             rules = Rules(plan, layer) if layer in plan.model.ruled_layers else None
             setattr(module, ATTRIBUTE, LayerState(rules, backends))
         self._hook = decoder.register_forward_pre_hook(partial(_check_call, plan), with_kwargs=True)
-        self._generator = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
-        if self._generator is not None:
-            setattr(self._generator, _PREPARE, partial(_prepare_cache, self._generator, plan))
+        self._generator = Generator(model, plan)
         self._modules, self._decoder, self._removed = modules, decoder, False
         self.model, self.plan = model, plan
 
@@ -75,8 +74,7 @@ class Applied:
             return
         self._removed = True
         self._hook.remove()
-        if self._generator is not None:
-            delattr(self._generator, _PREPARE)
+        self._generator.remove()
         for module in self._modules:
             delattr(module, ATTRIBUTE)
         self._decoder.set_attn_implementation(self._before)
@@ -90,9 +88,11 @@ class Applied:
 
 def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Before every forward call: refuse what the attention function could not see to be wrong."""
-    if kwargs.get("output_attentions", decoder.config.output_attentions):
+    call = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) if args else {}
+    call |= kwargs
+    if call.get("output_attentions", decoder.config.output_attentions):
         raise Unsupported("output_attentions under a plan: attention weights are never held whole")
-    for given in (*args, *kwargs.values()):
+    for given in call.values():
         if not isinstance(given, Cache):
             continue
         if isinstance(given, KVCache):
@@ -105,30 +105,4 @@ def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwa
             raise Unsupported(
                 f"{type(given).__name__} under a plan: use moa.KVCache(plan, max_length=…) or DynamicCache"
             )
-
-
-def _prepare_cache(
-    model: Any,
-    plan: Plan,
-    generation_config: Any,
-    model_kwargs: dict[str, Any],
-    generation_mode: Any,
-    batch_size: int,
-    max_cache_length: int,
-) -> None:
-    """Stands for `GenerationMixin._prepare_cache_for_generation` on a model under a plan: the cache is a `KVCache`."""
-    given = model_kwargs.get("past_key_values")
-    if given is None and generation_config.cache_implementation not in (None, "dynamic"):
-        raise Unsupported(
-            f"cache_implementation={generation_config.cache_implementation!r} under a plan: leave it out, or pass "
-            "past_key_values=moa.KVCache(plan, max_length=…)"
-        )
-    if isinstance(given, KVCache) and given.max_length is not None and given.max_length < max_cache_length:
-        raise Unsupported(f"the cache has max_length {given.max_length}, this call may need {max_cache_length}")
-    type(model)._prepare_cache_for_generation(
-        model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
-    )
-    if given is None and model_kwargs.get("past_key_values") is not None:
-        model_kwargs["past_key_values"] = KVCache(plan)
-        if generation_config.is_assistant:
-            model_kwargs["past_key_values"].activate_past_recording()
+        check(decoder, given, call)

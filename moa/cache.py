@@ -25,6 +25,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     Attributes:
         plan: The plan.
         max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
+        beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways (`moa.step`).
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
@@ -42,7 +43,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
         texts: dict[torch.device, Text] = {}
         super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
-        self.plan, self.max_length, self._texts = plan, max_length, texts
+        self.plan, self.max_length, self._texts, self.beyond_limit = plan, max_length, texts, False
         self._ruled = [layer for layer in self.layers if isinstance(layer, PlanLayer)]
         self._first_ruled = plan.model.ruled_layers[0]
 
@@ -55,6 +56,11 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def live_bytes(self) -> int:
         """Bytes of the blocks that the plan wants at the current lengths."""
         return sum(_bytes(layer, "live_bytes") for layer in self.layers)
+
+    @property
+    def columns(self) -> int:
+        """Columns seen, padding counted, without asking the device: calls in compiled graphs do not count."""
+        return int(self.layers[self._first_ruled].columns)
 
     @property
     def lengths(self) -> Tensor | None:

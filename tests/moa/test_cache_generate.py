@@ -9,7 +9,7 @@ from transformers import GenerationMixin, TextIteratorStreamer, pipeline
 
 import moa
 from moa import KVCache, Unsupported
-from moa.applied import _prepare_cache
+from moa.generation import prepare_cache
 
 
 @pytest.fixture(params=["reference", "torch", "numba"])
@@ -155,5 +155,5 @@ def test_crop_too_far_in_assisted_is_an_error(applied, plan, tokens):
 
 def test_the_method_that_is_overridden_has_the_form_we_rely_on():
     theirs = list(inspect.signature(GenerationMixin._prepare_cache_for_generation).parameters)
-    ours = list(inspect.signature(_prepare_cache).parameters)
+    ours = list(inspect.signature(prepare_cache).parameters)
     assert theirs[1:] == ours[2:]

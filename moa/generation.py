@@ -1,0 +1,115 @@
+"""`generate` on a model under a plan: which cache it gets, and that the model keeps it."""
+
+import functools
+from typing import Any
+
+from transformers import GenerationMixin
+from transformers.generation.configuration_utils import GenerationMode
+
+from moa.cache import KVCache
+from moa.plans.errors import Unsupported
+from moa.plans.plan import Plan
+from moa.step import GO_ON, longrope_limit
+
+PREPARE_CACHE, PREPARE_INPUTS = "_prepare_cache_for_generation", "prepare_inputs_for_generation"
+
+
+class Generator:
+    """The part of a model that generates, if any, with two of its methods replaced on the instance until `remove`."""
+
+    def __init__(self, model: Any, plan: Plan) -> None:
+        self._model = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
+        if self._model is not None:
+            theirs = getattr(type(self._model), PREPARE_INPUTS)
+            ours = functools.partial(prepare_inputs, self._model)
+            # transformers reads the signature to know which arguments the model takes
+            setattr(self._model, PREPARE_INPUTS, functools.wraps(theirs.__get__(self._model))(ours))
+            setattr(self._model, PREPARE_CACHE, functools.partial(prepare_cache, self._model, plan))
+
+    def remove(self) -> None:
+        """Give the model its methods back."""
+        if self._model is not None:
+            for name in (PREPARE_INPUTS, PREPARE_CACHE):
+                delattr(self._model, name)
+
+
+def prepare_cache(
+    model: Any,
+    plan: Plan,
+    generation_config: Any,
+    model_kwargs: dict[str, Any],
+    generation_mode: Any,
+    batch_size: int,
+    max_cache_length: int,
+) -> None:
+    """Stands for `GenerationMixin._prepare_cache_for_generation`: the cache is a `KVCache`, or one that was given.
+
+    Raises:
+        Unsupported: What the call, or the checkpoint's generation_config, says of the cache contradicts itself, or the
+            cache that was given is not the beginning of the text.
+    """
+    given, kind = model_kwargs.get("past_key_values"), generation_config.cache_implementation
+    if given is None and kind not in (None, "dynamic"):
+        raise Unsupported(
+            f"cache_implementation={kind!r} under a plan: leave it out, or pass "
+            "past_key_values=moa.KVCache(plan, max_length=…)"
+        )
+    mask = model_kwargs.get("attention_mask")
+    columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[-1]
+    if given is not None:
+        _check_given(given, columns, generation_config, generation_mode, max_cache_length)
+    limit, drafts = (
+        longrope_limit(model.config.get_text_config()),
+        generation_mode == GenerationMode.ASSISTED_GENERATION,
+    )
+    if drafts and limit is not None and columns is not None and columns <= limit <= max_cache_length:
+        raise Unsupported(
+            f"assisted generation from {columns} to {max_cache_length + 1} tokens: the model's rotary embedding "
+            f"changes after {limit}, so drafts beyond would change the tokens before them; leave the drafts out"
+        )
+    type(model)._prepare_cache_for_generation(
+        model, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+    )
+    made = model_kwargs.get("past_key_values")
+    if made is not None and not generation_config.use_cache:
+        raise Unsupported(
+            f"use_cache={generation_config.use_cache} beside a cache: the whole text would be fed again at every step; "
+            "pass use_cache=True if the checkpoint's generation_config or config says otherwise, or no cache"
+        )
+    if given is None and made is not None:
+        model_kwargs["past_key_values"] = KVCache(plan)
+        if generation_config.is_assistant:
+            model_kwargs["past_key_values"].activate_past_recording()
+
+
+def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_cache_length: int) -> None:
+    if config.cache_implementation is not None:
+        raise Unsupported(
+            f"cache_implementation={config.cache_implementation!r} beside past_key_values: pass "
+            "cache_implementation=None if the checkpoint's generation_config has it, or no cache"
+        )
+    if isinstance(cache, KVCache) and cache.max_length is not None and cache.max_length < max_cache_length:
+        raise Unsupported(f"the cache has max_length {cache.max_length}, this call may need {max_cache_length}")
+    held = int(cache.get_seq_length())
+    if held and columns is not None and columns <= held:
+        raise Unsupported(f"the cache holds {held} tokens, the prompt {columns}: {GO_ON}")
+    if held and mode == GenerationMode.ASSISTED_GENERATION:
+        raise Unsupported(
+            f"assisted generation from a cache that holds {held} tokens: transformers would feed it the whole text "
+            "again; reset the cache"
+        )
+
+
+def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """Stands for `prepare_inputs_for_generation` of the model, which may drop its cache to compute all keys anew.
+
+    Phi-3 does where its rotary embedding changes. It then gets the same cache, emptied, and so stays under the plan.
+    """
+    inputs = getattr(type(model), PREPARE_INPUTS)(model, *args, **kwargs)
+    cache, kept = kwargs.get("past_key_values"), inputs.get("past_key_values")
+    if isinstance(cache, KVCache) and kept is not cache:
+        if kept is not None:
+            raise Unsupported(f"{type(model).__name__} replaces its cache by a {type(kept).__name__}")
+        cache.reset()
+        inputs["past_key_values"] = cache
+    return inputs

@@ -1,0 +1,90 @@
+"""Whether a forward call goes on where the cache that it was given stands.
+
+A call that does not still computes something: a text fed again, tokens at the positions of others, keys of two rotary
+embeddings beside each other. The caller could not tell from the result.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moa.cache import KVCache
+from moa.plans.errors import Unsupported
+
+GO_ON = "pass the whole text, that is what is cached and at least one new token, or reset the cache"
+
+
+def check(decoder: Any, cache: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a call whose columns, positions or rotary embedding do not follow those of the cache.
+
+    On a GPU a decode step's positions are not read back; `generate` checks lengths before its first step.
+
+    Args:
+        decoder: The model that is called.
+        cache: A `KVCache` or `DynamicCache`.
+        call: The arguments, by name.
+
+    Raises:
+        Unsupported: They do not.
+    """
+    if isinstance(cache, KVCache) and call.get("use_cache") is False:
+        raise Unsupported("use_cache=False beside a moa.KVCache, which would be written all the same: leave out one")
+    given = call.get("input_ids")
+    tokens = call.get("inputs_embeds") if given is None else given
+    if tokens is None or torch.compiler.is_compiling():
+        return
+    new, may_wait = tokens.shape[1], tokens.device.type == "cpu" or tokens.shape[1] > 1
+    held = int(cache.get_seq_length()) if may_wait or not isinstance(cache, KVCache) else cache.columns
+    positions = call.get("position_ids")
+    if positions is not None and (positions.ndim != 2 or positions.shape[1] != new):
+        positions = None  # of several axes (images), or the model's to refuse
+    if may_wait and positions is not None:
+        _check_positions(cache, positions, call.get("attention_mask"), held)
+    limit = longrope_limit(decoder.config)
+    if limit is not None and isinstance(cache, KVCache):
+        _check_rotary(cache, limit, held, new, positions, may_wait)
+
+
+def _check_positions(cache: Any, positions: Tensor, mask: Any, held: int) -> None:
+    """A token's position lies between how many tokens are before it and how many columns are, padding counted."""
+    new = positions.shape[1]
+    if isinstance(mask, Tensor):
+        if mask.ndim != 2 or mask.shape[1] < held + new:
+            return  # refused where masks are made
+        past, real = mask[:, :held].sum(1), mask[:, held : held + new].bool()
+    else:
+        lengths = cache.lengths if isinstance(cache, KVCache) else None
+        past, real = positions.new_tensor([held]) if lengths is None else lengths, torch.ones_like(positions).bool()
+    if len({len(past), len(real), len(positions)} - {1}) > 1:
+        return  # batches differ, which the cache refuses
+    columns = held + torch.arange(new, device=positions.device)
+    wrong = real & ((positions < past[:, None] + real.cumsum(1) - 1) | (positions > columns))
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        found = int(positions.expand(len(wrong), -1)[row, column])
+        raise Unsupported(
+            f"the cache holds {held} tokens, and the one in column {held + column} is given position {found}: {GO_ON}"
+        )
+
+
+def longrope_limit(config: Any) -> int | None:
+    """Tokens after which a model rotates all keys by other frequencies; None where it never does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return int(limits[0]) if limits else None
+
+
+def _check_rotary(cache: KVCache, limit: int, held: int, new: int, positions: Tensor | None, may_wait: bool) -> None:
+    beyond = held + new > limit
+    if beyond and positions is not None and (may_wait or not cache.beyond_limit):
+        beyond = int(positions.max()) >= limit  # padding has columns, but no positions
+    if not held:
+        cache.beyond_limit = beyond
+    elif beyond != cache.beyond_limit:
+        raise Unsupported(
+            f"the model rotates keys of texts over {limit} tokens in another way: {held} cached and {new} new tokens "
+            "cross that limit; reset the cache and pass the whole text in one call"
+        )
