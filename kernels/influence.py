@@ -135,15 +135,16 @@ def influence_backward(
         if sink is not None and others is not None and others[g]:
             ours = history(k[g : g + 1], int(sink[g]), BLOCK)
         mine = slice(g * heads, (g + 1) * heads)
+        wide_k, wide_v = k[g].to(_sum(k)), v[g].to(_sum(v))  # products in half precision can overflow
         for start in range(0, n, BLOCK):
             stop = min(start + BLOCK, n)
-            rows, keys, values = stop - start, k[g, :stop], v[g, :stop]
-            qt, dt = (x[mine, start:stop].reshape(heads * rows, dim) for x in (q, dout))  # [heads * rows, D]
-            scores = (qt @ keys.T).unflatten(0, (heads, rows)).to(_sum(q)) * scale  # [heads, rows, keys]
+            rows, keys, values = stop - start, wide_k[:stop], wide_v[:stop]
+            qt, dt = (x[mine, start:stop].reshape(-1, dim).to(_sum(q)) for x in (q, dout))  # [heads * rows, D]
+            scores = (qt @ keys.T).unflatten(0, (heads, rows)) * scale  # [heads, rows, keys]
             above = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
             scores[..., start:].masked_fill_(above, -torch.inf)
             a = scores.softmax(-1)
-            dp = (dt @ values.T).unflatten(0, (heads, rows)).to(a.dtype)
+            dp = (dt @ values.T).unflatten(0, (heads, rows))
             d = (a * dp).sum(-1, keepdim=True)
             harm = estimator(Tile(a, dp, d, sinks, bin_size, measured))  # [sinks, rows, edges]
             table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
@@ -157,13 +158,13 @@ def influence_backward(
                 scores.masked_fill_(hidden, -torch.inf)
                 a = scores.softmax(-1)
                 d = (a * dp).sum(-1, keepdim=True)
-            ds = ((dp - d) * a * scale).flatten(0, 1).to(q.dtype)  # [heads * rows, keys]
+            ds = ((dp - d) * a * scale).flatten(0, 1)  # [heads * rows, keys]
             dq[mine, start:stop] = (ds @ keys).unflatten(0, (heads, rows))
             dk[g, :stop] += ds.T @ qt
-            dv[g, :stop] += a.flatten(0, 1).to(q.dtype).T @ dt
+            dv[g, :stop] += a.flatten(0, 1).T @ dt
     return dq, dk.to(k.dtype), dv.to(v.dtype), table
 
 
 def _sum(x: Tensor) -> torch.dtype:
-    """Sums and softmax run in at least float32."""
+    """Products, sums and softmax run in at least float32."""
     return torch.promote_types(x.dtype, torch.float32)

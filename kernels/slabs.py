@@ -1,8 +1,8 @@
 """Decode of back-end `torch`: whole slabs multiplied in place, one batch per run of equal slabs.
 
 A bias of -inf hides the slots that a row does not see; it is small beside keys, and nothing of the past is copied. This
-relies on every slot being finite, as `allocate` and `append` leave them, since a weight of 0 times NaN is NaN. In half
-precision scores are rounded to that precision, as in eager attention; the softmax is float32.
+relies on every slot being finite, as `allocate` and `append` leave them, since a weight of 0 times NaN is NaN. Scores
+and the softmax are float32 at least: where keys have biases, q·k passes float16's range and bfloat16 tells few apart.
 """
 
 from collections.abc import Iterator
@@ -112,7 +112,7 @@ def _rows(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Te
         sequence, position = find_tokens(starts, lengths, len(q))
         place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence]).flatten()
         at = lengths[:, None] + row - starts[:-1, None]
-    bias = _bias(store, first, sink, at, q.dtype)
+    bias = _bias(store, first, sink, at, _wide(q.dtype))
     batches = list(_batches(store, bias, q.shape[1] // groups, _reach(lengths, width)))
     return _Rows(place, bias, batches, index)
 
@@ -178,13 +178,33 @@ def _attend(q: Tensor, batch: _Batch, scale: float) -> Tensor:
     pieces = len(batch.keys) // batch.slabs
     if pieces > 1:
         q = q.expand(pieces, -1, -1)
-    scores = torch.baddbmm(batch.bias, q, batch.keys, alpha=scale)
+    scores, values = _scores(q, batch, scale), batch.values
     if pieces > 1:
         scores = scores.transpose(0, 1).reshape(1, q.shape[1], -1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(q.dtype) if q.dtype.itemsize == 2 else scores.softmax(-1)
+    weights = scores.softmax(-1)
+    if q.dtype == torch.bfloat16:
+        weights = weights.to(q.dtype)
+    else:  # CPUs multiply float32 faster than float16, the copy counted
+        values = values.to(weights.dtype)
     if pieces == 1:
-        return torch.bmm(weights, batch.values)
-    return torch.bmm(weights.view(q.shape[1], pieces, -1).transpose(0, 1), batch.values).sum(0, keepdim=True)
+        return torch.bmm(weights, values).to(q.dtype)
+    weights = weights.view(q.shape[1], pieces, -1).transpose(0, 1)
+    return torch.bmm(weights, values).sum(0, keepdim=True).to(q.dtype)
+
+
+def _scores(q: Tensor, batch: _Batch, scale: float) -> Tensor:
+    """q·k, scaled and biased, in float32 at least: [slabs or pieces, width * heads, slots]."""
+    wide = _wide(q.dtype)
+    if q.dtype != torch.bfloat16:
+        return torch.baddbmm(batch.bias, q.to(wide), batch.keys.to(wide), alpha=scale)
+    rounded = torch.bmm(q, batch.keys)  # and what rounding took: two products of bfloat16, faster than wider keys
+    rest = torch.baddbmm(rounded, q, batch.keys, beta=-1)
+    return torch.add(batch.bias, rounded.to(wide) + rest, alpha=scale)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Of scores and their softmax."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
