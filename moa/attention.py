@@ -4,6 +4,7 @@ The state lives on the model's attention modules, so models with different plans
 know nothing. What they cannot honour they refuse by name.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -100,7 +101,7 @@ def attention(
     assert isinstance(k, Tensor)
     assert isinstance(v, Tensor)
     check_heads(module, state.rules.model, query, k, v)
-    with torch.no_grad():
+    with torch.no_grad(), _exact(query.device):
         q = query.to(v.dtype)  # autocast leaves queries and keys in float32, by their rotary embedding
         if isinstance(key, Staged):
             out = key.attend(q, attention_mask, scale=scale, backend=backend)
@@ -110,6 +111,13 @@ def attention(
     if wanting is not None:
         out = _NoGradient.apply(wanting, out)  # type: ignore[no-untyped-call]
     return out, None
+
+
+def _exact(device: torch.device) -> AbstractContextManager[None]:
+    """Within it autocast changes no type: it would take float32 scores for half precision, where they overflow."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def mask(

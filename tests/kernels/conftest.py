@@ -16,6 +16,9 @@ from moa.kernels.store import Store, allocate, capacities
 from moa.plans.span import first_block
 
 BLOCK = 64
+BIAS = {torch.float16: 120.0, torch.bfloat16: 32.0}
+"""Of half of the numbers in queries and keys, as Qwen2 has biases. For a size of 16, q·k is then about 115,200,
+and about 8,192, where bfloat16 tells apart 128 numbers from one power of two to the next."""
 
 
 @dataclass
@@ -135,6 +138,32 @@ def rounding(whole: Text, scale: float, dtype: torch.dtype) -> float:
     return error
 
 
+def biased(lengths: list[int], heads: int, groups: int, size: int, dtype: torch.dtype) -> Text:
+    """Texts whose scores are large and differ by little, rounded to `dtype`, as float64."""
+    whole = text(lengths, heads, groups, size, 0)
+    for x in (*whole.q, *whole.k):
+        x[..., : size // 2] = BIAS[dtype]
+        x[..., size // 2 :] *= 2
+    for name in "qkv":
+        setattr(whole, name, [x.to(dtype).double() for x in getattr(whole, name)])
+    return whole
+
+
+def half_rounding(whole: Text, scale: float, dtype: torch.dtype) -> float:
+    """Bound on the error of attention whose inputs are exact, scores and sums in float32, weights in `dtype`.
+
+    With u the unit roundoff of dtype, a that of float32, D the size and s the largest scale * sum |q||k|: a score is
+    off by (D + 2) a s, and by u**2 s where it is the sum of two numbers of `dtype`; a weight by twice that, and by u
+    (its rounding) and n a (its sum); the output by u more (its rounding), and by half of the smallest subnormal number.
+    """
+    unit, sums, error = torch.finfo(dtype).eps / 2, torch.finfo(torch.float32).eps / 2, 0.0
+    for q, k, v in zip(whole.q, whole.k, whole.v, strict=True):
+        largest = float(scale * q.abs().amax((0, 1)) @ k.abs().amax((0, 1)))
+        score = ((q.shape[-1] + 2) * sums + unit**2) * largest
+        error = max(error, float(v.abs().max()) * (np.expm1(2 * score) + 2 * unit + 2 * len(k) * sums))
+    return error + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
+
+
 @st.composite
 def rule_sets(draw: st.DrawFn, groups: int) -> Rules:
     """Random rules; groups often share one."""
@@ -156,5 +185,7 @@ def kit() -> SimpleNamespace:
         oracle=oracle,
         store_of=store_of,
         rounding=rounding,
+        biased=biased,
+        half_rounding=half_rounding,
         rule_sets=rule_sets,
     )

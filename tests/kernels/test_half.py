@@ -1,7 +1,5 @@
 """Half precision: scores beyond float16's range, large and tiny numbers, in every call, against float64."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -18,38 +16,8 @@ from moa.profiler.estimators import effect, fisher
 
 HALVES = [torch.float16, torch.bfloat16]
 SIZE, HEADS, GROUPS = 16, 6, 2
-BIAS = {torch.float16: 120.0, torch.bfloat16: 32.0}
-"""Of half of the numbers in queries and keys, as Qwen2 has biases. Then q·k is about 8 * 120 ** 2 = 115,200, and about
-8,192, where bfloat16 tells apart 128 numbers from one power of two to the next."""
-
 each = pytest.mark.parametrize("name", ["reference", "torch", "numba"])
 halves = pytest.mark.parametrize("dtype", HALVES)
-
-
-def biased(kit: SimpleNamespace, lengths: list[int], dtype: torch.dtype) -> SimpleNamespace:
-    """Texts whose scores are large and differ by little, rounded to `dtype`, as float64."""
-    whole = kit.text(lengths, HEADS, GROUPS, SIZE, 0)
-    for x in (*whole.q, *whole.k):
-        x[..., : SIZE // 2] = BIAS[dtype]
-        x[..., SIZE // 2 :] *= 2
-    for name in "qkv":
-        setattr(whole, name, [x.to(dtype).double() for x in getattr(whole, name)])
-    return whole
-
-
-def bound(whole: SimpleNamespace, scale: float, dtype: torch.dtype) -> float:
-    """Bound on the error of attention whose inputs are exact, scores and sums in float32, weights in `dtype`.
-
-    With u the unit roundoff of dtype, a that of float32, D the size and s the largest scale * sum |q||k|: a score is
-    off by (D + 2) a s, and by u**2 s where it is the sum of two numbers of `dtype`; a weight by twice that, and by u
-    (its rounding) and n a (its sum); the output by u more (its rounding), and by half of the smallest subnormal number.
-    """
-    unit, sums, error = torch.finfo(dtype).eps / 2, torch.finfo(torch.float32).eps / 2, 0.0
-    for q, k, v in zip(whole.q, whole.k, whole.v, strict=True):
-        largest = float(scale * q.abs().amax((0, 1)) @ k.abs().amax((0, 1)))
-        score = ((q.shape[-1] + 2) * sums + unit**2) * largest
-        error = max(error, float(v.abs().max()) * (np.expm1(2 * score) + 2 * unit + 2 * len(k) * sums))
-    return error + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
 
 
 @each
@@ -60,7 +28,7 @@ def test_scores_beyond_the_range_of_float16(kit, name, dtype, scale, news):
     """Before scaling, and at the greater scale after it too; by one pass, chunks and steps of one and more tokens."""
     rules = kit.Rules(np.array([64, 128]), np.array([150, 200]), np.array([0, 30]))
     total = [330, 250]
-    whole, past = biased(kit, total, dtype), np.subtract(total, news).tolist()
+    whole, past = kit.biased(total, HEADS, GROUPS, SIZE, dtype), np.subtract(total, news).tolist()
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, scale), past, strict=True)])
     backend, tensors = load(name), rules.tensors(max(total))
     forms = ["attend"] + ["step"] * (max(news) <= 64)
@@ -68,7 +36,7 @@ def test_scores_beyond_the_range_of_float16(kit, name, dtype, scale, news):
         store = kit.store_of(whole, rules, past, fill=0, dtype=dtype) if any(past) else None
         out = getattr(backend, form)(**whole.new(past, total, dtype), **tensors, store=store, scale=scale)
         assert out.dtype == dtype
-        torch.testing.assert_close(out.double(), expected, atol=bound(whole, scale, dtype), rtol=0)
+        torch.testing.assert_close(out.double(), expected, atol=kit.half_rounding(whole, scale, dtype), rtol=0)
 
 
 @each
@@ -76,7 +44,7 @@ def test_scores_beyond_the_range_of_float16(kit, name, dtype, scale, news):
 def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
     """Prefill, a chunk and steps, against the reference in float64; keys are large, so cosines must not overflow."""
     numbers, ends = (np.array([64, 64]), np.array([128, 300]), np.zeros(2, np.int64)), [330]
-    whole = biased(kit, ends, dtype)
+    whole = kit.biased(ends, HEADS, GROUPS, SIZE, dtype)
     tensors = kit.Rules(*numbers).tensors(400)
 
     def run(name: str, dtype: torch.dtype) -> Tensor:
@@ -97,7 +65,7 @@ def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
         return torch.cat(outs).double()
 
     torch.testing.assert_close(
-        run(name, dtype), run("reference", torch.float64), atol=bound(whole, SIZE**-1.0, dtype), rtol=0
+        run(name, dtype), run("reference", torch.float64), atol=kit.half_rounding(whole, SIZE**-1.0, dtype), rtol=0
     )
 
 
@@ -115,14 +83,16 @@ def test_numbers_near_the_ends_of_the_range_of_float16(kit, name, dtype, powers)
         store = kit.store_of(whole, rules, [past], fill=0, dtype=dtype) if past else None
         call = {**whole.new([past], [200], dtype), **rules.tensors(200), "store": store, "scale": SIZE**-0.5}
         out = getattr(load(name), form)(**call)
-        torch.testing.assert_close(out.double(), expected[past:], atol=bound(whole, SIZE**-0.5, dtype), rtol=0)
+        torch.testing.assert_close(
+            out.double(), expected[past:], atol=kit.half_rounding(whole, SIZE**-0.5, dtype), rtol=0
+        )
 
 
 @halves
 @pytest.mark.parametrize("rules", [False, True])
 def test_influence_with_such_scores(kit, dtype, rules):
     """Gradients and table, with and without rules; their own rounding aside, as exact as float32's sums."""
-    whole = biased(kit, [200], dtype)
+    whole = kit.biased([200], HEADS, GROUPS, SIZE, dtype)
     q, k, v = (getattr(whole, n)[0].transpose(0, 1) for n in "qkv")
     dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     under = {"first": torch.tensor([[0, 1, 1, 2]] * GROUPS), "sink": torch.full((GROUPS,), 64)} if rules else {}
@@ -140,17 +110,17 @@ def test_influence_with_such_scores(kit, dtype, rules):
     for exact, found in zip(*results, strict=True):
         for name, want, x in zip(("dq", "dk", "dv", "table"), exact, found, strict=True):
             rounding = torch.finfo(torch.float32 if name == "table" else dtype).eps
-            lost = 16 * bound(whole, SIZE**-1.0, torch.float32)
+            lost = 16 * kit.half_rounding(whole, SIZE**-1.0, torch.float32)
             assert (x - want).abs().max() <= (rounding + lost) * want.abs().max(), name
 
 
 @halves
 def test_library_attention_of_the_dense_model_bears_such_scores(kit, dtype):
     """The profiler's forward pass uses it."""
-    whole = biased(kit, [200], dtype)
+    whole = kit.biased([200], HEADS, GROUPS, SIZE, dtype)
     dense = kit.Rules(np.array([64, 64]), np.array([0, 0]), np.array([256, 256]))
     q, k, v = (getattr(whole, n)[0].transpose(0, 1).to(dtype) for n in "qkv")
     k, v = (x.repeat_interleave(HEADS // GROUPS, 0)[None] for x in (k, v))
     out = scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=SIZE**-1.0)[0].transpose(0, 1)
     expected = kit.oracle(whole, dense, SIZE**-1.0)[0]
-    torch.testing.assert_close(out.double(), expected, atol=bound(whole, SIZE**-1.0, dtype), rtol=0)
+    torch.testing.assert_close(out.double(), expected, atol=kit.half_rounding(whole, SIZE**-1.0, dtype), rtol=0)

@@ -171,6 +171,27 @@ def test_decode_over_wrapped_rings(dtype: torch.dtype) -> None:
     feed(texts([335, 66, 3, 1], [ONE_BLOCK, WINDOW, ALL], 3, 64, dtype), stops, decode=True, filled=True)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.dtype) -> None:
+    """Also once scaled; by prefill, a chunk, few tokens and one, against the reference in float64."""
+    whole, rules, scale = kit.biased([150], 2, 1, 16, dtype), [WINDOW], 0.6
+    text = Text(*([x.to(dtype) for x in xs] for xs in (whole.q, whole.k, whole.v)), rules)
+    store, done, outs = text.store(torch.tensor([150])), 0, []
+    for end in (70, 140, 149, 150):
+        begin, stop = torch.tensor([done]), torch.tensor([end])
+        (q, k, v), where = text.new(begin, stop)
+        call = {"first": text.first(), "sink": text.sink, "store": store, "scale": scale, **where}
+        if end - done > 16:
+            outs.append(kernels.attend(q, k, v, **call))
+            kernels.append(store, k, v, sink=text.sink, **where)
+        else:
+            outs.append(kernels.step(q, k, v, **call))
+        done = end
+    exact = kit.oracle(whole, kit.Rules(*np.array(rules).T), scale)[0]
+    bound = kit.half_rounding(whole, scale, dtype)
+    torch.testing.assert_close(torch.cat(outs).double(), exact, rtol=0, atol=bound)
+
+
 def test_a_long_sequence_is_split_into_pieces() -> None:
     text = texts([1000], [ALL, WINDOW], 4, 16, torch.float32)
     store = text.store(torch.tensor([1000]))

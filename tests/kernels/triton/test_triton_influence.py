@@ -1,6 +1,7 @@
 """The influence kernels under the interpreter, against the plain form in float64."""
 
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -74,6 +75,21 @@ def test_sinks_of_other_keys(keydiff: tuple[int, ...], bin_size: int, groups: in
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(dtype: torch.dtype) -> None:
     run(150, 3, 1, 64, dtype, (64,), 64, keydiff=(64,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.dtype) -> None:
+    """Their rounding in float32 aside, gradients and table are as for small scores."""
+    whole = kit.biased([130], 2, 1, 16, dtype)
+    q, k, v = (x[0].transpose(0, 1) for x in (whole.q, whole.k, whole.v))
+    dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    call = {"scale": 0.1, "sinks": (64,), "bin_size": 64, "keydiff": (64,)}
+    half = [x.to(dtype) for x in (q, k, v)]
+    found = influence_backward(*half, *forward(*half, scale=0.1), dout, **call)
+    exact = plain.influence_backward(q, k, v, dout.double(), estimator=fisher, **call)
+    scores = 16 * kit.half_rounding(whole, 0.1, torch.float32)
+    for mine, want in zip(found, exact, strict=True):
+        assert (mine - want).abs().max() <= (4 * torch.finfo(dtype).eps + scores) * want.abs().max()
 
 
 def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> None:
