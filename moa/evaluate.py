@@ -14,6 +14,7 @@ from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.text import Part, split
+from moa.profiler.tokens import encode, start
 from moa.timing import Variant, held_bytes
 
 ANSWER_TOKENS = 8
@@ -92,18 +93,15 @@ def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], answer
 
 
 def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") -> list[list[int]]:
-    """Up to `count` windows of `length` tokens of held-out text, one after the other.
-
-    Each begins with the tokenizer's first special token, where it has one: some models are lost without.
-    """
-    bos = [token for token in tokenizer("a")["input_ids"][:1] if token == tokenizer.bos_token_id]
-    step = length - len(bos)
+    """Up to `count` windows of `length` tokens of held-out text, one after the other, each behind `start`."""
+    first = start(tokenizer)
+    step = length - len(first)
     ids: list[int] = []
     for text in split(part):
-        ids += tokenizer(text + "\n\n", add_special_tokens=False)["input_ids"]
+        ids += encode(tokenizer, text + "\n\n")
         if len(ids) >= count * step:
             break
-    return [bos + ids[i * step : (i + 1) * step] for i in range(min(count, len(ids) // step))]
+    return [first + ids[i * step : (i + 1) * step] for i in range(min(count, len(ids) // step))]
 
 
 @torch.inference_mode()

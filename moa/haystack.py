@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moa.plans.errors import MoaError
-from moa.profiler.chat import has_template, render
+from moa.profiler.chat import MARK, has_template, pieces
 from moa.profiler.text import prose, scatter
+from moa.profiler.tokens import begin, encode
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,14 @@ def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, see
     """
     rng = random.Random(f"{seed}/{length}/{needles}/{index}")
     before, after = _frame(tokenizer)
-    head = _encode(tokenizer, before + "Read the text below, then answer the question about it.\n\n")
+    head = begin(tokenizer, encode(tokenizer, before + "Read the text below, then answer the question about it.\n\n"))
     depths = [(i + (index + 0.5) / of) / needles for i in range(needles)]
     statements, questions = [], []
     for form, depth in zip(rng.sample(FORMATS, needles), depths, strict=True):
         key, answer = rng.choice(form.keys), rng.choice(form.answers)
         lead = form.lead.format(key=key)
-        statements.append(_encode(tokenizer, f"\n\n{lead} {answer}.\n\n"))
-        asked = _encode(tokenizer, f"\n\nQuestion: {form.question.format(key=key)}{after}{lead}")
+        statements.append(encode(tokenizer, f"\n\n{lead} {answer}.\n\n"))
+        asked = encode(tokenizer, f"\n\nQuestion: {form.question.format(key=key)}{after}{lead}")
         questions.append(Question(tuple(asked), answer, depth))
     room = length - len(head) - max(len(q.ids) for q in questions) - sum(map(len, statements))
     if room < 64:
@@ -108,12 +109,6 @@ def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, see
 def _frame(tokenizer: Any) -> tuple[str, str]:
     """The prompt before the user's text, and between it and the answer."""
     if not has_template(tokenizer):
-        return tokenizer.bos_token or "", "\nAnswer: "
-    mark = "\u241e"  # a symbol no template contains
-    before, after = render(tokenizer, [{"role": "user", "content": mark}], answer=True).split(mark)
+        return "", "\nAnswer: "
+    before, after = pieces(tokenizer, [{"role": "user", "content": MARK}], answer=True)
     return before, after
-
-
-def _encode(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return ids

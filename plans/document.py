@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from moa.plans.errors import PlanError
+from moa.plans.errors import PlanError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.record import Predicted, Provenance
 from moa.plans.rule import Pattern, Rule
-from moa.plans.schema import ProblemError, Strict, brief, problem
+from moa.plans.schema import ProblemError, Strict, problem
 
 _PATTERN: TypeAdapter[Rule] = TypeAdapter(Pattern)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from moa.plans.errors import brief, shortened
+
 PATTERN_NAMES = ("sink_window", "keydiff_window")
 """Patterns that a rule may name, in the order of the union in `moa.plans.rule`."""
 
@@ -23,7 +25,7 @@ class ProblemError(Exception):
         self.place, self.what = tuple(place), what
 
     def __str__(self) -> str:
-        place = ".".join(str(key) for key in self.place)
+        place = ".".join(shortened(str(key)) for key in self.place)
         return f"{place}: {self.what}" if place else self.what
 
 
@@ -45,14 +47,8 @@ def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
     elif kind == "union_tag_not_found":
         what = f"needs the key {first['ctx']['discriminator']}"
     elif kind == "union_tag_invalid":
-        what = f"pattern must be {first['ctx']['expected_tags']}, found {first['ctx']['tag']!r}"
+        what = f"pattern must be {first['ctx']['expected_tags']}, found {brief(first['ctx']['tag'])}"
     else:
         what = f"{message[0].lower()}{message[1:]}, found {value}"
     # Pydantic puts the pattern's name into the path; the file has no such key.
     return ProblemError((*place, *(key for key in first["loc"] if key not in PATTERN_NAMES)), what)
-
-
-def brief(value: Any) -> str:
-    """`repr`, cut to 60 characters."""
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

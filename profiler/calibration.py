@@ -11,8 +11,9 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from moa.plans.errors import MoaError
-from moa.profiler.chat import render
+from moa.profiler.chat import MARK, pieces
 from moa.profiler.text import prose, scatter
+from moa.profiler.tokens import begin, encode, start
 from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]
@@ -75,7 +76,8 @@ class Fact:
 
 def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
     """Consecutive documents; every token but the first is response. Plain text, whatever `chat` says."""
-    return whole_text(prose(tokenizer, length, rng, "calibration"))
+    first = start(tokenizer)
+    return whole_text([*first, *prose(tokenizer, length - len(first), rng, "calibration")])
 
 
 def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
@@ -185,21 +187,20 @@ def ask(
 
 def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]]:
     """Tokens before the context, then of question, answer, question, answer, ..., and after the last answer."""
-    mark = "\u241e"  # a symbol no template and no fact contains
     if not chat:
-        asked = [f"\n\nQuestion: {t.question}\nAnswer: {t.lead}{mark} {t.answer}{mark}" for t in turns]
-        bos = tokenizer.bos_token or ""
-        text = f"{bos}{mark}{''.join(asked)}"
+        asked = [f"\n\nQuestion: {t.question}\nAnswer: {t.lead}{MARK} {t.answer}{MARK}" for t in turns]
+        texts = ["", *"".join(asked).split(MARK)]
     else:
         messages = []
         for i, t in enumerate(turns):
-            opening = f"Remember the facts in this text.\n\n{mark}\n\n" if i == 0 else ""
+            opening = f"Remember the facts in this text.\n\n{MARK}\n\n" if i == 0 else ""
             messages += [
                 {"role": "user", "content": opening + t.question},
-                {"role": "assistant", "content": f"{t.lead}{mark} {t.answer}{mark}"},
+                {"role": "assistant", "content": f"{t.lead}{MARK} {t.answer}{MARK}"},
             ]
-        text = render(tokenizer, messages)
-    return [tokenizer(piece, add_special_tokens=False)["input_ids"] for piece in text.split(mark)]
+        texts = pieces(tokenizer, messages)
+    first, *rest = (encode(tokenizer, text) for text in texts)
+    return [begin(tokenizer, first), *rest]
 
 
 def _context(
@@ -207,14 +208,14 @@ def _context(
 ) -> tuple[list[int], dict[Fact, tuple[int, int]]]:
     """Exactly `room` tokens that state every fact, one in each stratum of the depth, and where they state it."""
     if listed is not None:
-        stated = [tokenizer(f"{f.statement}\n", add_special_tokens=False)["input_ids"] for f in listed]
+        stated = [encode(tokenizer, f"{f.statement}\n") for f in listed]
         wanted = set(map(id, facts))
         spare = [i for i, f in enumerate(listed) if id(f) not in wanted]
         rng.shuffle(spare)
         while sum(map(len, stated)) > room and spare:
             stated[spare.pop()] = []
     else:
-        stated = [tokenizer(f"\n{f.statement}\n", add_special_tokens=False)["input_ids"] for f in facts]
+        stated = [encode(tokenizer, f"\n{f.statement}\n") for f in facts]
     left = room - sum(map(len, stated))
     if left < 0:
         raise MoaError(f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length")

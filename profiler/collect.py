@@ -33,6 +33,7 @@ from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 from moa.profiler.retrieval import Copies, scores
 from moa.profiler.settings import Settings, Task, tasks
+from moa.profiler.tokens import start
 
 
 def sample_file(output: Path, task: Task) -> Path:
@@ -63,7 +64,7 @@ def check_run(
     if plan is None and "kl" in (settings.loss, *(s.loss for s in sources)):
         raise MoaError("the loss kl is the divergence of a plan from the dense model: give --around PLAN")
     if add is not None:
-        add.check_plus(_blank(todo, model, settings, plan))
+        add.check_plus(_blank(todo, model, tokenizer, settings, plan))
 
 
 def collect(
@@ -96,7 +97,7 @@ def collect(
     """
     check_run(model, tokenizer, settings, sources, plan, add)
     todo = tasks(settings, sources)
-    folder = _open_folder(output, settings, sources, model, plan, rank)
+    folder = _open_folder(output, settings, sources, model, tokenizer, plan, rank)
     barrier()
     with recording(model, settings.sinks, plan=plan, keydiff=settings.keydiff) as recorder:
         for task in todo[rank::world]:
@@ -118,7 +119,7 @@ def collect(
     barrier()
     if rank:
         return None
-    profile = _sum(output, todo, _blank(todo, model, settings, plan))
+    profile = _sum(output, todo, _blank(todo, model, tokenizer, settings, plan))
     if add is not None:
         profile = add.plus(profile)
     profile.save(output)
@@ -154,6 +155,7 @@ def _open_folder(
     settings: Settings,
     sources: Sequence[Source],
     model: PreTrainedModel,
+    tokenizer: Any,
     plan: Plan | None,
     rank: int,
 ) -> Path:
@@ -163,7 +165,7 @@ def _open_folder(
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
         "model": ModelInfo.from_config(model.config).model_dump(exclude_none=True),
         "weights": fingerprint(model), "dtype": str(model.dtype),
-        "around": None if plan is None else plan.to_dict(),
+        "around": None if plan is None else plan.to_dict(), **_begun(tokenizer),
     }  # fmt: skip
     text = json.dumps(mine, sort_keys=True, indent=1)
     note = folder / "settings.json"
@@ -178,13 +180,22 @@ def _open_folder(
     return folder
 
 
-def _blank(todo: Sequence[Task], model: PreTrainedModel, settings: Settings, plan: Plan | None) -> Profile:
+def _begun(tokenizer: Any) -> dict[str, list[int]]:
+    """What a run says of the tokens that its samples begin with, if there are any."""
+    return {"start": first} if (first := start(tokenizer)) else {}
+
+
+def _blank(
+    todo: Sequence[Task], model: PreTrainedModel, tokenizer: Any, settings: Settings, plan: Plan | None
+) -> Profile:
     """The profile to come, its tables empty."""
     info = ModelInfo.from_config(model.config)
     cuts = dict.fromkeys((task.source.name, task.length) for task in todo)
     apart = ("lengths", "sinks", "keydiff", "estimator", "retrieval_score")  # said elsewhere in the file
     meta = {name: value for name, value in asdict(settings).items() if name not in apart}
     meta |= {} if plan is None else {"around": plan.to_dict()}
+    digests = {t.source.name: t.source.digest for t in todo if t.source.digest}
+    meta |= ({"documents": digests} if digests else {}) | _begun(tokenizer)
     meta |= {
         "torch": torch.__version__,
         "weights": fingerprint(model),

@@ -1,74 +1,96 @@
-"""The user's own calibration documents: a local file or a data set of the hub, through `datasets`."""
+"""The user's own calibration documents: a local file, or a data set of the hub through `datasets`."""
 
 import hashlib
 import random
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, brief, shortened
 from moa.profiler.calibration import Sample, Source, whole_text
+from moa.profiler.chat import MARK, has_template, pieces
+from moa.profiler.files import COLUMNS, FORMATS, Rows, read_rows
+from moa.profiler.tokens import begin, chat_tokens, encode, start
 
-FORMATS = {".jsonl": "json", ".json": "json", ".txt": "text", ".parquet": "parquet"}
+HUB = "hub:"
+_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_HALF = re.compile("[\ud800-\udfff]")
 
 
-def load_documents(spec: str) -> list[tuple[str, str]]:
+def load_documents(spec: str) -> list[tuple[str | None, str]]:
     """Documents as (prompt, response) texts.
 
     Args:
-        spec: A `.jsonl`, `.txt` or `.parquet` file, or `hub:NAME` for a data set of the hub (its `train` split).
-            Rows have a column `text`, measured whole, or `prompt` and `response`, of which the response is measured.
-            A `.txt` file is one document.
+        spec: A file with an ending of `moa.profiler.files.FORMATS`, or `hub:NAME` for a data set of the hub (its
+            `train` split). Rows have a column `text`, measured whole, or `prompt` and `response`, of which the response
+            is measured. A `.txt` file is one document.
 
     Returns:
-        One pair per document; the prompt of a `text` row is empty.
+        One pair per document; the prompt of a `text` row is None.
 
     Raises:
         MoaError: No such file, another format, unreadable rows, columns missing, or a row without text.
     """
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
-    local, path = not spec.startswith("hub:"), Path(spec)
-    if local and path.suffix not in FORMATS:
-        raise MoaError(f"data must be {', '.join(FORMATS)} or hub:NAME, found {spec!r}")
-    if local and not path.is_file():
+    if spec.startswith(HUB):
+        rows = _hub(spec.removeprefix(HUB))
+    elif Path(spec).suffix not in FORMATS:
+        raise MoaError(f"data must be {', '.join(FORMATS)} or {HUB}NAME, found {brief(spec)}")
+    elif not Path(spec).is_file():
         raise MoaError(f"no data file at {spec}")
-    extra = {"sample_by": "document"} if path.suffix == ".txt" else {}
-    try:
-        if local:
-            with _quiet():
-                rows = load_dataset(FORMATS[path.suffix], data_files=str(path), split="train", **extra)
-        else:
-            rows = load_dataset(spec.removeprefix("hub:"), split="train")
-    except StopIteration:  # what comes of a .jsonl file without a row
+    else:
+        rows = read_rows(Path(spec))
+    if not rows.kept:
         return []
-    except (DatasetsError, OSError, ValueError) as e:
-        raise MoaError(f"cannot read data {spec}: {str(e.__cause__ or e).splitlines()[0]}") from e
-    columns = set(rows.column_names)
-    if "text" in columns:
-        return [("", text) for text in _texts(rows, "text", spec)]
-    if {"prompt", "response"} <= columns:
+    if "text" in rows.names:
+        return [(None, text) for text in _texts(rows, "text", spec)]
+    if {"prompt", "response"} <= rows.names:
         return list(zip(_texts(rows, "prompt", spec), _texts(rows, "response", spec), strict=True))
-    raise MoaError(f"data {spec} needs a column text, or prompt and response; found {', '.join(sorted(columns))}")
+    found = shortened(", ".join(sorted(map(str, rows.names))), 200)
+    raise MoaError(f"data {spec} needs a column text, or prompt and response; found {found}")
 
 
-def _texts(rows: Any, column: str, spec: str) -> list[str]:
+def _texts(rows: Rows, column: str, spec: str) -> list[str]:
     """A column in which every row has text."""
-    texts = list(rows[column])
-    wrong = [number for number, text in enumerate(texts, start=1) if not isinstance(text, str)]
+    texts: list[Any] = [row.get(column) for row in rows.kept]
+    wrong = [number for number, text in enumerate(texts, start=1) if not _is_text(text)]
     if wrong:
         raise MoaError(
             f"data {spec} must have text in every row of the column {column}; {len(wrong)} of {len(texts)} have none, "
-            f"the first is row {wrong[0]}: {texts[wrong[0] - 1]!r}"
+            f"the first is row {wrong[0]}: {brief(texts[wrong[0] - 1])}"
         )
     return texts
 
 
+def _is_text(value: Any) -> bool:
+    """Whether a tokenizer takes it: a string, and no half of a surrogate pair in it, which JSON can hold."""
+    return isinstance(value, str) and not _HALF.search(value)
+
+
+def _hub(name: str) -> Rows:
+    """The rows of a data set of the hub."""
+    from datasets import load_dataset
+
+    try:
+        if not _HUB_NAME.fullmatch(name):  # which `datasets` may take for a path, a pattern or a URL
+            raise MoaError(f"a data set of the hub is NAME or OWNER/NAME, found {brief(name)}")
+        if Path(name).exists():
+            raise MoaError(f"{name} is here too, and would be read instead: move it, or name a file in it")
+        with _quiet():
+            found = load_dataset(name, split="train")
+            names = found.column_names
+            return Rows(list(found.select_columns([name for name in COLUMNS if name in names])), set(names))
+    except Exception as error:  # each way to get and to read a data set has errors of its own
+        reason = str(error.__cause__ or error) or type(error).__name__
+        raise MoaError(f"cannot read data {HUB}{name}: {shortened(reason, 200)}") from error
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no log lines of `datasets`: what is wrong with a file is said once, by us."""
+    """No bars and no log lines of `datasets`: what is wrong with a data set is said once, by us."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
@@ -82,30 +104,79 @@ def _quiet() -> Iterator[None]:
             enable_progress_bars()
 
 
-def document_source(spec: str, tokenizer: Any, lengths: Sequence[int]) -> Source:
+@dataclass(frozen=True)
+class Document:
+    """The tokens of a document.
+
+    Attributes:
+        first: What every sample of it begins with: the tokenizer's first tokens, the chat template's.
+        prompt: The rest of what is not measured; empty for a plain text.
+        response: What is measured.
+    """
+
+    first: list[int]
+    prompt: list[int]
+    response: list[int]
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.prompt) + len(self.response)
+
+    def sample(self, length: int, rng: random.Random) -> Sample:
+        """A window of a plain text; of a prompt and its response the end, if they are too long, behind `first`."""
+        room = length - len(self.first)
+        ids = self.prompt + self.response
+        if not self.prompt:
+            at = rng.randrange(len(ids) - room + 1)
+            return whole_text([*self.first, *ids[at : at + room]])
+        answer = min(len(self.response), room, length - 1)
+        return Sample((*self.first, *ids[-room:]), tuple(range(length - answer, length)))
+
+
+def document_source(spec: str, tokenizer: Any, lengths: Sequence[int], chat: bool = True) -> Source:
     """A source named `data` that draws from the documents long enough for each length.
+
+    Args:
+        spec: As `load_documents` takes it.
+        tokenizer: Any transformers tokenizer.
+        lengths: Tokens of the samples to be drawn.
+        chat: Whether a prompt is a user's turn by the tokenizer's chat template, when it has one.
 
     Raises:
         MoaError: No document reaches the longest length; says how many of which length were found.
     """
-    encoded = []
-    for prompt, response in load_documents(spec):
-        head, tail = (tokenizer(t, add_special_tokens=False)["input_ids"] for t in (prompt, response))
-        if tail:
-            encoded.append((head, tail))
-    sizes = sorted(len(head) + len(tail) for head, tail in encoded)
-    if not sizes or sizes[-1] < max(lengths):
-        found = f"{len(sizes)} documents, the longest of {sizes[-1]} tokens" if sizes else "no documents"
+    pairs = load_documents(spec)
+    asked = any(prompt is not None for prompt, _ in pairs)
+    opening = _opening(tokenizer) if asked and chat and has_template(tokenizer) else None
+    documents = [_document(tokenizer, prompt, response, opening) for prompt, response in pairs]
+    documents = [d for d in documents if d.response]
+    longest = max(map(len, documents), default=0)
+    if longest < max(lengths):
+        found = f"{len(documents)} documents, the longest of {longest} tokens" if documents else "no documents"
         raise MoaError(f"data {spec} must hold a document of at least {max(lengths)} tokens, found {found}")
+    if (most := max(len(d.first) for d in documents)) > min(lengths) // 2:
+        raise MoaError(f"length {min(lengths)} must be twice what the chat template begins with, found {most} tokens")
 
     def draw(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-        head, tail = rng.choice([d for d in encoded if len(d[0]) + len(d[1]) >= length])
-        ids = head + tail
-        if not head:  # text: any window of it
-            start = rng.randrange(len(ids) - length + 1)
-            return whole_text(ids[start : start + length])
-        ids = ids[-length:]  # a prompt that is too long loses its beginning
-        answer = min(len(tail), length - 1)
-        return Sample(tuple(ids), tuple(range(length - answer, length)))
+        return rng.choice([d for d in documents if len(d) >= length]).sample(length, rng)
 
-    return Source("data", draw, "sampled", "nll", digest=hashlib.sha256(repr(encoded).encode()).hexdigest())
+    told = repr([(d.first + d.prompt, d.response) for d in documents])
+    return Source("data", draw, "sampled", "nll", digest=hashlib.sha256(told.encode()).hexdigest())
+
+
+def _opening(tokenizer: Any) -> list[int]:
+    """What a chat begins with, before the user's words."""
+    before, _ = pieces(tokenizer, [{"role": "user", "content": MARK}], answer=True)
+    return begin(tokenizer, encode(tokenizer, before))
+
+
+def _document(tokenizer: Any, prompt: str | None, response: str, opening: list[int] | None) -> Document:
+    """A document as the model meets it in use: a text; or a prompt, in a chat where one can open, and its response."""
+    first, measured = start(tokenizer), encode(tokenizer, response)
+    if prompt is None:
+        return Document(first, [], begin(tokenizer, measured)[len(first) :])
+    if opening is None:
+        return Document(first, begin(tokenizer, encode(tokenizer, prompt))[len(first) :], measured)
+    asked = chat_tokens(tokenizer, [{"role": "user", "content": prompt}], answer=True)
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(asked, opening, strict=False))
+    at = sum(1 for _ in same)  # a token may reach over the border
+    return Document(asked[:at], asked[at:], measured)

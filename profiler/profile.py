@@ -141,6 +141,11 @@ class Profile:
             mine, its = (p.estimator(source) for p in (self, other))
             if mine != its:
                 raise ProfileError(f"profiles to add must have one estimator of {source}, found {mine} and {its}")
+        mine, its = (p.meta.get("start", []) for p in (self, other))
+        if mine != its:
+            raise ProfileError(f"profiles to add must have samples that begin alike, found tokens {mine} and {its}")
+        if "data" in set(self.sources) & set(other.sources) and not (self._knows_data() and other._knows_data()):
+            raise ProfileError("profiles to add must both say which documents data is: measure the older one again")
         shared = {source for source, _ in set(self.cuts) & set(other.cuts)}
         twice = sorted(shared & {source for source, _ in self._drawn() & other._drawn()})
         if twice:
@@ -148,6 +153,11 @@ class Profile:
                 f"profiles to add must have other samples, found the same of {', '.join(twice)} in both: "
                 "measure with another --seed"
             )
+
+    def _knows_data(self) -> bool:
+        """Whether the documents are named, in every part: without, prompts lack the chat template."""
+        parts = (self.meta, *self.meta.get("added", ()))
+        return all("data" in part.get("documents", ()) for part in parts if "data" in part.get("sources", ()))
 
     def _drawn(self) -> set[tuple[str, str]]:
         """Each source with what its samples depend on, in every profile that this one is the sum of."""

@@ -13,6 +13,8 @@ from itertools import cycle
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
+from moa.profiler.tokens import encode
+
 Part = Literal["calibration", "validation", "evaluation"]
 
 _SHARED = 200
@@ -48,7 +50,7 @@ def prose(tokenizer: Any, count: int, rng: random.Random, part: Part) -> list[in
     order: Iterator[str] = cycle(rng.sample(documents, len(documents)))
     ids: list[int] = []
     while len(ids) < count:
-        ids += tokenizer(next(order) + "\n\n", add_special_tokens=False)["input_ids"]
+        ids += encode(tokenizer, next(order) + "\n\n")
     return ids[:count]
 
 

@@ -46,25 +46,25 @@ def command(
 
 
 def _read(path: Path) -> str:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise MoaError(f"{path} must be UTF-8 text: {error.reason} at byte {error.start}") from None
+    from moa.profiler.files import read_text
+
+    text = read_text(path)
     if not text.strip():
         raise MoaError(f"{path} is empty; the prompt must have text")
     return text
 
 
 def _encode(tokenizer: Any, text: str, chat: bool) -> "Tensor":
-    if not chat:
-        return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[no-any-return]
-    from moa.profiler.chat import has_template
+    import torch
 
-    if not has_template(tokenizer):
+    from moa.profiler.chat import has_template
+    from moa.profiler.tokens import begin, chat_tokens, encode
+
+    if chat and not has_template(tokenizer):
         raise MoaError("--chat needs a model with a chat template; this one has none")
     turn = [{"role": "user", "content": text}]
-    found = tokenizer.apply_chat_template(turn, add_generation_prompt=True, return_tensors="pt", return_dict=True)
-    return found["input_ids"]  # type: ignore[no-any-return]
+    ids = chat_tokens(tokenizer, turn, answer=True, now=True) if chat else begin(tokenizer, encode(tokenizer, text))
+    return torch.tensor([ids])
 
 
 def _check_room(network: Any, tokens: int) -> None:

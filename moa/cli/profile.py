@@ -75,7 +75,7 @@ def command(
     network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
     settings.check(network)
     if data:
-        sources.append(document_source(data, tokenizer, settings.lengths))
+        sources.append(document_source(data, tokenizer, settings.lengths, chat))
     check_run(network, tokenizer, settings, sources, plan, earlier)
     todo = tasks(settings, sources)
     mine = todo[rank::world]

@@ -80,7 +80,7 @@ class Study:
             chat=profile.meta.get("chat", True),
         )  # fmt: skip
         path = output.with_suffix(f".round-{number}.safetensors")
-        return Round(settings, [SOURCES[name] for name in text], path)
+        return Round(settings, [SOURCES[name] for name in text], path, profile.meta.get("start"))
 
 
 def validation(profile: "Profile", name: str, dtype: str, length: int, seed: int) -> tuple[Any, Any, "Validation"]:
@@ -88,9 +88,14 @@ def validation(profile: "Profile", name: str, dtype: str, length: int, seed: int
     from moa.load import load_model
     from moa.plans.errors import ModelMismatch
     from moa.plans.model import ModelInfo
+    from moa.profiler.tokens import start
     from moa.validation import Validation
 
     model, tokenizer = load_model(name, dtype=dtype)
+    if (mine := profile.meta.get("start", [])) != (its := start(tokenizer)):
+        raise ModelMismatch(
+            f"the profile's samples begin with the tokens {mine}, but texts of {name} with {its}: measure it again"
+        )
     if differences := profile.model.differences(ModelInfo.of(model)):
         raise ModelMismatch(f"the profile is of another model than {name} (profile against it): {differences[0]}")
     return model, tokenizer, Validation(model, tokenizer, length, seed=seed)
@@ -187,11 +192,13 @@ class Round:
         settings: What is measured.
         sources: Of what.
         path: Where it is kept.
+        start: Tokens that the samples begin with, None for no special ones.
     """
 
     settings: "Settings"
     sources: list["Source"]
     path: Path
+    start: list[int] | None
 
     def check(self, plan: "Plan | None" = None, model: Any = None) -> None:
         """Refuse to replace a file that this round, of `model` around `plan`, did not write; None is any of them."""
@@ -224,6 +231,7 @@ class Round:
 
         found, settings = Profile.load(path), self.settings
         said = {name: getattr(settings, name) for name in ("seed", "samples", "chat", "labels", "loss")}
+        said["start"] = self.start
         if plan is not None:
             said["around"] = plan.to_dict()
         if model is not None:

@@ -14,7 +14,7 @@ from moa.cli import study
 from moa.cli.main import app
 from moa.cli.measure import environment
 from moa.load import load_model
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
@@ -290,3 +290,11 @@ def test_refusals(model_folder, profile, tmp_path, options, says):
     done = search(str(profile), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", *options)
     assert isinstance(done.exception, MoaError)  # exit code 2 in one line, as tests/test_bad_input.py shows
     assert says in str(done.exception)
+
+
+def test_a_profile_of_samples_that_begin_otherwise_is_refused(model_folder, made_up):
+    other = replace(made_up, meta={**made_up.meta, "start": [7]})
+    with pytest.raises(
+        ModelMismatch, match=r"begin with the tokens \[7\], but texts of .* with \[\]: measure it again"
+    ):
+        study.validation(other, str(model_folder), "float32", 512, 0)

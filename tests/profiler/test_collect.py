@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
 
 from moa.applied import apply
 from moa.hf.logits import HEAD_CHUNK
 from moa.kernels.sdpa import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
+from moa.plans.model import ModelInfo
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
 from moa.profiler.backward import response_hidden, run_backward
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
@@ -321,3 +323,43 @@ def test_a_profile_that_cannot_be_added_is_refused_before_measuring(
     longer = collect(model, tokenizer, replace(settings, lengths=(320,)), NOISE, output, add=earlier)
     assert longer is not None  # the seed is the same, the samples are not
     assert longer.lengths == (256, 320)
+
+
+def test_samples_that_begin_otherwise_are_not_mixed(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    own, output = deepcopy(tokenizer), tmp_path / "p.safetensors"
+    template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", own.bos_token_id)])
+    own.backend_tokenizer.post_processor = template
+
+    def stop(_task: Task, _measured: bool) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, tokenizer, SETTINGS, NOISE, output, progress=stop)
+    with pytest.raises(ProfileError, match="another run"):
+        collect(model, own, SETTINGS, NOISE, output)
+    plain = collect(model, tokenizer, SETTINGS, NOISE, output)
+    assert plain is not None
+    assert "start" not in plain.meta  # as in profiles made before it was recorded
+    other = replace(SETTINGS, seed=1)
+    with pytest.raises(ProfileError, match=rf"begin alike, found tokens \[\] and \[{own.bos_token_id}\]"):
+        collect(model, own, other, NOISE, tmp_path / "q.safetensors", add=plain)
+    first = collect(model, own, other, NOISE, tmp_path / "q.safetensors")
+    assert first is not None
+    assert first.meta["start"] == [own.bos_token_id]
+    assert first.plus(replace(first, meta={**first.meta, "seed": 2})).meta["start"] == [own.bos_token_id]
+
+
+def test_documents_are_not_mixed_with_those_that_a_profile_does_not_name(tmp_path: Path, model: Any) -> None:
+    cuts = {("data", 256): np.zeros((1, 2, 2, 4, 4), np.float32)}
+    parts = [
+        Profile(ModelInfo.of(model), (64,), cuts, {("data", 256): 9}, {("data", 256): 1}, meta)
+        for meta in (
+            {"seed": 0, "sources": {"data": ["sampled", "nll"]}},
+            {"seed": 1, "sources": {"data": ["sampled", "nll"]}, "documents": {"data": "a"}},
+            {"seed": 2, "sources": {"data": ["sampled", "nll"]}, "documents": {"data": "b"}},
+        )
+    ]
+    assert parts[1].plus(parts[2]).samples == {("data", 256): 2}
+    for one, two in ((0, 1), (1, 0)):
+        with pytest.raises(ProfileError, match="which documents data is"):
+            parts[one].plus(parts[two])

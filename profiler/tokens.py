@@ -1,0 +1,39 @@
+"""How every text becomes tokens: the one place that adds special tokens.
+
+Calibration, validation, evaluation and `moa generate` all call it, so that a plan is fitted to, judged by and used on
+texts that begin alike. Some models are lost without their first token.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from moa.profiler.chat import render
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Tokens of a piece of text, without special tokens around it."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+def start(tokenizer: Any) -> list[int]:
+    """The special tokens that the tokenizer puts before a text (BOS); for many tokenizers none.
+
+    What some put behind a text (EOS) is never added: each text here goes on.
+    """
+    bare, whole = encode(tokenizer, "a"), tokenizer("a")["input_ids"]
+    at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
+    return list(whole[:at])
+
+
+def begin(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """The tokens of a text's beginning, behind `start`; what brings it along, as chat templates may, gets it once."""
+    first = start(tokenizer)
+    return [*ids] if list(ids[: len(first)]) == first else [*first, *ids]
+
+
+def chat_tokens(
+    tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False, now: bool = False
+) -> list[int]:
+    """Tokens of a chat; the arguments are those of `moa.profiler.chat.render`."""
+    return begin(tokenizer, encode(tokenizer, render(tokenizer, turns, answer=answer, now=now)))
