@@ -1,6 +1,6 @@
 """A front of plans as a table and a picture."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from rich.table import Table
@@ -10,9 +10,8 @@ from moa.search.cost import Costs, Work
 from moa.search.front import Point
 
 
-def figures(point: Point, lengths: Sequence[int], costs: Costs | None) -> dict[str, float]:
-    """What a plan costs at the longest profiled length, one sequence; times where they were measured."""
-    n = max(lengths)
+def figures(point: Point, n: int, costs: Costs | None) -> dict[str, float]:
+    """What a plan costs at `n` tokens, one sequence; times where they were measured."""
     found = {
         "density": point.plan.density(n),
         "KV cache, MiB": point.plan.kv_bytes(n, dtype=point.plan.kv_dtype) / 2**20,
@@ -23,12 +22,12 @@ def figures(point: Point, lengths: Sequence[int], costs: Costs | None) -> dict[s
     return found
 
 
-def table(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | None) -> Table:
+def table(points: Mapping[str, Point], n: int, costs: Costs | None) -> Table:
     """One row per plan, dense first."""
-    rows = {name: figures(point, lengths, costs) for name, point in points.items()}
+    rows = {name: figures(point, n, costs) for name, point in points.items()}
     columns = list(next(iter(rows.values())))
     dtype = next(iter(points.values())).plan.kv_dtype
-    title = f"Front, costs at {max(lengths):,} tokens, 1 sequence, KV cache in {dtype}"
+    title = f"Front, costs at {n:,} tokens, 1 sequence, KV cache in {dtype}"
     out = Table("plan", "budget", "harm", "gap", *columns, title=title)
     for name, row in sorted(rows.items(), key=lambda each: points[each[0]].solution.value):
         point = points[name]
@@ -37,20 +36,20 @@ def table(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | No
     return out
 
 
-def picture(points: Mapping[str, Point], lengths: Sequence[int], costs: Costs | None, path: Path) -> None:
+def picture(points: Mapping[str, Point], n: int, costs: Costs | None, path: Path) -> None:
     """Write a PNG: harm against density, memory and, where measured, times.
 
     Raises:
         MoaError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
-    rows = [figures(point, lengths, costs) for point in points.values()]
+    rows = [figures(point, n, costs) for point in points.values()]
     harm = [point.solution.value for point in points.values()]
     figure = canvas((3.5 * len(rows[0]), 3.2))
     panels = figure.subplots(1, len(rows[0]), sharey=True, squeeze=False)[0]
     for panel, name in zip(panels, rows[0], strict=True):
         panel.plot([row[name] for row in rows], harm, marker="o", markersize=3, linewidth=1)
-        panel.set_xlabel(f"{name}, {max(lengths):,} tokens", fontsize=8)
+        panel.set_xlabel(f"{name}, {n:,} tokens", fontsize=8)
         panel.set_xlim(left=0)
         panel.grid(linewidth=0.3)
     panels[0].set_ylabel("predicted harm (objective)", fontsize=8)

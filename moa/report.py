@@ -54,6 +54,14 @@ def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Ta
                 f"{n:,}", Text(name), f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}",
                 f"{kept / 2**20:.1f}", f"{kept / whole:.3f}",
             )  # fmt: skip
+    made = {name: plan.predicted for name, plan in plans.items() if plan.predicted and plan.predicted.measured_to}
+    table.caption = (
+        "\n".join(
+            f"{name}: for texts of up to {said.lengths[-1]:,} tokens, profiled up to {said.measured_to:,}"
+            for name, said in made.items()
+        )
+        or None
+    )
     return table
 
 

@@ -13,7 +13,9 @@ class Predicted(Strict):
     """What the maker of the plan expected of it: one figure per entry of `lengths`."""
 
     lengths: tuple[int, ...] = Field(min_length=1)
-    """Tokens, prompt and generated."""
+    """Tokens, prompt and generated; the last is the longest that the plan is meant for."""
+    measured_to: int | None = None
+    """The longest length that calibration measured; figures at longer ones are extrapolated."""
     density: tuple[float, ...] | None = None
     kv_bytes: tuple[int, ...] | None = None
     """Of one sequence, in `kv_dtype`."""

@@ -1,6 +1,6 @@
 """Budgets as the user writes them, and as the solver takes them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -28,7 +28,7 @@ class Budget:
     Attributes:
         kind: `density`, `kv_gb`, `decode_ms`, `prefill_ms`, or `harm`, the search's own objective.
         most: The figure.
-        length: The length it holds at; None means every profiled length.
+        length: The length it holds at; None means the longest that the plan is for.
         batch: Sequences; a density has none.
         dtype: Of the cache, for a budget in bytes; None is `ASSUMED` here, and in a search the profiled model's.
     """
@@ -38,6 +38,10 @@ class Budget:
     length: int | None = None
     batch: int = 1
     dtype: Dtype | None = None
+
+    def at(self, length: int) -> "Budget":
+        """The same budget at a length, unless it names one of its own."""
+        return self if self.length is not None else replace(self, length=length)
 
     def __str__(self) -> str:
         where = "" if self.length is None else f"@{self.length}"
@@ -90,30 +94,30 @@ def cost(text: str) -> Budget:
     raise MoaError(f"a cost is written KIND@LENGTH[xBATCH], KIND one of {', '.join(_FORMS)}; found {text!r}")
 
 
-def limits(
-    budget: Budget, grid: Grid, model: ModelInfo, lengths: Sequence[int], costs: Costs | None = None
-) -> list[Limit]:
-    """What the solver must keep: the budget at its length, or at every profiled one.
+def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Costs | None = None) -> Limit:
+    """What the solver must keep: the budget at its length, or else at the longest that the plan is for.
+
+    Memory and time run out on the longest texts; on shorter ones the bytes are few, and may be more of the text.
 
     Args:
         budget: The budget.
         grid: Candidate rules.
         model: The model profiled.
-        lengths: Profiled lengths.
+        longest: The longest intended length.
         costs: Measured costs, for budgets in milliseconds.
 
     Raises:
         MoaError: Milliseconds without costs.
         ModelMismatch: Costs of another model.
     """
-    at = [budget.length] if budget.length is not None else list(lengths)
-    here = [replace(budget, length=n) for n in at]
+    budget = budget.at(longest)
+    assert budget.length is not None
     if budget.kind in _COSTS:
-        return [_COSTS[budget.kind](each, grid, model, n) for each, n in zip(here, at, strict=True)]
+        return _COSTS[budget.kind](budget, grid, model, budget.length)
     if costs is None:
         raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
     costs.check(model)
-    return [_milliseconds(each, grid, model, costs) for each in here]
+    return _milliseconds(budget, grid, model, costs)
 
 
 def work(budget: Budget, length: int) -> Work:

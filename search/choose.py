@@ -13,17 +13,18 @@ from moa.plans.model import Dtype
 from moa.plans.plan import Plan, Predicted, Provenance
 from moa.plans.span import Floats, Ints
 from moa.profiler.profile import Profile, digest
-from moa.search.budget import ASSUMED, Budget, limits
+from moa.search.budget import ASSUMED, Budget, limit
 from moa.search.cost import Costs, Work
 from moa.search.descent import Descent
 from moa.search.grid import Grid
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, Mix, candidates, objective, parts
 from moa.search.solver import Limit, Solution, solve
 
 
 def choose(
     profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN,
-    costs: Costs | None = None, minimise: Budget | None = None, lengths: Sequence[int] | None = None,
+    costs: Costs | None = None, minimise: Budget | None = None, lengths: Lengths | None = None,
     descent: Descent | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
     kv_dtype: Dtype | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
@@ -35,7 +36,7 @@ def choose(
         mix: How sources and lengths are weighed.
         costs: Measured costs, for budgets in milliseconds.
         minimise: The cost to make least, at one length; its figure does not count.
-        lengths: Profiled lengths the plan is for, None for all of them.
+        lengths: Lengths that the plan is for, None for all profiled ones and those ahead (`Lengths.of`).
         descent: Go on from an earlier plan by what was measured around it, not from the profile alone.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
@@ -51,9 +52,7 @@ def choose(
     model = profile.model
     if descent is not None and minimise is not None:
         raise MoaError("a descent makes harm least: no minimise with it")
-    if lengths is not None and not set(lengths) <= set(profile.lengths):
-        raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(lengths)}")
-    lengths = profile.lengths if lengths is None else tuple(sorted(lengths))
+    lengths = lengths or Lengths.of(profile)
     kv_dtype = kv_dtype or profile.dtype or ASSUMED
     budgets = [budget.stored(kv_dtype) for budget in budgets]
     rules = candidates(profile, mix, lengths)
@@ -64,13 +63,13 @@ def choose(
         if budget.kind == "harm":
             kept.append(Limit(str(budget), harms, budget.most))
         else:
-            kept += limits(budget, rules, model, lengths, costs)
+            kept.append(limit(budget, rules, model, lengths.longest, costs))
     if descent is not None:
         solution = solve(descent.objective(text, recall, rules, mix), kept, time_limit=time_limit)
     elif minimise is None:
         solution = solve(harms, kept, time_limit=time_limit)
     else:
-        [least] = limits(minimise.stored(kv_dtype), rules, model, lengths, costs)
+        least = limit(minimise.stored(kv_dtype), rules, model, lengths.longest, costs)
         solution = solve(least.cost, kept, time_limit=time_limit).plus(least.fixed)
     chosen = [rules.rule(int(i)) for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
@@ -78,21 +77,23 @@ def choose(
         model, {layer: [chosen[i] for i in row] for layer, row in zip(model.ruled_layers, by_layer, strict=True)}
     )
     predicted = Predicted(
-        lengths=list(lengths),
-        density=[round(plan.density(n), 4) for n in lengths],
-        kv_bytes=[plan.kv_bytes(n, dtype=kv_dtype) for n in lengths],
+        lengths=lengths.all,
+        measured_to=lengths.profiled[-1],
+        density=[round(plan.density(n), 4) for n in lengths.all],
+        kv_bytes=[plan.kv_bytes(n, dtype=kv_dtype) for n in lengths.all],
         kv_dtype=kv_dtype,
         harm=_harms(profile, rules, mix, lengths, harms, solution.choice),
-        **({} if costs is None else _times(costs, plan, lengths)),
+        **({} if costs is None else _times(costs, plan, lengths.all)),
     )
     return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
 
 
-def _harms(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int], whole: Floats, choice: Ints) -> list[float]:
+def _harms(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths, whole: Floats, choice: Ints) -> list[float]:
     """The objective of a choice, were each length the only one; `whole` is that of all together."""
-    if len(lengths) > 1:
-        alone = replace(mix, lengths={})
-        tables = [objective(profile, rules, alone, [n]) for n in lengths]
+    if len(lengths.all) > 1:
+        nothing = dict.fromkeys(lengths.all, 0.0)
+        alone = [replace(mix, lengths={**nothing, n: 1.0}) for n in lengths.all]
+        tables = [objective(profile, rules, each, lengths) for each in alone]
     else:
         tables = [whole]
     return [float(f"{table[np.arange(len(choice)), choice].sum():.4g}") for table in tables]

@@ -10,9 +10,10 @@ from moa.plans.errors import MoaError
 from moa.plans.model import Dtype
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
-from moa.search.budget import ASSUMED, Budget, limits
+from moa.search.budget import ASSUMED, Budget, limit
 from moa.search.choose import choose
 from moa.search.cost import Costs
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, Mix, candidates
 from moa.search.solver import Solution
 
@@ -34,7 +35,7 @@ class Point:
 
 def front(
     profile: Profile, count: int, axis: Budget, budgets: Sequence[Budget] = (), *,
-    mix: Mix = PLAIN, costs: Costs | None = None, time_limit: float = 60.0,
+    mix: Mix = PLAIN, costs: Costs | None = None, lengths: Lengths | None = None, time_limit: float = 60.0,
     kv_dtype: Dtype | None = None,
 ) -> Iterator[Point]:  # fmt: skip
     """Solve for `count` budgets in equal ratios, from the least that any plan needs to what full attention takes.
@@ -46,6 +47,7 @@ def front(
         budgets: Others, kept by every plan.
         mix: As for `choose`.
         costs: Measured costs, for budgets in milliseconds.
+        lengths: As for `choose`.
         time_limit: Seconds for each plan.
         kv_dtype: As for `choose`.
 
@@ -58,24 +60,23 @@ def front(
     """
     if count < 2:
         raise MoaError(f"a front has 2 plans or more, found {count}")
-    harm = np.inf
+    harm, lengths = np.inf, lengths or Lengths.of(profile)
     axis = axis.stored(kv_dtype or profile.dtype or ASSUMED)
-    for figure in np.geomspace(*_range(profile, axis, costs), count):
+    for figure in np.geomspace(*_range(profile, axis, costs, lengths), count):
         budget = replace(axis, most=_round_up(float(figure)))
         plan, solution = choose(
-            profile, [budget, *budgets], mix=mix, costs=costs, time_limit=time_limit, kv_dtype=kv_dtype
+            profile, [budget, *budgets], mix=mix, costs=costs, lengths=lengths, time_limit=time_limit, kv_dtype=kv_dtype
         )
         if solution.value < harm:
             harm = solution.value
             yield Point(plan, budget, solution)
 
 
-def _range(profile: Profile, axis: Budget, costs: Costs | None) -> tuple[float, float]:
-    """The least that some plan keeps, and what full attention takes: the most over the lengths that it holds at."""
-    rules = candidates(profile, PLAIN, profile.lengths)
-    kept = limits(axis, rules, profile.model, profile.lengths, costs)
-    totals = [limit.fixed + limit.cost.sum(0) for limit in kept]  # the same rule in every group
-    return max(float(total.min()) for total in totals), max(float(total.max()) for total in totals)
+def _range(profile: Profile, axis: Budget, costs: Costs | None, lengths: Lengths) -> tuple[float, float]:
+    """The least that some plan keeps, and what full attention takes."""
+    kept = limit(axis, candidates(profile, PLAIN, lengths), profile.model, lengths.longest, costs)
+    total = kept.fixed + kept.cost.sum(0)  # the same rule in every group
+    return float(total.min()), float(total.max())
 
 
 def _round_up(value: float) -> float:

@@ -8,13 +8,21 @@ from moa.profiler.profile import Cut, Profile, bin_size
 from moa.search.grid import Grid
 
 
-def harm(profile: Profile, grid: Grid, cut: Cut) -> Floats:
+def harm(profile: Profile, grid: Grid, cut: Cut, length: int | None = None) -> Floats:
     """Harm of every rule in every group, by one source at one length: [groups, rules], groups layer by layer.
 
     harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token; of
     the estimator `fisher`, a quadratic form, half of it. The table is made monotone first.
+
+    Args:
+        profile: The profile.
+        grid: The rules.
+        cut: Source and length of the table.
+        length: Tokens of a longer text, of which nothing was measured. Its rows up to the table's length are as
+            measured. A further row is taken to lose what the table's last quarter of rows loses on average by a window
+            of the same size; a window wider than a row could be measured with is taken to cost that row nothing.
     """
-    return _look(profile, grid, cut, monotone(profile.cuts[cut]))
+    return _look(profile, grid, cut, monotone(profile.cuts[cut]), length=length)
 
 
 def slope(profile: Profile, grid: Grid, cut: Cut) -> Floats:
@@ -25,27 +33,51 @@ def slope(profile: Profile, grid: Grid, cut: Cut) -> Floats:
     return _look(profile, grid, cut, profile.cuts[cut].astype(np.float64), twice=False)
 
 
-def _look(profile: Profile, grid: Grid, cut: Cut, table: Floats, twice: bool = True) -> Floats:
+def _look(
+    profile: Profile, grid: Grid, cut: Cut, table: Floats, twice: bool = True, length: int | None = None
+) -> Floats:
     """Sums of the table's entries along every rule, per response token.
 
     Where a bin holds several blocks, the whole row counts at the shortest window of its blocks, rounded down to whole
     bins. A row of the table has no window within its own bin; a block that keeps one counts, where `twice`, as another
     whole row at the narrowest there is: a bound from above, of what is not negative.
     """
-    per_bin = bin_size(cut[1]) // BLOCK
-    first = grid.first(cut[1])
-    blocks, bins = first.shape[1], table.shape[3]
+    per_bin, bins = bin_size(cut[1]) // BLOCK, table.shape[3]
+    length = length or cut[1]
+    first = grid.first(length)
+    blocks, total_bins = first.shape[1], -(-first.shape[1] // per_bin)
     # With bins of several blocks the sink may end inside one: full rows are edge 0 whatever the bins are.
     edges = np.where(first > grid.sink[:, None] // BLOCK, -(-first // per_bin), 0)
     within = edges > np.arange(blocks) // per_bin
     rows = 1 + twice * np.add.reduceat(within, np.arange(0, blocks, per_bin), axis=1, dtype=np.int64)
-    shortest = edges[:, np.minimum(per_bin * np.arange(1, bins + 1), blocks) - 1]  # edges never fall
+    shortest = edges[:, np.minimum(per_bin * np.arange(1, total_bins + 1), blocks) - 1]  # edges never fall
     which = np.array([profile.patterns.index((str(p), int(s))) for p, s in zip(grid.pattern, grid.sink, strict=True)])
     by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.patterns), -1, table.shape[4])
+    by_window = _by_window(by_row)
     total = np.zeros((by_row.shape[2], len(grid)))
-    for row in range(bins):
-        total += by_row[row, which, :, np.minimum(shortest[:, row], row)].T * rows[:, row]
-    return total / (profile.tokens[cut] * (2 if profile.estimator(cut[0]) == "fisher" else 1))
+    for row in range(total_bins):
+        edge = np.minimum(shortest[:, row], row)
+        if row < bins:
+            lost = by_row[row, which, :, edge]
+        else:
+            lost = by_window[which, :, np.where(edge > 0, np.minimum(row - edge, bins), bins)]
+        total += lost.T * rows[:, row]
+    tokens = profile.tokens[cut] * length / cut[1]
+    return total / (tokens * (2 if profile.estimator(cut[0]) == "fisher" else 1))
+
+
+def _by_window(by_row: Floats) -> Floats:
+    """What the last quarter of rows loses on average, by bins kept before a row's own: [patterns, groups, bins + 1].
+
+    Args:
+        by_row: [rows, patterns, groups, edges].
+    """
+    bins = len(by_row)
+    found = np.zeros((*by_row.shape[1:3], bins + 1))
+    last = range(3 * bins // 4, bins)
+    for row in last:
+        found[..., :row] += by_row[row][..., row:0:-1] / len(last)
+    return found
 
 
 def monotone(table: npt.NDArray[np.float32]) -> Floats:

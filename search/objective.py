@@ -11,6 +11,7 @@ from moa.plans.span import Floats
 from moa.profiler.profile import Profile
 from moa.search.grid import Grid, grid
 from moa.search.harm import harm
+from moa.search.lengths import Lengths
 
 RECALL = 0.25
 """Power of the hidden share of the text in what a rule costs a group that recalls facts."""
@@ -42,14 +43,14 @@ class Mix:
         parts = [f"{name}={weight:.3g}" for name, weight in weights]
         return ", ".join([*parts, f"layers={layers}", f"sinks={self.sinks or 'all'}"])
 
-    def check(self, profile: Profile) -> None:
-        """Refuse what does not fit the profile.
+    def check(self, profile: Profile, lengths: Lengths) -> None:
+        """Refuse what does not fit the profile and the lengths of the plan.
 
         Raises:
             MoaError: Unknown sources, lengths or sinks; weights out of range.
         """
         _known("sources", self.sources, profile.sources)
-        _known("lengths", self.lengths, profile.lengths)
+        _known("lengths", self.lengths, (*profile.lengths, *lengths.ahead))
         _known("sinks", self.sinks or (), sorted({size for _, size in profile.patterns}))
         for what, weights in (("source", self.sources), ("length", self.lengths)):
             if not all(0 <= weight < inf for weight in weights.values()):
@@ -65,27 +66,27 @@ class Mix:
 PLAIN = Mix()
 
 
-def candidates(profile: Profile, mix: Mix, lengths: Sequence[int]) -> Grid:
-    """The rules that `mix` lets the search choose from, for a plan at these profiled lengths."""
-    mix.check(profile)
+def candidates(profile: Profile, mix: Mix, lengths: Lengths) -> Grid:
+    """The rules that `mix` lets the search choose from, for a plan for these lengths."""
+    mix.check(profile, lengths)
     chosen = [(name, size) for name, size in profile.patterns if size in (mix.sinks or [size])]
-    return grid(tuple(lengths), chosen)
+    return grid(lengths.all, chosen)
 
 
-def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None = None) -> Floats:
+def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None) -> Floats:
     """What the search minimises the sum of: [groups, rules].
 
     Where a source's estimator is `effect`, facts are asked for that may lie anywhere, and every group on the way to the
     answer must see them: what a rule costs is the group's harm under the narrowest rule, at the shortest length
-    measured, times a power of the share of the text that the rule hides; the rule's own harm joins as `mix.own` says.
-    Of other sources it is the rule's own harm. Each is brought to one scale, the narrowest rule everywhere, then
-    averaged over lengths and mixed over sources.
+    measured, times a power of the share of the text that the rule hides at the length where it hides most; the rule's
+    own harm joins as `mix.own` says. Of other sources it is the rule's own harm, averaged over lengths. Each is brought
+    to one scale, the narrowest rule everywhere, then mixed over sources.
 
     Args:
         profile: The profile.
         rules: Candidate rules.
         mix: The weights.
-        lengths: Profiled lengths that count, None for all.
+        lengths: Lengths that count, None for those of the profile.
 
     Raises:
         MoaError: A mix that does not fit the profile, or no length with a weight over 0.
@@ -94,15 +95,14 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | 
     return text + recall
 
 
-def parts(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None = None) -> tuple[Floats, Floats]:
+def parts(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None) -> tuple[Floats, Floats]:
     """The objective's two parts: sources that are read, and those that ask for facts."""
-    mix.check(profile)
-    lengths = profile.lengths if lengths is None else lengths
-    share = {n: mix.lengths.get(n, 1.0) for n in lengths}
+    lengths = lengths or Lengths(profile.lengths)
+    mix.check(profile, lengths)
+    share = {n: mix.lengths.get(n, 1.0) for n in lengths.all}
     if not any(share.values()):
-        raise MoaError(f"length weights must leave one of {_list(lengths)} over 0")
-    hidden = [(1 - rules.spans(n) / n) ** RECALL for n in lengths]
-    reach = np.average(hidden, axis=0, weights=list(share.values()))
+        raise MoaError(f"length weights must leave one of {_list(lengths.all)} over 0")
+    reach = _reach(rules, [n for n in lengths.all if share[n]])
     layers, groups = len(profile.model.ruled_layers), profile.model.kv_heads
     text, recall = np.zeros((2, layers * groups, len(rules)))
     for source in profile.sources:
@@ -112,8 +112,10 @@ def parts(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None
             own = harm(profile, rules, (source, min(n for other, n in profile.cuts if other == source)))
             costs = [((1 - mix.own) * own.max(1)[:, None] * reach + mix.own * own, 1.0)]
         else:
-            there = [n for n in lengths if (source, n) in profile.cuts]
+            there = [n for n in lengths.profiled if (source, n) in profile.cuts]
             costs = [(harm(profile, rules, (source, n)) ** mix.power, share[n]) for n in there]
+            for n in lengths.ahead if there else ():
+                costs.append((harm(profile, rules, (source, there[-1]), n) ** mix.power, share[n]))
         counted = sum(weight for _, weight in costs)
         for cost, weight in costs:
             narrowest = cost.max(1).sum()
@@ -121,6 +123,15 @@ def parts(profile: Profile, rules: Grid, mix: Mix, lengths: Sequence[int] | None
                 total += mix.sources.get(source, 1.0) * weight / counted * cost / narrowest
     bands = _bands(mix.layers, layers, groups)[:, None]
     return text * bands, recall * bands
+
+
+def _reach(rules: Grid, lengths: Sequence[int]) -> Floats:
+    """What each rule hides from a group that recalls facts, where it hides most: [rules].
+
+    A mean over lengths would sell the longest ones: constant windows hide nothing at short lengths and cost little.
+    """
+    reach: Floats = np.max([(1 - rules.spans(n) / n) ** RECALL for n in lengths], axis=0)
+    return reach
 
 
 def _bands(weights: Sequence[float], layers: int, groups: int) -> Floats:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moa.search.budget import Budget
     from moa.search.cost import Costs
     from moa.search.descent import Descent
+    from moa.search.lengths import Lengths
     from moa.search.objective import Mix
     from moa.search.solver import Solution
 
@@ -30,7 +31,7 @@ def command(
     profile: Annotated[Path, typer.Argument(help="Profile made by `moa profile`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Plan to write (.yaml); with --front, a folder.")],
     max_density: Annotated[
-        list[str] | None, typer.Option(help="D or D@LENGTH, repeatable; D alone holds at every profiled length.")
+        list[str] | None, typer.Option(help="D or D@LENGTH, repeatable; D alone holds at the longest intended length.")
     ] = None,
     max_kv_gb: Annotated[
         list[str] | None, typer.Option(help="G@LENGTH[xBATCH], repeatable: cache in 10^9 bytes, by --kv-dtype.")
@@ -54,7 +55,14 @@ def command(
         str | None, typer.Option(help="MODEL: also time the plan on it, beside what --costs predict.")
     ] = None,
     lengths: Annotated[
-        str | None, typer.Option(help="Profiled lengths the plan is for, such as 2048. Default all; not with --front.")
+        str | None, typer.Option(help="The only profiled lengths that the plan is for, such as 2048. Default: all.")
+    ] = None,
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Longest text that the plan is for. Default: 4 times the longest profiled, if the model can; "
+            "with --lengths, the longest of them."
+        ),
     ] = None,
     source_weight: Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")] = None,
     pattern: Annotated[
@@ -90,8 +98,8 @@ def command(
     With --validate, that plan is measured on the model; with --trials, other mixes of the harms are tried there too,
     and the plan that does least is kept; with --rounds it goes on from there by what is measured around it.
 
-    With --front, a front of plans: by predicted decode time at the longest profiled length where --costs are given,
-    else by density.
+    With --front, a front of plans: by predicted decode time at the longest length where --costs are given, else by
+    density there.
     """
     from rich.console import Console
 
@@ -106,14 +114,13 @@ def command(
     from moa.search.budget import ASSUMED, cost, parse
     from moa.search.choose import choose, record
     from moa.search.cost import Costs
+    from moa.search.lengths import Lengths
     from moa.search.objective import Mix
 
     given = {"density": max_density, "kv_gb": max_kv_gb, "decode_ms": max_decode_ms, "prefill_ms": max_prefill_ms}
     budgets = [parse(kind, text) for kind, texts in given.items() for text in texts or []]
     if (max_harm is None) != (minimise is None) or (minimise is not None and front is not None):
         raise MoaError("--max-harm and --minimise go together, and without --front")
-    if lengths is not None and front is not None:
-        raise MoaError("a front is over all profiled lengths: give --lengths or --front")
     least = None if minimise is None else cost(minimise)
     if max_harm is not None:
         budgets.append(parse("harm", max_harm))
@@ -133,13 +140,14 @@ def command(
     if front is not None and (validate is not None or measure is not None):
         raise MoaError("--validate and --measure take one plan: not with --front")
     mix = Mix(_weights(source_weight or []))
-    wanted = None if lengths is None else numbers("lengths", lengths)
     known = None if costs is None else Costs.load(costs)
     measured = Profile.load(profile)
     if pattern is not None:
         measured = measured.only(pattern)
     if "kl" in (measured.meta.get("loss"), *(loss for _, loss in measured.meta.get("sources", {}).values())):
         raise MoaError(f"{profile} holds slopes around a plan, not harm: search from a profile of a loss other than kl")
+    span = Lengths.of(measured, None if lengths is None else numbers("lengths", lengths), max_length)
+    budgets = [budget if budget.kind == "harm" else budget.at(span.longest) for budget in budgets]
     if known is not None:
         known.check(measured.model)
     elif measure is not None:
@@ -151,7 +159,7 @@ def command(
     budgets = [budget.stored(stored) for budget in budgets]
     least = None if least is None else least.stored(stored)
     if front is not None:
-        _front(front, profile, measured, budgets, mix, known, time_limit, stored, output, console)
+        _front(front, profile, measured, budgets, mix, known, span, time_limit, stored, output, console)
         if unknown:
             console.print(assumed)
         return
@@ -160,14 +168,14 @@ def command(
     if least is not None:
         unit = "" if calibrate is None else " nats per token"
         origin = origin.model_copy(update={"budget": f"{origin.budget}{unit}, least {minimise}{least.unit}"})
-    if wanted is not None:
+    if lengths is not None:
         origin = origin.model_copy(update={"budget": f"{origin.budget}, for {lengths}"})
-    span = wanted or measured.lengths
     network: Any = None
     run = None
     if validate is not None:
         options.ready(measured, mix, span, output)
-        network, tokenizer, check = study.validation(measured, validate, dtype, validate_length or min(span), seed)
+        at = validate_length or span.profiled[0]
+        network, tokenizer, check = study.validation(measured, validate, dtype, at, seed)
     if measure is not None and known is not None:
         run = runner_of(known, measure, network if measure == validate else None)
     scale = None if calibrate is None else study.calibrated(measured, mix, check, calibrate, span, console)
@@ -177,7 +185,7 @@ def command(
     def solve(mixed: "Mix", descent: "Descent | None" = None) -> "tuple[Plan, Solution]":
         try:
             plan, solution = choose(
-                measured, budgets, mix=mixed, costs=known, minimise=least, lengths=wanted, descent=descent,
+                measured, budgets, mix=mixed, costs=known, minimise=least, lengths=span, descent=descent,
                 time_limit=time_limit, provenance=origin, kv_dtype=stored,
             )  # fmt: skip
         except BudgetInfeasible as error:
@@ -187,7 +195,7 @@ def command(
             raise BudgetInfeasible(scale.reword(str(error), str(budgets[-1]), typed)) from None
         said = plan.predicted
         # The scale is of this profile and mix, and of one length.
-        if scale is None or descent is not None or mixed != mix or span != (check.length,):
+        if scale is None or descent is not None or mixed != mix or span.all != (check.length,):
             return plan, solution
         assert said is not None
         assert said.harm is not None
@@ -209,7 +217,7 @@ def command(
         about = {
             "weights": fingerprint(network), **{name: here[name] for name in ("backend", "dtype")},
             "budgets": [*map(repr, budgets), repr(least)], "costs": None if costs is None else digest(costs),
-            "lengths": span, "length": check.length, "seed": seed, "sources": dict(mix.sources),
+            "lengths": span.all, "length": check.length, "seed": seed, "sources": dict(mix.sources),
         }  # fmt: skip
         best = study.run(
             measured, lambda mix, descent=None: solve(mix, descent)[0], mix, options, network, tokenizer, check, span,
@@ -217,22 +225,23 @@ def command(
         )  # fmt: skip
         plan = best.plan
         console.print(f"  {study.summary(best)}, on {check.length} tokens of held-out text")
-    for n in span:
+    for n in span.all:
         held, dense = plan.kv_bytes(n, dtype=stored), measured.model.dense_kv_bytes(n, dtype=stored)
+        beyond = ", longer than any profiled text" if n in span.ahead else ""
         console.print(
             f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {held / dense:.3f} of dense, {held / 1e9:.4g} GB in "
-            f"{stored}"
+            f"{stored}{beyond}"
         )
     if unknown:
         console.print(f"  {assumed}")
     if known is not None:
-        compare(plan, span, budgets, least, known, run, console)
+        compare(plan, span.all, budgets, least, known, run, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")
 
 
 def _front(
     count: int, path: Path, profile: "Profile", budgets: Sequence["Budget"], mix: "Mix",
-    costs: "Costs | None", time_limit: float, kv_dtype: "Dtype", folder: Path, console: "Console",
+    costs: "Costs | None", lengths: "Lengths", time_limit: float, kv_dtype: "Dtype", folder: Path, console: "Console",
 ) -> None:  # fmt: skip
     """Save the plans of a front as they are found, then their table and picture."""
     from rich.console import Console
@@ -245,7 +254,7 @@ def _front(
     from moa.search.front import front
 
     timed = costs is not None and "decode" in costs.terms
-    axis = Budget("decode_ms", 1, max(profile.lengths)) if timed else Budget("density", 1)
+    axis = Budget("decode_ms" if timed else "density", 1, lengths.longest)
     kind = axis.kind.replace("_", "-")
     ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png")
     there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
@@ -256,17 +265,20 @@ def _front(
     canvas((1, 1))  # refuses here, not when all is solved, where matplotlib is missing
     folder.mkdir(exist_ok=True)
     points = {}
-    for point in front(profile, count, axis, budgets, mix=mix, costs=costs, time_limit=time_limit, kv_dtype=kv_dtype):
+    solved = front(
+        profile, count, axis, budgets, mix=mix, costs=costs, lengths=lengths, time_limit=time_limit, kv_dtype=kv_dtype
+    )
+    for point in solved:
         name = f"{kind}-{point.budget.most:g}.yaml"
         origin = record(path, profile, [point.budget, *budgets], moa.__version__, mix.sources)
         point.plan.model_copy(update={"provenance": origin}).save(folder / name)
         points[name] = point
         console.print(f"  {point.budget}: objective {point.solution.value:.4g}, {point.solution.seconds:.1f} s")
-    found = table(points, profile.lengths, costs)
+    found = table(points, lengths.longest, costs)
     Console(highlight=False).print(found)
     with (folder / "front.txt").open("w") as file:
         Console(file=file, width=160).print(found)
-    picture(points, profile.lengths, costs, folder / "front.png")
+    picture(points, lengths.longest, costs, folder / "front.png")
     if left := sorted(there - points.keys() - {"front.txt", "front.png"}):
         console.print(f"left of an earlier front, not in front.txt: {', '.join(left)}")
     console.print(f"wrote {len(points)} plans, front.txt and front.png to {folder}")

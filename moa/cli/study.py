@@ -1,7 +1,7 @@
 """`moa search --validate MODEL`: the parts of a search that run the model."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from moa.profiler.profile import Profile
     from moa.profiler.settings import Settings
     from moa.search.calibrate import Scale
+    from moa.search.lengths import Lengths
     from moa.search.objective import Mix
     from moa.search.study import Best, Measured
     from moa.validation import Validation
@@ -50,7 +51,7 @@ class Study:
                 f"{self.trials}, {self.rounds} and {self.samples}"
             )
 
-    def ready(self, profile: "Profile", mix: "Mix", lengths: Sequence[int], output: Path) -> None:
+    def ready(self, profile: "Profile", mix: "Mix", lengths: "Lengths", output: Path) -> None:
         """Raise MoaError, before the model loads, where trials cannot be stored or rounds cannot be profiled."""
         from moa.search.study import open_storage
 
@@ -58,7 +59,7 @@ class Study:
         for round_ in range(1, self.rounds + 1):
             self.round(round_, profile, mix, lengths, output).check()
 
-    def round(self, number: int, profile: "Profile", mix: "Mix", lengths: Sequence[int], output: Path) -> "Round":
+    def round(self, number: int, profile: "Profile", mix: "Mix", lengths: "Lengths", output: Path) -> "Round":
         """What a round measures.
 
         Raises:
@@ -70,13 +71,13 @@ class Study:
         if unknown := [name for name in profile.sources if name not in SOURCES]:
             raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
         text = [name for name in profile.sources if SOURCES[name].estimator != "effect"]
-        lengths = [n for n in lengths if any((name, n) in profile.cuts for name in text)]
-        if not lengths:
+        there = [n for n in lengths.profiled if any((name, n) in profile.cuts for name in text)]
+        if not there:
             raise MoaError("--rounds measures text, at the plan's lengths; this profile has none there")
         if not (text := [name for name in text if mix.sources.get(name, 1.0)]):
             raise MoaError("--rounds measures text: its --source-weight must be over 0")
         settings = Settings(
-            tuple(lengths), self.samples, self.seed + number, profile.sinks, profile.keydiff, "effect", loss="kl",
+            tuple(there), self.samples, self.seed + number, profile.sinks, profile.keydiff, "effect", loss="kl",
             chat=profile.meta.get("chat", True),
         )  # fmt: skip
         path = output.with_suffix(f".round-{number}.safetensors")
@@ -103,7 +104,7 @@ def validation(profile: "Profile", name: str, dtype: str, length: int, seed: int
 
 def run(
     profile: "Profile", solve: Callable[..., "Plan"], plain: "Mix", options: Study, model: Any, tokenizer: Any,
-    check: "Validation", lengths: Sequence[int], about: dict[str, Any], output: Path, console: "Console",
+    check: "Validation", lengths: "Lengths", about: dict[str, Any], output: Path, console: "Console",
 ) -> "Best":  # fmt: skip
     """A study of mixes, then rounds from its best plan; the best plan so far is always at `output`.
 
@@ -142,7 +143,7 @@ def run(
     named = json.dumps({**about, "tables": _digest(profile)}, sort_keys=True)
     with Bar("study", console) as bar:
         best = study(
-            profile, solve, check, trials=options.trials, lengths=lengths, plain=plain,
+            profile, solve, check, trials=options.trials, lengths=lengths.all, plain=plain,
             name=sha256(named.encode()).hexdigest()[:16], storage=options.storage, seed=options.seed, found=keep,
             progress=bar,
         )  # fmt: skip
@@ -255,7 +256,7 @@ def _digest(profile: "Profile") -> str:
 
 
 def calibrated(
-    profile: "Profile", mix: "Mix", check: "Validation", count: int, lengths: Sequence[int], console: "Console"
+    profile: "Profile", mix: "Mix", check: "Validation", count: int, lengths: "Lengths", console: "Console"
 ) -> "Scale":
     """Solve for `count` densities between the least and dense, measure each plan's KL, and fit the scale."""
     import numpy as np
@@ -269,7 +270,7 @@ def calibrated(
     if count < 2:
         raise MoaError(f"calibrate takes 2 plans or more, found {count}")
     rules = candidates(profile, mix, lengths)
-    least = max(float(rules.spans(n).min()) / n for n in lengths)
+    least = float(rules.spans(lengths.longest).min()) / lengths.longest
     points = []
     with Bar("calibrating", console) as bar:
         for i, density in enumerate(np.geomspace(least * 1.05, 0.8, count)):

@@ -117,6 +117,39 @@ def test_full_attention_costs_nothing(make_profile):
         assert (table[:, ~full].max(1) > 0).all()
 
 
+@pytest.mark.parametrize(("profiled", "length"), [(512, 1024), (1000, 3000), (9000, 20000)])
+def test_harm_of_a_longer_text_is_the_formula(make_profile, profiled, length):
+    profile = make_profile((profiled,), sinks=(64, 128))
+    rules = grid((profiled, length), profile.patterns, levels=6)
+    cut, per_bin = ("text", profiled), bin_size(profiled) // 64
+    table = monotone(profile.cuts[cut])
+    bins, blocks = table.shape[3], ceil(length / 64)
+    found = harm(profile, rules, cut, length)
+    for i in range(0, len(rules), max(1, len(rules) // 15)):
+        rule = rules.rule(i)
+        mine = table[profile.patterns.index((rule.pattern, rule.sink)), 1, 1]
+        firsts, total = rules.first(length)[i], 0.0
+        for row in range(ceil(blocks / per_bin)):
+            here = firsts[row * per_bin : (row + 1) * per_bin]
+            edges = [0 if first <= rule.sink // 64 else ceil(first / per_bin) for first in here]
+            edge = min(edges[-1], row)
+            if row < bins:
+                lost = mine[row, edge]
+            elif edge == 0:  # full attention
+                lost = 0.0
+            else:  # what the last quarter of rows loses by a window of as many bins, where they have it
+                window, last = row - edge, range(3 * bins // 4, bins)
+                lost = sum(mine[other, other - window] for other in last if other > window) / len(last)
+            total += lost * (1 + sum(each > row for each in edges))
+        assert found[3, i] == pytest.approx(total / (2 * profile.tokens[cut] * length / profiled), rel=1e-9)
+
+
+def test_a_text_no_longer_than_profiled_costs_what_was_measured(make_profile):
+    profile = make_profile((512, 1024), sources=("text",))
+    rules = grid((512, 2048), profile.patterns)
+    assert (harm(profile, rules, ("text", 1024), 1024) == harm(profile, rules, ("text", 1024))).all()
+
+
 def test_harm_is_per_response_token(make_profile):
     profile = make_profile((512,), sources=("text",))
     rules = grid((512,), [("sink_window", 64)])
