@@ -35,9 +35,10 @@ from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Floats
 from moa.profiler.profile import Profile, describe
-from moa.search.budget import Budget, limits
+from moa.search.budget import Budget, limit
 from moa.search.choose import choose
 from moa.search.grid import grid
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, objective
 from moa.search.solver import solve
 
@@ -53,14 +54,14 @@ def plans(profile: Profile, absolute: Profile | None, length: int) -> list[tuple
         room = uniform.kv_bytes(length, dtype="bfloat16")
         budget = Budget("kv_gb", room / 1e9, length, dtype="bfloat16")
         rows = {
-            "exact": choose(profile, [budget], lengths=[length])[0],
-            "first keys": choose(profile.only(["sink_window"]), [budget], lengths=[length])[0],
+            "exact": choose(profile, [budget], lengths=Lengths((length,)))[0],
+            "first keys": choose(profile.only(["sink_window"]), [budget], lengths=Lengths((length,)))[0],
             "uniform": uniform,
             "two-group": two_group(profile, room, length),
             "per-layer": per_layer(profile, budget, length),
         }
         if absolute is not None:
-            rows[ABSOLUTE] = choose(absolute.only(["sink_window"]), [budget], lengths=[length])[0]
+            rows[ABSOLUTE] = choose(absolute.only(["sink_window"]), [budget], lengths=Lengths((length,)))[0]
         assert all(plan.kv_bytes(length, dtype="bfloat16") <= room for plan in rows.values())
         found += [(f"{name} {density:g}", plan) for name, plan in rows.items()]
     return found
@@ -84,8 +85,9 @@ def per_layer(profile: Profile, budget: Budget, length: int) -> Plan:
     def summed(table: Floats) -> Floats:
         return table.reshape(len(model.ruled_layers), model.kv_heads, -1).sum(1)
 
-    kept = [replace(limit, cost=summed(limit.cost)) for limit in limits(budget, rules, model, [length])]
-    choice = solve(summed(objective(profile, rules, PLAIN, [length])), kept).choice
+    least = limit(budget, rules, model, length)
+    kept = [replace(least, cost=summed(least.cost))]
+    choice = solve(summed(objective(profile, rules, PLAIN, Lengths((length,)))), kept).choice
     chosen = zip(model.ruled_layers, choice, strict=True)
     return Plan.from_rules(model, {layer: [rules.rule(int(i))] * model.kv_heads for layer, i in chosen})
 

@@ -26,6 +26,7 @@ from moa.profiler.profile import Profile
 from moa.search.budget import Budget
 from moa.search.choose import choose
 from moa.search.cost import Costs, Kind, Work
+from moa.search.lengths import Lengths
 
 RESULTS = Path(__file__).parent / "results"
 DENSITIES = (0.75, 0.5, 0.25, 0.125)
@@ -51,7 +52,7 @@ def plans(profile: Profile) -> dict[str, Plan]:
     """Four of each kind."""
     found, longest = {}, max(profile.lengths)
     for i, (density, other) in enumerate(zip(DENSITIES, (*DENSITIES[2:], *DENSITIES[:2]), strict=True)):
-        searched, _ = choose(profile, [Budget("density", density, longest)])
+        searched, _ = choose(profile, [Budget("density", density, longest)], lengths=Lengths(profile.lengths))
         found[f"searched {density}"] = searched
         found[f"uniform {other}"] = Plan.uniform(profile.model, other, at=longest)
         found[f"random {i}"] = random_plan(profile.model, longest, 100 + i)

@@ -23,6 +23,7 @@ from moa.plans.plan import Plan
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
 from moa.search.choose import choose
+from moa.search.lengths import Lengths
 
 HALF, QUARTER, UNIFORM = "plan 0.5", "plan 0.25", "uniform 0.25"
 PARTS = {
@@ -35,7 +36,9 @@ PARTS = {
 def plans(profile: Profile, length: int) -> list[tuple[str, Plan]]:
     """The rows beside dense."""
     budgets = (HALF, "0.5"), (QUARTER, "0.25")
-    found = [(row, choose(profile, [parse("density", budget)], lengths=[length])[0]) for row, budget in budgets]
+    found = [
+        (row, choose(profile, [parse("density", budget)], lengths=Lengths((length,)))[0]) for row, budget in budgets
+    ]
     if length == 4096:  # takes long: only what is claimed of it
         return found[1:]
     return [*found, (UNIFORM, Plan.uniform(profile.model, 0.25, at=length))]

@@ -28,6 +28,7 @@ from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.grid import grid
+from moa.search.lengths import Lengths
 
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = (1024, 2048, 4096, 8192)
@@ -80,7 +81,7 @@ def run(size: str, path: str) -> dict[str, Any]:
     cases = []
     for name, given in budgets(size).items():
         begin, cpu = time.perf_counter(), time.process_time()
-        _, solution = choose(profile, [parse(*each) for each in given], time_limit=60)
+        _, solution = choose(profile, [parse(*each) for each in given], lengths=Lengths(LENGTHS), time_limit=60)
         cases.append({
             "case": name, "budgets": [f"{kind} {text}" for kind, text in given], "value": solution.value,
             "gap": solution.gap, "lagrangian_gap": 1 - solution.lagrangian / solution.value,

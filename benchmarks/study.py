@@ -31,6 +31,7 @@ from moa.plans.plan import FULL, Plan, Rule
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
+from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
@@ -55,7 +56,8 @@ WINDOWS = (64, 128, 256, 512)
 
 
 def searched(profile: Profile, budgets: Sequence[str], mix: Mix, lengths: Sequence[int]) -> Plan:
-    return choose(profile, [parse("density", budget) for budget in budgets], mix=mix, lengths=lengths)[0]
+    kept = [parse("density", budget) for budget in budgets]
+    return choose(profile, kept, mix=mix, lengths=Lengths(tuple(lengths)))[0]
 
 
 def alone(

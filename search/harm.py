@@ -19,8 +19,8 @@ def harm(profile: Profile, grid: Grid, cut: Cut, length: int | None = None) -> F
         grid: The rules.
         cut: Source and length of the table.
         length: Tokens of a longer text, of which nothing was measured. Its rows up to the table's length are as
-            measured. A further row is taken to lose what the table's last quarter of rows loses on average by a window
-            of the same size; a window wider than a row could be measured with is taken to cost that row nothing.
+            measured. A further row is taken to lose what rows of the table's last quarter lose on average by a window
+            of the same share of the text.
     """
     return _look(profile, grid, cut, monotone(profile.cuts[cut]), length=length)
 
@@ -53,31 +53,18 @@ def _look(
     shortest = edges[:, np.minimum(per_bin * np.arange(1, total_bins + 1), blocks) - 1]  # edges never fall
     which = np.array([profile.patterns.index((str(p), int(s))) for p, s in zip(grid.pattern, grid.sink, strict=True)])
     by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.patterns), -1, table.shape[4])
-    by_window = _by_window(by_row)
+    last = np.arange(3 * bins // 4, bins, max(1, bins // 32))  # eight rows stand for all of the last quarter
     total = np.zeros((by_row.shape[2], len(grid)))
     for row in range(total_bins):
         edge = np.minimum(shortest[:, row], row)
         if row < bins:
             lost = by_row[row, which, :, edge]
         else:
-            lost = by_window[which, :, np.where(edge > 0, np.minimum(row - edge, bins), bins)]
+            alike = np.maximum(np.rint(edge[:, None] * last / row).astype(np.int64), edge[:, None] > 0)  # same share
+            lost = by_row[last, which[:, None], :, alike].mean(1)
         total += lost.T * rows[:, row]
     tokens = profile.tokens[cut] * length / cut[1]
     return total / (tokens * (2 if profile.estimator(cut[0]) == "fisher" else 1))
-
-
-def _by_window(by_row: Floats) -> Floats:
-    """What the last quarter of rows loses on average, by bins kept before a row's own: [patterns, groups, bins + 1].
-
-    Args:
-        by_row: [rows, patterns, groups, edges].
-    """
-    bins = len(by_row)
-    found = np.zeros((*by_row.shape[1:3], bins + 1))
-    last = range(3 * bins // 4, bins)
-    for row in last:
-        found[..., :row] += by_row[row][..., row:0:-1] / len(last)
-    return found
 
 
 def monotone(table: npt.NDArray[np.float32]) -> Floats:

@@ -16,6 +16,7 @@ from moa.profiler.profile import Profile
 from moa.search.budget import Budget
 from moa.search.choose import choose
 from moa.search.grid import grid
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, objective
 
 LENGTH, OTHER = 768, 576
@@ -101,7 +102,7 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
     budget = Budget("kv_gb", room / 1e9, LENGTH, dtype="bfloat16")
     windows = ["sink_window"]
     for name, source in (("exact", profile), ("first keys", profile.only(windows)), (ABSOLUTE, absolute.only(windows))):
-        assert plans[f"{name} 0.75"] == choose(source, [budget], lengths=[LENGTH])[0]
+        assert plans[f"{name} 0.75"] == choose(source, [budget], lengths=Lengths((LENGTH,)))[0]
     assert plans["exact 0.75"] != plans["first keys 0.75"]
     # 12 blocks when full, 4 with the smallest window; 10 for each of 4 groups when uniform: 3 are full.
     full = {(layer, head) for layer in (0, 1) for head in (0, 1) if plans["two-group 0.75"].rule(layer, head) == FULL}
@@ -109,7 +110,7 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
     assert plans["two-group 0.75"].spans(LENGTH)[1, 1] == 192
 
     rules = grid((LENGTH,), [("sink_window", 64)])
-    harms = objective(profile, rules, PLAIN, [LENGTH])
+    harms = objective(profile, rules, PLAIN, Lengths((LENGTH,)))
     pairs = [(i, j) for i in range(len(rules)) for j in range(len(rules))]
     blocks = rules.cache_blocks(LENGTH)
     most = room // (64 * profile.model.token_bytes("bfloat16"))

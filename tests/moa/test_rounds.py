@@ -17,6 +17,7 @@ from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.descent import TRIES, _of
 from moa.search.grid import grid
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, Mix, parts
 from moa.search.study import Measured
 
@@ -61,11 +62,21 @@ def rounds(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
         def solve(mix: Mix, descent: object = None) -> Plan:
             budget = [parse("density", "0.5")]
-            return choose(profile, budget, mix=mix, lengths=[N], descent=descent, provenance=origin)[0]
+            return choose(profile, budget, mix=mix, lengths=Lengths((N,)), descent=descent, provenance=origin)[0]
 
         options = study.Study(1, number, 1, None, 0)
         study.run(
-            profile, solve, PLAIN, options, None, None, check, [N], {}, tmp_path / "plan.yaml", Console(quiet=True)
+            profile,
+            solve,
+            PLAIN,
+            options,
+            None,
+            None,
+            check,
+            Lengths((N,)),
+            {},
+            tmp_path / "plan.yaml",
+            Console(quiet=True),
         )
         return check, Plan.load(tmp_path / "plan.yaml")
 
@@ -85,7 +96,7 @@ def test_a_worse_step_is_tried_again_with_more_damping_and_leaves_the_file_alone
     assert plan.groups == check.plans[0].groups
     assert "round" not in plan.provenance.note
     rules = grid((N,), [("sink_window", 64)])
-    text, _ = parts(profile, rules, PLAIN, [N])
+    text, _ = parts(profile, rules, PLAIN, Lengths((N,)))
     harms = [_of(p, text, rules) for p in check.plans[: 1 + TRIES]]
     change = [float(np.abs(h - harms[0]).sum()) for h in harms[1:]]
     assert all(after <= before * 1.001 for before, after in pairwise(change))

@@ -19,6 +19,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.cost import Costs
+from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import open_storage
 from moa.validation import Validation
@@ -113,7 +114,7 @@ def test_two_processes_share_one_journal(model_folder, profile, tmp_path):
     said = [worker.communicate()[1] for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0], said
     plans = [Plan.load(tmp_path / f"{worker}.yaml") for worker in "ab"]
-    assert all(plan.density(512) <= 0.5 for plan in plans)
+    assert all(plan.density(2048) <= 0.5 for plan in plans)
     again = search(*commands[0][4:6], *commands[0][6:])
     assert again.exit_code == 0, again.output
     assert "6 trials" in again.output or "7 trials" in again.output  # both may have been at the last one
@@ -178,7 +179,7 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
     assert Plan.load(plan).groups == found.groups
     done = search(*options, "--seed", "1")  # seen before any trial
     assert "plan.round-1.safetensors is not a profile of this round" in str(done.exception)
-    part = study.Study(1, 1, 1, None, 0).round(1, made_up, Mix(), [1024], plan)
+    part = study.Study(1, 1, 1, None, 0).round(1, made_up, Mix(), Lengths((1024,)), plan)
     part.check()
     with pytest.raises(MoaError, match="around another plan"):
         part.check(Plan.dense(made_up.model))
@@ -260,7 +261,17 @@ def test_the_plan_measured_is_that_of_the_given_weights(model_folder, profile, t
 
 def test_harm_in_nats(model_folder, profile, tmp_path):
     plan = tmp_path / "plan.yaml"
-    options = (str(profile), "-o", str(plan), "--minimise", "density@512", "--validate", str(model_folder))
+    options = (
+        str(profile),
+        "-o",
+        str(plan),
+        "--lengths",
+        "512",
+        "--minimise",
+        "density@512",
+        "--validate",
+        str(model_folder),
+    )
     done = search(*options, "--calibrate", "3", "--max-harm", "100")
     assert done.exit_code == 0, done.output
     assert "nats per token at 512 tokens" in done.output

@@ -30,15 +30,17 @@ def test_a_plan_is_written_within_its_budgets(search):
     )
     assert code == 0
     plan = Plan.load("plan.yaml")
-    assert plan.density(512) <= 0.5
+    assert plan.density(4096) <= 0.5
     assert plan.density(1024) <= 0.45
     assert plan.kv_bytes(1024, dtype="bfloat16") <= 500_000
     assert "gap" in err
     assert f"density {plan.density(1024):.3f}" in err
+    assert f"4096 tokens: density {plan.density(4096):.3f}" in err
+    assert err.count("longer than any profiled text") == 2  # 2,048 and 4,096 tokens
     assert "wrote plan.yaml" in err
     assert plan.provenance is not None
     assert plan.provenance.profile == digest("profile.safetensors")
-    assert plan.provenance.budget == "density<=0.5, density<=0.45@1024, kv_gb<=0.0005@1024 in bfloat16"
+    assert plan.provenance.budget == "density<=0.5@4096, density<=0.45@1024, kv_gb<=0.0005@1024 in bfloat16"
     assert plan.provenance.calibration == "text, facts"
     assert plan.provenance.seed == 3
 
@@ -63,7 +65,7 @@ def test_bytes_are_counted_in_the_models_own_dtype_or_the_one_named(search, make
     plan = Plan.load("plan.yaml")
     assert 600_000 < plan.kv_bytes(1024, dtype=dtype) <= 700_000  # the budget is used, and kept
     assert plan.predicted.kv_dtype == plan.kv_dtype == dtype
-    assert plan.predicted.kv_bytes == tuple(plan.kv_bytes(n, dtype=dtype) for n in (512, 1024))
+    assert plan.predicted.kv_bytes == tuple(plan.kv_bytes(n, dtype=dtype) for n in (512, 1024, 2048, 4096))
     assert plan.provenance.budget == f"kv_gb<=0.0007@1024 in {dtype}"
     share = plan.kv_bytes(1024, dtype=dtype) / plan.model.dense_kv_bytes(1024, dtype=dtype)
     assert f"KV {share:.3f} of dense, {plan.kv_bytes(1024, dtype=dtype) / 1e9:.4g} GB in {dtype}" in err
@@ -80,10 +82,10 @@ def test_a_front_says_the_dtype_of_its_bytes(search, tmp_path):
     code, out, _ = search("-o", "front", "--front", "2", "--kv-dtype", "float32", "--max-kv-gb", "1@1024")
     assert code == 0
     plan = Plan.load("front/density-1.yaml")
-    assert plan.provenance.budget == "density<=1, kv_gb<=1@1024 in float32"
+    assert plan.provenance.budget == "density<=1@4096, kv_gb<=1@1024 in float32"
     for text in (out, (tmp_path / "front" / "front.txt").read_text()):
         assert "KV cache in float32" in text
-        assert f"{plan.kv_bytes(1024, dtype='float32') / 2**20:.4g}" in text
+        assert f"{plan.kv_bytes(4096, dtype='float32') / 2**20:.4g}" in text
 
 
 def test_deterministic(search):
@@ -104,7 +106,8 @@ def test_source_weights_change_the_plan(search):
     ("args", "says"),
     [
         ([], "at least one budget"),
-        (["--max-density", "0.05"], "smallest feasible value is 0.375"),
+        (["--max-density", "0.01"], "no plan keeps density<=0.01@4096: the smallest feasible value is 0.04688"),
+        (["--max-density", "0.5", "--max-length", "1000"], "must be from 1024, the longest profiled"),
         (["--max-density", "half"], "'half'"),
         (["--max-density", "2"], "at most 1"),
         (["--max-kv-gb", "1@x"], "'1@x'"),
@@ -142,7 +145,7 @@ def test_a_front_takes_the_place_of_an_earlier_one(search, tmp_path):
     plans = {path.name for path in (tmp_path / "front").glob("*.yaml")}
     code, _, err = search("-o", "front", "--front", "2")
     assert code == 0
-    [left] = plans - {"density-0.375.yaml", "density-1.yaml"}
+    [left] = plans - {"density-0.046875.yaml", "density-1.yaml"}
     assert f"left of an earlier front, not in front.txt: {left}" in err
     (tmp_path / "front" / "notes.txt").write_text("mine")
     code, _, err = search("-o", "front", "--front", "2")
@@ -184,8 +187,9 @@ def test_for_one_of_the_profiled_lengths(search):
     plan = Plan.load("one.yaml")
     assert plan.density(1024) <= 0.5
     assert plan.provenance is not None
-    assert plan.provenance.budget == "density<=0.5, for 1024"
-    for extra, says in ((["--lengths", "600"], "found [600]"), (["--lengths", "512", "--front", "3"], "or --front")):
-        code, _, err = search("-o", "no", "--max-density", "0.5", *extra)
-        assert code == 2
-        assert says in err
+    assert plan.provenance.budget == "density<=0.5@1024, for 1024"
+    code, _, err = search("-o", "no", "--max-density", "0.5", "--lengths", "600")
+    assert code == 2
+    assert "found [600]" in err
+    assert search("-o", "front", "--front", "2", "--lengths", "512")[0] == 0
+    assert Plan.load("front/density-1.yaml").provenance.budget == "density<=1@512"

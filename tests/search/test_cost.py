@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch
 from moa.plans.plan import Plan, Rule
 from moa.plans.span import span
-from moa.search.budget import Budget, limits, parse
+from moa.search.budget import Budget, limit, parse
 from moa.search.choose import choose
 from moa.search.cost import Costs, Work, measure, probes
 from moa.search.grid import grid
@@ -109,11 +109,11 @@ def test_growth_with_the_length_needs_two_lengths(info):
 @pytest.mark.parametrize("text", ["27@1024", "28.5@2048x3"])
 def test_time_budgets_are_the_costs_own_predictions(info, known, text):
     rules, budget = grid((512, 1024), [("sink_window", 64)]), parse("decode_ms", text)
-    [limit] = limits(budget, rules, info, (512, 1024), known)
-    assert limit.name == str(budget) == f"decode_ms<={text}"
+    kept = limit(budget, rules, info, 1024, known)
+    assert kept.name == str(budget) == f"decode_ms<={text}"
     choice = np.arange(8) * 3
     plan = Plan.from_rules(info, {i: [rules.rule(int(r)) for r in choice[2 * i : 2 * i + 2]] for i in range(4)})
-    found = limit.fixed + limit.cost[np.arange(8), choice].sum()
+    found = kept.fixed + kept.cost[np.arange(8), choice].sum()
     assert found == pytest.approx(known.predict(plan, Work("decode", budget.length, budget.batch)))
 
 

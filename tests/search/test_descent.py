@@ -12,6 +12,7 @@ from moa.search.choose import choose
 from moa.search.descent import Descent
 from moa.search.grid import grid
 from moa.search.harm import harm, slope
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, parts
 
 N = 1024
@@ -49,19 +50,19 @@ def descent(profile: Profile, plan: Plan, *rounds: Profile, kl: float = 1.0) -> 
 
 def test_where_nothing_slopes_the_plan_stays(make_asking):
     profile = make_asking()
-    plan, _ = choose(profile, BUDGET, lengths=[N])
-    again, _ = choose(profile, BUDGET, lengths=[N], descent=descent(profile, plan, around(profile, {})))
+    plan, _ = choose(profile, BUDGET, lengths=Lengths((N,)))
+    again, _ = choose(profile, BUDGET, lengths=Lengths((N,)), descent=descent(profile, plan, around(profile, {})))
     assert np.array_equal(spans(again), spans(plan))
 
 
 def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(make_asking):
     profile = make_asking()
-    plan, _ = choose(profile, BUDGET, lengths=[N])
+    plan, _ = choose(profile, BUDGET, lengths=Lengths((N,)))
     layer, head = (int(i) for i in np.unravel_index(spans(plan).argmin(), spans(plan).shape))
     step = descent(profile, plan, around(profile, {(layer, head): 1.0}))
     moved = []
     for _ in range(8):
-        after, _ = choose(profile, BUDGET, lengths=[N], descent=step)
+        after, _ = choose(profile, BUDGET, lengths=Lengths((N,)), descent=step)
         assert after.density(N) <= 0.5
         moved.append(int(np.abs(spans(after) - spans(plan)).sum()))
         if moved[-1]:
@@ -74,8 +75,8 @@ def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(
 def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
     profile = make_asking()
     rules = grid((N,), profile.patterns)
-    plan, _ = choose(profile, BUDGET, lengths=[N])
-    text, recall = parts(profile, rules, PLAIN, [N])
+    plan, _ = choose(profile, BUDGET, lengths=Lengths((N,)))
+    text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
     one, two = (around(profile, {(0, 0): cost}) for cost in (1.0, 3.0))
 
     def slopes(*rounds: Profile) -> np.ndarray:
@@ -93,8 +94,8 @@ def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
 def test_the_start_is_judged_by_its_objective(make_asking):
     profile = make_asking()
     rules = grid((N,), profile.patterns)
-    plan, solution = choose(profile, BUDGET, lengths=[N])
-    text, recall = parts(profile, rules, PLAIN, [N])
+    plan, solution = choose(profile, BUDGET, lengths=Lengths((N,)))
+    text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
     assert recall.max() > 0
     found = descent(profile, plan, kl=0.02)
     assert found.merit(text, recall, rules, plan, 0.02) == pytest.approx(solution.value)

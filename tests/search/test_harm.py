@@ -137,9 +137,9 @@ def test_harm_of_a_longer_text_is_the_formula(make_profile, profiled, length):
                 lost = mine[row, edge]
             elif edge == 0:  # full attention
                 lost = 0.0
-            else:  # what the last quarter of rows loses by a window of as many bins, where they have it
-                window, last = row - edge, range(3 * bins // 4, bins)
-                lost = sum(mine[other, other - window] for other in last if other > window) / len(last)
+            else:  # what the last quarter of rows loses by hiding the same share
+                last = range(3 * bins // 4, bins, max(1, bins // 32))
+                lost = sum(mine[other, max(1, round(other * edge / row))] for other in last) / len(last)
             total += lost * (1 + sum(each > row for each in edges))
         assert found[3, i] == pytest.approx(total / (2 * profile.tokens[cut] * length / profiled), rel=1e-9)
 

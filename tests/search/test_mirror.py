@@ -7,11 +7,13 @@ from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.search.budget import Budget, cost, parse
 from moa.search.choose import choose
 from moa.search.grid import grid
+from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, objective
 
 
 def harm_of(profile, solution):
-    table = objective(profile, grid(profile.lengths, profile.patterns), PLAIN)
+    lengths = Lengths.of(profile)
+    table = objective(profile, grid(lengths.all, profile.patterns), PLAIN, lengths)
     return float(table[np.arange(len(table)), solution.choice].sum())
 
 

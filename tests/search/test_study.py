@@ -12,6 +12,7 @@ from moa.plans.plan import Plan
 from moa.search.budget import parse
 from moa.search.calibrate import Scale, fit
 from moa.search.choose import choose
+from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import Measured, mix_of, open_storage, open_study, study
 
@@ -19,7 +20,7 @@ N = 1024
 
 
 def solve(profile, mix: Mix) -> Plan:
-    return choose(profile, [parse("density", "0.5")], mix=mix, lengths=[N])[0]
+    return choose(profile, [parse("density", "0.5")], mix=mix, lengths=Lengths((N,)))[0]
 
 
 class Truth:
@@ -100,7 +101,7 @@ def test_figures_of_another_plan_are_refused(make_profile, tmp_path):
     study(profile, partial(solve, profile), Truth(), trials=2, lengths=[N], name="a", storage=journal)
 
     def wider(mix):
-        return choose(profile, [parse("density", "0.9")], mix=mix, lengths=[N])[0]
+        return choose(profile, [parse("density", "0.9")], mix=mix, lengths=Lengths((N,)))[0]
 
     with pytest.raises(MoaError, match="measured another plan than its mix gives here"):
         study(profile, wider, Truth(), trials=2, lengths=[N], name="a", storage=journal)
@@ -146,7 +147,7 @@ def test_sinks_are_chosen_and_infeasible_ones_are_survived(make_profile):
     profile = make_profile(sinks=(64, 512))
 
     def narrow(mix):
-        return choose(profile, [parse("density", "0.45")], mix=mix, lengths=[N])[0]
+        return choose(profile, [parse("density", "0.45")], mix=mix, lengths=Lengths((N,)))[0]
 
     best = study(profile, narrow, Truth(), trials=8, lengths=[N], name="a")
     assert best.plan.density(N) <= 0.45
