@@ -91,7 +91,10 @@ def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwa
     call = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) if args else {}
     call |= kwargs
     if call.get("output_attentions", decoder.config.output_attentions):
-        raise Unsupported("output_attentions under a plan: attention weights are never held whole")
+        raise Unsupported(
+            "output_attentions under a plan: attention weights are never held whole; set it to False, in the model's "
+            "config too"
+        )
     for given in call.values():
         if not isinstance(given, Cache):
             continue

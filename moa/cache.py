@@ -25,7 +25,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     Attributes:
         plan: The plan.
         max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
-        beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways (`moa.step`).
+        beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways (`moa.step`); None
+            before the first call.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
@@ -43,7 +44,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
         texts: dict[torch.device, Text] = {}
         super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
-        self.plan, self.max_length, self._texts, self.beyond_limit = plan, max_length, texts, False
+        self.plan, self.max_length, self._texts = plan, max_length, texts
+        self.beyond_limit: bool | None = None
         self._ruled = [layer for layer in self.layers if isinstance(layer, PlanLayer)]
         self._first_ruled = plan.model.ruled_layers[0]
 

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from moa.haystack import Haystack
 from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
+from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.text import Part, split
 from moa.profiler.tokens import encode, start
+from moa.step import longrope_limit
 from moa.timing import Variant, held_bytes
 
 ANSWER_TOKENS = 8
@@ -50,7 +52,17 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
 
     Returns:
         `right`: one bool per question; `answers`: the texts generated; `cache_bytes`: what the cache holds of the text.
+
+    Raises:
+        Unsupported: The model rotates keys in another way once the answer is there than before the question.
     """
+    longest = len(hay.ids) + max(len(q.ids) for q in hay.questions) + ANSWER_TOKENS
+    limit = longrope_limit(model.config.get_text_config())
+    if limit is not None and len(hay.ids) <= limit < longest:
+        raise Unsupported(
+            f"a text of {len(hay.ids)} tokens, with question and answer up to {longest}: the model rotates keys of "
+            f"texts over {limit} tokens in another way, so choose lengths up to {limit - ANSWER_TOKENS} or well over it"
+        )
     with row.variant.on(model):
         cache = row.variant.cache(model, len(hay.ids))
         model(torch.tensor([hay.ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -24,6 +24,8 @@ def load_model(
 ) -> tuple[Any, Any]:
     """Load a causal language model, in evaluation mode, and its tokenizer.
 
+    Its calls give outputs by name, and neither attention weights nor all hidden states, whatever config.json says.
+
     Args:
         name: Hub id, local folder, or `.gguf` file (its weights are unpacked to `dtype`).
         dtype: float32, bfloat16, float16, or auto: float32 on the CPU, else, and with `device_map`, as the checkpoint
@@ -64,7 +66,8 @@ def load_model(
         )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
         tokenizer("a")  # some broken settings show here first
-    model.config.return_dict = True  # a checkpoint may say otherwise; outputs are read by name everywhere
+    for config in (model.config, model.config.get_text_config()):  # a checkpoint may say otherwise
+        config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
     if absent:
         raise MoaError(f"model {str(name)!r}: {len(absent)} weights missing or misshapen, first {absent[0]}")

@@ -81,7 +81,7 @@ def _check_rotary(cache: KVCache, limit: int, held: int, new: int, positions: Te
     beyond = held + new > limit
     if beyond and positions is not None and (may_wait or not cache.beyond_limit):
         beyond = int(positions.max()) >= limit  # padding has columns, but no positions
-    if not held:
+    if not held or cache.beyond_limit is None:  # None: filled without a call, to time it
         cache.beyond_limit = beyond
     elif beyond != cache.beyond_limit:
         raise Unsupported(

@@ -95,7 +95,7 @@ def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
     """Seconds of one forward call over `ids` [batch, n] into an empty cache, logits of the last position alone."""
     with variant.on(model):
         cache = variant.cache(model, ids.shape[1] + 1)
-        return [timed(lambda: model(ids, past_key_values=cache, logits_to_keep=1), model.device)]
+        return [timed(lambda: model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1), model.device)]
 
 
 @torch.inference_mode()
@@ -117,7 +117,9 @@ def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: i
     """`decode`, from a cache that `filled` gave, with room for `steps` + 1 tokens more."""
     token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
     with variant.on(model):
-        taken = [timed(lambda: model(token, past_key_values=cache), model.device) for _ in range(steps + 1)]
+        taken = [
+            timed(lambda: model(token, past_key_values=cache, use_cache=True), model.device) for _ in range(steps + 1)
+        ]
     return taken[1:]
 
 
@@ -167,7 +169,9 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
     with variant.on(model):
         cache, begin = variant.cache(model, ids.shape[1]), ids.shape[1] - new
         parts = [ids[:, :begin], *ids[:, begin:].split(1, dim=1)]
-        found = torch.cat([model(part, past_key_values=cache, logits_to_keep=1).logits[0] for part in parts])
+        found = torch.cat(
+            [model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0] for part in parts]
+        )
     return float((found - expected).abs().max() / expected.std())
 
 

@@ -23,6 +23,7 @@ def command(
 ) -> None:
     """Generate greedily under a plan. The last line says the speed and the memory of keys and values."""
     import moa
+    from moa.cli.greedy import settings
     from moa.load import load_model
     from moa.plans.plan import Plan
 
@@ -31,11 +32,14 @@ def command(
     ids = _encode(tokenizer, text, chat).to(network.device)
     _check_room(network, ids.shape[1] + max_new_tokens)
     cache, streamer = moa.KVCache(chosen), _streamer(tokenizer)
+    network.generation_config, note = settings(network, max_new_tokens)
+    if note:
+        typer.echo(note, err=True)
     ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     with moa.apply(network, chosen, backend):
         network.generate(
-            ids, attention_mask=ids.new_ones(ids.shape), past_key_values=cache, streamer=streamer,
-            max_new_tokens=max_new_tokens, do_sample=False, pad_token_id=ends,
+            ids, attention_mask=ids.new_ones(ids.shape), past_key_values=cache, streamer=streamer, pad_token_id=ends,
+            tokenizer=tokenizer,
         )  # fmt: skip
     n = int(cache.get_seq_length())
     dense = chosen.model.dense_kv_bytes(n, dtype=network.dtype)

@@ -1,13 +1,17 @@
 """Models that rotate long texts in another way (Phi-3's longrope): the cache that they drop stays under the plan."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import DynamicCache
 
 import moa
-from moa import KVCache, Unsupported
+from moa import KVCache, Unsupported, timing
+from moa.evaluate import Row, ask
+from moa.haystack import Haystack, Question
+from moa.timing import Variant
 
 LIMIT = 128
 ROPE = {
@@ -121,3 +125,21 @@ def test_the_model_has_its_methods_back(model, plan):
     with moa.apply(model, plan):
         assert "prepare_inputs_for_generation" in vars(model)
     assert vars(model).keys() == before.keys()
+
+
+def test_decode_steps_are_timed_on_either_side(model, plan):
+    for length in (100, LIMIT, 200):
+        assert len(timing.decode(model, Variant(plan), length, 1, steps=2)) == 2
+
+
+def test_questions_across_the_limit(model, plan, tokens):
+    question = Question(tuple(tokens(1, 10, 1)[0].tolist()), "never said", 0.5)
+    tokenizer = SimpleNamespace(decode=lambda ids: "never")
+    for length, right in ((LIMIT - 18, True), (LIMIT - 17, False), (LIMIT, False), (LIMIT + 1, True)):
+        hay = Haystack(tuple(tokens(1, length)[0].tolist()), (question,))
+        for row in (Row("dense", None), Row("plan", plan)):
+            if right:
+                assert ask(model, tokenizer, row, hay)["right"] == [False]
+            else:
+                with pytest.raises(Unsupported, match=f"{length} tokens, .* up to {length + 18}: .* texts over 128"):
+                    ask(model, tokenizer, row, hay)
