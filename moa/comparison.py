@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from moa.evaluate import Row, ask, divergence, rows_at, windows
-from moa.haystack import Haystack, haystack
+from moa.haystack import FORMATS, Format, Haystack, haystack
 from moa.journal import Journal, key
 from moa.kernels import backend as backends
 from moa.plans.errors import MoaError
@@ -35,12 +35,14 @@ class Part:
         single: Contexts with one needle and one question.
         four: Contexts with four needles and a question about each.
         windows: Windows of held-out text for perplexity and KL.
+        formats: Kinds of needles.
     """
 
     length: int
     single: int = 20
     four: int = 5
     windows: int = 2
+    formats: tuple[Format, ...] = FORMATS
 
     def check(self, model: Any) -> None:
         """Refuse what cannot be measured.
@@ -159,7 +161,7 @@ def compare(
 def _samples(tokenizer: Any, part: Part, seed: int) -> list[Sample]:
     n, samples = part.length, []
     for task, count in (("single", part.single), ("four", part.four)):
-        hays = (haystack(tokenizer, n, NEEDLES[task], i, count, seed) for i in range(count))
+        hays = (haystack(tokenizer, n, NEEDLES[task], i, count, seed, part.formats) for i in range(count))
         samples += [Sample(task, n, i, hay) for i, hay in enumerate(hays)]
     texts = windows(tokenizer, n, part.windows)
     if len(texts) < part.windows:

@@ -5,6 +5,7 @@ ends with the first words of the answer, so that the next words are the answer i
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,35 @@ FORMATS = (
     ),
 )  # fmt: skip
 
+HELD_OUT = (
+    Format(
+        "From which platform does the night train to {key} leave?", "The night train to {key} leaves from platform",
+        ("Lisbon", "Oslo", "Vienna", "Prague", "Dublin", "Madrid", "Warsaw", "Helsinki", "Zagreb", "Naples", "Geneva"),
+        tuple(str(number) for number in range(11, 100)),
+    ),
+    Format(
+        "In which country was the ship {key} built?", "The ship {key} was built in",
+        ("Aurora", "Bellona", "Calypso", "Delphine", "Endeavour", "Fortuna", "Meridian", "Northwind", "Orion"),
+        ("Norway", "Peru", "Japan", "Greece", "Canada", "Portugal", "Chile", "Finland", "Egypt", "Ireland", "Turkey"),
+    ),
+    Format(
+        "What is the profession of {key}?", "The profession that {key} learned is that of a",
+        ("Agnes", "Bruno", "Clara", "Edgar", "Frieda", "Gustav", "Ingrid", "Konrad", "Lotte", "Otto", "Rosa", "Stefan"),
+        ("baker", "lawyer", "plumber", "farmer", "surgeon", "tailor", "butcher", "painter", "miner", "barber", "judge"),
+    ),
+    Format(
+        "What is stored in the warehouse on {key} Street?", "The warehouse on {key} Street is filled with",
+        ("Amber", "Birch", "Canal", "Elm", "Foundry", "Granite", "Hazel", "Juniper", "Linden", "Mill", "Orchard"),
+        ("timber", "carpets", "cotton", "bicycles", "furniture", "tobacco", "paper", "bottles", "tyres", "leather"),
+    ),
+    Format(
+        "How many stamps are in the collection of {key}?", "The number of stamps in the collection of {key} is",
+        ("Agnes", "Bruno", "Clara", "Edgar", "Frieda", "Gustav", "Ingrid", "Konrad", "Lotte", "Otto", "Rosa", "Stefan"),
+        tuple(str(number) for number in range(101, 1000)),
+    ),
+)  # fmt: skip
+"""Formats by which no choice of this project was made: benchmarks report on them."""
+
 
 @dataclass(frozen=True)
 class Question:
@@ -74,7 +104,10 @@ class Haystack:
     questions: tuple[Question, ...]
 
 
-def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, seed: int = 0) -> Haystack:
+def haystack(
+    tokenizer: Any, length: int, needles: int, index: int, of: int, seed: int = 0,
+    formats: Sequence[Format] = FORMATS,
+) -> Haystack:  # fmt: skip
     """Sample `index` of `of`: the text and its longest question together have `length` tokens.
 
     Args:
@@ -84,6 +117,7 @@ def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, see
         index: Which sample; depths sweep evenly from sample to sample.
         of: How many samples there are.
         seed: Seed.
+        formats: Kinds of needles to draw from.
 
     Raises:
         MoaError: The length leaves no room for the text.
@@ -93,7 +127,7 @@ def haystack(tokenizer: Any, length: int, needles: int, index: int, of: int, see
     head = begin(tokenizer, encode(tokenizer, before + "Read the text below, then answer the question about it.\n\n"))
     depths = [(i + (index + 0.5) / of) / needles for i in range(needles)]
     statements, questions = [], []
-    for form, depth in zip(rng.sample(FORMATS, needles), depths, strict=True):
+    for form, depth in zip(rng.sample(formats, needles), depths, strict=True):
         key, answer = rng.choice(form.keys), rng.choice(form.answers)
         lead = form.lead.format(key=key)
         statements.append(encode(tokenizer, f"\n\n{lead} {answer}.\n\n"))

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from moa.haystack import FORMATS, haystack
+from moa.haystack import FORMATS, HELD_OUT, haystack
 from moa.plans.errors import MoaError
 from moa.profiler import calibration
 
@@ -48,12 +48,21 @@ def test_too_short_is_refused(tokenizer):
         haystack(tokenizer, 300, 4, 0, 1)
 
 
-def test_no_format_is_one_of_calibration(tokenizer):
+@pytest.mark.parametrize("formats", [FORMATS, HELD_OUT])
+def test_no_format_is_one_of_calibration(tokenizer, formats):
     texts = []
     for name in ("facts", "pairs", "lines"):
         sample = calibration.SOURCES[name].sample(tokenizer, 3000, random.Random(0), True)
         texts.append(tokenizer.decode(sample.ids))
-    for form in FORMATS:
+    for form in formats:
         pieces = [words.strip() for words in form.lead.split("{key}") if len(words.split()) > 2]
         assert pieces
         assert not [(words, text) for words in pieces for text in texts if words in text]
+
+
+def test_held_out_formats_are_others(tokenizer):
+    assert not {form.lead for form in FORMATS} & {form.lead for form in HELD_OUT}
+    hay = haystack(tokenizer, 1500, 4, 0, 1, formats=HELD_OUT)
+    leads = [form.lead.split("{key}")[0] or form.lead.split("{key}")[1] for form in HELD_OUT]
+    text = tokenizer.decode(hay.ids)
+    assert sum(lead in text for lead in leads) == len(hay.questions) == 4

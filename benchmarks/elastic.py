@@ -1,0 +1,173 @@
+"""One plan for all lengths: retrieval and perplexity of default searches, also beyond what the profile measured.
+
+Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, from the whole profile or from its
+part up to some length. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
+and the uniform window that keeps as much as plan 0.25 does there. Needles have formats that no choice of this project
+has seen (`moa.haystack.HELD_OUT`). Writes elastic.json and elastic.md to `--results`. Stopped at any moment, the same
+command goes on from `elastic.partial`; several processes may take a length each (`--only`), then one takes all.
+
+    python benchmarks/elastic.py .model/SmolLM2-135M-Instruct profile.safetensors
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from moa.cli.common import Bar, numbers
+from moa.cli.eval import COLUMNS, cells
+from moa.comparison import Part, compare
+from moa.haystack import HELD_OUT
+from moa.journal import Journal, replace_json
+from moa.load import load_model
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
+from moa.profiler.profile import Profile, describe
+from moa.search.budget import parse
+from moa.search.choose import choose
+from moa.search.lengths import Lengths
+
+HALF, QUARTER = "plan 0.5", "plan 0.25"
+RETRIEVAL = {HALF: 0.99, QUARTER: 0.97}
+"""Of dense, at least."""
+PERPLEXITY = {HALF: 1.015, QUARTER: 1.05}
+"""Of dense, at most."""
+ANSWERED = 0.9
+"""Where the dense model finds fewer, nothing is asked of plans."""
+PARTS = {
+    n: Part(n, single=s, four=s, windows=w) for n, s, w in ((1024, 100, 8), (2048, 40, 4), (4096, 40, 2), (8192, 25, 2))
+}
+
+
+def part_of(profile: Profile, longest: int) -> Profile:
+    """The profile as if no text longer than `longest` had been measured."""
+    return replace(profile, cuts={cut: table for cut, table in profile.cuts.items() if cut[1] <= longest})
+
+
+def plans(profile: Profile, longest: int, length: int) -> list[tuple[str, Plan]]:
+    """The rows beside dense at one length."""
+
+    def elastic(density: str, known: Profile) -> Plan:
+        return choose(known, [parse("density", density)], lengths=Lengths.of(known, longest=longest))[0]
+
+    quarter = elastic("0.25", profile)
+    found = [(HALF, elastic("0.5", profile)), (QUARTER, quarter)]
+    for known in (n for n in sorted(profile.lengths)[1:] if 2 * n <= length):
+        found.append((f"{QUARTER}, profiled to {known:,}", elastic("0.25", part_of(profile, known))))
+    if length in profile.lengths:
+        alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
+        found.append((f"0.25 for {length:,} alone", alone))
+    window = length - BLOCK * int(length * (1 - quarter.density(length)) / BLOCK + 1e-9)
+    return [*found, ("uniform like plan 0.25", Plan.uniform(profile.model, window / length, at=length))]
+
+
+def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What must hold at every length, and what was measured."""
+    found = []
+    for row in rows:
+        name = row["row"].split(",")[0]
+        if name not in RETRIEVAL:
+            continue
+        dense = next(other for other in rows if other["length"] == row["length"] and other["row"] == "dense")
+        at = f"{row['row']}, {row['length']:,} tokens"
+        for task in ("single", "four"):
+            if task in row and dense[task]["rate"] >= ANSWERED:
+                kept = row[task]["kept"]
+                claim = {"claim": f"{at}, {task}: keeps of dense at least", "bound": RETRIEVAL[name], "measured": kept}
+                found.append({**claim, "holds": kept >= RETRIEVAL[name]})
+        if "text" in row:
+            times = row["text"]["perplexity_against_dense"]
+            claim = {"claim": f"{at}: perplexity against dense at most", "bound": PERPLEXITY[name], "measured": times}
+            found.append({**claim, "holds": times <= PERPLEXITY[name]})
+    return found
+
+
+def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """The longest measured length up to which each row finds 90 % of what dense finds, both tasks together."""
+    found: dict[str, int] = {}
+    lost: set[str] = set()
+    for row in rows:
+        dense = next(other for other in rows if other["length"] == row["length"] and other["row"] == "dense")
+        tasks = [task for task in ("single", "four") if task in row]
+        right, base = (sum(each[task]["right"] for task in tasks) for each in (row, dense))
+        if right < 0.9 * base:
+            lost.add(row["row"])
+        elif row["row"] not in lost:
+            found[row["row"]] = row["length"]
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The page: environment, the table, effective context, the claims."""
+    about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
+    lines = [f"{found['model']['name']}: {about}", "", f"`{found['command']}`", ""]
+    lines += _table([*COLUMNS, "kept of dense, one / four"])
+    for row in found["rows"]:
+        kept = [f"{row[t]['kept']:.2f}" if t in row and row[t]["kept"] is not None else "-" for t in ("single", "four")]
+        lines.append("| " + " | ".join([*cells(row), " / ".join(kept)]) + " |")
+    lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]
+    lines += [*_table(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
+    lines += ["", *_table(["claim", "bound", "measured", "holds"])]
+    for c in found["claims"]:
+        lines.append(f"| {c['claim']} | {c['bound']} | {c['measured']:.3f} | {'yes' if c['holds'] else 'no'} |")
+    return "\n".join(lines) + "\n"
+
+
+def _table(columns: list[str]) -> list[str]:
+    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--lengths", default=",".join(map(str, PARTS)))
+    parser.add_argument("--longest", type=int, default=8192, help="longest intended length")
+    parser.add_argument(
+        "--contexts", type=int, help="contexts of each kind at every length, in place of the full sizes"
+    )
+    parser.add_argument("--only", type=int, nargs="*", help="measure these lengths now, and write no results")
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    try:
+        lengths = numbers("lengths", options.lengths)
+        if not set(lengths) <= set(PARTS):
+            raise MoaError(f"lengths must be of {', '.join(map(str, PARTS))}, found {options.lengths}")
+        profile = Profile.load(options.profile)
+        rows = {n: plans(profile, options.longest, n) for n in lengths}
+        options.results.mkdir(parents=True, exist_ok=True)
+        journal = Journal(options.results / "elastic.partial")
+        model, tokenizer = load_model(options.model, dtype=options.dtype)
+        found: dict[str, Any] = {"rows": []}
+        for n in options.only or lengths:
+            part = replace(PARTS[n], formats=HELD_OUT)
+            if options.contexts:
+                part = replace(part, single=options.contexts, four=options.contexts)
+            with Bar(f"{n:,} tokens") as bar:
+                measured = compare(
+                    model, tokenizer, rows[n], [part], uniform=False, seed=options.seed, journal=journal, progress=bar
+                )
+            found = {**measured, "rows": found["rows"] + measured["rows"]}
+    except MoaError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    if options.only:
+        return 0
+    found["command"] = " ".join(["python", "benchmarks/elastic.py", *sys.argv[1:]])
+    found["profile"] = describe(options.profile, profile)
+    found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
+    found["effective"] = effective(found["rows"])
+    found["claims"] = claims(found["rows"])
+    replace_json(options.results / "elastic.json", found)
+    (options.results / "elastic.md").write_text(markdown(found))
+    print(markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
