@@ -52,9 +52,9 @@ check: $(READY)
 demo: $(READY) $(MODEL)/config.json
 	mkdir -p demo
 	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 4
-	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --lengths 2048 --max-density 0.5
-	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --lengths 2048 --max-density 0.25
-	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.5.yaml
+	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --max-density 0.5
+	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --max-density 0.25
+	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
 	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 2048 --needles 8 --four-needles 1 --ppl-windows 1 -o demo/eval.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
 
