@@ -5,16 +5,18 @@ from functools import partial
 from os import PathLike
 from typing import Any, Self
 
+import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
+from moa.attached import Attached
+from moa.attention import Backends
 from moa.cache import KVCache
 from moa.generation import Generator
-from moa.hf.attention import attention_modules, decoder_of, switch
+from moa.hf.attention import attention_modules, decoder_of
+from moa.kernels import forks
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
-from moa.rules import Rules
 from moa.step import check
 
 
@@ -55,29 +57,20 @@ class Applied:
         backends = Backends(backend)
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
-        heads = plan.model.query_heads // plan.model.kv_heads
-        for device in devices:
-            backends.on(device).ready(heads, plan.model.head_size, decoder.dtype)
-        register()
-        self._before = switch(decoder, NAME)
-        for layer, module in enumerate(modules):
-            rules = Rules(plan, layer) if layer in plan.model.ruled_layers else None
-            setattr(module, ATTRIBUTE, LayerState(rules, backends))
-        self._hook = decoder.register_forward_pre_hook(partial(_check_call, plan), with_kwargs=True)
-        self._generator = Generator(model, plan)
-        self._modules, self._decoder, self._removed = modules, decoder, False
+        self._attached = Attached(decoder, modules, plan, backends, partial(_check_call, plan, backends, decoder))
+        self._generator, self._removed = Generator(model, plan), False
         self.model, self.plan = model, plan
 
     def remove(self) -> None:
-        """Take the plan off: the model is as it was. Doing so twice is harmless."""
+        """Take the plan off: the model is as it was. Doing so twice is harmless.
+
+        An attention implementation that was set while the plan was on stays.
+        """
         if self._removed:
             return
         self._removed = True
-        self._hook.remove()
         self._generator.remove()
-        for module in self._modules:
-            delattr(module, ATTRIBUTE)
-        self._decoder.set_attn_implementation(self._before)
+        self._attached.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -86,8 +79,16 @@ class Applied:
         self.remove()
 
 
-def _check_call(plan: Plan, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_call(
+    plan: Plan, backends: Backends, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
     """Before every forward call: refuse what the attention function could not see to be wrong."""
+    if not torch.compiler.is_compiling():  # not by `apply`: no fork keeps the threads that a back-end may start
+        if decoder.device.type == "cpu":
+            forks.check()
+        heads = plan.model.query_heads // plan.model.kv_heads
+        for backend in backends.loaded():
+            backend.ready(heads, plan.model.head_size, decoder.dtype)
     call = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) if args else {}
     call |= kwargs
     if call.get("output_attentions", decoder.config.output_attentions):

@@ -4,6 +4,7 @@ The state lives on the model's attention modules, so models with different plans
 know nothing. What they cannot honour they refuse by name.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -50,13 +51,24 @@ class Backends:
             backend = self._loaded[device.type] = load(name)
         return backend
 
+    def loaded(self) -> list[Backend]:
+        """Those asked for so far."""
+        return list(self._loaded.values())
+
 
 @dataclass(frozen=True)
 class LayerState:
-    """What an attention module under a plan knows; `rules` is None for a layer with a window of the model's own."""
+    """What an attention module under a plan knows.
+
+    Attributes:
+        rules: None for a layer with a window of the model's own.
+        backends: That attend.
+        is_watched: Whether the decoder still checks each call before it computes.
+    """
 
     rules: Rules | None
     backends: Backends
+    is_watched: Callable[[], bool]
 
 
 def attention(
@@ -89,6 +101,10 @@ def attention(
         raise Unsupported(
             f"{type(module).__name__} shares its config with another model that is under a plan: "
             "give each model a config of its own (copy.deepcopy)"
+        )
+    if not torch.compiler.is_compiling() and not state.is_watched():
+        raise Unsupported(
+            "the decoder has lost the pre-hook of moa.apply: call Applied.remove() and apply the plan again"
         )
     if state.rules is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]

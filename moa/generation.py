@@ -1,7 +1,7 @@
 """`generate` on a model under a plan: which cache it gets, and that the model keeps it."""
 
 import functools
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
@@ -12,10 +12,11 @@ from moa.plans.plan import Plan
 from moa.step import GO_ON, longrope_limit
 
 PREPARE_CACHE, PREPARE_INPUTS = "_prepare_cache_for_generation", "prepare_inputs_for_generation"
+BATCHING = "init_continuous_batching"
 
 
 class Generator:
-    """The part of a model that generates, if any, with two of its methods replaced on the instance until `remove`."""
+    """The part of a model that generates, if any, with three of its methods replaced on the instance until `remove`."""
 
     def __init__(self, model: Any, plan: Plan) -> None:
         self._model = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
@@ -25,12 +26,13 @@ class Generator:
             # transformers reads the signature to know which arguments the model takes
             setattr(self._model, PREPARE_INPUTS, functools.wraps(theirs.__get__(self._model))(ours))
             setattr(self._model, PREPARE_CACHE, functools.partial(prepare_cache, self._model, plan))
+            setattr(self._model, BATCHING, refuse_batching)
 
     def remove(self) -> None:
         """Give the model its methods back."""
         if self._model is not None:
-            for name in (PREPARE_INPUTS, PREPARE_CACHE):
-                delattr(self._model, name)
+            for name in (PREPARE_INPUTS, PREPARE_CACHE, BATCHING):
+                self._model.__dict__.pop(name, None)
 
 
 def prepare_cache(
@@ -98,6 +100,14 @@ def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_ca
             f"assisted generation from a cache that holds {held} tokens: transformers would feed it the whole text "
             "again; reset the cache"
         )
+
+
+def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
+    """Stands for `init_continuous_batching`, whose worker thread would report errors one request at a time."""
+    raise Unsupported(
+        "continuous batching (generate_batch) under a plan: it has an attention and a cache of its own; call generate, "
+        "or remove the plan (Applied.remove())"
+    )
 
 
 def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:

@@ -4,19 +4,18 @@ Library attention multiplies a slab by the few rows of a decode step far below t
 value is loaded once, for all heads of its group. numba compiles on first use, some seconds, and keeps the code on disk.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from moa.kernels import slabs
 from moa.kernels.numba.decode import kernel
+from moa.kernels.numba.threads import check, shared
 from moa.kernels.numba.vectors import SIZE
 from moa.kernels.sdpa import append, attend
 from moa.kernels.store import Store, allocate
@@ -53,10 +52,11 @@ def step(
     heads = q.shape[1] // groups
     queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous()
     out = torch.empty_like(queries)
-    with _threads() as threads:
-        whole = kernel(heads, size, KINDS[q.dtype])(
+    shares = _shares()
+    with shared() if shares > 1 else nullcontext():
+        whole = kernel(heads, size, KINDS[q.dtype], shares > 1)(
             *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v),
-            *_unchanging(store, first, sink, starts), lengths.numpy(), float(scale), threads,
+            *_unchanging(store, first, sink, starts), lengths.numpy(), float(scale), shares,
         )  # fmt: skip
     if not whole:
         raise RuntimeError("step needs a new token of every sequence")
@@ -86,34 +86,30 @@ def _unchanging(store: Store, first: Tensor, sink: Tensor, starts: Tensor) -> li
     return kept.arrays
 
 
-@cache
 def ready(heads: int, size: int, dtype: torch.dtype) -> None:
-    """Compile what a step of this shape needs, or read it from disk, by taking one."""
+    """Compile what a step of this shape needs, or read it from disk; it starts threads.
+
+    Raises:
+        Unsupported: Threads that were started before a fork are lost.
+    """
+    check()
     if dtype in KINDS:
-        none, one = torch.zeros(1, dtype=torch.int64), torch.zeros(1, 1, size, dtype=dtype)
-        step(
-            one.expand(1, heads, size), one, one, first=none[None].int(), sink=none.int(),
-            store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"), starts=torch.tensor([0, 1], dtype=torch.int32),
-            lengths=none, scale=1.0,
-        )  # fmt: skip
+        _take_one(heads, size, dtype, _shares() > 1)
 
 
-@contextmanager
-def _threads() -> Iterator[int]:
-    """Let numba have torch's number of threads for a while; the caller's own number of either comes back."""
-    threads = torch.get_num_threads()
-    before = numba.get_num_threads()
-    if torch.get_num_threads() != threads:  # numba's first call started its threads, by the OpenMP that torch uses
-        torch.set_num_threads(threads)
-    ours = min(threads, numba.config.NUMBA_NUM_THREADS)
-    if ours == before:
-        yield threads
-        return
-    numba.set_num_threads(ours)
-    try:
-        yield threads
-    finally:
-        numba.set_num_threads(before)
+@cache
+def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None:
+    none, one = torch.zeros(1, dtype=torch.int64, device="cpu"), torch.zeros(1, 1, size, dtype=dtype, device="cpu")
+    step(
+        one.expand(1, heads, size), one, one, first=none[None].int(), sink=none.int(), lengths=none, scale=1.0,
+        store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
+        starts=torch.arange(2, dtype=torch.int32, device="cpu"),
+    )  # fmt: skip
+
+
+def _shares() -> int:
+    """Into how many runs, one per thread, a step deals out the blocks."""
+    return torch.get_num_threads()
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:

@@ -23,14 +23,13 @@ from moa.plans.span import BLOCK
 NOTHING = -1e30
 """Maximum of no scores; finite, so that differences of it are 0 and not NaN."""
 
-OPTIONS: dict[str, Any] = {
+OPTIONS: dict[str, Any] = {"fastmath": set(FAST), "error_model": "numpy"}
+PARALLEL: dict[str, Any] = {
     # Only the loop over threads is parallel; a team of threads for each small assignment would cost more than it saves.
     "parallel": ParallelOptions(
         {"prange": True}
         | dict.fromkeys(("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"), False)
     ),
-    "fastmath": set(FAST),
-    "error_model": "numpy",
 }
 CODE = sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:8]
 """Names the inner loops: numba itself looks at this file alone to tell whether code on disk is of today."""
@@ -71,8 +70,10 @@ def _exp_of(x: Any) -> Any:
 
 
 @cache
-def kernel(heads: int, size: int, kind: str) -> Any:
+def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
     """The compiled step for groups of `heads` query heads of `size`, and a store of element type `kind`.
+
+    Not `parallel`, it takes its shares one after the other, and starts no threads.
 
     Its arguments are those of `moa.kernels.reference.step` and the store's fields, as arrays; q and out are
     [tokens * kv_heads, heads, size] in float32, or float64 where `kind` is, 16-bit keys and values int16. Compiled once
@@ -183,8 +184,9 @@ def kernel(heads: int, size: int, kind: str) -> Any:
         return True
 
     # On disk one file lists all code of a function by this name; shapes of their own names cannot be mistaken there.
-    step.__qualname__ = f"step_{heads}_{size}_{kind}_{BLOCK}_{CODE}"
+    step.__qualname__ = f"step_{heads}_{size}_{kind}_{BLOCK}_{CODE}" + "_parallel" * parallel
+    options = OPTIONS | (PARALLEL if parallel else {})
     try:
-        return njit(cache=True, **OPTIONS)(step)
+        return njit(cache=True, **options)(step)
     except RuntimeError:  # no folder that may be written to: compiled anew by every process
-        return njit(**OPTIONS)(step)
+        return njit(**options)(step)

@@ -3,7 +3,6 @@
 import copy
 import subprocess
 import sys
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -29,7 +28,7 @@ def rules(kit):
 @pytest.mark.parametrize("shares", [1, 2, 3, 50, 1000])
 def test_any_number_of_shares_gives_the_same(kit, rules, monkeypatch, shares):
     """Also more threads than slabs, and than blocks."""
-    monkeypatch.setattr(ours, "_threads", lambda: nullcontext(shares))
+    monkeypatch.setattr(ours, "_shares", lambda: shares)
     whole, past, total = kit.text([500, 300], 12, 4, 8, 0), [460, 260], [470, 261]
     store = kit.store_of(whole, rules, past)
     out = ours.step(**whole.new(past, total), **rules.tensors(600), store=store, scale=SCALE)
@@ -94,14 +93,15 @@ def test_exponential_is_exact_to_two_units_in_the_last_place():
 
 def test_ready_compiles_what_the_first_step_needs(kit, rules, monkeypatch):
     made = []
-    ours.ready.cache_clear()
+    ours._take_one.cache_clear()
+    monkeypatch.setattr(ours, "_shares", lambda: 2)
     monkeypatch.setattr(ours, "kernel", lambda *shape: made.append(shape) or kernel(*shape))
     ours.ready(3, 8, torch.float64)
     whole = kit.text([5], 12, 4, 8, 0)
-    signatures = list(kernel(3, 8, "float64").signatures)
+    signatures = list(kernel(3, 8, "float64", True).signatures)
     ours.step(**whole.new([3], [5]), **rules.tensors(5), store=kit.store_of(whole, rules, [3]), scale=SCALE)
-    assert made == 2 * [(3, 8, "float64")]
-    assert list(kernel(3, 8, "float64").signatures) == signatures
+    assert made == 2 * [(3, 8, "float64", True)]
+    assert list(kernel(3, 8, "float64", True).signatures) == signatures
     ours.ready(3, 8, torch.float8_e5m2)
     assert len(made) == 2
 
@@ -121,9 +121,9 @@ def test_numbers_of_threads_stay_the_callers():
         "import numba, torch\n"
         "from moa.kernels.backend import load\n"
         "from moa.selftest import deviation\n"
-        "torch.set_num_threads(1)\n"
+        "torch.set_num_threads(3)\n"
         "assert deviation(load('numba')) < 1e-4\n"
-        "assert torch.get_num_threads() == 1\n"
+        "assert torch.get_num_threads() == 3\n"
         "assert numba.get_num_threads() == numba.config.NUMBA_NUM_THREADS\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -141,6 +141,7 @@ def test_without_a_folder_for_code_it_is_compiled_anew(kit, rules, monkeypatch):
 
     monkeypatch.setattr("moa.kernels.numba.decode.njit", refuses)
     monkeypatch.setattr(ours, "kernel", kernel.__wrapped__)
+    monkeypatch.setattr(ours, "_shares", lambda: 2)
     whole = kit.text([5], 4, 4, 8, 0)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, kit.rounding(whole, SCALE, torch.float32))):
         store = kit.store_of(whole, rules, [3], dtype=dtype)

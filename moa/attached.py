@@ -1,0 +1,97 @@
+"""What a plan in force adds to a model, and whether it is all still there."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
+from moa.hf.attention import switch
+from moa.plans.errors import Unsupported
+from moa.plans.plan import Plan
+from moa.rules import Rules
+
+
+class Attached:
+    """The attention implementation in the configs, a `LayerState` on each attention module, a pre-hook on the decoder.
+
+    All of it lives on the model, so a deep copy of the model has its own, and computes under the plan too.
+    """
+
+    def __init__(
+        self, decoder: PreTrainedModel, modules: Sequence[torch.nn.Module], plan: Plan, backends: Backends,
+        before_call: Callable[..., None],
+    ) -> None:  # fmt: skip
+        """Attach.
+
+        Args:
+            decoder: The model whose config the attention modules read.
+            modules: The attention module of each layer.
+            plan: The plan.
+            backends: Of the attention.
+            before_call: Called with the arguments and keyword arguments of each forward call of the decoder.
+
+        Raises:
+            Unsupported: The model does not use transformers' attention interface.
+        """
+        register()
+        self._decoder, self._modules, self._before_call = decoder, modules, before_call
+        self._before = [(config, config._attn_implementation) for config in self._configs()]
+        switch(decoder, NAME)
+        if other := self._other():
+            self._restore()
+            raise Unsupported(f"an attention module of {type(decoder).__name__} has a config of its own, with {other}")
+        self._hook = decoder.register_forward_pre_hook(self._check_call, with_kwargs=True)
+        self._states = [
+            LayerState(Rules(plan, layer) if layer in plan.model.ruled_layers else None, backends, self._is_hooked)
+            for layer in range(len(modules))
+        ]
+        for module, state in zip(modules, self._states, strict=True):
+            setattr(module, ATTRIBUTE, state)
+
+    def check(self) -> None:
+        """Raise Unsupported unless a forward call would attend under the plan in every layer."""
+        if other := self._other():
+            raise Unsupported(
+                f"the model's attention implementation is {other!r}, set since moa.apply (by set_attn_implementation, "
+                f"a new config, or continuous batching): call Applied.remove(), or set_attn_implementation({NAME!r})"
+            )
+        for module, state in zip(self._modules, self._states, strict=True):
+            if module.__dict__.get(ATTRIBUTE) is not state:
+                raise Unsupported(
+                    f"{type(module).__name__} has lost what moa.apply set on it ({ATTRIBUTE}): call Applied.remove() "
+                    "and apply the plan again"
+                )
+
+    def remove(self) -> None:
+        """Take off what is still there; an attention implementation that others have set since stays."""
+        self._hook.remove()
+        for module in self._modules:
+            module.__dict__.pop(ATTRIBUTE, None)
+        self._restore()
+
+    def _restore(self) -> None:
+        names = {id(config): name for config, name in self._before}
+        first = self._before[0][1]
+        if self._decoder.config._attn_implementation == NAME:
+            self._decoder.set_attn_implementation(names.get(id(self._decoder.config), first))
+        for config in [*self._configs(), *(config for config, _ in self._before)]:
+            if config._attn_implementation == NAME:
+                config._attn_implementation = names.get(id(config), first)
+
+    def _check_call(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.check()
+        self._before_call(args, kwargs)
+
+    def _is_hooked(self) -> bool:
+        return self._hook.id in self._decoder._forward_pre_hooks
+
+    def _other(self) -> str | None:
+        """An attention implementation that stands in the place of ours."""
+        names = (config._attn_implementation for config in self._configs())
+        return next((name or "eager" for name in names if name != NAME), None)
+
+    def _configs(self) -> list[Any]:
+        """The configs that say how masks are made and which function attends."""
+        return [self._decoder.config, *(module.config for module in self._modules)]
