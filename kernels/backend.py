@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moa.plans.errors import Unsupported
+from moa.plans.errors import Unsupported, brief
 
 MODULES = {
     "reference": "moa.kernels.reference",
@@ -43,7 +43,7 @@ def load(name: str) -> Backend:
         Unsupported: Unknown name, or it cannot run on this machine.
     """
     if name not in MODULES:
-        raise Unsupported(f"unknown back-end {name!r}: choose one of {', '.join(MODULES)}")
+        raise Unsupported(f"unknown back-end {brief(name)}: choose one of {', '.join(MODULES)}")
     if name == "triton":
         _require_triton()
     if name == "numba" and find_spec("numba") is None:

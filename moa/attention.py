@@ -23,7 +23,7 @@ from moa.kernels.store import allocate
 from moa.kernels.walk import walk
 from moa.layer import Staged
 from moa.padding import Packing
-from moa.plans.errors import Unsupported
+from moa.plans.errors import Unsupported, brief
 from moa.plans.span import BLOCK
 from moa.rules import Rules
 
@@ -230,7 +230,7 @@ def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs
         raise Unsupported("bidirectional attention under a plan: rules are causal")
     for name, given in kwargs.items():
         if isinstance(given, Tensor) and name not in _TENSORS:
-            raise Unsupported(f"the attention argument {name!r} of {type(module).__name__} under a plan")
+            raise Unsupported(f"the attention argument {brief(name)} of {type(module).__name__} under a plan")
 
 
 def _without_cache(

@@ -7,7 +7,7 @@ from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
 from moa.cache import KVCache
-from moa.plans.errors import Unsupported
+from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
 from moa.step import GO_ON, longrope_limit
 
@@ -53,7 +53,7 @@ def prepare_cache(
     given, kind = model_kwargs.get("past_key_values"), generation_config.cache_implementation
     if given is None and kind not in (None, "dynamic"):
         raise Unsupported(
-            f"cache_implementation={kind!r} under a plan: leave it out, or pass "
+            f"cache_implementation={brief(kind)} under a plan: leave it out, or pass "
             "past_key_values=moa.KVCache(plan, max_length=…)"
         )
     mask = model_kwargs.get("attention_mask")
@@ -87,7 +87,7 @@ def prepare_cache(
 def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_cache_length: int) -> None:
     if config.cache_implementation is not None:
         raise Unsupported(
-            f"cache_implementation={config.cache_implementation!r} beside past_key_values: pass "
+            f"cache_implementation={brief(config.cache_implementation)} beside past_key_values: pass "
             "cache_implementation=None if the checkpoint's generation_config has it, or no cache"
         )
     if isinstance(cache, KVCache) and cache.max_length is not None and cache.max_length < max_cache_length:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, brief, shortened
 
 if TYPE_CHECKING:
     import torch
@@ -43,9 +43,9 @@ def load_model(
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     if dtype not in DTYPES:
-        raise MoaError(f"dtype must be one of {', '.join(DTYPES)}, found {dtype!r}")
+        raise MoaError(f"dtype must be one of {', '.join(DTYPES)}, found {brief(dtype)}")
     if device is not None and device_map is not None:
-        raise MoaError(f"give device or device_map, not both: found {device!r} and {device_map!r}")
+        raise MoaError(f"give device or device_map, not both: found {brief(device)} and {brief(device_map)}")
     if str(device or device_map).startswith("cuda") and not torch.cuda.is_available():
         raise MoaError(f"device {device or device_map}: torch sees no CUDA device here")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -70,7 +70,7 @@ def load_model(
         config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
     if absent:
-        raise MoaError(f"model {str(name)!r}: {len(absent)} weights missing or misshapen, first {absent[0]}")
+        raise MoaError(f"model '{name}': {len(absent)} weights missing or misshapen, first {absent[0]}")
     _check_vocabulary(name, model, tokenizer)
     return (model if device_map is not None else model.to(target)).eval(), tokenizer
 
@@ -85,7 +85,7 @@ def _check_vocabulary(name: str | Path, model: Any, tokenizer: Any) -> None:
     largest, token = max(numbered, default=(-1, ""))
     if largest >= rows:
         raise MoaError(
-            f"model {str(name)!r}: its tokenizer numbers {token!r} as {largest}, but the model has embeddings for "
+            f"model '{name}': its tokenizer numbers {brief(token)} as {largest}, but the model has embeddings for "
             f"{rows} tokens; give the tokenizer that belongs to it"
         )
 
@@ -107,7 +107,7 @@ def _locate(name: str | Path) -> tuple[str, dict[str, str]]:
     """What `from_pretrained` takes: a folder or hub id, and `gguf_file` when the name is such a file."""
     if not str(name).strip():
         raise MoaError("the model's name is empty; give a hub id, a folder or a .gguf file")
-    path, model = Path(name).expanduser(), f"model {str(name)!r}"
+    path, model = Path(name).expanduser(), f"model '{name}'"
     if path.suffix == ".gguf":
         if not path.is_file():
             raise MoaError(f"{model}: no such .gguf file")
@@ -137,10 +137,10 @@ def _clear_errors(name: str | Path) -> Iterator[None]:
         tried = "" if Path(name).expanduser().exists() else "no such folder or .gguf file, and from the hub: "
         reason, kind = str(error).strip(), type(error).__name__
         if isinstance(error, OSError | ValueError | ImportError) and reason:  # written for users, the first line first
-            reason = reason.splitlines()[0]
+            reason = shortened(reason.splitlines()[0], 300)
         else:
-            reason = f"transformers cannot load it: {kind}{': ' if reason else ''}{' '.join(reason.split())[:300]}"
-        raise MoaError(f"model {str(name)!r}: {tried}{reason}") from error
+            reason = f"transformers cannot load it: {kind}{': ' if reason else ''}{shortened(reason, 300)}"
+        raise MoaError(f"model '{name}': {tried}{reason}") from error
 
 
 @contextmanager

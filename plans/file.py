@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from moa.plans.document import build, to_document
-from moa.plans.errors import PlanError
+from moa.plans.errors import PlanError, shortened
 from moa.plans.plan import Plan
 from moa.plans.replace import read, replace
 from moa.plans.schema import ProblemError
@@ -49,9 +49,9 @@ def parse(text: str, where: str) -> Plan:
         document = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise PlanError(f"{where}{line}: not valid YAML: {error.problem}") from None
+        raise PlanError(f"{where}{line}: not valid YAML: {shortened(str(error.problem), 200)}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise PlanError(f"{where}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise PlanError(f"{where}: not valid YAML: {shortened(str(error), 200)}") from None
     try:
         return build(document)
     except ProblemError as error:

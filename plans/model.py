@@ -7,7 +7,7 @@ from typing import Any, Literal, Self, get_args
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from moa.plans.errors import PlanError, Unsupported
+from moa.plans.errors import PlanError, Unsupported, brief, shortened
 from moa.plans.schema import Strict, problem
 from moa.plans.span import Ints
 
@@ -136,7 +136,7 @@ def dtype_bytes(dtype: Any) -> int:
     name = str(dtype).removeprefix("torch.")
     found = {str(known): size for known, size in _BYTES.items()}.get(name)
     if found is None:
-        raise PlanError(f"dtype must be one of {', '.join(DTYPES)} or a number of bytes, found {dtype!r}")
+        raise PlanError(f"dtype must be one of {', '.join(DTYPES)} or a number of bytes, found {brief(dtype)}")
     return found
 
 
@@ -144,7 +144,7 @@ def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
     """The true length of each sequence of a batch, int64 [batch], from one length or a list of them."""
     lengths = np.atleast_1d(np.asarray(n))
     if lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu" or lengths.min() < 0:
-        raise PlanError(f"n must be a length or a list of lengths, each an integer of 0 or more, found {n!r}")
+        raise PlanError(f"n must be a length or a list of lengths, each an integer of 0 or more, found {brief(n)}")
     if np.ndim(n) == 0:
         if batch_size < 1:
             raise PlanError(f"batch_size must be 1 or more, found {batch_size}")
@@ -207,4 +207,4 @@ def _sliding(text: Any, architecture: str) -> Sliding | None:
 
 
 def _short(value: Any) -> str:
-    return str(value.model_dump() if isinstance(value, BaseModel) else value)
+    return shortened(str(value.model_dump() if isinstance(value, BaseModel) else value), 200)

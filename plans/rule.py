@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
+from moa.plans.errors import brief
 from moa.plans.schema import PATTERN_NAMES, Strict
 from moa.plans.span import BETA_STEPS, BLOCK
 
@@ -16,7 +17,7 @@ LIMIT = 2**31 - 1
 
 def _integer(value: Any) -> int:
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"must be an integer, found {value!r}")
+        raise ValueError(f"must be an integer, found {brief(value)}")
     return operator.index(value)
 
 
@@ -29,7 +30,7 @@ def _sink(value: Any) -> int:
 
 def _beta(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"must be a number from 0 to 1, found {value!r}")
+        raise ValueError(f"must be a number from 0 to 1, found {brief(value)}")
     steps = float(value) * BETA_STEPS
     if not steps.is_integer():
         low = math.floor(steps)

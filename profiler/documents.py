@@ -38,7 +38,7 @@ def load_documents(spec: str) -> list[tuple[str | None, str]]:
     if spec.startswith(HUB):
         rows = _hub(spec.removeprefix(HUB))
     elif Path(spec).suffix not in FORMATS:
-        raise MoaError(f"data must be {', '.join(FORMATS)} or {HUB}NAME, found {brief(spec)}")
+        raise MoaError(f"data must be {', '.join(FORMATS)} or {HUB}NAME, found {spec}")
     elif not Path(spec).is_file():
         raise MoaError(f"no data file at {spec}")
     else:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moa.plans.errors import MoaError, brief, shortened
+from moa.plans.replace import read
 
 COLUMNS = ("text", "prompt", "response")
 """What is kept of a row; its other columns may hold anything."""
@@ -39,7 +40,7 @@ def read_text(path: Path) -> str:
         MoaError: The file cannot be read, or is no such text.
     """
     try:
-        return _text_of(path.read_bytes())
+        return _text_of(read(path))
     except OSError as error:
         raise MoaError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:

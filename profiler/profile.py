@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from moa.plans.errors import ProfileError
+from moa.plans.errors import ProfileError, shortened
 from moa.plans.model import DTYPES, Dtype, ModelInfo
 from moa.plans.replace import replace
 from moa.plans.schema import Strict, problem
@@ -230,7 +230,7 @@ class Profile:
                 cuts = {(t.source, t.length): f.get_tensor(f"cut.{t.source}.{t.length}") for t in header.cuts}
                 retrieval = f.get_tensor("retrieval") if header.retrieval_tokens else None
         except (SafetensorError, OSError, TypeError, AttributeError) as e:  # the last two: a dtype that numpy lacks
-            raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {e}") from e
+            raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {shortened(str(e), 200)}") from e
         tokens = {(t.source, t.length): t.tokens for t in header.cuts}
         samples = {(t.source, t.length): t.samples for t in header.cuts}
         profile = cls(

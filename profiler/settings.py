@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, brief
 from moa.profiler.calibration import Labels, Loss, Source
 from moa.profiler.estimators import ESTIMATORS
 
@@ -74,7 +74,7 @@ class Settings:
         if not self.sinks:
             raise MoaError("give at least one size of sinks")
         if self.estimator is not None and self.estimator not in ESTIMATORS:
-            raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {self.estimator!r}")
+            raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {brief(self.estimator)}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 import numpy.typing as npt
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, brief
 from moa.plans.model import Dtype, ModelInfo
 from moa.plans.span import BLOCK, LONGEST, Floats
 from moa.search.cost import Costs, Kind, Work
@@ -71,11 +71,15 @@ def parse(kind: str, text: str) -> Budget:
         budget = Budget(kind, float(figure), int(length) if at else None, int(batch) if times else 1)
     except ValueError:
         form = "H" if kind == "harm" else _FORMS[kind]
-        raise MoaError(f"a {kind} budget is written {form}, found {text!r}") from None
+        raise MoaError(f"a {kind} budget is written {form}, found {brief(text)}") from None
     if not 0 < budget.most < inf or (kind == "density" and budget.most > 1):
-        raise MoaError(f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {text!r}")
+        raise MoaError(
+            f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {brief(text)}"
+        )
     if not (1 <= budget.batch <= LARGEST and (budget.length is None or 1 <= budget.length <= LONGEST)):
-        raise MoaError(f"the length of a budget must be from 1 to {LONGEST}, its batch to {LARGEST}, found {text!r}")
+        raise MoaError(
+            f"the length of a budget must be from 1 to {LONGEST}, its batch to {LARGEST}, found {brief(text)}"
+        )
     return budget
 
 
@@ -91,7 +95,7 @@ def cost(text: str) -> Budget:
             return parse(kind, f"1@{where}")
     except MoaError:
         pass  # said below in the words of this form
-    raise MoaError(f"a cost is written KIND@LENGTH[xBATCH], KIND one of {', '.join(_FORMS)}; found {text!r}")
+    raise MoaError(f"a cost is written KIND@LENGTH[xBATCH], KIND one of {', '.join(_FORMS)}; found {brief(text)}")
 
 
 def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Costs | None = None) -> Limit:

@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, shortened
 from moa.plans.span import Floats
 from moa.profiler.profile import Profile
 from moa.search.grid import Grid, grid
@@ -147,4 +147,4 @@ def _known(what: str, named: Iterable[str | int], there: Sequence[str | int]) ->
 
 
 def _list(items: Iterable[str | int]) -> str:
-    return ", ".join(map(str, items))
+    return shortened(", ".join(map(str, items)), 200)

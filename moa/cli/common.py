@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, brief
 from moa.plans.replace import read_json
 from moa.plans.span import LONGEST
 
@@ -18,7 +18,7 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     try:
         found = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise MoaError(f"{name} must be whole numbers separated by commas, found {text!r}") from None
+        raise MoaError(f"{name} must be whole numbers separated by commas, found {brief(text)}") from None
     if found[-1] > LONGEST:
         raise MoaError(f"{name} must be at most {LONGEST}, found {found[-1]}")
     return found
@@ -34,7 +34,7 @@ def distinct(names: Sequence[str]) -> list[str]:
 def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
     """`value` when it is None or valid."""
     if value is not None and value not in valid:
-        raise MoaError(f"{name} must be one of {', '.join(valid)}, found {value!r}")
+        raise MoaError(f"{name} must be one of {', '.join(valid)}, found {brief(value)}")
     return value
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.plans.errors import BudgetInfeasible, MoaError
+from moa.plans.errors import BudgetInfeasible, MoaError, brief
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -292,5 +292,5 @@ def _weights(texts: list[str]) -> dict[str, float]:
         try:
             weights[name] = float(weight)
         except ValueError:
-            raise MoaError(f"a source weight is written SOURCE=WEIGHT, found {text!r}") from None
+            raise MoaError(f"a source weight is written SOURCE=WEIGHT, found {brief(text)}") from None
     return weights
