@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from moa.plans.errors import brief
+
 _HONOURED = (
     "bad_words_ids",
     "begin_suppress_tokens",
@@ -58,7 +60,7 @@ def settings(model: Any, max_new_tokens: int) -> tuple[Any, str]:
             and name not in _ABOUT
             and value not in (None, getattr(ours, name), neutral.get(name, False))
         ):
-            other.append(f"{name}={value!r}")
+            other.append(f"{name}={brief(value)}")
     if not other:
         return ours, ""
     return ours, f"of the checkpoint's settings these do not apply to greedy text with a KVCache: {', '.join(other)}"
