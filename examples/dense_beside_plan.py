@@ -29,7 +29,7 @@ def main() -> None:
     model, tokenizer = load_model(model_name)
     plan = moa.Plan.load(plan_name)
     if file:
-        text = Path(file[0]).read_text()
+        text = Path(file[0]).read_text(encoding="utf-8-sig")
     else:
         from pydoc_data.topics import topics
 

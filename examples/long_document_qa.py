@@ -33,7 +33,7 @@ def main() -> None:
     model, tokenizer = load_model(model_name)
     plan = moa.Plan.load(plan_name)
     room = min(LONGEST, model.config.max_position_embeddings // 2)
-    text = Path(document[0]).read_text() if document else python_topics()[: 8 * room]
+    text = Path(document[0]).read_text(encoding="utf-8-sig") if document else python_topics()[: 8 * room]
     text = tokenizer.decode(tokenizer(text, truncation=True, max_length=room)["input_ids"], skip_special_tokens=True)
     turn = [{"role": "user", "content": f"{text}\n\nAnswer from the text above. QUESTION"}]
     before, after = tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False).rsplit(

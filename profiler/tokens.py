@@ -7,6 +7,7 @@ texts that begin alike. Some models are lost without their first token.
 from collections.abc import Sequence
 from typing import Any
 
+from moa.plans.errors import Unsupported
 from moa.profiler.chat import render
 
 
@@ -20,10 +21,15 @@ def start(tokenizer: Any) -> list[int]:
     """The special tokens that the tokenizer puts before a text (BOS); for many tokenizers none.
 
     What some put behind a text (EOS) is never added: each text here goes on.
+
+    Raises:
+        Unsupported: Special tokens change the text itself.
     """
     bare, whole = encode(tokenizer, "a"), tokenizer("a")["input_ids"]
-    at = next(i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare)
-    return list(whole[:at])
+    places = [i for i in range(len(whole) + 1) if whole[i : i + len(bare)] == bare]
+    if not places:
+        raise Unsupported(f"a tokenizer must keep a text between its special tokens, found {whole} for {bare}")
+    return list(whole[: places[0]])
 
 
 def begin(tokenizer: Any, ids: Sequence[int]) -> list[int]:

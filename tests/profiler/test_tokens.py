@@ -13,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 from moa.cli.generate import _encode
 from moa.evaluate import windows
 from moa.haystack import haystack
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, Unsupported
 from moa.profiler import text
 from moa.profiler.calibration import SOURCES, Sample
 from moa.profiler.chat import MARK, pieces, render
@@ -195,3 +195,11 @@ def test_samples_stay_what_the_measured_results_are_from(
         "windows": digest(windows(tokenizer, 700, 3)), "data": of(data.sample(tokenizer, 512, random.Random(2), True)),
         "documents": data.digest[:16],
     } == SAME  # fmt: skip
+
+
+def test_a_tokenizer_that_changes_the_text_is_refused() -> None:
+    def odd(_text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [1, 2] if add_special_tokens else [3]}
+
+    with pytest.raises(Unsupported, match=r"found \[1, 2\] for \[3\]"):
+        start(odd)
