@@ -240,7 +240,6 @@ class FixedText(Text):
         """Forget the last `columns`."""
         self.lengths.copy_(torch.from_numpy(self.host_lengths() - self.tokens_in_last(columns)))
         self.width.sub_(columns)
-        self._real[:, int(self.width) :] = False
 
     def select(self, index: Tensor) -> None:
         """Let sequence i become a copy of sequence `index[i]`; tensors move only when the batch changes."""

@@ -122,6 +122,30 @@ def test_a_text_fed_in_pieces(kit, name, dtype, data):
 
 
 @each
+@pytest.mark.parametrize("new", [1, 3])
+def test_a_step_heeds_the_tables_that_it_is_given(kit, name, new):
+    """A store that lives on is read by longer tables, and by those of another rule; none has a column too many."""
+    sink, beta = np.array([64, 64]), np.array([0, 0])
+    kinds = [kit.Rules(sink, np.array(alpha), beta) for alpha in ((5000, 128), (128, 5000), (128, 128))]
+    dense = kit.Rules(sink, np.array([5000, 5000]), beta)
+    whole = kit.text([420, 400], 6, 2, 4, 0)
+    store, run = kit.store_of(whole, dense, [250, 230], fill=GARBAGE[name], room=170), backend.load(name)
+    expected, at = [kit.oracle(whole, rules, SCALE) for rules in kinds], [250, 230]
+    for i in range(30):
+        rules = kinds[i // 3 % 3]
+        end = [at[0] + new, at[1] + (new if i % 2 else 1)]
+        blocks = (max(end) - 1) // 64 + 1
+        tables = rules.tensors(64 * blocks - 1)
+        buffer = torch.full((2, 16), 9999, dtype=torch.int32)
+        buffer[:, :blocks] = tables["first"]
+        tables["first"] = buffer[:, :blocks]
+        out = run.step(**whole.new(at, end), **tables, store=store, scale=SCALE)
+        rows = torch.cat([x[b:e] for x, b, e in zip(expected[i // 3 % 3], at, end, strict=True)])
+        torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
+        at = end
+
+
+@each
 def test_full_span_is_dense_attention(kit, name):
     whole = kit.text([200], 6, 2, 8, 3)
     rules = kit.Rules(np.array([64, 0]), np.array([0, 10**6]), np.array([256, 0]))

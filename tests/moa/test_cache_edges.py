@@ -9,6 +9,7 @@ import torch
 import moa
 from moa import KVCache, Plan, Unsupported
 from moa.kernels.slabs import _width
+from moa.plans.plan import Rule
 from moa.rules import Rules
 from moa.text import Text
 
@@ -141,3 +142,61 @@ def test_gradients_of_keys_and_values_alone_are_refused(fresh, tokens, cached):
         loss = model(tokens(1, 20), use_cache=cached).logits.sum()
         with pytest.raises(Unsupported, match="gradients"):
             loss.backward()
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+@pytest.mark.parametrize("length", [255, 256, 320])
+def test_taken_back_after_a_padded_single_column_all_is_right_or_refused(model, tokens, oracle, length, max_length):
+    """A padded token's key lies where the next one will, which may be the place of the oldest block that is kept."""
+    plan = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0))
+    ids, legal = tokens(2, length + 1), []
+    for back in (1, 2, 64, 65, 66, 128):
+        cache = KVCache(plan, max_length)
+        with moa.apply(model, plan), torch.no_grad():
+            mask = torch.ones_like(ids)
+            mask[0, :200] = mask[1, length] = 0  # the first text is short: it loses nothing
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            for here in (slice(0, length), slice(length, None)):
+                model(
+                    ids[:, here], attention_mask=mask[:, : here.stop], position_ids=positions[:, here],
+                    past_key_values=cache,
+                )  # fmt: skip
+            try:
+                cache.crop(-back)
+            except Unsupported:
+                continue
+            legal.append(back)
+            left = length + 1 - back
+            if back > 1:
+                found = model(
+                    ids[:, left:length], attention_mask=mask[:, :length], position_ids=positions[:, left:length],
+                    past_key_values=cache,
+                ).logits  # fmt: skip
+                expected = oracle(model, plan, ids[1, :length])[left:]
+                torch.testing.assert_close(found[1], expected, rtol=0, atol=1e-10)
+    assert legal == ([1, 2, 64, 65, 66, 128] if length == 255 else [1, 2, 64, 65])
+
+
+@pytest.mark.parametrize("max_length", [None, 400])
+def test_columns_taken_back_may_be_padded_otherwise_again(model, plan, tokens, oracle, max_length):
+    """What was padding before the crop is text after it, and the other way round; then every column is real."""
+    ids, mask = tokens(2, 160), torch.ones(2, 160, dtype=torch.int64)
+    mask[0, 100:110] = 0
+    other = torch.ones_like(mask)
+    other[1, 95:105] = 0
+    cache = KVCache(plan, max_length)
+
+    def call(mask, begin, end):
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:end]
+        return model(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions, past_key_values=cache)
+
+    with moa.apply(model, plan), torch.no_grad():
+        call(mask, 0, 120)
+        cache.crop(-30)
+        call(other, 90, 130)
+        assert cache.lengths.tolist() == [130, 120]
+        cache.crop(-40)
+        assert cache.lengths.tolist() == [90, 90]
+        found = torch.cat([step(model, cache, ids[:, begin:end]) for begin, end in ((90, 91), (91, 160))], 1)
+    for row in range(2):
+        torch.testing.assert_close(found[row], oracle(model, plan, ids[row])[90:], rtol=0, atol=1e-10)
