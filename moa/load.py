@@ -1,13 +1,15 @@
 """Load a model and its tokenizer from the hub, a local folder or a `.gguf` file; never runs the model's code."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from moa.plans.errors import MoaError, brief, shortened
+from moa.plans.errors import MoaError, ModelMismatch, brief, shortened
+from moa.plans.model import ModelInfo
 
 if TYPE_CHECKING:
     import torch
@@ -101,6 +103,40 @@ def load_config(name: str | Path) -> Any:
     where, options = _locate(name)
     with _clear_errors(name), _quiet(progress=False):
         return AutoConfig.from_pretrained(where, **options)
+
+
+def check_options(
+    name: str | Path, of: Mapping[str, ModelInfo], *, lengths: Sequence[int] = (), backend: str | None = None
+) -> Any:
+    """Refuse, before any weights are read, what this model cannot be asked for.
+
+    Args:
+        name: As for `load_model`.
+        of: The models that files are of, by the files' names; all must be this one.
+        lengths: Tokens to measure at.
+        backend: Back-end to run on.
+
+    Returns:
+        An object whose `config` is the model's.
+
+    Raises:
+        MoaError: Nothing loadable under that name, or a length over the model's maximum.
+        ModelMismatch: Naming each field that differs.
+        Unsupported: A model that takes no rules, or a back-end that cannot run here.
+    """
+    from moa.kernels.backend import load
+    from moa.profiler.settings import check_length
+
+    if backend is not None:
+        load(backend)
+    model = SimpleNamespace(config=load_config(name))
+    info = ModelInfo.of(model)
+    for file, other in of.items():  # a model of text and images may call its text part by another name when loaded
+        if differences := [found for found in other.differences(info) if not found.startswith("architecture: ")]:
+            raise ModelMismatch(f"{file} is of another model than {name} (its against this): {'; '.join(differences)}")
+    for length in lengths:
+        check_length(model, length)
+    return model
 
 
 def _locate(name: str | Path) -> tuple[str, dict[str, str]]:

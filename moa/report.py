@@ -1,6 +1,7 @@
 """Plans as pictures and tables: for the terminal with rich, as a PNG with matplotlib."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from rich.text import Text
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import Dtype
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.plans.replace import replace
 from moa.plans.span import BLOCK, Ints, first_block
 
 if TYPE_CHECKING:
@@ -95,17 +97,26 @@ def difference_map(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
 
 
 def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
-    """The groups whose spans differ most, the widest difference first, with their spans at each length."""
+    """The groups that differ, the widest difference of spans first: their spans at each length, and their sinks."""
     spans = [(first.spans(n), second.spans(n)) for n in lengths]
     change = np.max([np.abs(b - a) for a, b in spans], axis=0)
     counts = ", ".join(f"{np.count_nonzero(b - a)} at {n:,}" for n, (a, b) in zip(lengths, spans, strict=True))
     groups = len(first.model.ruled_layers) * first.model.kv_heads
-    caption = f"of {groups} groups differ: {counts}"
-    table = Table("layer", "KV head", *(f"span at {n:,}" for n in lengths), title="Spans that differ", caption=caption)
-    for place in np.argsort(-change, axis=None, kind="stable")[:MOST]:
-        layer, head = (int(i) for i in np.unravel_index(place, change.shape))
-        if change[layer, head]:
-            table.add_row(str(layer), str(head), *(f"{a[layer, head]:,} → {b[layer, head]:,}" for a, b in spans))
+    sinks = {
+        (layer, head): f"{a.pattern} {a.sink} → {b.pattern} {b.sink}"
+        for layer, rules in first.groups.items()
+        for head, (a, b) in enumerate(zip(rules, second.groups[layer], strict=True))
+        if (a.pattern, a.sink) != (b.pattern, b.sink)
+    }
+    counts += f", {len(sinks)} in what their sinks hold" if sinks else ""
+    columns = *(f"span at {n:,}" for n in lengths), *(["sink"] if sinks else [])
+    table = Table(
+        "layer", "KV head", *columns, title="Groups that differ", caption=f"of {groups} groups differ: {counts}"
+    )
+    places = [(int(i), int(j)) for i, j in np.ndindex(change.shape) if change[i, j] or (i, j) in sinks]
+    for layer, head in sorted(places, key=lambda place: -change[place])[:MOST]:
+        cells = (f"{a[layer, head]:,} → {b[layer, head]:,}" for a, b in spans)
+        table.add_row(str(layer), str(head), *cells, *([sinks.get((layer, head), "")] if sinks else []))
     return table
 
 
@@ -133,7 +144,14 @@ def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> No
             panel.yaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylabel("layer", fontsize=8)
     figure.colorbar(image, ax=panels, label="span / length")
-    figure.savefig(path, format="png", dpi=150)
+    save(figure, path)
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG, whole or not at all."""
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    replace(path, content.getvalue())
 
 
 def canvas(size: tuple[float, float]) -> "Figure":

@@ -1,11 +1,13 @@
-"""Files that are whole or as they were, whenever the process is killed; and reading what has an end."""
+"""Files that are whole or as they were, whenever a process is killed or power fails; and reading what has an end."""
 
 import errno
 import json
 import os
+from contextlib import suppress
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from uuid import uuid4
 
 
 def read(path: str | PathLike[str]) -> bytes:
@@ -33,15 +35,34 @@ def read_json(path: str | PathLike[str]) -> Any:
 
 
 def replace(path: str | PathLike[str], content: bytes) -> None:
-    """Write a file in one step: beside it first, then in its place.
+    """Write a file in one step: beside it first, to the disk, then in its place. The only way to write a whole file.
 
     Raises:
         OSError: The path cannot be written; what was there is left.
     """
     target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{uuid4().hex}.tmp")  # another for each thread and machine that shares the folder
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            to_disk(file)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    folder_to_disk(target.parent)
+
+
+def to_disk(file: IO[bytes]) -> None:
+    """Wait until what was written is on the disk: a rename may get there before."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def folder_to_disk(folder: Path) -> None:
+    """The same of a folder's names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # some network file systems do this by themselves, and refuse it
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,7 +1,7 @@
 """From a profile and budgets to a plan."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,26 @@ from moa.search.descent import Descent
 from moa.search.grid import Grid
 from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, Mix, candidates, objective, parts
-from moa.search.solver import Limit, Solution, solve
+from moa.search.solver import Limit, Solution, check, solve
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is solved.
+
+    Attributes:
+        rules: Candidate rules.
+        text: What they cost in harm, by sources that are read: [groups, rules].
+        recall: And by those that ask for facts.
+        limits: All budgets.
+        least: The cost to make least; None is the harm.
+    """
+
+    rules: Grid
+    text: Floats
+    recall: Floats
+    limits: list[Limit]
+    least: Limit | None
 
 
 def choose(
@@ -47,30 +66,20 @@ def choose(
         BudgetInfeasible: No plan keeps the budgets.
         MoaError: No budget, or a mix that does not fit the profile.
     """
-    if not budgets:
-        raise MoaError("give at least one budget, such as --max-density 0.5")
-    model = profile.model
     if descent is not None and minimise is not None:
         raise MoaError("a descent makes harm least: no minimise with it")
-    lengths = lengths or Lengths.of(profile)
     kv_dtype = kv_dtype or profile.dtype or ASSUMED
-    budgets = [budget.stored(kv_dtype) for budget in budgets]
-    rules = candidates(profile, mix, lengths)
-    text, recall = parts(profile, rules, mix, lengths)
-    harms = text + recall
-    kept = []
-    for budget in budgets:
-        if budget.kind == "harm":
-            kept.append(Limit(str(budget), harms, budget.most))
-        else:
-            kept.append(limit(budget, rules, model, lengths.longest, costs))
+    lengths = lengths or Lengths.of(profile)
+    problem = pose(profile, budgets, mix=mix, costs=costs, minimise=minimise, lengths=lengths, kv_dtype=kv_dtype)
+    rules, harms = problem.rules, problem.text + problem.recall
     if descent is not None:
-        solution = solve(descent.objective(text, recall, rules, mix), kept, time_limit=time_limit)
-    elif minimise is None:
-        solution = solve(harms, kept, time_limit=time_limit)
+        goal = descent.objective(problem.text, problem.recall, rules, mix)
     else:
-        least = limit(minimise.stored(kv_dtype), rules, model, lengths.longest, costs)
-        solution = solve(least.cost, kept, time_limit=time_limit).plus(least.fixed)
+        goal = harms if problem.least is None else problem.least.cost
+    solution = solve(goal, problem.limits, time_limit=time_limit)
+    if problem.least is not None:
+        solution = solution.plus(problem.least.fixed)
+    model = profile.model
     chosen = [rules.rule(int(i)) for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
     plan = Plan.from_rules(
@@ -86,6 +95,33 @@ def choose(
         **({} if costs is None else _times(costs, plan, lengths.all)),
     )
     return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
+
+
+def pose(
+    profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN, costs: Costs | None = None,
+    minimise: Budget | None = None, lengths: Lengths | None = None, kv_dtype: Dtype | None = None,
+) -> Problem:  # fmt: skip
+    """What `choose` of the same arguments solves; refuses all that needs no solving to be refused.
+
+    Raises:
+        BudgetInfeasible: A budget that no plan keeps.
+        MoaError: No budget, or a mix, lengths or costs that do not fit.
+    """
+    if not budgets:
+        raise MoaError("give at least one budget, such as --max-density 0.5")
+    lengths = lengths or Lengths.of(profile)
+    kv_dtype = kv_dtype or profile.dtype or ASSUMED
+    rules = candidates(profile, mix, lengths)
+    text, recall = parts(profile, rules, mix, lengths)
+
+    def limited(budget: Budget) -> Limit:
+        if budget.kind == "harm":
+            return Limit(str(budget), text + recall, budget.most)
+        return limit(budget.stored(kv_dtype), rules, profile.model, lengths.longest, costs)
+
+    kept = [limited(budget) for budget in budgets]
+    check(kept)
+    return Problem(rules, text, recall, kept, None if minimise is None else limited(minimise))
 
 
 def _harms(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths, whole: Floats, choice: Ints) -> list[float]:

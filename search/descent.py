@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from moa.plans.plan import Plan
-from moa.plans.span import BETA_STEPS, Floats, Ints
+from moa.plans.span import Floats, Ints
 from moa.profiler.profile import Profile
 from moa.search.grid import Grid
 from moa.search.harm import slope
@@ -71,7 +71,6 @@ class Descent:
 
 def _of(plan: Plan, harms: Floats, rules: Grid) -> Floats:
     """What the plan's rules cost: [groups]."""
-    known = {rule: i for i, rule in enumerate(zip(rules.sink, rules.alpha, rules.beta256, strict=True))}
-    given = [rule for layer in plan.model.ruled_layers for rule in plan.groups[layer]]
-    choice: Ints = np.array([known[rule.sink, rule.alpha, round(rule.beta * BETA_STEPS)] for rule in given])
+    known = {rules.rule(i): i for i in range(len(rules))}
+    choice: Ints = np.array([known[rule] for layer in plan.model.ruled_layers for rule in plan.groups[layer]])
     return harms[np.arange(len(choice)), choice]

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-from moa.plans.errors import BudgetInfeasible
+from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.span import Floats, Ints
 from moa.search.bounds import Mask, dual, reduced, repair, undominated
 from moa.search.quiet import quiet
@@ -90,11 +90,11 @@ def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time
 
     Raises:
         BudgetInfeasible: No choice keeps all budgets; names the smallest feasible values.
+        MoaError: No time at all.
     """
-    for limit in limits:
-        least = float(limit.cost.min(1).sum()) + limit.fixed
-        if least > limit.most * (1 + SLACK):
-            raise BudgetInfeasible(f"no plan keeps {limit.name}: the smallest feasible value is {_round_up(least)}")
+    if not time_limit > 0:
+        raise MoaError(f"the time limit must be over 0 seconds, found {time_limit}")
+    check(limits)
     solution, timed_out = _attempt(objective, limits, gap, time_limit)
     if solution is None:
         names = " and ".join(limit.name for limit in limits)
@@ -102,6 +102,14 @@ def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time
             raise BudgetInfeasible(f"no plan within {names} was found in {time_limit:g} s; allow more time")
         raise BudgetInfeasible(_conflict(limits, time_limit))
     return solution
+
+
+def check(limits: Sequence[Limit]) -> None:
+    """Raise BudgetInfeasible, with the smallest feasible value, for a budget that cannot be kept even alone."""
+    for limit in limits:
+        least = float(limit.cost.min(1).sum()) + limit.fixed
+        if least > limit.most * (1 + SLACK):
+            raise BudgetInfeasible(f"no plan keeps {limit.name}: the smallest feasible value is {_round_up(least)}")
 
 
 def _attempt(objective: Floats, limits: Sequence[Limit], gap: float, time_limit: float) -> tuple[Solution | None, bool]:

@@ -6,28 +6,25 @@ an Optuna storage: workers on several machines join one study, and a killed one 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
-from optuna.storages import BaseStorage, JournalStorage, get_storage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.objective import PLAIN, Mix
+from moa.search.storage import open_storage
 
 BANDS = 4
 """Equal bands of layers that get a weight each."""
 
 ALL = "all"
-"""All profiled sinks to choose from."""
+"""All profiled sizes of sinks to choose from."""
 
 DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
@@ -74,40 +71,6 @@ class Best:
     measured: Measured
     base: Measured
     trials: tuple[int, int]
-
-
-def open_storage(where: str | None) -> BaseStorage | None:
-    """A storage from a database URL, or from the path of a journal file; None is memory.
-
-    Raises:
-        MoaError: It cannot be opened, or the file is no journal; it is left as it was.
-    """
-    if where is None:
-        return None
-    try:
-        if "://" in where:
-            return get_storage(where)
-        _check_journal(Path(where))
-        return JournalStorage(JournalFileBackend(where))
-    except MoaError:
-        raise
-    except Exception as error:  # each database has errors of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise MoaError(f"cannot open --storage {where}: {reason}") from None
-
-
-def _check_journal(path: Path) -> None:
-    """Refuse a file that Optuna did not begin: it would write into it."""
-    if not path.exists() or not path.stat().st_size:
-        return
-    with path.open("rb") as file:
-        start = file.readline(65536)
-    try:
-        entry = json.loads(start)
-    except ValueError:
-        entry = None
-    if not isinstance(entry, dict) or "op_code" not in entry:
-        raise MoaError(f"--storage {path} is not a journal of trials, so it is not written to; name another file")
 
 
 MEDIAN = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
@@ -217,7 +180,8 @@ def mix_of(trial: optuna.trial.BaseTrial, profile: Profile, lengths: Sequence[in
 
     sources = dict(zip(profile.sources, weights("source", profile.sources, 4), strict=True))
     effect = any(profile.estimator(source) == "effect" for source in profile.sources)
-    sink = trial.suggest_categorical("sink", [ALL, *profile.sinks]) if len(profile.sinks) > 1 else ALL
+    sizes = list(dict.fromkeys(size for _, size in profile.patterns))
+    sink = trial.suggest_categorical("sink", [ALL, *sizes]) if len(sizes) > 1 else ALL
     return Mix(
         sources=sources,
         lengths=dict(zip(lengths, weights("length", lengths, 4), strict=True)),

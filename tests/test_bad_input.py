@@ -163,7 +163,10 @@ NUMBERS = [
     ("profile model -o out.safetensors --estimator magic", "estimator must be one of fisher"),
     ("profile model -o out.safetensors --dtype int3", "dtype must be one of auto"),
     ("profile model -o out.safetensors --device-map sideways", "sideways"),
-    ("profile model -o out.safetensors --lengths 512 --add other.safetensors", "must be of one model"),
+    (
+        "profile model -o out.safetensors --lengths 512 --add other.safetensors",
+        "other.safetensors is of another model than model",
+    ),
     ("profile model -o out.safetensors --lengths 512 --add first.safetensors --sinks 128", "the same sinks"),
     (
         "profile model -o out.safetensors --lengths 512 --add first.safetensors --source text --estimator mass",

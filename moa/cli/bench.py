@@ -38,18 +38,16 @@ def command(
 
     from moa.cli.common import Bar, numbers, results, writable
     from moa.journal import replace_json
-    from moa.load import load_model
+    from moa.load import check_options, load_model
     from moa.plans.plan import Plan
-    from moa.profiler.settings import check_length
 
     chosen, sizes, counts = Plan.load(plan), numbers("lengths", lengths), numbers("batches", batches)
     if counts[0] < 1:
         raise MoaError(f"batches must be 1 or more, found {counts[0]}")
     if output is not None:
         writable(output, "result of `moa bench`", results("backend", "lengths"))
+    check_options(model, {plan: chosen.model}, lengths=sizes, backend=backend)
     network, _ = load_model(model, dtype=dtype)
-    for n in sizes:
-        check_length(network, n)
     keep: Callable[[dict[str, Any]], object] = partial(replace_json, output) if output else lambda _found: None
     with Bar("measuring") as progress:
         found = measure(network, chosen, sizes, counts, repeats, backend, progress, keep)

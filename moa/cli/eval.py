@@ -33,7 +33,7 @@ def command(
     from moa.cli.common import Bar, distinct, numbers, plan_name, results, writable
     from moa.comparison import Part, compare
     from moa.journal import Journal, replace_json
-    from moa.load import load_model
+    from moa.load import check_options, load_model
     from moa.plans.plan import Plan
 
     parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]
@@ -44,6 +44,11 @@ def command(
         if output.suffix == ".jsonl":
             raise MoaError(f"output must not end in .jsonl, where single results go; found {output}")
     journal = Journal(None if output is None else output.with_suffix(".jsonl"))
+    shape = check_options(
+        model, {path: each.model for path, (_, each) in zip(paths, plans, strict=True)}, backend=backend
+    )
+    for part in parts:
+        part.check(shape)
     network, tokenizer = load_model(model, dtype=dtype)
     with Bar("evaluating") as progress:
         found = compare(

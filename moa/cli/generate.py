@@ -24,10 +24,11 @@ def command(
     """Generate greedily under a plan. The last line says the speed and the memory of keys and values."""
     import moa
     from moa.cli.greedy import settings
-    from moa.load import load_model
+    from moa.load import check_options, load_model
     from moa.plans.plan import Plan
 
     chosen, text = Plan.load(plan), _read(prompt_file)
+    check_options(model, {plan: chosen.model}, backend=backend)
     network, tokenizer = load_model(model, dtype=dtype)
     ids = _encode(tokenizer, text, chat).to(network.device)
     _check_room(network, ids.shape[1] + max_new_tokens)

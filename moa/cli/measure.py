@@ -31,18 +31,16 @@ def command(
 
     from moa.cli.common import Bar, numbers, writable
     from moa.journal import replace_json
-    from moa.load import load_model
+    from moa.load import check_options, load_model
     from moa.plans.model import ModelInfo
-    from moa.profiler.settings import check_length
     from moa.search.cost import Costs, Work, measure
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
     if min(*sizes, *sequences, rounds) < 1 or len(sizes) < 2:
         raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
     writable(output, "file of costs", Costs.load)
+    check_options(model, {}, lengths=sizes, backend=backend)
     network, _ = load_model(model, dtype=dtype)
-    for n in sizes:
-        check_length(network, n)
     works = [Work("decode", n, batch) for n in sizes for batch in sequences] + [Work("prefill", n) for n in sizes]
     with Bar("measuring") as progress:
         costs = measure(

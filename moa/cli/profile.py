@@ -49,7 +49,7 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, choice, numbers, writable
-    from moa.load import load_model
+    from moa.load import check_options, load_model
     from moa.plans.plan import Plan
     from moa.profiler.calibration import DEFAULT
     from moa.profiler.calibration import SOURCES as KNOWN
@@ -72,8 +72,9 @@ def command(
     writable(output, "profile", Profile.load)
     plan = None if around is None else Plan.load(around)
     earlier = None if add is None else Profile.load(add)
+    given = {str(file): found.model for file, found in ((around, plan), (add, earlier)) if found is not None}
+    settings.check(check_options(model, given))
     network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
-    settings.check(network)
     if data:
         sources.append(document_source(data, tokenizer, settings.lengths, chat))
     check_run(network, tokenizer, settings, sources, plan, earlier)

@@ -3,6 +3,8 @@
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -107,12 +109,13 @@ def command(
     from moa.cli import study
     from moa.cli.common import choice, numbers, writable
     from moa.cli.measure import compare, environment, runner_of
+    from moa.load import check_options
     from moa.plans.model import DTYPES
     from moa.plans.plan import Plan
     from moa.profiler.fingerprint import fingerprint
     from moa.profiler.profile import Profile, digest
     from moa.search.budget import ASSUMED, cost, parse
-    from moa.search.choose import choose, record
+    from moa.search.choose import choose, pose, record
     from moa.search.cost import Costs
     from moa.search.lengths import Lengths
     from moa.search.objective import Mix
@@ -133,6 +136,10 @@ def command(
         raise MoaError("--dtype is of the model to validate: give --validate MODEL")
     if not rounds and round_samples != ROUND_SAMPLES:
         raise MoaError("--round-samples go with --rounds")
+    if calibrate is not None and calibrate < 2:
+        raise MoaError(f"calibrate takes 2 plans or more, found {calibrate}")
+    if not time_limit > 0:
+        raise MoaError(f"--time-limit must be over 0 seconds, found {time_limit}")
     if trials > 1 and source_weight:
         raise MoaError("trials choose the weights of sources: no --source-weight with them")
     if (trials > 1 or rounds) and max_harm is not None:
@@ -164,6 +171,9 @@ def command(
             console.print(assumed)
         return
     writable(output, "plan", Plan.load)
+    unknown_yet = calibrate is not None and max_harm is not None  # what nats come to
+    asked = [*budgets[:-1], replace(budgets[-1], most=inf)] if unknown_yet else budgets
+    pose(measured, asked, mix=mix, costs=known, minimise=least, lengths=span, kv_dtype=stored)
     origin = record(profile, measured, budgets, moa.__version__, mix.sources)
     if least is not None:
         unit = "" if calibrate is None else " nats per token"
@@ -172,6 +182,8 @@ def command(
         origin = origin.model_copy(update={"budget": f"{origin.budget}, for {lengths}"})
     network: Any = None
     run = None
+    if measure is not None:
+        check_options(measure, {str(profile): measured.model})
     if validate is not None:
         options.ready(measured, mix, span, output)
         at = validate_length or span.profiled[0]
@@ -247,7 +259,9 @@ def _front(
     from rich.console import Console
 
     import moa
+    from moa.cli.common import writable
     from moa.front import picture, table
+    from moa.plans.replace import replace as replace_file
     from moa.report import canvas
     from moa.search.budget import Budget
     from moa.search.choose import record
@@ -263,12 +277,13 @@ def _front(
         rule = f"with --front, output must be a new or an empty folder, or an earlier front by {axis.kind}"
         raise MoaError(f"{rule}; found {folder / other[0] if other else folder}")
     canvas((1, 1))  # refuses here, not when all is solved, where matplotlib is missing
-    folder.mkdir(exist_ok=True)
+    writable((folder if folder.is_dir() else folder.parent) / "front.txt", "front", lambda _: None)
     points = {}
     solved = front(
         profile, count, axis, budgets, mix=mix, costs=costs, lengths=lengths, time_limit=time_limit, kv_dtype=kv_dtype
     )
     for point in solved:
+        folder.mkdir(exist_ok=True)
         name = f"{kind}-{point.budget.most:g}.yaml"
         origin = record(path, profile, [point.budget, *budgets], moa.__version__, mix.sources)
         point.plan.model_copy(update={"provenance": origin}).save(folder / name)
@@ -276,8 +291,9 @@ def _front(
         console.print(f"  {point.budget}: objective {point.solution.value:.4g}, {point.solution.seconds:.1f} s")
     found = table(points, lengths.longest, costs)
     Console(highlight=False).print(found)
-    with (folder / "front.txt").open("w") as file:
-        Console(file=file, width=160).print(found)
+    drawn = StringIO()
+    Console(file=drawn, width=160).print(found)
+    replace_file(folder / "front.txt", drawn.getvalue().encode())
     picture(points, lengths.longest, costs, folder / "front.png")
     if left := sorted(there - points.keys() - {"front.txt", "front.png"}):
         console.print(f"left of an earlier front, not in front.txt: {', '.join(left)}")

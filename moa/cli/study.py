@@ -53,7 +53,7 @@ class Study:
 
     def ready(self, profile: "Profile", mix: "Mix", lengths: "Lengths", output: Path) -> None:
         """Raise MoaError, before the model loads, where trials cannot be stored or rounds cannot be profiled."""
-        from moa.search.study import open_storage
+        from moa.search.storage import open_storage
 
         open_storage(self.storage)
         for round_ in range(1, self.rounds + 1):
@@ -65,6 +65,7 @@ class Study:
         Raises:
             MoaError: A source that cannot be drawn again, or no text that counts.
         """
+        from moa.plans.span import BLOCK
         from moa.profiler.calibration import SOURCES
         from moa.profiler.settings import Settings
 
@@ -76,9 +77,9 @@ class Study:
             raise MoaError("--rounds measures text, at the plan's lengths; this profile has none there")
         if not (text := [name for name in text if mix.sources.get(name, 1.0)]):
             raise MoaError("--rounds measures text: its --source-weight must be over 0")
-        settings = Settings(
-            tuple(there), self.samples, self.seed + number, profile.sinks, profile.keydiff, "effect", loss="kl",
-            chat=profile.meta.get("chat", True),
+        settings = Settings(  # a profile has a table of a sink of first keys, also where the search leaves those out
+            tuple(there), self.samples, self.seed + number, profile.sinks or (BLOCK,), profile.keydiff, "effect",
+            loss="kl", chat=profile.meta.get("chat", True),
         )  # fmt: skip
         path = output.with_suffix(f".round-{number}.safetensors")
         return Round(settings, [SOURCES[name] for name in text], path, profile.meta.get("start"))
@@ -86,12 +87,13 @@ class Study:
 
 def validation(profile: "Profile", name: str, dtype: str, length: int, seed: int) -> tuple[Any, Any, "Validation"]:
     """The model, its tokenizer and its validation; refuses another model than was profiled."""
-    from moa.load import load_model
+    from moa.load import check_options, load_model
     from moa.plans.errors import ModelMismatch
     from moa.plans.model import ModelInfo
     from moa.profiler.tokens import start
     from moa.validation import Validation
 
+    check_options(name, {"the profile": profile.model}, lengths=[length])
     model, tokenizer = load_model(name, dtype=dtype)
     if (mine := profile.meta.get("start", [])) != (its := start(tokenizer)):
         raise ModelMismatch(
@@ -267,8 +269,6 @@ def calibrated(
     from moa.search.choose import choose
     from moa.search.objective import candidates
 
-    if count < 2:
-        raise MoaError(f"calibrate takes 2 plans or more, found {count}")
     rules = candidates(profile, mix, lengths)
     least = float(rules.spans(lengths.longest).min()) / lengths.longest
     points = []

@@ -52,6 +52,16 @@ def test_span_map_shades_every_head_at_every_length():
     assert rows(table) == [["0", "░░██", "··██"], ["1", "▒▒░░", "▒▒··"]]
 
 
+def test_rules_of_equal_spans_and_other_patterns_or_sinks_differ():
+    twin = KeyDiffWindow(alpha=128, beta=0)
+    second = Plan.from_rules(INFO, {0: [twin, FULL], 1: [GROWING, Rule(sink=128, alpha=192, beta=0)]})
+    table = report.differences(PLAN, second, [1024])
+    assert str(table.caption) == "of 4 groups differ: 1 at 1,024, 2 in what their sinks hold"
+    assert rows(table)[0] == ["1", "1", "192 → 256", "sink_window 64 → sink_window 128"]
+    assert rows(table)[1] == ["0", "0", "192 → 192", "sink_window 64 → keydiff_window 64"]
+    assert len(rows(table)) == 2
+
+
 def test_shades_follow_the_spans():
     info = INFO.model_copy(update={"layers": 1, "query_heads": 12, "kv_heads": 12})
     plan = Plan.from_rules(info, {0: [Rule(alpha=a, beta=0) for a in range(128, 896, 64)]})

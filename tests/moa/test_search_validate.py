@@ -21,7 +21,7 @@ from moa.profiler.profile import Profile
 from moa.search.cost import Costs
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
-from moa.search.study import open_storage
+from moa.search.storage import open_storage
 from moa.validation import Validation
 
 
@@ -183,6 +183,92 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
     part.check()
     with pytest.raises(MoaError, match="around another plan"):
         part.check(Plan.dense(made_up.model))
+
+
+def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
+    path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
+    both = {cut: np.concatenate([table, 0.5 * table]) for cut, table in made_up.cuts.items()}
+    replace(made_up, cuts=both, keydiff=(64,)).save(path)
+    done = search(
+        str(path), "-o", str(plan), "--max-density", "0.5", "--lengths", "512", "--validate", str(model_folder),
+        "--pattern", "keydiff_window", "--rounds", "1", "--round-samples", "1",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert "round 1: " in done.output
+    rules = [rule for layer in Plan.load(plan).groups.values() for rule in layer]
+    assert {rule.pattern for rule in rules} == {"keydiff_window"}
+    assert Profile.load(tmp_path / "plan.round-1.safetensors").keydiff == (64,)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--max-density", "0.05"), "smallest feasible value"),
+        ((), "at least one budget"),
+        (("--max-density", "0.5", "--source-weight", "prose=1"), "prose"),
+        (("--max-density", "0.5", "--lengths", "600"), "found [600]"),
+        (("--max-decode-ms", "5@512"), "needs measured costs"),
+        (("--max-harm", "9", "--minimise", "decode_ms@512"), "needs measured costs"),
+        (("--max-density", "0.5", "--calibrate", "1"), "calibrate takes 2 plans or more"),
+        (("--max-density", "0.5", "--time-limit", "0"), "--time-limit must be over 0"),
+        (("--max-density", "0.5", "--time-limit", "nan"), "--time-limit must be over 0"),
+        (("--max-density", "0.5", "--pattern", "keydiff_window"), "patterns of this profile"),
+        (("--max-harm", "1", "--minimise", "density@512", "--max-density", "0.05", "--calibrate", "3"), "smallest"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_looked_for(made_up, tmp_path, options, says):
+    path = tmp_path / "profile.safetensors"
+    made_up.save(path)
+    done = search(str(path), "-o", str(tmp_path / "p.yaml"), *options, "--validate", "no/such")
+    assert isinstance(done.exception, MoaError)
+    assert says in str(done.exception)
+
+
+@pytest.fixture
+def unread(monkeypatch):
+    """No weights may be read."""
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", read)
+
+
+def test_another_model_or_too_long_a_length_is_refused_by_the_config_alone(model_folder, made_up, tmp_path, unread):
+    path, plan, prompt = tmp_path / "profile.safetensors", tmp_path / "plan.yaml", tmp_path / "prompt.txt"
+    made_up.save(path)
+    other = made_up.model.model_copy(update={"kv_heads": 1})
+    Plan.dense(other).save(plan)
+    prompt.write_text("Once")
+    name, out = str(model_folder), str(tmp_path / "out")
+    for command in (
+        ["eval", name, "--plan", str(plan)],
+        ["bench", name, "--plan", str(plan)],
+        ["generate", name, "--plan", str(plan), "--prompt-file", str(prompt)],
+        ["profile", name, "-o", out, "--around", str(plan)],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert "kv_heads: 1 against 2" in str(done.exception), command
+    table = {cut: found[:, :, :1] for cut, found in made_up.cuts.items()}
+    replace(made_up, model=other, cuts=table).save(path)
+    done = search(str(path), "-o", out, "--max-density", "0.5", "--validate", name)
+    assert "kv_heads: 1 against 2" in str(done.exception)
+    Plan.dense(made_up.model).save(plan)
+    long = ["--lengths", "1000000"]
+    for command in (
+        ["eval", name, "--plan", str(plan), *long],
+        ["eval", name, "--plan", str(plan), "--needles", "-1"],
+        ["bench", name, "--plan", str(plan), *long],
+        ["measure", name, "-o", out, "--lengths", "512,1000000"],
+        ["profile", name, "-o", out, *long],
+        ["profile", name, "-o", out, "--lengths", "512", "--samples", "0"],
+        ["profile", name, "-o", out, "--lengths", "512", "--sinks", "65"],
+    ):
+        done = CliRunner().invoke(app, command)
+        assert isinstance(done.exception, MoaError), command
+    for command in (["eval"], ["bench"], ["generate", "--prompt-file", str(prompt)]):
+        done = CliRunner().invoke(app, [command[0], name, "--plan", str(plan), *command[1:], "--backend", "abacus"])
+        assert "unknown back-end 'abacus'" in str(done.exception), command
 
 
 def test_rounds_refuse_documents_before_the_model_loads(made_up, tmp_path):

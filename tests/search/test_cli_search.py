@@ -154,6 +154,26 @@ def test_a_front_takes_the_place_of_an_earlier_one(search, tmp_path):
     assert err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--front", "1"], "2 plans or more, found 1"),
+        (["--front", "3", "--max-density", "0.1"], "smallest feasible value"),
+        (["--front", "3", "--time-limit", "-1"], "--time-limit must be over 0"),
+        (["--front", "3", "--source-weight", "prose=1"], "prose"),
+    ],
+)
+def test_a_front_that_is_refused_leaves_no_folder(search, tmp_path, args, says):
+    code, _, err = search("-o", "front", *args)
+    assert code == 2
+    assert says in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "front").exists()
+    code, _, err = search("-o", "no/such/front", "--front", "3")
+    assert code == 2
+    assert "no/such" in err
+
+
 def test_a_front_needs_matplotlib_before_it_solves(search, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = search("-o", "front", "--front", "2")

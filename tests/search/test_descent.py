@@ -27,8 +27,8 @@ def spans(plan: Plan) -> np.ndarray:
 def make_asking(make_profile):
     """A profile of four layers, whose facts are asked for."""
 
-    def make() -> Profile:
-        return replace(make_profile(layers=4), estimators={"text": "fisher", "facts": "effect"})
+    def make(**more: object) -> Profile:
+        return replace(make_profile(layers=4, **more), estimators={"text": "fisher", "facts": "effect"})
 
     return make
 
@@ -91,12 +91,15 @@ def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
     np.testing.assert_allclose(slopes(one), own - own[:, :1], atol=1e-12)
 
 
-def test_the_start_is_judged_by_its_objective(make_asking):
-    profile = make_asking()
+@pytest.mark.parametrize("more", [{}, {"keydiff": (64,)}, {"sinks": (64, 128), "keydiff": (128, 64)}])
+def test_the_start_is_judged_by_its_objective(make_asking, more):
+    profile = make_asking(**more)
     rules = grid((N,), profile.patterns)
     plan, solution = choose(profile, BUDGET, lengths=Lengths((N,)))
     text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
     assert recall.max() > 0
+    if more:  # twins: rules of equal numbers and another pattern, of other harm
+        assert len({rule.pattern for layer in plan.groups.values() for rule in layer}) == 2
     found = descent(profile, plan, kl=0.02)
     assert found.merit(text, recall, rules, plan, 0.02) == pytest.approx(solution.value)
     assert found.merit(text, recall, rules, plan, 0.01) < solution.value
