@@ -5,7 +5,8 @@ from functools import partial
 
 import numpy as np
 import pytest
-from optuna.trial import FixedTrial
+from optuna.pruners import NopPruner
+from optuna.trial import FixedTrial, TrialState
 
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.plan import Plan
@@ -14,7 +15,8 @@ from moa.search.calibrate import Scale, fit
 from moa.search.choose import choose
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
-from moa.search.study import Measured, mix_of, open_storage, open_study, study
+from moa.search.storage import open_storage
+from moa.search.study import Measured, mix_of, open_study, study
 
 N = 1024
 
@@ -122,7 +124,7 @@ def test_a_mix_is_solved_once_as_time_limits_may_not_give_the_same_plan_again(ma
 def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path, content):
     path = tmp_path / "notes.txt"
     path.write_bytes(content)
-    with pytest.raises(MoaError, match=r"notes\.txt is not a journal of trials"):
+    with pytest.raises(MoaError, match=r"notes\.txt, line 1: not a journal of trials"):
         open_storage(str(path))
     assert path.read_bytes() == content
 
@@ -152,6 +154,14 @@ def test_sinks_are_chosen_and_infeasible_ones_are_survived(make_profile):
     best = study(profile, narrow, Truth(), trials=8, lengths=[N], name="a")
     assert best.plan.density(N) <= 0.45
     assert {rule.sink for rules in best.plan.groups.values() for rule in rules} == {64}
+
+
+def test_every_size_of_sinks_is_tried_of_either_kind(make_profile):
+    for sinks, keydiff in (((64,), (64, 128)), ((), (64, 128)), ((64, 128), (64,))):
+        profile = make_profile(sinks=sinks, keydiff=keydiff)
+        trial = open_study("a", None).ask()
+        mix_of(trial, profile, [N])
+        assert set(trial.distributions["sink"].choices) == {"all", 64, 128}
 
 
 def test_no_plan_at_all(make_profile):
@@ -186,3 +196,72 @@ def test_an_infeasible_harm_is_said_in_nats():
 def test_a_scale_that_cannot_be_fitted(points, says):
     with pytest.raises(MoaError, match=says):
         fit(points)
+
+
+def test_the_score_is_the_mean_of_both_divergences_as_shares_of_the_bases():
+    base = Measured(kl=0.5, recall=4.0, right=0.5)
+    assert base.score(base) == 1
+    assert Measured(kl=0.25, recall=8.0, right=0.1).score(base) == (0.5 + 2.0) / 2
+    assert Measured(kl=0.0, recall=1.0, right=1.0).score(base) == 0.25 / 2
+    assert Measured(kl=1.0, recall=0.0, right=0.0).score(base) == 2.0 / 2
+    dense = Measured(kl=0.0, recall=0.0, right=1.0)
+    assert dense.score(dense) == 0
+    assert Measured(kl=1e-3, recall=0.0, right=1.0).score(dense) > 1e5
+
+
+@pytest.mark.parametrize("kind", ["kl", "recall"])
+def test_the_best_is_the_least_of_either_divergence_alone(make_profile, kind):
+    """One divergence is what the first layer hides, the other is the same for all plans."""
+
+    def truth(plan: Plan) -> Iterator[Measured]:
+        hidden = 1 - plan.spans(N)[0].mean() / N
+        yield Measured(**{"kl": 1.0, "recall": 1.0, kind: hidden}, right=0.5)
+
+    profile = make_profile(layers=4)
+    best = study(profile, partial(solve, profile), truth, trials=12, lengths=[N], name="a")
+    assert getattr(best.measured, kind) < 0.9 * getattr(best.base, kind)
+
+
+def measured_parts(make_profile, trials=20, **more):
+    """A study whose measurements come in four parts that say the same; how many were asked for, by plan."""
+    asked: list[int] = []
+
+    def truth(plan: Plan) -> Iterator[Measured]:
+        hidden = 1 - plan.spans(N)[0].mean() / N
+        asked.append(0)
+        for _ in range(4):
+            asked[-1] += 1
+            yield Measured(kl=hidden, recall=hidden**2, right=0.5)
+
+    profile = make_profile(layers=4)
+    best = study(profile, partial(solve, profile), truth, trials=trials, lengths=[N], name="a", **more)
+    return best, asked
+
+
+def test_trials_behind_the_median_are_stopped_at_once_and_others_measured_to_the_end(make_profile, tmp_path):
+    journal = str(tmp_path / "trials.log")
+    best, asked = measured_parts(make_profile, storage=journal)
+    assert set(asked) == {1, 4}  # what is behind shows at the first part
+    finished = open_study("a", journal).trials
+    behind = [trial for trial in finished if trial.state == TrialState.PRUNED]
+    assert best.trials == (len(finished) - len(behind), len(behind))
+    assert asked.count(1) == len(behind) > 0
+    for trial in behind:
+        complete = [t for t in finished[: trial.number] if t.state == TrialState.COMPLETE]
+        assert len(complete) >= 4  # nothing is stopped before there is a median
+        before = [t.value for t in complete if t.intermediate_values]
+        assert trial.intermediate_values[0] > np.median(before)
+    every, whole = measured_parts(make_profile, pruner=NopPruner())
+    assert set(whole) == {4}
+    assert every.trials == (20, 0)
+
+
+def test_what_a_trial_reports_is_its_score(make_profile, tmp_path):
+    journal = str(tmp_path / "trials.log")
+    best, _ = measured_parts(make_profile, trials=6, storage=journal)
+    for trial in open_study("a", journal).trials[1:]:
+        if trial.intermediate_values and trial.state == TrialState.COMPLETE:
+            assert sorted(trial.intermediate_values) == [0, 1, 2, 3]
+            score = Measured(**trial.user_attrs["measured"]).score(best.base)
+            assert list(trial.intermediate_values.values()) == pytest.approx([score] * 4)
+            assert trial.value == pytest.approx(score)
