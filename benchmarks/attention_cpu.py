@@ -9,17 +9,18 @@ bytes (decode).
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from moa.journal import replace_json
 from moa.kernels import sdpa
 from moa.kernels.backend import load
 from moa.kernels.store import allocate, capacities
@@ -160,8 +161,7 @@ def main() -> None:
             "read_GB/s": read,
             "results": results,
         }
-        with open(args.json, "w") as file:
-            json.dump(figures, file, indent=1)
+        replace_json(Path(args.json), figures)
 
 
 def report(figures: dict[str, object]) -> dict[str, object]:

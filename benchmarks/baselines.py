@@ -33,6 +33,7 @@ from moa.journal import Journal, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.plans.replace import replace as replace_file
 from moa.plans.span import BLOCK, Floats
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import Budget, limit
@@ -143,7 +144,7 @@ def main() -> int:
         found["absolute"] = describe(options.absolute, absolute)
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     replace_json(options.results / "baselines.json", found)
-    (options.results / "baselines.md").write_text(markdown(found))
+    replace_file(options.results / "baselines.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

@@ -22,7 +22,9 @@ from moa.cli.measure import runner_of
 from moa.journal import Journal, key, replace_json
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan, Rule
+from moa.plans.replace import replace
 from moa.profiler.profile import Profile
+from moa.report import save
 from moa.search.budget import Budget
 from moa.search.choose import choose
 from moa.search.cost import Costs, Kind, Work
@@ -114,7 +116,7 @@ def scatter(rows: list[dict[str, Any]], path: Path) -> None:
         panel.loglog(ends, ends, color="grey", linewidth=0.7)
         panel.set(title=kind, xlabel="predicted, ms", ylabel="measured, ms")
         panel.legend(fontsize=8)
-    figure.savefig(path, format="png", dpi=150)
+    save(figure, path)
 
 
 def main() -> None:
@@ -166,7 +168,7 @@ def main() -> None:
     found = {"environment": costs.environment, "fit_error": costs.error, "terms": costs.terms, "rows": rows, **sums}
     replace_json(options.output.with_suffix(".json"), found)
     text = markdown(rows, sums)
-    options.output.with_suffix(".md").write_text(text + "\n")
+    replace(options.output.with_suffix(".md"), (text + "\n").encode())
     scatter(rows, options.output.with_suffix(".png"))
     print(text)
 

@@ -37,6 +37,7 @@ from moa.kernels.backend import pick
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.plans.replace import replace
 from moa.timing import Times, Variant, alternate
 
 CHECKED = 1024
@@ -201,7 +202,7 @@ def main() -> int:
         return 2
     found["claims"] = claims(found)
     replace_json(options.results / "cpu.json", found)
-    (options.results / "cpu.md").write_text(markdown(found))
+    replace(options.results / "cpu.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

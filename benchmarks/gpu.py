@@ -9,11 +9,13 @@ compared where installed. Models have random weights and caches random keys, so 
 """
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
 from typing import Any
+
+from moa.journal import replace_json
+from moa.plans.replace import replace
 
 PARTS = ("correctness", "kernels", "end-to-end", "influence")
 
@@ -55,9 +57,9 @@ def main() -> int:
         rows = parts[args.part](bench, report)
     report |= {"rows": rows, "not_run": bench.skipped}
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / f"gpu-{args.part}.json").write_text(json.dumps(report, indent=1) + "\n")
+    replace_json(args.out / f"gpu-{args.part}.json", report)
     head = "\n".join(f"- {name}: {value}" for name, value in report.items() if name != "rows")
-    (args.out / f"gpu-{args.part}.md").write_text(f"{head}\n\n{table(rows)}\n")
+    replace(args.out / f"gpu-{args.part}.md", f"{head}\n\n{table(rows)}\n".encode())
     print(f"{head}\n\n{table(wrong or rows)}")
     if wrong:
         print("stopped: a kernel disagrees with the reference", file=sys.stderr)

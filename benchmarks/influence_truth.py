@@ -25,6 +25,7 @@ from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
+from moa.plans.replace import replace
 from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
@@ -130,7 +131,7 @@ def write_table(lines: list[str]) -> None:
     """Replace what stands between the marks of the document."""
     head, begin, rest = DOCUMENT.read_text().partition("<!-- truth:begin -->")
     _, end, tail = rest.partition("<!-- truth:end -->")
-    DOCUMENT.write_text("\n".join([head + begin, *lines, end + tail]))
+    replace(DOCUMENT, "\n".join([head + begin, *lines, end + tail]).encode())
 
 
 def main() -> int:

@@ -28,6 +28,7 @@ from moa.cli.common import numbers
 from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
+from moa.plans.replace import replace
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.recorder import recording
@@ -154,7 +155,7 @@ def main() -> int:
     rows = [row(n, [run(n, repeat, "time") for repeat in range(options.repeats)], exact[n]) for n in lengths]
     found = {**about, "repeats": options.repeats, "rows": rows, "memory_fit": fit(rows) if len(rows) > 1 else None}
     replace_json(options.results / "profile_cost.json", found)
-    (options.results / "profile_cost.md").write_text(markdown(found))
+    replace(options.results / "profile_cost.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

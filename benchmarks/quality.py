@@ -20,6 +20,7 @@ from moa.journal import Journal, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.plans.replace import replace
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
 from moa.search.choose import choose
@@ -125,7 +126,7 @@ def main() -> int:
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["claims"] = claims(found["rows"])
     replace_json(options.results / "quality.json", found)
-    (options.results / "quality.md").write_text(markdown(found))
+    replace(options.results / "quality.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

@@ -6,9 +6,11 @@ Rates are the makers' datasheet rates (dense bf16, HBM). A step takes the larger
 A plan is stood in for by its density: keys kept over keys seen at the length.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from moa.journal import replace_json
+from moa.plans.replace import replace
 
 DEVICES = {"H100 SXM 80 GB": (3.35e12, 989e12, 80e9), "A100 SXM 80 GB": (2.039e12, 312e12, 80e9)}
 """Bytes/s, bf16 flop/s, bytes of memory."""
@@ -90,8 +92,8 @@ def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
     table = rows()
-    (results / "roofline.json").write_text(json.dumps({"kind": "calculated", "rows": table}, indent=1) + "\n")
-    (results / "roofline.md").write_text(markdown(table))
+    replace_json(results / "roofline.json", {"kind": "calculated", "rows": table})
+    replace(results / "roofline.md", markdown(table).encode())
     print(markdown(table))
 
 

@@ -23,7 +23,9 @@ from typing import Any
 import numpy as np
 import scipy
 
+from moa.journal import replace_json
 from moa.plans.model import ModelInfo
+from moa.plans.replace import replace
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
@@ -134,12 +136,12 @@ def main() -> None:
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         sizes.append(json.loads(found.splitlines()[-1]))  # HiGHS may print lines of its own before
     about = {"cores": os.cpu_count(), "machine": platform.machine(), "scipy": scipy.__version__}
-    (RESULTS / "solver.json").write_text(json.dumps({**about, "sizes": sizes}, indent=1) + "\n")
+    replace_json(RESULTS / "solver.json", {**about, "sizes": sizes})
     text = markdown(sizes)
     note = (
         f"`python benchmarks/solver.py PROFILE`; {about['machine']}, {about['cores']} cores, scipy {scipy.__version__}."
     )
-    (RESULTS / "solver.md").write_text(f"{note}\n\n{text}\n")
+    replace(RESULTS / "solver.md", f"{note}\n\n{text}\n".encode())
     print(text)
 
 

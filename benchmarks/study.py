@@ -28,6 +28,7 @@ from moa.journal import Journal, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, Plan, Rule
+from moa.plans.replace import replace
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
@@ -220,7 +221,7 @@ def main() -> int:
     found["random"] = drawn
     found["alone"] = {"density": ALONE[0], "length": ALONE[1], "trials": options.alone, "scores": scores}
     replace_json(options.results / "study.json", found)
-    (options.results / "study.md").write_text(markdown(found))
+    replace(options.results / "study.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

@@ -7,7 +7,6 @@ Exit 1 if a configuration spills, exceeds the shared memory, or lacks a tensor-c
 """
 
 import argparse
-import json
 import re
 import subprocess
 import sys
@@ -22,6 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from moa.journal import replace_json
 from moa.kernels.triton.append import append_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
@@ -30,6 +30,7 @@ from moa.kernels.triton.held import UNSPECIALISED as HELD_UNSPECIALISED
 from moa.kernels.triton.held import held_kernel
 from moa.kernels.triton.prefill import prefill_kernel
 from moa.kernels.triton.tiles import Tiles, decode_tiles, gradient_kv_tiles, gradient_q_tiles, prefill_tiles
+from moa.plans.replace import replace
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),
@@ -240,9 +241,9 @@ def main() -> int:
     out = args.out or (None if args.quick else Path(__file__).parent / "results")
     if out:
         made = {"triton": triton.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-        (out / "triton-aot.json").write_text(json.dumps({**made, "rows": [asdict(r) for r in rows]}, indent=1))
+        replace_json(out / "triton-aot.json", {**made, "rows": [asdict(r) for r in rows]})
         note = f"Compiled ahead of time, no device, triton {made['triton']}, {made['date']}.\n\n"
-        (out / "triton-aot.md").write_text(note + markdown(rows))
+        replace(out / "triton-aot.md", (note + markdown(rows)).encode())
     print(markdown(rows))
     bad = [(r, fault) for r in rows for fault in r.faults()]
     for row, fault in bad:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from moa.report import canvas
+from moa.report import canvas, save
 from moa.search.cost import Costs, Work
 from moa.search.front import Point
 
@@ -53,4 +53,4 @@ def picture(points: Mapping[str, Point], n: int, costs: Costs | None, path: Path
         panel.set_xlim(left=0)
         panel.grid(linewidth=0.3)
     panels[0].set_ylabel("predicted harm (objective)", fontsize=8)
-    figure.savefig(path, format="png", dpi=150)
+    save(figure, path)

@@ -1,44 +1,31 @@
 """Finished results in a JSON-lines file, so that a killed run goes on where it stopped."""
 
+import fcntl
 import hashlib
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moa.plans.errors import MoaError
+from moa.plans.lines import Lines
 from moa.plans.replace import replace
-
-_START = b'{"key": '
-"""How each line begins; a cut-short line that begins otherwise is not ours to drop."""
 
 
 class Journal:
-    """Results by what they are results of. Without a path they live in memory only."""
+    """Results by what they are results of. Without a path they live in memory only. Processes may share a file."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read what an earlier run finished; a last line that was cut short is dropped.
+        """Read what earlier runs finished; a damaged rest is set aside, and a warning says where.
 
         Raises:
             MoaError: The file is something else.
         """
         self.path = path
         self._results: dict[str, Any] = {}
-        if path is None or not path.exists():
-            return
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        cut, lines = raw[len(whole) :], whole.splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = json.loads(line)
-                self._results[entry["key"]] = entry["result"]
-            except (ValueError, KeyError, TypeError):
-                raise _not_ours(path, number) from None
-        if not cut.startswith(_START[: len(cut)]):
-            raise _not_ours(path, len(lines) + 1)
-        if cut:
-            os.truncate(path, len(whole))
+        if path is not None and path.exists():
+            with _locked(path) as lines:
+                self._results = {entry["key"]: entry["result"] for entry in lines.read()}
 
     def get(self, key: str) -> Any:
         """The result under `key`, or None."""
@@ -48,14 +35,20 @@ class Journal:
         """Keep a result, on disk before this returns; `about` is for people who read the file."""
         self._results[key] = result
         if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"key": key, **about, "result": result}) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            with _locked(self.path) as lines:
+                lines.append({"key": key, **about, "result": result})
 
 
-def _not_ours(path: Path, line: int) -> MoaError:
-    return MoaError(f"{path}, line {line}: not a result of an evaluation; move the file away")
+@contextmanager
+def _locked(path: Path) -> Iterator[Lines]:
+    """The file, while no other process reads or writes it."""
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield Lines(path, "a result of an evaluation", b'{"key": ', _ours)
+
+
+def _ours(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("key"), str) and "result" in entry
 
 
 def key(**what: Any) -> str:

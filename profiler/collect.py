@@ -8,6 +8,8 @@ the same bytes.
 import dataclasses
 import hashlib
 import json
+import logging
+import os
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -17,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from transformers import PreTrainedModel
 
@@ -98,11 +101,12 @@ def collect(
     check_run(model, tokenizer, settings, sources, plan, add)
     todo = tasks(settings, sources)
     folder = _open_folder(output, settings, sources, model, tokenizer, plan, rank)
+    blank = _blank(todo, model, tokenizer, settings, plan)
     barrier()
     with recording(model, settings.sinks, plan=plan, keydiff=settings.keydiff) as recorder:
         for task in todo[rank::world]:
             path = sample_file(output, task)
-            measured = not path.exists()
+            measured = not _finished(path, blank, task)
             if measured:
                 sample = _draw(task, tokenizer, settings)
                 generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
@@ -119,12 +123,31 @@ def collect(
     barrier()
     if rank:
         return None
-    profile = _sum(output, todo, _blank(todo, model, tokenizer, settings, plan))
+    profile = _sum(output, todo, blank)
     if add is not None:
         profile = add.plus(profile)
     profile.save(output)
     shutil.rmtree(folder)
     return profile
+
+
+def _finished(path: Path, blank: Profile, task: Task) -> bool:
+    """Whether the task's sample is there and whole; a damaged file is set aside, to be measured again."""
+    if not path.exists():
+        return False
+    try:
+        part = load_file(path)
+        whole = (
+            part["cut"].shape == blank.shape(task.length) and bool(np.isfinite(part["cut"]).all())
+            and int(part["tokens"][0]) > 0 and ("copied" in part) == ("copyable" in part)
+        )  # fmt: skip
+    except (SafetensorError, OSError, KeyError, IndexError, TypeError, AttributeError):  # the last two: another dtype
+        whole = False
+    if not whole:
+        aside = path.with_suffix(".damaged")
+        os.replace(path, aside)
+        logging.getLogger("moa").warning(f"{path}: damaged, so it was set aside as {aside} and is measured again")
+    return whole
 
 
 def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:
@@ -173,11 +196,20 @@ def _open_folder(
         folder.mkdir(parents=True, exist_ok=True)
         if rank == 0 and not note.exists():
             replace(note, text.encode())
-        if note.exists() and note.read_text() != text:
+        if note.exists() and (found := note.read_bytes()) != text.encode():
+            if not _is_json(found):
+                raise ProfileError(f"{note} is damaged, so nobody knows of which run {folder} is; delete the folder")
             raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
     except OSError as e:
         raise ProfileError(f"cannot write {folder}: {e.strerror}") from e
     return folder
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        return json.loads(text) is not None
+    except ValueError:
+        return False
 
 
 def _begun(tokenizer: Any) -> dict[str, list[int]]:

@@ -106,6 +106,11 @@ class Profile:
         name = str(self.meta.get("dtype")).removeprefix("torch.")
         return next((known for known in DTYPES if known == name), None)
 
+    def shape(self, length: int) -> tuple[int, ...]:
+        """Of a table at that length."""
+        count = -(-length // bin_size(length))
+        return len(self.patterns), len(self.model.ruled_layers), self.model.kv_heads, count, count
+
     def estimator(self, source: str) -> str:
         """How the harm of `source` was estimated; `fisher` where the file does not say."""
         return self.estimators.get(source, "fisher")
@@ -244,9 +249,7 @@ class Profile:
         """Every table has the shape its description promises, and possible values."""
         groups = len(self.model.ruled_layers), self.model.kv_heads
         for (source, length), table in self.cuts.items():
-            size = bin_size(length)
-            count = -(-length // size)
-            _check_tensor(path, f"cut.{source}.{length}", table, (len(self.patterns), *groups, count, count))
+            _check_tensor(path, f"cut.{source}.{length}", table, self.shape(length))
             if not np.isfinite(table).all():
                 raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")
         if self.retrieval is not None:

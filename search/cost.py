@@ -13,6 +13,7 @@ The running model comes in as a callable, so nothing here knows of one.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from os import PathLike
 from typing import Literal
 
@@ -90,7 +91,7 @@ class Costs(Strict):
         if missing:
             raise MoaError(f"{path}: environment must have {', '.join(PLACE)}; {', '.join(missing)} missing")
         for kind, terms in costs.terms.items():
-            if set(terms) != {*FIXED[kind], *PER_GROUP[kind]} or min(terms.values()) < 0:
+            if set(terms) != {*FIXED[kind], *PER_GROUP[kind]} or not all(0 <= ms < inf for ms in terms.values()):
                 raise MoaError(
                     f"{path}: terms of {kind} must be {', '.join((*FIXED[kind], *PER_GROUP[kind]))}, 0 or more"
                 )

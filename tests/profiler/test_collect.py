@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save
 from tokenizers.processors import TemplateProcessing
 
 from moa.applied import apply
@@ -17,7 +18,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
 from moa.profiler.backward import response_hidden, run_backward
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
-from moa.profiler.collect import _seed, collect
+from moa.profiler.collect import _blank, _finished, _seed, collect
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, Task, tasks
@@ -222,6 +223,52 @@ def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, model: Any, tok
     (folder / "settings.json").write_text("{}")
     with pytest.raises(ProfileError, match="another run"):
         collect(model, tokenizer, SETTINGS, NOISE, output)
+
+
+def test_a_damaged_list_of_settings_is_said_and_its_samples_are_not_trusted(tmp_path, model, tokenizer) -> None:
+    output = tmp_path / "p.safetensors"
+    folder = Path(f"{output}.partial")
+    folder.mkdir()
+    for content in (b"", b'{"chat": tr', b"\xff\xfe", b"\0" * 64):
+        (folder / "settings.json").write_bytes(content)
+        with pytest.raises(ProfileError, match=r"settings\.json is damaged, so nobody knows of which run"):
+            collect(model, tokenizer, SETTINGS, NOISE, output)
+        assert (folder / "settings.json").read_bytes() == content
+
+
+def test_a_damaged_sample_is_set_aside_and_measured_again(tmp_path, model, tokenizer, caplog) -> None:
+    settings, sources = Settings((256,), samples=2), NOISE[:1]
+    whole = collect(model, tokenizer, settings, sources, tmp_path / "whole.safetensors")
+    output = tmp_path / "p.safetensors"
+
+    def stop(task: Task, _measured: bool) -> None:
+        if task.index == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(model, tokenizer, settings, sources, output, progress=stop)
+    folder = Path(f"{output}.partial")
+    first = folder / "noise.256.0.safetensors"
+    good, table = first.read_bytes(), load_file(first)
+    damage = [good[:cut] for cut in (0, 7, 8, 40, len(good) // 2, len(good) - 1)]
+    damage += [good + b"\0", b"\0" * len(good), save({"cut": table["cut"]})]
+    others = ({"cut": table["cut"][:, :1]}, {"cut": table["cut"] * np.nan}, {"tokens": np.array([0])})
+    damage += [save({**table, **other}) for other in others]
+    blank = _blank(tasks(settings, sources), model, tokenizer, settings, None)
+    task = tasks(settings, sources)[0]
+    for content in damage:
+        first.write_bytes(content)
+        caplog.clear()
+        assert not _finished(first, blank, task)
+        assert first.with_suffix(".damaged").read_bytes() == content
+        assert [f"{first}: damaged" in said for said in caplog.messages] == [True]
+        assert not first.exists()
+    first.write_bytes(damage[4])
+    steps: list[bool] = []
+    again = collect(model, tokenizer, settings, sources, output, progress=lambda _, measured: steps.append(measured))
+    assert steps == [True, False]
+    assert output.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert again.tokens == whole.tokens
 
 
 def test_tasks_run_from_short_to_long() -> None:

@@ -47,7 +47,7 @@ def test_read_as_written(path: Path) -> None:
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(part=st.floats(0, 1, exclude_max=True))
-@example(part=0.0)
+@example(part=0.0)  # nothing at all
 @example(part=1 - 2**-20)
 def test_a_truncated_file_is_refused(path: Path, tmp_path: Path, part: float) -> None:
     whole = path.read_bytes()

@@ -91,6 +91,10 @@ def test_files(info, known, tmp_path):
         (known.model_dump_json().replace('"version":1', '"version":2'), "version"),
         (known.model_dump_json().replace('"block"', '"blocks"'), "terms of decode"),
         (known.model_dump_json().replace("0.02", "-0.02"), "0 or more"),
+        (known.model_dump_json().replace("0.02", "NaN"), "0 or more"),
+        (known.model_dump_json().replace("0.02", "Infinity"), "0 or more"),
+        ("", "moa measure"),
+        ("\0" * 64, "moa measure"),
         (known.model_copy(update={"environment": {"device": "abacus"}}).model_dump_json(), "threads, .* dtype missing"),
     ]:
         path.write_text(text)
@@ -99,6 +103,14 @@ def test_files(info, known, tmp_path):
         assert "\n" not in str(error.value)
     with pytest.raises(MoaError, match="no-such"):
         Costs.load(tmp_path / "no-such.json")
+
+
+def test_costs_cut_at_any_byte_are_refused(known, tmp_path):
+    whole, path = known.model_dump_json().encode(), tmp_path / "costs.json"
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(MoaError, match=r"costs\.json is not a file of costs"):
+            Costs.load(path)
 
 
 def test_growth_with_the_length_needs_two_lengths(info):
