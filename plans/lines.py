@@ -40,7 +40,8 @@ class Lines:
             MoaError: The file is something else; it is left as it was.
         """
         raw = self.path.read_bytes() if self.path.exists() else b""
-        entries, end = [], 0
+        entries: list[Any] = []
+        end = 0
         for line in raw.splitlines(keepends=True):
             if (entry := _entry(line)) is None:
                 break

@@ -38,7 +38,7 @@ def open_storage(where: str | None) -> BaseStorage | None:
         raise MoaError(f"cannot open --storage {where}: {reason}") from None
 
 
-class _Lock(JournalFileSymlinkLock):
+class _Lock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna has no types here
     """Optuna's lock on a journal, which all who append take: having it, none adds to half a line of a killed worker."""
 
     def __init__(self, path: str) -> None:
@@ -46,7 +46,7 @@ class _Lock(JournalFileSymlinkLock):
         self.lines = Lines(Path(path), "a journal of trials", b'{"op_code":', _ours)
 
     def acquire(self) -> bool:
-        taken = super().acquire()
+        taken: bool = super().acquire()
         try:
             self.lines.mend()
         except BaseException:

@@ -16,7 +16,7 @@ from moa.search.choose import choose
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.storage import open_storage
-from moa.search.study import Measured, mix_of, open_study, study
+from moa.search.study import Measured, measure, mix_of, open_study, study
 
 N = 1024
 
@@ -265,3 +265,18 @@ def test_what_a_trial_reports_is_its_score(make_profile, tmp_path):
             score = Measured(**trial.user_attrs["measured"]).score(best.base)
             assert list(trial.intermediate_values.values()) == pytest.approx([score] * 4)
             assert trial.value == pytest.approx(score)
+
+
+def test_no_trial_is_stopped_before_four_are_measured():
+    shared, base = open_study("a", None), Measured(kl=1.0, recall=1.0, right=0.5)
+
+    def trial(share: float) -> TrialState:
+        def twice(_plan: Plan) -> Iterator[Measured]:
+            for _ in range(2):
+                yield Measured(kl=share, recall=share, right=0.5)
+
+        measure(shared, shared.ask(), None, twice, base)
+        return shared.trials[-1].state
+
+    assert [trial(share) for share in (1.0, 2.0, 3.0, 4.0)] == [TrialState.COMPLETE] * 4
+    assert [trial(share) for share in (5.0, 0.5, 2.9)] == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.PRUNED]
