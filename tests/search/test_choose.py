@@ -6,8 +6,9 @@ import pytest
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.model import Sliding
 from moa.plans.plan import FULL
-from moa.search.budget import parse
+from moa.search.budget import Budget, cost, parse
 from moa.search.choose import choose
+from moa.search.front import front
 from moa.search.grid import grid
 from moa.search.harm import harm
 from moa.search.lengths import Lengths
@@ -27,6 +28,22 @@ def test_budgets_are_kept_and_predicted(make_profile):
     assert plan.predicted.measured_to == 1024
     assert plan.predicted.density == pytest.approx([plan.density(n) for n in plan.predicted.lengths], abs=1e-4)
     assert solution.gap <= 1.1e-4
+
+
+@pytest.mark.parametrize(
+    ("recorded", "kv_dtype", "counted"),
+    [("torch.float32", None, "float32"), ("torch.float32", "float16", "float16"), (None, None, "bfloat16")],
+)
+def test_bytes_are_counted_in_the_profiled_models_dtype(make_profile, recorded, kv_dtype, counted):
+    profile = replace(make_profile(), meta={"dtype": recorded})
+    plan, _ = choose(profile, [parse("kv_gb", "0.0007@1024")], kv_dtype=kv_dtype)
+    assert 600_000 < plan.kv_bytes(1024, dtype=counted) <= 700_000
+    assert plan.predicted.kv_bytes == tuple(plan.kv_bytes(n, dtype=counted) for n in (512, 1024))
+    least, solution = choose(profile, [parse("harm", "0.3")], minimise=cost("kv_gb@1024"), kv_dtype=kv_dtype)
+    assert solution.value == pytest.approx(least.kv_bytes(1024, dtype=counted) / 1e9)
+    *_, last = front(profile, 3, Budget("kv_gb", 1, 1024), kv_dtype=kv_dtype)
+    assert last.budget.dtype == counted
+    assert last.budget.most == pytest.approx(profile.model.dense_kv_bytes(1024, dtype=counted) / 1e9, rel=1e-4)
 
 
 def test_harm_is_predicted_at_each_length(make_profile):
