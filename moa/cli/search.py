@@ -270,7 +270,7 @@ def _front(
     timed = costs is not None and "decode" in costs.terms
     axis = Budget("decode_ms" if timed else "density", 1, lengths.longest)
     kind = axis.kind.replace("_", "-")
-    ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png")
+    ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png|\.[0-9a-f]{{32}}\.tmp")  # the last: of a kill
     there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     other = sorted(name for name in there if not ours.fullmatch(name))
     if other or folder.is_file():
@@ -295,7 +295,7 @@ def _front(
     Console(file=drawn, width=160).print(found)
     replace_file(folder / "front.txt", drawn.getvalue().encode())
     picture(points, lengths.longest, costs, folder / "front.png")
-    if left := sorted(there - points.keys() - {"front.txt", "front.png"}):
+    if left := sorted(name for name in there - points.keys() if name.endswith(".yaml")):
         console.print(f"left of an earlier front, not in front.txt: {', '.join(left)}")
     console.print(f"wrote {len(points)} plans, front.txt and front.png to {folder}")
 

@@ -147,6 +147,8 @@ def test_a_front_takes_the_place_of_an_earlier_one(search, tmp_path):
     assert code == 0
     [left] = plans - {"density-0.046875.yaml", "density-1.yaml"}
     assert f"left of an earlier front, not in front.txt: {left}" in err
+    (tmp_path / "front" / f".{32 * 'a'}.tmp").write_text("what a killed run had not yet renamed")
+    assert search("-o", "front", "--front", "2")[0] == 0
     (tmp_path / "front" / "notes.txt").write_text("mine")
     code, _, err = search("-o", "front", "--front", "2")
     assert code == 2
