@@ -24,6 +24,7 @@ from moa.journal import Journal, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.plans.replace import replace as replace_file
 from moa.plans.span import BLOCK
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
@@ -164,7 +165,7 @@ def main() -> int:
     found["effective"] = effective(found["rows"])
     found["claims"] = claims(found["rows"])
     replace_json(options.results / "elastic.json", found)
-    (options.results / "elastic.md").write_text(markdown(found))
+    replace_file(options.results / "elastic.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

@@ -203,7 +203,7 @@ def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--max-density", "0.05"), "smallest feasible value"),
+        (("--max-density", "0.001"), "smallest feasible value"),
         ((), "at least one budget"),
         (("--max-density", "0.5", "--source-weight", "prose=1"), "prose"),
         (("--max-density", "0.5", "--lengths", "600"), "found [600]"),
@@ -213,7 +213,7 @@ def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
         (("--max-density", "0.5", "--time-limit", "0"), "--time-limit must be over 0"),
         (("--max-density", "0.5", "--time-limit", "nan"), "--time-limit must be over 0"),
         (("--max-density", "0.5", "--pattern", "keydiff_window"), "patterns of this profile"),
-        (("--max-harm", "1", "--minimise", "density@512", "--max-density", "0.05", "--calibrate", "3"), "smallest"),
+        (("--max-harm", "1", "--minimise", "density@512", "--max-density", "0.001", "--calibrate", "3"), "smallest"),
     ],
 )
 def test_what_needs_no_model_is_refused_before_one_is_looked_for(made_up, tmp_path, options, says):

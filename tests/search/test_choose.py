@@ -36,7 +36,9 @@ def test_budgets_are_kept_and_predicted(make_profile):
 )
 def test_bytes_are_counted_in_the_profiled_models_dtype(make_profile, recorded, kv_dtype, counted):
     profile = replace(make_profile(), meta={"dtype": recorded})
-    plan, _ = choose(profile, [parse("kv_gb", "0.0007@1024")], kv_dtype=kv_dtype)
+    plan, _ = choose(
+        profile, [parse("kv_gb", "0.0007@1024")], lengths=Lengths.of(profile, [512, 1024]), kv_dtype=kv_dtype
+    )
     assert 600_000 < plan.kv_bytes(1024, dtype=counted) <= 700_000
     assert plan.predicted.kv_bytes == tuple(plan.kv_bytes(n, dtype=counted) for n in (512, 1024))
     least, solution = choose(profile, [parse("harm", "0.3")], minimise=cost("kv_gb@1024"), kv_dtype=kv_dtype)

@@ -160,7 +160,7 @@ def test_a_front_takes_the_place_of_an_earlier_one(search, tmp_path):
     ("args", "says"),
     [
         (["--front", "1"], "2 plans or more, found 1"),
-        (["--front", "3", "--max-density", "0.1"], "smallest feasible value"),
+        (["--front", "3", "--max-density", "0.001"], "smallest feasible value"),
         (["--front", "3", "--time-limit", "-1"], "--time-limit must be over 0"),
         (["--front", "3", "--source-weight", "prose=1"], "prose"),
     ],
