@@ -115,11 +115,13 @@ def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:
 
     Phi-3 does where its rotary embedding changes. It then gets the same cache, emptied, and so stays under the plan.
     """
-    inputs = getattr(type(model), PREPARE_INPUTS)(model, *args, **kwargs)
+    theirs = getattr(type(model), PREPARE_INPUTS)
+    inputs = theirs(model, *args, **kwargs)
     cache, kept = kwargs.get("past_key_values"), inputs.get("past_key_values")
     if isinstance(cache, KVCache) and kept is not cache:
         if kept is not None:
             raise Unsupported(f"{type(model).__name__} replaces its cache by a {type(kept).__name__}")
         cache.reset()
+        inputs = theirs(model, *args, **kwargs | {"next_sequence_length": None})  # whole: 5.17 gives the last token
         inputs["past_key_values"] = cache
     return inputs
