@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
 from moa.hf.attention import switch
-from moa.plans.errors import Unsupported
+from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
 from moa.rules import Rules
 
@@ -54,8 +54,9 @@ class Attached:
         """Raise Unsupported unless a forward call would attend under the plan in every layer."""
         if other := self._other():
             raise Unsupported(
-                f"the model's attention implementation is {other!r}, set since moa.apply (by set_attn_implementation, "
-                f"a new config, or continuous batching): call Applied.remove(), or set_attn_implementation({NAME!r})"
+                f"the model's attention implementation is {brief(other)}, set since moa.apply (by "
+                f"set_attn_implementation, a new config, or continuous batching): call "
+                f"Applied.remove(), or set_attn_implementation('{NAME}')"
             )
         for module, state in zip(self._modules, self._states, strict=True):
             if module.__dict__.get(ATTRIBUTE) is not state:
