@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from moa.attention import ATTRIBUTE, NAME, Backends, LayerState, register
+from moa.attention import NAME, Backends, LayerState, register
 from moa.hf.attention import switch
+from moa.layer import ATTRIBUTE
 from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
 from moa.rules import Rules

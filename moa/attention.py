@@ -17,11 +17,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
 from moa.hf.attention import check_heads
+from moa.hf.masks import is_causal, is_sliding
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate
 from moa.kernels.walk import walk
-from moa.layer import Staged
+from moa.layer import ATTRIBUTE, Staged
 from moa.padding import Packing
 from moa.plans.errors import Unsupported, brief
 from moa.plans.span import BLOCK
@@ -29,9 +30,6 @@ from moa.rules import Rules
 
 NAME = "moa"
 """The attention implementation's name in transformers."""
-
-ATTRIBUTE = "_moa"
-"""The attribute of an attention module under a plan that holds its `LayerState`."""
 
 
 class Backends:
@@ -150,14 +148,14 @@ def mask(
         q_length: New columns.
         kv_length: Columns, past and new.
         q_offset: Past columns; a tensor when the cache has a fixed length.
-        mask_function: Must be plain causal; with `local_size`, the model's own sliding windows, anything goes.
+        mask_function: Must be causal; for sliding windows of the model's own anything goes.
         attention_mask: The caller's, bool [batch, columns], false where padded.
         kwargs: What transformers passes besides.
 
     Returns:
         bool [batch, kv_length], or None when nothing is padded. For sliding windows, transformers' own mask.
     """
-    if kwargs.get("local_size") is not None:
+    if kwargs.get("local_size") is not None or is_sliding(mask_function):
         return sdpa_mask(  # type: ignore[no-any-return]
             q_length=q_length,
             kv_length=kv_length,
@@ -168,7 +166,7 @@ def mask(
         )
     if mask_function is bidirectional_mask_function:
         raise Unsupported("bidirectional attention under a plan: rules are causal")
-    if mask_function is not causal_mask_function:
+    if not is_causal(mask_function):
         raise Unsupported(
             "packed sequences and masks other than causal and padding under a plan: pass one text per row and a 2-D "
             "attention_mask"
@@ -215,6 +213,8 @@ class _NoGradient(torch.autograd.Function):
 
 _TENSORS = {"position_ids", "cache_position", "num_items_in_batch"}
 """Tensors that models pass along and attention does not need."""
+_TYPES = {"token_type_ids", "mm_token_type_ids"}
+"""Tensors that are 0 where a token is plain text."""
 
 
 def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
@@ -229,7 +229,7 @@ def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs
     if kwargs.get("is_causal", True) is False:
         raise Unsupported("bidirectional attention under a plan: rules are causal")
     for name, given in kwargs.items():
-        if isinstance(given, Tensor) and name not in _TENSORS:
+        if isinstance(given, Tensor) and name not in _TENSORS and not (name in _TYPES and not given.any()):
             raise Unsupported(f"the attention argument {brief(name)} of {type(module).__name__} under a plan")
 
 

@@ -12,6 +12,7 @@ the attention function in turn never sees the cache. So the work of one layer in
 A handle that reaches other code, because the model is not under a plan, refuses every use by name.
 """
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -28,6 +29,9 @@ from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
 from moa.rules import Rules
 from moa.text import Call, Text
+
+ATTRIBUTE = "_moa"
+"""The attribute of an attention module under a plan that holds its `moa.attention.LayerState`."""
 
 
 class Staged:
@@ -69,6 +73,16 @@ class Staged:
 
 
 def _refuse() -> NoReturn:
+    """Say who reads a handle: a module under a plan that works on cached keys by itself, or one without a plan."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        for reader in (frame.f_locals.get("self"), frame.f_locals.get("module")):
+            if isinstance(reader, torch.nn.Module) and ATTRIBUTE in reader.__dict__:
+                raise Unsupported(
+                    f"{type(reader).__name__} does more with cached keys and values than attend by transformers' "
+                    "interface, which plans do not honour: use the model without a plan"
+                )
+        frame = frame.f_back
     raise Unsupported("a moa.KVCache works only with a model under its plan: call moa.apply(model, plan) first")
 
 

@@ -10,6 +10,7 @@ import typer
 from typer.exceptions import TyperException
 
 import moa
+from moa.cli.terminal import substitute
 from moa.plans.errors import MoaError
 
 COMMANDS = ("profile", "measure", "search", "show", "eval", "generate", "bench", "doctor")
@@ -53,6 +54,7 @@ def main() -> int:
         130 interrupted, 141 whoever read the output went away, as `| head` does. Anything else that goes wrong is a
         bug of ours and shows its traceback.
     """
+    substitute()
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()  # here, where a full disk is said in one line
