@@ -9,10 +9,13 @@ from transformers.generation.configuration_utils import GenerationMode
 from moa.cache import KVCache
 from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
 from moa.step import GO_ON, longrope_limit
 
 PREPARE_CACHE, PREPARE_INPUTS = "_prepare_cache_for_generation", "prepare_inputs_for_generation"
 BATCHING = "init_continuous_batching"
+PREFIXES = "PREFIX_TUNING", "CARTRIDGE"
+"""Adapters of peft that are keys and values."""
 
 
 class Generator:
@@ -25,7 +28,9 @@ class Generator:
             ours = functools.partial(prepare_inputs, self._model)
             # transformers reads the signature to know which arguments the model takes
             setattr(self._model, PREPARE_INPUTS, functools.wraps(theirs.__get__(self._model))(ours))
-            setattr(self._model, PREPARE_CACHE, functools.partial(prepare_cache, self._model, plan))
+            prefix = str(getattr(getattr(model, "active_peft_config", None), "peft_type", "")).endswith(PREFIXES)
+            cache = refuse_prefix if prefix else functools.partial(prepare_cache, self._model, plan)
+            setattr(self._model, PREPARE_CACHE, cache)
             setattr(self._model, BATCHING, refuse_batching)
 
     def remove(self) -> None:
@@ -55,6 +60,12 @@ def prepare_cache(
         raise Unsupported(
             f"cache_implementation={brief(kind)} under a plan: leave it out, or pass "
             "past_key_values=moa.KVCache(plan, max_length=…)"
+        )
+    looked_up = generation_config.prompt_lookup_num_tokens
+    if looked_up is not None and looked_up > BLOCK:
+        raise Unsupported(
+            f"prompt_lookup_num_tokens={looked_up} under a plan: at most {BLOCK}, since of drafts no more can be taken "
+            "back where the plan has dropped the keys before them"
         )
     mask = model_kwargs.get("attention_mask")
     columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[-1]
@@ -107,6 +118,14 @@ def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
     raise Unsupported(
         "continuous batching (generate_batch) under a plan: it has an attention and a cache of its own; call generate, "
         "or remove the plan (Applied.remove())"
+    )
+
+
+def refuse_prefix(*args: Any, **kwargs: Any) -> NoReturn:
+    """Stands for `_prepare_cache_for_generation` where peft would put its own cache in the place of a `KVCache`."""
+    raise Unsupported(
+        "generate with prefix tuning (peft) under a plan: peft replaces the cache by one that holds the prefix; use "
+        "another kind of adapter, or generate without a plan"
     )
 
 

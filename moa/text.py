@@ -16,7 +16,10 @@ from moa.plans.errors import Unsupported
 from moa.plans.span import Ints
 
 OTHER_MASK = "layers got different attention masks in one forward call"
-OTHER_PAST = "the attention mask hides or shows other past tokens than when they were stored"
+OTHER_PAST = (
+    "the attention mask hides or shows other past tokens than when they were stored: pass the earlier columns as they "
+    "were, or reset the cache and pass the whole text, as for rows that ended early and are masked afterwards"
+)
 
 
 @dataclass

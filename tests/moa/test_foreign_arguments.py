@@ -1,5 +1,6 @@
 """What models for more than text hand along with plain text, and models that handle staged keys in their own way."""
 
+import peft
 import pytest
 import torch
 import transformers
@@ -72,3 +73,39 @@ def test_models_that_work_on_cached_keys(fresh, tokens, family, more):
         model(tokens(1, 8), past_key_values=KVCache(plan))
     with torch.no_grad(), pytest.raises(Unsupported, match=r"call moa.apply\(model, plan\) first"):
         model(tokens(1, 8), past_key_values=KVCache(plan))
+
+
+def test_prefix_tuning(fresh, tokens):
+    """A forward call attends under the plan; `generate` would lose its `KVCache` to one of peft's."""
+    model, ids = fresh(dtype=torch.float32), tokens(1, 300)
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8)
+    adapted = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        with moa.apply(adapted, Plan.dense(model)):
+            torch.testing.assert_close(adapted(input_ids=ids).logits, expected, rtol=0, atol=1e-3)
+            with pytest.raises(Unsupported, match=r"prefix tuning \(peft\) under a plan"):
+                adapted.generate(input_ids=ids, max_new_tokens=2)
+        assert adapted.generate(input_ids=ids, max_new_tokens=2).shape == (1, 302)
+
+
+def test_drafts_longer_than_can_be_taken_back(model, plan, tokens):
+    with moa.apply(model, plan):
+        with pytest.raises(Unsupported, match="prompt_lookup_num_tokens=65 under a plan: at most 64"):
+            model.generate(tokens(1, 70), max_new_tokens=2, prompt_lookup_num_tokens=65)
+        model.generate(tokens(1, 70), max_new_tokens=2, prompt_lookup_num_tokens=64)
+
+
+def test_a_row_that_ended_early_and_is_masked_afterwards(model, plan, tokens):
+    ids, cache, mask = tokens(2, 90), KVCache(plan), torch.ones(2, 90, dtype=torch.int64)
+    with moa.apply(model, plan), torch.no_grad():
+        model(ids[:, :80], past_key_values=cache)
+        mask[1, 75:80] = 0
+        with pytest.raises(Unsupported, match=r"hides or shows.*reset the cache and pass the whole text"):
+            model(ids[:, 80:], attention_mask=mask, past_key_values=cache)
+        cache.reset()
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        whole = model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        alone = model(torch.cat([ids[1:, :75], ids[1:, 80:]], 1)).logits
+    assert cache.lengths.tolist() == [90, 85]
+    torch.testing.assert_close(whole[1, 80:], alone[0, 75:], rtol=0, atol=1e-10)
