@@ -24,6 +24,7 @@ from moa.kernels.store import allocate
 from moa.kernels.walk import walk
 from moa.layer import ATTRIBUTE, Staged
 from moa.padding import Packing
+from moa.plans.config import window_of
 from moa.plans.errors import Unsupported, brief
 from moa.plans.span import BLOCK
 from moa.rules import Rules
@@ -108,7 +109,7 @@ def attention(
         return sdpa_attention_forward(  # type: ignore[no-any-return]
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
-    _refuse(module, attention_mask, dropout, kwargs)
+    _refuse(module, key, attention_mask, dropout, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     backend = state.backends.on(query.device)
     k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
@@ -155,7 +156,8 @@ def mask(
     Returns:
         bool [batch, kv_length], or None when nothing is padded. For sliding windows, transformers' own mask.
     """
-    if kwargs.get("local_size") is not None or is_sliding(mask_function):
+    windowed = kwargs.get("local_size") is not None or is_sliding(mask_function)
+    if windowed and window_of(kwargs["config"]) is not None:
         return sdpa_mask(  # type: ignore[no-any-return]
             q_length=q_length,
             kv_length=kv_length,
@@ -164,6 +166,8 @@ def mask(
             attention_mask=attention_mask,
             **kwargs,
         )
+    if is_sliding(mask_function):
+        mask_function = causal_mask_function
     if mask_function is bidirectional_mask_function:
         raise Unsupported("bidirectional attention under a plan: rules are causal")
     if not is_causal(mask_function):
@@ -217,14 +221,21 @@ _TYPES = {"token_type_ids", "mm_token_type_ids"}
 """Tensors that are 0 where a token is plain text."""
 
 
-def _refuse(module: torch.nn.Module, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]) -> None:
+def _refuse(
+    module: torch.nn.Module, key: Tensor | Staged, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]
+) -> None:
     if module.training or dropout:
         raise Unsupported("training mode under a plan: call model.eval(), or remove the plan to train")
     if mask is not None and mask.ndim != 2:
         raise Unsupported(f"{mask.ndim}-D attention masks under a plan: pass a 2-D mask that marks padding")
     if kwargs.get("softcap") is not None:
         raise Unsupported(f"attention logit soft-capping (softcap={kwargs['softcap']}) under a plan")
-    if kwargs.get("sliding_window") is not None:
+    window = kwargs.get("sliding_window")  # of the longest text's length or more (`window_of`): none, up to there
+    if (
+        window is not None
+        and not torch.compiler.is_compiling()
+        and window < (key.columns if isinstance(key, Staged) else key.shape[2])
+    ):
         raise Unsupported(f"a sliding window ({kwargs['sliding_window']}) on a layer that the plan has rules for")
     if kwargs.get("is_causal", True) is False:
         raise Unsupported("bidirectional attention under a plan: rules are causal")

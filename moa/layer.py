@@ -47,6 +47,11 @@ class Staged:
     def __init__(self, layer: "PlanLayer", k: Tensor, v: Tensor) -> None:
         self._layer, self.k, self.v = layer, k, v
 
+    @property
+    def columns(self) -> int:
+        """Columns that the layer will hold, past and new."""
+        return self._layer.columns + int(self.k.shape[2])
+
     def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
         """Attention of `query` [batch, query_heads, width, D] to the past and the staged keys, which are then stored.
 

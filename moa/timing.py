@@ -140,11 +140,12 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
         batch: Sequences.
     """
     info = ModelInfo.of(model)
-    shape, kind = (2, 1, info.kv_heads, length, info.head_size), {"dtype": model.dtype, "device": model.device}
+    kind = {"dtype": model.dtype, "device": model.device}
     torch_ = load("torch")
     store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.step)
     for layer in range(info.layers):
-        k, v = torch.randn(shape, **kind).expand(-1, batch, -1, -1, -1)
+        kv_heads, head_size = info.kv_shape(layer)
+        k, v = torch.randn((2, 1, kv_heads, length, head_size), **kind).expand(-1, batch, -1, -1, -1)
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             staged, _ = cache.update(k, v, layer)
             staged.attend(k, None, scale=1.0, backend=store_only)

@@ -1,12 +1,13 @@
 """What a plan or profile must know of its model. Transformers' objects are read, never imported."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from moa.plans.config import architecture, by_layer, layer_kinds, rope_of, text_config, window_of
 from moa.plans.errors import PlanError, Unsupported, brief, shortened
 from moa.plans.schema import Strict, problem
 from moa.plans.span import Ints
@@ -25,6 +26,10 @@ class Sliding(Strict):
     window: int = Field(ge=2)
     """Keys that a query sees, itself included."""
     layers: tuple[int, ...] = Field(min_length=1)
+    kv_heads: int | None = Field(default=None, ge=1)
+    """None where it is that of the layers with rules."""
+    head_size: int | None = Field(default=None, ge=1)
+    """Likewise."""
 
 
 class ModelInfo(Strict):
@@ -65,22 +70,44 @@ class ModelInfo(Strict):
             Unsupported: No layer can take rules, some layer is neither full nor sliding attention, or the numbers
                 do not fit each other.
         """
-        text = config.get_text_config() if hasattr(config, "get_text_config") else config
-        architecture = _architecture(config, text)
-        _refuse_other_models(text, architecture)
+        named = architecture(config)
+        layers = _refuse_other_models(config, named)
+        kinds = layer_kinds(config, layers)
+        for layer, kind in enumerate(kinds):
+            if kind not in ("full_attention", "sliding_attention"):
+                raise Unsupported(
+                    f"layer {layer} of {named} is {kind}; plans know full_attention and sliding_attention"
+                )
+        sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
+        if len(sliding) == layers:
+            raise Unsupported(
+                f"every layer of {named} has its own sliding window of {window_of(config)}, so none takes a rule; for "
+                'texts within that window, set "sliding_window": null in its config.json, and its layer_types to '
+                "full_attention where it has them"
+            )
+        shapes = _shapes(config, layers)
+        ruled = _one_shape(named, [(i, shape) for i, shape in enumerate(shapes) if i not in sliding])
+        query_heads, kv_heads, head_size = ruled
         try:
+            window = None
+            if sliding:
+                _, others, size = _one_shape(named, [(i, shapes[i]) for i in sliding])
+                window = Sliding(
+                    window=window_of(config) or 0, layers=sliding, kv_heads=None if others == kv_heads else others,
+                    head_size=None if size == head_size else size,
+                )  # fmt: skip
             return cls(
-                architecture=architecture,
-                layers=text.num_hidden_layers,
-                query_heads=text.num_attention_heads,
-                kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
-                head_size=getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads,
-                rope=_rope(text),
+                architecture=named,
+                layers=layers,
+                query_heads=query_heads,
+                kv_heads=kv_heads,
+                head_size=head_size,
+                rope=_rope(config),
                 name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
-                sliding=_sliding(text, architecture),
+                sliding=window,
             )
         except ValidationError as error:
-            raise Unsupported(f"the config of {architecture}: {problem(error)}") from None
+            raise Unsupported(f"the config of {named}: {problem(error)}") from None
 
     @property
     def group_size(self) -> int:
@@ -92,6 +119,11 @@ class ModelInfo(Strict):
         """The layers that take rules, ascending: all but the model's own sliding ones."""
         sliding = self.sliding.layers if self.sliding else ()
         return tuple(layer for layer in range(self.layers) if layer not in sliding)
+
+    def kv_shape(self, layer: int) -> tuple[int, int]:
+        """KV heads of a layer, and their size."""
+        other = self.sliding if self.sliding and layer in self.sliding.layers else None
+        return (other and other.kv_heads) or self.kv_heads, (other and other.head_size) or self.head_size
 
     def differences(self, other: "ModelInfo") -> list[str]:
         """One entry per field that differs, as `layers: 30 against 32`; names are not compared."""
@@ -122,7 +154,8 @@ class ModelInfo(Strict):
         if self.sliding is None:
             return 0
         stored = min(int(lengths.max()), self.sliding.window - 1) * len(lengths)
-        return stored * len(self.sliding.layers) * self.kv_heads * self.token_bytes(dtype)
+        kv_heads, head_size = self.kv_shape(self.sliding.layers[0])
+        return stored * len(self.sliding.layers) * kv_heads * 2 * head_size * dtype_bytes(dtype)
 
     def token_bytes(self, dtype: Any) -> int:
         """Bytes of the key and the value of one token in one KV head."""
@@ -154,56 +187,53 @@ def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
     return lengths.astype(np.int64)
 
 
-def _architecture(config: Any, text: Any) -> str:
-    named = getattr(config, "architectures", None) or getattr(text, "architectures", None)
-    stem = type(text).__name__.removesuffix("Config").removesuffix("Text")
-    return str(named[0]) if named else f"{stem}ForCausalLM"
-
-
-def _refuse_other_models(text: Any, architecture: str) -> None:
-    """Refuse what is not a decoder whose every layer keeps one key and one value per KV head."""
+def _refuse_other_models(config: Any, named: str) -> int:
+    """Refuse what is not a decoder whose every layer keeps one key and one value per KV head; its number of layers."""
+    text = text_config(config)
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         if not getattr(text, field, None):
-            raise Unsupported(f"the config of {architecture} has no {field}: not a decoder with attention heads")
+            raise Unsupported(f"the config of {named} has no {field}: not a decoder with attention heads")
     if getattr(text, "is_encoder_decoder", False):
-        raise Unsupported(f"{architecture} is an encoder-decoder model; plans are for decoder-only models")
+        raise Unsupported(f"{named} is an encoder-decoder model; plans are for decoder-only models")
     if getattr(text, "kv_lora_rank", None) is not None:
-        raise Unsupported(f"{architecture} caches latent vectors; plans are for one key and value per KV head")
+        raise Unsupported(f"{named} caches latent vectors; plans are for one key and value per KV head")
     if getattr(text, "num_kv_shared_layers", None):
-        raise Unsupported(f"{architecture} shares keys and values between layers; each must have its own")
+        raise Unsupported(f"{named} shares keys and values between layers; each must have its own")
+    layers = by_layer(config, "num_hidden_layers", 1)[0]
+    assert layers is not None  # refused above
+    return layers
 
 
-def _rope(text: Any) -> dict[str, RopeValue]:
+Shape = tuple[int, int, int]
+"""Query heads, KV heads, head size."""
+
+
+def _shapes(config: Any, layers: int) -> list[Shape]:
+    query, kv, size, width = (
+        by_layer(config, field, layers)
+        for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
+    )
+    return [(q or 0, k or q or 0, d or (w or 0) // (q or 1)) for q, k, d, w in zip(query, kv, size, width, strict=True)]
+
+
+def _one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:
+    """The shape that all of these layers have."""
+    first, shape = layers[0]
+    other = next(((layer, found) for layer, found in layers if found != shape), None)
+    if other is not None:
+        raise Unsupported(
+            f"layers {first} and {other[0]} of {named} differ in query heads, KV heads or head size, {shape} and "
+            f"{other[1]}; plans know one shape of full attention, and one of sliding"
+        )
+    return shape
+
+
+def _rope(config: Any) -> dict[str, RopeValue]:
     """Rope parameters with the keys `theta` and `type` first, then the others by name."""
-    found: Mapping[str, Any] = getattr(text, "rope_parameters", None) or {"rope_type": "none"}
-    found = found.get("full_attention", found)
+    found = rope_of(config)
     named = {"theta": found.get("rope_theta"), "type": found.get("rope_type", "default")}
     others = {key: found[key] for key in sorted(found) if key not in ("rope_theta", "rope_type")}
     return {key: value for key, value in (named | others).items() if value is not None}
-
-
-def _sliding(text: Any, architecture: str) -> Sliding | None:
-    window = getattr(text, "sliding_window", None)
-    kinds = getattr(text, "layer_types", None)
-    if kinds is None:  # inferred as transformers does for configs that name no layer types
-        kind = "full_attention"
-        if window is not None:
-            kind = "sliding_attention"
-        elif getattr(text, "attention_chunk_size", None) is not None:
-            kind = "chunked_attention"
-        kinds = [kind] * text.num_hidden_layers
-    for layer, kind in enumerate(kinds):
-        if kind not in ("full_attention", "sliding_attention"):
-            raise Unsupported(
-                f"layer {layer} of {architecture} is {kind}; plans know full_attention and sliding_attention"
-            )
-    layers = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
-    if len(layers) == len(kinds):
-        raise Unsupported(
-            f"every layer of {architecture} has its own sliding window of {window}, so none takes a rule; "
-            "for texts within that window, load the model with sliding_window=None"
-        )
-    return Sliding(window=window, layers=layers) if layers else None
 
 
 def _short(value: Any) -> str:

@@ -24,6 +24,7 @@ from moa.hf.logits import check_head
 from moa.kernels.backend import load, pick
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.walk import attend_alone
+from moa.plans.config import window_of
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
@@ -165,8 +166,14 @@ def _attention(
     return attended.transpose(0, 1)[None], None
 
 
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' mask function: a window no shorter than the longest text is none."""
+    windowless = kwargs.get("local_size") is not None and window_of(kwargs["config"]) is None
+    return sdpa_mask(*args, **kwargs | ({"local_size": None} if windowless else {}))  # type: ignore[no-any-return]
+
+
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
+from moa.plans.config import longest_text
 from moa.plans.errors import MoaError, brief
 from moa.profiler.calibration import Labels, Loss, Source
 from moa.profiler.estimators import ESTIMATORS
@@ -19,7 +20,7 @@ def check_length(model: PreTrainedModel, length: int) -> None:
     Raises:
         MoaError: Too short, or over the model's maximum.
     """
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = longest_text(model.config)
     if length < SHORTEST:
         raise MoaError(f"lengths must be at least {SHORTEST} tokens, found {length}")
     if longest is not None and length > longest:

@@ -59,13 +59,18 @@ def command(
     console.print(verdict)
     if model is not None:
         from moa.load import load_config
+        from moa.plans.config import longest_text
         from moa.plans.model import ModelInfo
         from moa.plans.plan import Plan
 
-        info = ModelInfo.from_config(load_config(model))
+        config = load_config(model)
+        info, longest = ModelInfo.of(config), longest_text(config)
+        if length is not None and longest is not None and length > longest:
+            raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
         console.print(
             f"{info.architecture}: {info.layers} layers, {len(info.ruled_layers)} of them take rules; "
             f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
+            + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )
         chosen = Plan.dense(info) if plan is None else Plan.load(plan)
         chosen.check(info)

@@ -73,7 +73,9 @@ def _encode(tokenizer: Any, text: str, chat: bool) -> "Tensor":
 
 
 def _check_room(network: Any, tokens: int) -> None:
-    longest = getattr(network.config.get_text_config(), "max_position_embeddings", None)
+    from moa.plans.config import longest_text
+
+    longest = longest_text(network.config)
     if longest is not None and tokens > longest:
         raise MoaError(f"prompt and max-new-tokens are {tokens} tokens, over the model's maximum of {longest}")
 

@@ -128,7 +128,7 @@ def test_learned_sinks(fresh):
         moa.apply(model, Plan.dense(model))
 
 
-@pytest.mark.parametrize(("argument", "value"), [("softcap", 30.0), ("sliding_window", 64), ("is_causal", False)])
+@pytest.mark.parametrize(("argument", "value"), [("softcap", 30.0), ("sliding_window", 4), ("is_causal", False)])
 def test_arguments_of_the_attention_function(applied, tokens, argument, value):
     with pytest.raises(Unsupported, match=r"soft-capping|sliding window|bidirectional"):
         applied(tokens(1, 8), **{argument: value})

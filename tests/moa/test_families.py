@@ -1,8 +1,12 @@
 import pytest
 import torch
+from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Plan
+from moa.profiler.backward import run_backward
+from moa.profiler.calibration import whole_text
+from moa.profiler.recorder import recording
 
 FAMILIES = ["Llama", "Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"]
 
@@ -53,8 +57,49 @@ def test_group_sizes(heads, kv_heads, tiny, tokens, random_plan, oracle):
 
 
 def test_mistral_with_windows_of_its_own_takes_no_rules(fresh):
-    with pytest.raises(moa.Unsupported, match="sliding_window=None"):
+    with pytest.raises(moa.Unsupported, match=r'set "sliding_window": null in its config\.json'):
         Plan.dense(fresh("Mistral", sliding_window=64))
+
+
+WIDE = {
+    "Phi3": {"sliding_window": 2048},
+    "Qwen2": {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 1},
+}
+
+
+@pytest.mark.parametrize("family", WIDE)
+def test_a_window_no_shorter_than_the_longest_text_is_none(family, fresh, tokens, random_plan, oracle):
+    model, ids = fresh(family, **WIDE[family]), tokens(1, 330)
+    plan = random_plan(model, 4)
+    assert plan.model.ruled_layers == (0, 1)
+    expected = oracle(model, plan, ids[0])
+    with moa.apply(model, plan), torch.no_grad():
+        torch.testing.assert_close(model(ids, use_cache=False).logits[0], expected, rtol=0, atol=1e-10)
+        for cache in (KVCache(plan), DynamicCache(config=model.config)):
+            parts = [model(part, past_key_values=cache).logits[0] for part in ids.split([70, 1, 1, 258], 1)]
+            torch.testing.assert_close(torch.cat(parts), expected, rtol=0, atol=1e-10)
+        padded, mask = torch.cat([ids[:, :60], ids], 1), torch.ones(1, 390, dtype=torch.int64)
+        mask[0, :60] = 0
+        found = model.generate(padded, attention_mask=mask, max_new_tokens=8, do_sample=False)
+        assert torch.equal(found[:, 60:], model.generate(ids, max_new_tokens=8, do_sample=False))
+        with pytest.raises(moa.Unsupported, match="packed sequences"):
+            model(ids[:, :8], position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]), use_cache=False)
+    with recording(model, (64,)) as recorder:
+        run_backward(model, whole_text(ids[0].tolist()), "given", "nll", torch.Generator())
+        assert (recorder.take()[:, :, :, 5, 2:] > 0).all()
+
+
+def test_a_text_longer_than_a_window_that_is_none_is_refused(fresh, tokens):
+    model = fresh("Phi3", max_position_embeddings=128, sliding_window=128)
+    plan = Plan.dense(model)
+    with moa.apply(model, plan), torch.no_grad():
+        model(tokens(1, 128), use_cache=False)
+        with pytest.raises(moa.Unsupported, match=r"sliding window \(128\)"):
+            model(tokens(1, 129), use_cache=False)
+        cache = KVCache(plan)
+        model(tokens(1, 128), past_key_values=cache)
+        with pytest.raises(moa.Unsupported, match=r"sliding window \(128\)"):
+            model(tokens(1, 1), past_key_values=cache)
 
 
 def test_gemma3_keeps_its_windows_with_padding(tiny, tokens, random_plan, oracle):
