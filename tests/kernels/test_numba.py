@@ -36,6 +36,21 @@ def test_any_number_of_shares_gives_the_same(kit, rules, monkeypatch, shares):
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_same_input_gives_the_same_bits(kit, rules, threads):
+    """With threads that run at once, where numba has them, in whichever order they end."""
+    whole, before, outs = kit.text([500, 300], 12, 4, 8, 0), torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        for _ in range(20):
+            store = kit.store_of(whole, rules, [460, 260], dtype=torch.float32)
+            tokens = whole.new([460, 260], [470, 261], torch.float32)
+            outs.append(ours.step(**tokens, **rules.tensors(600), store=store, scale=SCALE))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(out, outs[0]) for out in outs)
+
+
 @pytest.mark.parametrize(("heads", "size"), [(1, 80), (2, 128), (7, 16)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_element_types_and_shapes(kit, rules, dtype, heads, size):

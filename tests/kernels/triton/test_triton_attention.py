@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -160,6 +161,12 @@ def test_prefill_of_a_ragged_batch(heads: int) -> None:
     agree(text, begin, end, out)
 
 
+@pytest.mark.parametrize("stops", [[[210]], [[10], [210]]])
+def test_prefill_of_a_window_far_from_its_sink(stops: list[list[int]]) -> None:
+    """No block may be read as a sink's that is not. After 10 tokens some tiles' rows cross into the next block."""
+    feed(texts([210], [(0, 64, 0), WINDOW], 1, 16, torch.float32), stops)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_prefill_then_a_long_chunk_over_wrapped_rings(dtype: torch.dtype) -> None:
     feed(texts([420, 111], [WINDOW, HALF, ALL], 1, 64, dtype), [[300, 20], [420, 111]], filled=True)
@@ -199,16 +206,11 @@ def test_a_long_sequence_is_split_into_pieces() -> None:
     feed(text, [[998], [999], [1000]], decode=True, filled=True)
 
 
-@pytest.mark.parametrize("rows", [16, 32, 64])
-def test_the_same_input_gives_the_same_bits(rows: int) -> None:
-    text = texts([200], [WINDOW, ALL], 2, 16, torch.float16)
-    begin, end = torch.tensor([200 - rows]), torch.tensor([200])
-    store = text.store(end)
-    (_, k, v), where = text.new(torch.zeros_like(end), begin)
-    kernels.append(store, k, v, sink=text.sink, **where)
-    (q, k, v), where = text.new(begin, end)
-    call = {"first": text.first(), "sink": text.sink, "scale": 0.25, "store": store, **where}
-    assert torch.equal(kernels.attend(q, k, v, **call), kernels.attend(q, k, v, **call))
+def test_no_kernel_leaves_the_order_of_its_sums_to_chance() -> None:
+    """So the same input gives the same bits. The interpreter runs one program after another: results cannot show it."""
+    files = list(Path(kernels.__file__).parent.glob("*.py"))
+    assert len(files) > 5
+    assert not [file.name for file in files if "atomic_" in file.read_text()]
 
 
 @pytest.mark.parametrize("before", [[0, 70], [0, 0]])
