@@ -1,0 +1,96 @@
+"""Harm of text at a longer length than was profiled: what the search takes it to be, beside what was measured there.
+
+For every pair of profiled lengths of the source `text`: the harm of the search's rules at the longer one, extrapolated
+from the shorter one's table (`moa.search.harm`), against the longer one's own table. `unchanged` is what the same rules
+cost at the shorter length. Writes extrapolation.json and extrapolation.md to `--results`.
+
+    python benchmarks/extrapolation.py profile.safetensors
+"""
+
+import argparse
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import spearmanr
+
+from moa.journal import replace_json
+from moa.plans.errors import MoaError
+from moa.plans.span import Floats
+from moa.profiler.profile import Profile, describe
+from moa.search.grid import grid
+from moa.search.harm import harm
+
+COUNTED = 1e-3
+"""Rules of less than this share of the narrowest rule's harm are left out: their ratios say nothing."""
+
+
+def compare(true: Floats, found: Floats) -> dict[str, float]:
+    """How near `found` is to `true`, both [groups, rules].
+
+    Returns:
+        `rules`: rank correlation of the rules by their sums over groups; `groups`: that of groups, mean over rules;
+        `ratio` and `iqr`: median and quartiles' distance of found / true of those sums.
+    """
+    sums, others = true.sum(0), found.sum(0)
+    counted = np.flatnonzero(sums > COUNTED * sums.max())
+    ratio = others[counted] / sums[counted]
+    ranks = [spearmanr(true[:, i], found[:, i]).statistic for i in counted if found[:, i].any()]
+    low, middle, high = np.percentile(ratio, [25, 50, 75])
+    return {
+        "rules": float(spearmanr(sums, others).statistic), "groups": float(np.mean(ranks)), "ratio": float(middle),
+        "iqr": float(high - low),
+    }  # fmt: skip
+
+
+def rows(profile: Profile) -> list[dict[str, Any]]:
+    """One entry per pair of lengths."""
+    lengths = sorted(n for source, n in profile.cuts if source == "text")
+    if len(lengths) < 2:
+        raise MoaError(f"the profile must have text at two lengths or more, found {len(lengths)}")
+    found = []
+    for short, long in combinations(lengths, 2):
+        rules = grid((lengths[0], long), profile.patterns)
+        true = harm(profile, rules, ("text", long))
+        extrapolated = compare(true, harm(profile, rules, ("text", short), long))
+        unchanged = compare(true, harm(profile, rules, ("text", short)))
+        found.append({"from": short, "to": long, "extrapolated": extrapolated, "unchanged": unchanged})
+    return found
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table."""
+    lines = [
+        f"`{found['command']}`, samples {found['profile']['samples']}", "",
+        "| from | to | | rank of rules | rank of groups | found / measured | IQR |", "|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for row in found["rows"]:
+        for how in ("extrapolated", "unchanged"):
+            cells = [f"{row[how][name]:.3f}" for name in ("rules", "groups", "ratio", "iqr")]
+            lines.append(f"| {row['from']:,} | {row['to']:,} | {how} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("profile", type=Path)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    try:
+        profile = Profile.load(options.profile)
+        found: dict[str, Any] = {"command": " ".join(["python", "benchmarks/extrapolation.py", *sys.argv[1:]])}
+        found |= {"profile": describe(options.profile, profile), "rows": rows(profile)}
+    except MoaError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
+    options.results.mkdir(parents=True, exist_ok=True)
+    replace_json(options.results / "extrapolation.json", found)
+    (options.results / "extrapolation.md").write_text(markdown(found))
+    print(markdown(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
