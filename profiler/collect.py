@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 from transformers import PreTrainedModel
 
+from moa.plans.config import longest_text
 from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
@@ -232,6 +233,7 @@ def _blank(
         "torch": torch.__version__,
         "weights": fingerprint(model),
         "dtype": str(model.dtype),
+        "max_length": longest_text(model.config),
         "sources": {t.source.name: [t.source.labels, t.source.loss] for t in todo},
     }
     estimators = {t.source.name: settings.estimator or t.source.estimator for t in todo}

@@ -24,6 +24,7 @@ from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, Task, tasks
 from moa.search.grid import Grid
 from moa.search.harm import slope
+from moa.search.lengths import Lengths
 
 SETTINGS = Settings(lengths=(320, 256), samples=2, sinks=(64, 128))
 
@@ -410,3 +411,13 @@ def test_documents_are_not_mixed_with_those_that_a_profile_does_not_name(tmp_pat
     for one, two in ((0, 1), (1, 0)):
         with pytest.raises(ProfileError, match="which documents data is"):
             parts[one].plus(parts[two])
+
+
+def test_a_profile_knows_how_long_texts_the_model_takes(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    path = tmp_path / "p.safetensors"
+    collect(model, tokenizer, replace(SETTINGS, samples=1), NOISE[:1], path)
+    profile, most = Profile.load(path), model.config.max_position_embeddings
+    assert profile.meta["max_length"] == most
+    assert Lengths.of(profile).longest == min(4 * max(SETTINGS.lengths), most)
+    with pytest.raises(MoaError, match=f"to {most}, found {most + 1}"):
+        Lengths.of(profile, longest=most + 1)
