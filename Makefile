@@ -13,7 +13,7 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo fuzz profile absolute bench clean
+.PHONY: help test test-full check demo fuzz mutants profile absolute bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
+	@echo "make mutants    plants 190 faults, one at a time, each of which a test must notice (30 minutes); resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
@@ -68,6 +69,9 @@ fuzz: $(FUZZED)
 build/fuzz/%: $(READY) $(SOURCES)
 	$(PYTEST) -m "hypothesis and not full and not gpu" --hypothesis-seed=$*
 	mkdir -p $(@D) && touch $@
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants/run.py
 
 profile: build/profile.safetensors
 

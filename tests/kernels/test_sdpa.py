@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels import sdpa, slabs
+from moa.kernels import reference, sdpa, slabs
 
 SCALE = 0.3
 
@@ -83,17 +83,30 @@ def test_steps_in_a_row(kit, rules):
     whole = kit.text([340, 240], 12, 4, 4, 0)
     store = kit.store_of(whole, rules, [200, 160], fill=0, room=140)
     tensors, expected = rules.tensors(340), kit.oracle(whole, rules, SCALE)
+    tensors["starts"] = whole.new([0, 0], [1, 1])["starts"]  # the very tensor, as a cache passes: else nothing is kept
     for n in (*range(90), *range(70, 130)):
         begin = [200 + n, 160 + n // 2]
         end = [b + 1 for b in begin]
-        out = sdpa.step(**whole.new(begin, end), **tensors, store=store, scale=SCALE)
+        out = sdpa.step(**whole.new(begin, end) | tensors, store=store, scale=SCALE)
         rows = torch.stack([x[b] for x, b in zip(expected, begin, strict=True)])
         torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
         if n % 2:
             again = [200 + n + 1, 160 + n // 2 + 1]  # every length one more, as the kept bias expects
-            out = sdpa.step(**whole.new(again, [b + 1 for b in again]), **tensors, store=store, scale=SCALE)
+            out = sdpa.step(**whole.new(again, [b + 1 for b in again]) | tensors, store=store, scale=SCALE)
             rows = torch.stack([x[b] for x, b in zip(expected, again, strict=True)])
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
+
+
+def test_a_step_under_another_table_goes_on_from_nothing(kit, rules):
+    whole = kit.text([302, 202], 12, 4, 4, 0)
+    store = kit.store_of(whole, rules, [300, 200], fill=0)
+    tensors = rules.tensors(340) | {"starts": whole.new([0, 0], [1, 1])["starts"]}
+    sdpa.step(**whole.new([300, 200], [301, 201]) | tensors, store=store, scale=SCALE)
+    own = torch.arange(tensors["first"].shape[1], dtype=torch.int32)
+    tensors["first"] = (tensors["first"] + 1).minimum(own)  # a block narrower
+    call = whole.new([301, 201], [302, 202]) | tensors | {"scale": SCALE, "store": store}
+    expected = reference.attend(**call)
+    torch.testing.assert_close(sdpa.step(**call), expected, atol=1e-10, rtol=0)
 
 
 def test_step_refuses_a_sequence_without_a_new_token(kit, rules):

@@ -26,7 +26,7 @@ FAMILIES = {
     "Phi3": {"pad_token_id": 0},
     "Gemma3": {
         "head_dim": 16,
-        "query_pre_attn_scalar": 16,
+        "query_pre_attn_scalar": 40,  # so that the scale is not that of the head size
         "sliding_window": 48,
         "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "full_attention", "full_attention"],

@@ -116,6 +116,16 @@ def test_mask_that_hides_stored_tokens(applied, plan, tokens):
         applied(tokens(1, 4), past_key_values=cache, attention_mask=mask)
 
 
+@pytest.mark.parametrize("max_length", [None, 20])
+def test_mask_that_pads_other_tokens_than_before(applied, plan, tokens, max_length):
+    cache, mask = KVCache(plan, max_length), torch.ones(1, 12)
+    mask[0, 2] = 0
+    applied(tokens(1, 8), past_key_values=cache, attention_mask=mask[:, :8])
+    mask[0, 2:4] = torch.tensor([1, 0])
+    with pytest.raises(Unsupported, match="hides or shows"):
+        applied(tokens(1, 4), past_key_values=cache, attention_mask=mask)
+
+
 def test_soft_capping(fresh):
     model = fresh("Gemma2", head_dim=16, query_pre_attn_scalar=16, layer_types=["full_attention"] * 2)
     with pytest.raises(Unsupported, match="soft-caps"):

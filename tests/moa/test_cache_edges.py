@@ -200,3 +200,83 @@ def test_columns_taken_back_may_be_padded_otherwise_again(model, plan, tokens, o
         found = torch.cat([step(model, cache, ids[:, begin:end]) for begin, end in ((90, 91), (91, 160))], 1)
     for row in range(2):
         torch.testing.assert_close(found[row], oracle(model, plan, ids[row])[90:], rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
+def test_a_padded_column_where_a_slab_is_full(model, tokens, backend):
+    """Its key is written too, one slot past the text: with no room there it would lie on a key that is wanted."""
+    plan, ids, mask = Plan.dense(model), tokens(2, 131), torch.ones(2, 131, dtype=torch.int64)
+    mask[0, 128] = 0
+    cache, positions = KVCache(plan), (mask.cumsum(1) - 1).clamp(min=0)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        for begin, end in ((0, 128), (128, 129), (129, 130), (130, 131)):
+            found = model(
+                ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end],
+                past_key_values=cache,
+            ).logits[:, -1]  # fmt: skip
+    with torch.no_grad():
+        expected = torch.cat([model(row[kept.bool()][None]).logits[:, -1] for row, kept in zip(ids, mask, strict=True)])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def padded_left(cache, model, ids, lengths):
+    """Feed texts of `lengths` tokens, aligned at their ends."""
+    mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor(lengths)[:, None]).long()
+    model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache)
+    return mask
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
+def test_a_chunk_of_which_a_sequence_has_nothing(model, plan, tokens, backend):
+    ids, cache = tokens(2, 105), KVCache(plan)
+    with moa.apply(model, plan, backend), torch.no_grad():
+        step(model, cache, ids[:, :100])
+        mask = torch.ones_like(ids)
+        mask[1, 100:] = 0
+        found = model(ids[:, 100:], attention_mask=mask, past_key_values=cache).logits[0]
+        expected = model(ids[:1]).logits[0, 100:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert cache.lengths.tolist() == [105, 100]
+
+
+def test_what_was_lost_before_a_slab_grew_stays_lost(model, tokens):
+    """At 460 tokens the ring has 6 blocks and has lost block 1; that of 8 blocks, at 513, might have held it."""
+    plan, ids = Plan.from_rules(model, {}, defaults=Rule(alpha=-100, beta=240 / 256)), tokens(1, 513)
+    cache = KVCache(plan)
+    with moa.apply(model, plan), torch.no_grad():
+        step(model, cache, ids[:, :460])
+        step(model, cache, ids[:, 460:])
+    with pytest.raises(Unsupported, match="cannot crop 448 tokens"):
+        cache.crop(-448)
+
+
+@pytest.mark.parametrize("change", ["reset", "reorder"])
+def test_a_text_lost_nothing_in_the_place_of_another_that_did(model, tokens, change):
+    plan, ids = Plan.two_group(model, [], window=64), tokens(2, 600)
+    cache = KVCache(plan, max_length=700)
+    with moa.apply(model, plan), torch.no_grad():
+        padded_left(cache, model, ids, [600, 200])
+        cache.crop(-1)  # takes note of what is lost
+        if change == "reset":
+            cache.reset()
+            step(model, cache, ids[:, :199])
+        else:
+            cache.reorder_cache(torch.tensor([1, 1]))
+        cache.crop(-99)
+    assert cache.lengths.tolist() == [100, 100]
+
+
+@pytest.mark.parametrize("held", [47, 48])
+def test_a_window_of_the_models_own_can_be_cropped_until_it_drops(tiny, tokens, held):
+    model, ids = tiny("Gemma3"), tokens(1, 60)
+    plan = Plan.dense(model)
+    cache = KVCache(plan)
+    with moa.apply(model, plan), torch.no_grad():
+        step(model, cache, ids[:, :held])
+        if held == 48:  # as many as the window: the first key is gone, which one token less would see
+            with pytest.raises(Unsupported, match="sliding window of 48"):
+                cache.crop(-1)
+            return
+        cache.crop(-1)
+        found, expected = step(model, cache, ids[:, 46:]), model(ids).logits[:, 46:]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

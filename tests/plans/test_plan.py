@@ -208,6 +208,12 @@ def test_uniform_is_the_widest_window_within_the_density(at, density):
     assert wider > density or plan.density(at) == 1
 
 
+def test_uniform_takes_a_density_that_a_window_has_exactly():
+    """0.58 * 3200 is just under 1856 in floating point."""
+    plan = Plan.uniform(MODEL, 0.58, at=3200)
+    assert (plan.defaults.alpha, plan.density(3200)) == (1792, 0.58)
+
+
 def test_uniform_refuses_what_is_no_density():
     for density in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(PlanError, match="density must be over 0 and at most 1"):

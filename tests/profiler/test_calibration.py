@@ -41,12 +41,13 @@ def test_responses_are_the_answers_stated_in_the_context(tokenizer: Any, name: s
 
 
 def test_facts_lie_at_every_depth(tokenizer: Any) -> None:
-    facts = [Fact(f"Fact {i} is x{i}y.", f"What is fact {i}?", f"x{i}y") for i in range(12)]
+    facts = [Fact(f"Fact {i} is", f"x{i}y", f"What is fact {i}?") for i in range(12)]
     sample = ask(tokenizer, 4096, random.Random(1), True, facts)
-    text = tokenizer.decode(sample.ids)
+    text = tokenizer.decode(sample.ids[: sample.response[0]])  # the context, and the first question
     depths = [text.index(f.statement) / len(text) for f in facts]
     assert depths == sorted(depths)
     assert depths[0] < 0.2
+    assert depths[-1] > 0.8
     assert max(b - a for a, b in pairwise(depths)) < 0.25
 
 

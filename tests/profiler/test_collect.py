@@ -76,6 +76,7 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert profile.cuts["noise", 320].shape == (3, 2, 2, 5, 5)
     assert profile.patterns == (("sink_window", 64), ("sink_window", 128), ("keydiff_window", 64))
     assert profile.tokens["known", 256] == 2 * 255
+    assert (profile.cuts["known", 256] < 0).any()  # an effect keeps its sign
     table = profile.cuts["noise", 320]
     assert (table[0, ..., 4, 2:] > 0).all()  # real cuts do harm
     assert (table[..., 0] < 1e-12).all()  # edge 0 keeps everything, up to rounding squared
@@ -111,6 +112,8 @@ def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, labels: Any, l
     sample = whole_text([i * 7 % 200 for i in range(HEAD_CHUNK + 70)])
     ids = torch.tensor([sample.ids])
     model.double()
+    for layer in model.model.layers:
+        layer.self_attn.scaling /= 2  # not that of the head size
     grads = []
     hook = model.model.layers[0].register_full_backward_hook(lambda _m, _i, out: grads.append(out[0]))
     other = torch.randn(len(sample.response), model.config.hidden_size, dtype=torch.float64)
@@ -178,6 +181,14 @@ def test_a_slope_is_the_derivative_of_the_divergence(
 
     step = 1e-4
     assert found == pytest.approx((divergence(step) - divergence(-step)) / (2 * step), rel=1e-3)
+
+
+def test_every_sample_has_its_own_seeds() -> None:
+    todo = tasks(SETTINGS, NOISE)
+    uses = [(task, use) for task in todo for use in ("text", "labels")]
+    seeds = [_seed(settings, *use) for settings in (SETTINGS, SLOPES) for use in uses]
+    assert len(set(seeds)) == 2 * len(todo)  # those of a sample and a use, whatever else is measured
+    assert not set(seeds) & {_seed(replace(SETTINGS, seed=1), task, "text") for task in todo}
 
 
 def test_slopes_are_measured_at_every_length() -> None:

@@ -106,6 +106,16 @@ def test_a_wrong_header_is_refused_by_name(path: Path, tmp_path: Path, change: A
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_harms_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    profile = make()
+    for table in profile.cuts.values():
+        table[0, 0, 0, -1, 1] = value
+    profile.save(tmp_path / "p.safetensors")
+    with pytest.raises(ProfileError, match="not finite"):
+        Profile.load(tmp_path / "p.safetensors")
+
+
 @pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}, {"profile": "[]"}, {"profile": "{"}])
 def test_another_safetensors_file_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": np.zeros(4, np.float32)}, tmp_path / "model.safetensors", metadata)

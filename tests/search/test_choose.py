@@ -101,6 +101,16 @@ def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
     assert np.allclose(objective(profile, rules, mix), found)
 
 
+def test_power_of_harm_and_weights_of_layers(make_profile):
+    profile = make_profile((512,), sources=("text",), layers=4)
+    rules = grid(profile.lengths, profile.patterns)
+    table = harm(profile, rules, ("text", 512)) ** 0.5
+    expected = table / table.max(1).sum()
+    assert np.allclose(objective(profile, rules, Mix(power=0.5)), expected)
+    bands = np.repeat([1, 3], 4)[:, None]  # two layers of two groups each
+    assert np.allclose(objective(profile, rules, Mix(power=0.5, layers=(1.0, 3.0))), expected * bands)
+
+
 def test_a_source_without_weight_does_not_count(make_profile):
     profile = make_profile()
     rules = grid(profile.lengths, profile.patterns)

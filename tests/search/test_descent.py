@@ -91,6 +91,18 @@ def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
     np.testing.assert_allclose(slopes(one), own - own[:, :1], atol=1e-12)
 
 
+def test_a_step_is_held_back_from_the_last_plan_not_the_first(make_asking):
+    profile = make_asking()
+    rules = grid((N,), profile.patterns)
+    start, last = (choose(profile, [parse("density", d)], lengths=Lengths((N,)))[0] for d in ("0.6", "0.3"))
+    text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
+    total = Descent(start, last, (around(profile, {}),), 1.0).objective(text, 0 * recall, rules, PLAIN)
+    numbers = [rules.rule(i) for i in range(len(rules))]
+    stays = [numbers.index(rule) for layer in last.model.ruled_layers for rule in last.groups[layer]]
+    assert np.allclose(total[np.arange(len(total)), stays], 0)
+    assert (total > 0).mean() > 0.5
+
+
 @pytest.mark.parametrize("more", [{}, {"keydiff": (64,)}, {"sinks": (64, 128), "keydiff": (128, 64)}])
 def test_the_start_is_judged_by_its_objective(make_asking, more):
     profile = make_asking(**more)

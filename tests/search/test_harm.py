@@ -6,11 +6,14 @@ import pytest
 
 from moa.profiler.profile import bin_size
 from moa.search.grid import grid
-from moa.search.harm import harm, monotone
+from moa.search.harm import harm, monotone, slope
 
 
-def slow_harm(profile, cut, group, rule):
-    """The documented formula, block by block in plain Python, with the window formula of docs/plan.md."""
+def slow_harm(profile, cut, group, rule, signed=False):
+    """The documented formula, block by block in plain Python, with the window formula of docs/plan.md.
+
+    `signed` is that of a slope: the table as it is, and no row counted twice.
+    """
     length = cut[1]
     per_bin = bin_size(length) // 64
     layer, head = divmod(group, profile.model.kv_heads)
@@ -24,6 +27,9 @@ def slow_harm(profile, cut, group, rule):
             window = max(rule.alpha + rule.beta * n - rule.sink, 64)
             first = max(rule.sink // 64, floor((n - window) / 64))
             edges.append(0 if first <= rule.sink // 64 else ceil(first / per_bin))
+        if signed:
+            total += float(table[row, min(max(edges), row)])
+            continue
         narrower = sum(1 for edge in edges if edge > row)
         total += (1 + narrower) * max(float(x) for x in table[row, : min(max(edges), row) + 1])
     return total / (2 * profile.tokens[cut])
@@ -48,6 +54,9 @@ def test_harm_is_the_formula(make_profile, lengths, sinks, keydiff):
         for i in range(0, len(rules), max(1, len(rules) // 12)):
             for group in (0, 3):
                 assert table[group, i] == pytest.approx(slow_harm(profile, cut, group, rules.rule(i)), rel=1e-9)
+        slopes = slope(profile, rules, cut)
+        i = len(rules) // 3
+        assert slopes[0, i] == pytest.approx(slow_harm(profile, cut, 0, rules.rule(i), signed=True), rel=1e-9)
 
 
 @pytest.mark.parametrize("alike", [False, True])

@@ -16,7 +16,7 @@ from moa.search.choose import choose
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.storage import open_storage
-from moa.search.study import Measured, measure, mix_of, open_study, study
+from moa.search.study import Measured, measure, mix_of, open_study, study, tpe
 
 N = 1024
 
@@ -135,6 +135,21 @@ def test_a_file_that_is_no_journal_stays_as_it_is(tmp_path, content):
 def test_a_storage_that_cannot_be_opened_is_one_line(url):
     with pytest.raises(MoaError, match=f"cannot open --storage {url}: [^\n]+$"):
         open_storage(url)
+
+
+def test_every_trial_draws_from_a_seed_of_its_own(make_profile, tmp_path):
+    profile, journal, seeds = make_profile(), str(tmp_path / "trials.log"), []
+
+    def sampler(seed):
+        seeds.append(seed)
+        return tpe(seed)
+
+    for trials in (3, 5):  # the second run goes on
+        study(
+            profile, partial(solve, profile), Truth(), trials=trials, lengths=[N], name="a", storage=journal,
+            sampler=sampler,
+        )  # fmt: skip
+    assert len(set(seeds)) == len(seeds) == 4  # the first trial is the plain mix
 
 
 def test_equal_seeds_give_equal_studies(make_profile):

@@ -1,0 +1,30 @@
+"""One row of the evaluation's table from results that are written out here."""
+
+import pytest
+
+from moa import Plan
+from moa.comparison import Sample
+from moa.haystack import Haystack, Question
+from moa.summary import summarise
+
+
+def test_answers_are_counted_by_depth_and_against_the_dense_models(model):
+    depths = (0.1, 0.3, 0.55, 0.95)
+    hay = Haystack(tuple(range(400)), tuple(Question((1,), "x", depth) for depth in depths))
+    answers = [True, False, True, False], [True, True, True, False]
+    result, dense = ({"right": right, "cache_bytes": 7} for right in answers)
+    row = summarise("narrow", Plan.dense(model), [Sample("four", 512, 0, hay)], [result], [dense], model.dtype)
+    four = row["four"]
+    assert (four["right"], four["questions"], four["rate"]) == (2, 4, 0.5)
+    assert four["kept"] == pytest.approx(2 / 3)
+    assert four["minus_dense"][0] == -0.25
+    assert [(d["right"], d["questions"]) for d in four["by_depth"]] == [(1, 1), (0, 1), (1, 1), (0, 0), (0, 1)]
+    assert row["cache"] == {"tokens": 400, "predicted": Plan.dense(model).kv_bytes(400, 1, model.dtype), "allocated": 7}
+
+
+def test_quarters_have_the_same_weight_and_dense_is_the_base(model):
+    sample = Sample("text", 512, 0, list(range(512)))
+    result, dense = {"nll": [2.0, 2, 2, 3], "kl": [0.0, 0, 0, 0.4]}, {"nll": [2.0, 2, 2, 2], "kl": [0.0] * 4}
+    text = summarise("narrow", Plan.dense(model), [sample], [result], [dense], model.dtype)["text"]
+    assert text["perplexity_against_dense"] == pytest.approx(2.718281828**0.25)
+    assert (text["kl"], text["kl_by_quarter"]) == (pytest.approx(0.1), [0, 0, 0, 0.4])
