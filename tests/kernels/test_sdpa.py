@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels import reference, sdpa, slabs
+from moa.kernels import sdpa, slabs
 
 SCALE = 0.3
 
@@ -95,18 +95,6 @@ def test_steps_in_a_row(kit, rules):
             out = sdpa.step(**whole.new(again, [b + 1 for b in again]) | tensors, store=store, scale=SCALE)
             rows = torch.stack([x[b] for x, b in zip(expected, again, strict=True)])
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
-
-
-def test_a_step_under_another_table_goes_on_from_nothing(kit, rules):
-    whole = kit.text([302, 202], 12, 4, 4, 0)
-    store = kit.store_of(whole, rules, [300, 200], fill=0)
-    tensors = rules.tensors(340) | {"starts": whole.new([0, 0], [1, 1])["starts"]}
-    sdpa.step(**whole.new([300, 200], [301, 201]) | tensors, store=store, scale=SCALE)
-    own = torch.arange(tensors["first"].shape[1], dtype=torch.int32)
-    tensors["first"] = (tensors["first"] + 1).minimum(own)  # a block narrower
-    call = whole.new([301, 201], [302, 202]) | tensors | {"scale": SCALE, "store": store}
-    expected = reference.attend(**call)
-    torch.testing.assert_close(sdpa.step(**call), expected, atol=1e-10, rtol=0)
 
 
 def test_step_refuses_a_sequence_without_a_new_token(kit, rules):
