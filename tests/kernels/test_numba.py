@@ -43,8 +43,8 @@ def test_the_same_input_gives_the_same_bits(kit, rules, threads):
     torch.set_num_threads(threads)
     try:
         for _ in range(20):
-            store = kit.store_of(whole, rules, [460, 260], dtype=torch.float32)
-            tokens = whole.new([460, 260], [470, 261], torch.float32)
+            store = kit.store_of(whole, rules, [460, 260])
+            tokens = whole.new([460, 260], [470, 261])
             outs.append(ours.step(**tokens, **rules.tensors(600), store=store, scale=SCALE))
     finally:
         torch.set_num_threads(before)
