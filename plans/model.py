@@ -199,6 +199,8 @@ def _refuse_other_models(config: Any, named: str) -> int:
         raise Unsupported(f"{named} caches latent vectors; plans are for one key and value per KV head")
     if getattr(text, "num_kv_shared_layers", None):
         raise Unsupported(f"{named} shares keys and values between layers; each must have its own")
+    if getattr(text, "cross_attention_layers", None):
+        raise Unsupported(f"{named} has layers that attend to pictures (cross-attention); each must attend to the text")
     layers = by_layer(config, "num_hidden_layers", 1)[0]
     assert layers is not None  # refused above
     return layers

@@ -83,7 +83,7 @@ FIELDS: dict[str, Any] = {
     **SHAPE, "head_dim": 8, "max_position_embeddings": 128, "sliding_window": 64, "layer_types": ["full_attention"] * 4,
     "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, "architectures": ["X"],
     "is_encoder_decoder": False, "kv_lora_rank": None, "num_kv_shared_layers": 0, "attention_chunk_size": None,
-    "_name_or_path": "x",
+    "_name_or_path": "x", "cross_attention_layers": None,
 }  # fmt: skip
 ODD = (None, 0, 1, -1, 1.5, True, "x", [], [1], [1, 2, 3, 4], ["full_attention"], {}, {"full_attention": None})
 

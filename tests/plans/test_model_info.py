@@ -87,6 +87,7 @@ def test_gemma3_text_and_multimodal():
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.DeepseekV3Config(), "latent"),
         (transformers.MambaConfig(), "no num_attention_heads"),
+        (transformers.MllamaConfig(), "cross-attention"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else "",
 )
