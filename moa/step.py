@@ -53,6 +53,8 @@ def _check_positions(cache: Any, positions: Tensor, mask: Any, held: int) -> Non
     columns = torch.arange(held, held + new, device=positions.device)
     if (positions == columns).all():
         return  # nothing padded, the usual case
+    if isinstance(mask, Mapping):  # made already, one for each kind of layer, as models for images and text do
+        mask = mask.get("full_attention")
     if isinstance(mask, Tensor):
         if mask.ndim != 2 or mask.shape[1] < held + new:
             return  # refused where masks are made

@@ -39,8 +39,9 @@ def longest_text(config: Any) -> int | None:
     if positions is None:
         return None
     factor, start = rope.get("factor"), _whole(rope.get("original_max_position_embeddings")) or positions
-    scaled = isinstance(factor, int | float) and rope.get("rope_type") not in (None, "default", "none")
-    return max(positions, round(factor * start)) if scaled else positions
+    if not isinstance(factor, int | float) or rope.get("rope_type") in (None, "default", "none"):
+        return positions
+    return max(positions, round(factor * start))
 
 
 def window_of(config: Any) -> int | None:

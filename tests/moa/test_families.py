@@ -1,5 +1,6 @@
 import pytest
 import torch
+import transformers
 from transformers import DynamicCache
 
 import moa
@@ -59,6 +60,25 @@ def test_group_sizes(heads, kv_heads, tiny, tokens, random_plan, oracle):
 def test_mistral_with_windows_of_its_own_takes_no_rules(fresh):
     with pytest.raises(moa.Unsupported, match=r'set "sliding_window": null in its config\.json'):
         Plan.dense(fresh("Mistral", sliding_window=64))
+
+
+def test_left_padding_of_a_model_for_images_and_text(random_plan, tokens):
+    text = {
+        "vocab_size": 61, "hidden_size": 64, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 16, "layer_types": ["full_attention"] * 2,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 28,
+        "patch_size": 14,
+    }  # fmt: skip
+    config = transformers.Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4)
+    model = transformers.Gemma3ForConditionalGeneration(config).double().eval()
+    ids, mask = tokens(2, 120), torch.ones(2, 120, dtype=torch.int64)
+    mask[0, :23] = 0
+    with moa.apply(model, random_plan(model, 4)):
+        found = model.generate(ids, attention_mask=mask, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+        alone = model.generate(ids[:1, 23:], max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    assert torch.equal(found[0, 23:], alone[0])
 
 
 WIDE = {
