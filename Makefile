@@ -13,7 +13,7 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo fuzz mutants profile absolute bench clean
+.PHONY: help test test-full check demo models fuzz mutants profile absolute bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -22,6 +22,7 @@ help:
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants 239 faults, one at a time, each of which a test must notice (30 minutes); resumable"
+	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (12 minutes)"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
@@ -58,6 +59,10 @@ demo: $(READY) $(MODEL)/config.json
 	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
 	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 2048 --needles 8 --four-needles 1 --ppl-windows 1 -o demo/eval.json
 	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
+
+# Each of transformers' causal language models, tiny, in a process of its own.
+models: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
 
 # At each seed a property has the cases that its test names: 100 lives of a cache, 3 to 200 of others. Interrupted, it goes
 # on with the seed it was at; a change starts anew.

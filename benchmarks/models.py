@@ -1,0 +1,88 @@
+"""Every causal language model that transformers lists, small and random, under plans: works, refused, or not built.
+
+    python benchmarks/models.py            # all of them: docs/models.md and benchmarks/results/models.json
+    python benchmarks/models.py llama opt  # these, printed
+
+One that works agrees in float64 with its own eager attention and masks written out from the plan: without a cache, with
+one in one pass and in chunks, in `generate`, with left padding; and it can be profiled. Each model has a process of its
+own, with 8 GB of memory and a minute at most. Exits with 1 if one gives a wrong answer or an error that is not ours.
+"""
+
+import argparse
+import json
+import multiprocessing
+import resource
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from moa.plans.errors import MoaError
+
+MEMORY, SECONDS = 8 << 30, 60
+ROOT = Path(__file__).parents[1]
+
+
+def examine(kind: str, answer: Any) -> None:
+    """In a process of its own: say of one model type what holds."""
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    from models_parts import check, tiny
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    at = ["building"]
+    found: dict[str, Any] = {}
+    try:
+        model = tiny.tiny_model(kind)
+        found["model"] = type(model).__name__
+        differences = check.check(model, at.append)
+        found |= {"status": "works", "difference": max(differences[name] for name in check.EXACT)}
+    except MoaError as error:
+        found |= {"status": "refused", "at": at[-1], "why": str(error)}
+    except BaseException as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        status = "not built" if at[-1] in ("building", "the bare model") else "wrong"
+        found |= {"status": status, "at": at[-1], "why": why}
+    answer.send(found)
+
+
+def sweep(kinds: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Each model type, and what was found."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(
+        ["transformers.generation", "moa.applied", "moa.profiler.recorder", "moa.cli.main"]
+    )
+    for kind in kinds:
+        ours, theirs = processes.Pipe()
+        process = processes.Process(target=examine, args=(kind, theirs))
+        process.start()
+        theirs.close()
+        try:
+            found = ours.recv() if ours.poll(SECONDS) else {"status": "not built", "why": f"over {SECONDS} seconds"}
+        except EOFError:
+            found = {"status": "not built", "why": f"over {MEMORY >> 30} GiB of memory"}
+        process.kill()
+        process.join()
+        yield kind, found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", help="model types; all of them when left out")
+    kinds = parser.parse_args().kinds
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    results = {}
+    for kind, found in sweep(kinds or sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)):
+        results[kind] = found
+        print(kind, found["status"], found.get("at", ""), found.get("why", found.get("difference")), flush=True)
+    if not kinds:
+        from models_parts.table import page
+
+        (ROOT / "benchmarks/results/models.json").write_text(json.dumps(results, indent=1) + "\n")
+        (ROOT / "docs/models.md").write_text(page(results))
+    return int(any(found["status"] == "wrong" for found in results.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""Whether a model under a plan computes what the plan says: against its own eager attention with written-out masks."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache
+from transformers.masking_utils import sdpa_mask
+
+import moa
+from moa.hf.attention import attention_modules, decoder_of
+from moa.hf.logits import hidden_of, logits_of
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan, Rule
+from moa.profiler.backward import run_backward
+from moa.profiler.calibration import whole_text
+from moa.profiler.estimate import peak_bytes
+from moa.profiler.recorder import recording
+
+TOKENS = 270
+CHUNKS = (70, 1, 1, 64, 130, 4)
+PADDING = 23
+NEW = 6
+CLOSE = 1e-8
+"""Largest difference in float64."""
+CLOSE_FLOAT32 = 1e-4
+EXACT = "dense plan", "no cache", "one pass", "chunks"
+
+RULES = (
+    Rule(sink=64, alpha=64, beta=0.0),
+    Rule(sink=128, alpha=0, beta=0.5),
+    Rule(sink=64, alpha=-150, beta=0.75),
+    Rule(sink=64, alpha=0, beta=1.0),
+)
+
+
+def random_plan(model: Any) -> Plan:
+    rng, info = np.random.default_rng(0), Plan.dense(model).model
+    groups = {layer: [RULES[i] for i in rng.integers(len(RULES), size=info.kv_heads)] for layer in info.ruled_layers}
+    return Plan.from_rules(model, groups | {info.ruled_layers[0]: [RULES[0]] * info.kv_heads}, defaults=RULES[0])
+
+
+def written_out(plan: Plan, layer: int, n: int) -> Tensor:
+    """What each query sees of each key in a layer: bool [1, kv_heads, n, n], from what the plan says of each length."""
+    spans = np.stack([plan.spans(i + 1)[layer] for i in range(n)])  # [n, kv_heads]
+    sink = np.array([rule.sink for rule in plan.groups[layer]])
+    i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
+    seen = (j <= i) & ((spans[:, None] == i + 1) | (j < sink) | (j > i - (spans[:, None] - sink)))
+    return torch.from_numpy(seen).permute(2, 0, 1)[None]
+
+
+def _masked(plan: Plan, module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    """Plain attention in the model's own type: eager ones take softmax in float32."""
+    heads, mask = q.shape[1] // k.shape[1], attention_mask
+    if module.layer_idx in plan.model.ruled_layers:
+        mask = written_out(plan, module.layer_idx, q.shape[2]).repeat_interleave(heads, 1)
+    k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
+    return scaled_dot_product_attention(q, k, v, mask, scale=kwargs.get("scaling")).transpose(1, 2), None
+
+
+def _every_mask(*args: Any, **kwargs: Any) -> Any:
+    return sdpa_mask(*args, **kwargs | {"allow_is_causal_skip": False})
+
+
+def masked_logits(model: Any, plan: Plan, ids: Tensor) -> Tensor:
+    """Logits [n, vocabulary] of a model that knows of no plan, each head's mask written out."""
+    AttentionInterface.register("written_out", partial(_masked, plan))
+    AttentionMaskInterface.register("written_out", _every_mask)
+    return attending_by(model, "written_out", ids)
+
+
+def attending_by(model: Any, name: str, ids: Tensor) -> Tensor:
+    """Logits under another attention function."""
+    decoder = decoder_of(model, attention_modules(model, ModelInfo.of(model)))
+    before = decoder.config._attn_implementation
+    decoder.set_attn_implementation(name)
+    try:
+        return _logits(model, ids)
+    finally:
+        decoder.set_attn_implementation(before)
+
+
+def _logits(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
+    return model(input_ids=ids, **{"use_cache": False, **kwargs}).logits[0]
+
+
+def _generate(model: Any, ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """Tokens and their logits [new, vocabulary] of the first text."""
+    out = model.generate(
+        input_ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, output_logits=True,
+        return_dict_in_generate=True, **kwargs,
+    )  # fmt: skip
+    return out.sequences[0, -NEW:], torch.stack(out.logits)[:, 0]
+
+
+@torch.no_grad()
+def check(model: Any, stage: Callable[[str], None]) -> dict[str, float]:
+    """The largest difference of each check.
+
+    Args:
+        model: In float64.
+        stage: Told what comes next.
+
+    Raises:
+        AssertionError: One is too large.
+    """
+    found: dict[str, float] = {}
+
+    def compare(name: str, a: Tensor, b: Tensor, close: float = CLOSE) -> None:
+        found[name] = float((a.double() - b.double()).abs().max())
+        assert found[name] <= close, f"{name}: {found[name]:.1e} from what it should be"
+
+    ids = torch.from_numpy(np.random.default_rng(0).integers(3, 60, (1, TOKENS)))
+    stage("plan")
+    plan, dense = random_plan(model), Plan.dense(model)
+    stage("apply")
+    moa.apply(model, dense, "torch").remove()
+    stage("the bare model")
+    bare = _logits(model, ids)
+    stage("dense plan")
+    usual = _generate(model, ids)
+    cache = DynamicCache(config=model.config)
+    parts = [_logits(model, part, past_key_values=cache, use_cache=True) for part in ids.split(CHUNKS, 1)]
+    rounding = float((torch.cat(parts) - bare).abs().max())  # of what the model computes in float32 whatever its type
+    with moa.apply(model, dense, "torch"):
+        compare("dense plan", _logits(model, ids), bare)
+        compare("dense generate", _generate(model, ids)[1], usual[1], CLOSE_FLOAT32)
+    stage("reference")
+    compare("eager", attending_by(model, "eager", ids), bare, CLOSE_FLOAT32)
+    compare("dense reference", masked_logits(model, dense, ids), bare)
+    expected = masked_logits(model, plan, ids)
+    assert (expected - bare).abs().max() > CLOSE_FLOAT32, "the plan changes nothing, so nothing is shown"
+    with moa.apply(model, plan, "torch"):
+        stage("no cache")
+        compare("no cache", _logits(model, ids), expected)
+        stage("one pass")
+        compare("one pass", _logits(model, ids, past_key_values=moa.KVCache(plan), use_cache=True), expected)
+        stage("chunks")
+        cache = moa.KVCache(plan)
+        parts = [_logits(model, part, past_key_values=cache, use_cache=True) for part in ids.split(CHUNKS, 1)]
+        compare("chunks", torch.cat(parts), expected, max(CLOSE, min(100 * rounding, CLOSE_FLOAT32)))
+        stage("generate")
+        alone = _generate(model, ids)
+        without = _generate(model, ids, use_cache=False)
+        compare("generate", alone[1], without[1], CLOSE_FLOAT32)  # which gives logits in float32
+        assert torch.equal(alone[0], without[0]), "generate: other tokens than without a cache"
+        stage("left padding")
+        other = torch.from_numpy(np.random.default_rng(1).integers(3, 60, (1, TOKENS + PADDING)))
+        batch = torch.cat([torch.nn.functional.pad(ids, (PADDING, 0)), other])
+        mask = torch.ones_like(batch)
+        mask[0, :PADDING] = 0
+        padded = _generate(model, batch, attention_mask=mask)
+        compare("left padding", padded[1], alone[1], CLOSE_FLOAT32)
+        assert torch.equal(padded[0], alone[0]), "left padding: other tokens than alone"
+    stage("profile")
+    compare("head", logits_of(model, hidden_of(model, ids)), bare, CLOSE_FLOAT32)
+    with torch.enable_grad(), recording(model, (64,)) as recorder:
+        run_backward(model, whole_text(ids[0].tolist()), "given", "nll", torch.Generator())
+        assert recorder.take().isfinite().all(), "profile: a table that is not finite"
+    assert peak_bytes(model, 1024) > 0
+    compare("left as it was", _logits(model, ids), bare, 0.0)
+    return found

@@ -1,0 +1,40 @@
+"""`benchmarks/models.py` on 20 families: a new release of transformers shows at once what changed."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+WORKS = (
+    "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt",
+    "mixtral", "granite", "cohere2", "olmo3", "modernbert-decoder",
+)  # fmt: skip
+REFUSED = {"gemma2": "soft-caps", "gpt_oss": "sinks", "deepseek_v3": "latent", "qwen3_next": "linear_attention"}
+
+
+@pytest.fixture
+def module(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return import_module("models")
+
+
+@pytest.mark.full
+def test_twenty_families(module):
+    results = dict(module.sweep([*WORKS, *REFUSED]))
+    for kind in WORKS:
+        assert results[kind]["status"] == "works", (kind, results[kind])
+    for kind, why in REFUSED.items():
+        assert results[kind]["status"] == "refused", (kind, results[kind])
+        assert why in results[kind]["why"]
+
+
+def test_the_page(module):
+    found = {
+        "a": {"status": "works", "difference": 2e-15},
+        "b": {"status": "refused", "why": "b has x|y"},
+        "c": {"status": "wrong", "why": "chunks"},
+    }
+    page = import_module("models_parts.table").page(found)
+    assert "1 works, 1 refused by name, 1 WRONG" in page
+    assert "| `a` | works | largest difference 2e-15 |" in page
+    assert "| `b` | refused by name | b has x/y |" in page
