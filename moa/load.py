@@ -74,6 +74,7 @@ def load_model(
     if absent:
         raise MoaError(f"model '{name}': {len(absent)} weights missing or misshapen, first {absent[0]}")
     _check_vocabulary(name, model, tokenizer)
+    _check_finite(name, model)
     return (model if device_map is not None else model.to(target)).eval(), tokenizer
 
 
@@ -89,6 +90,17 @@ def _check_vocabulary(name: str | Path, model: Any, tokenizer: Any) -> None:
         raise MoaError(
             f"model '{name}': its tokenizer numbers {brief(token)} as {largest}, but the model has embeddings for "
             f"{rows} tokens; give the tokenizer that belongs to it"
+        )
+
+
+def _check_finite(name: str | Path, model: Any) -> None:
+    """Refuse weights that are damaged, or too large for the dtype that they are loaded in."""
+    weights = ((key, value) for key, value in model.named_parameters() if value.device.type != "meta")
+    broken = [key for key, value in weights if not value.isfinite().all()]
+    if broken:
+        raise MoaError(
+            f"model {str(name)!r}: in {model.dtype}, {len(broken)} weights are not finite, first {broken[0]}; "
+            "the file is damaged, or --dtype must be a wider one"
         )
 
 

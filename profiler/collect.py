@@ -19,8 +19,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 from transformers import PreTrainedModel
 
 from moa.plans.config import longest_text
@@ -36,6 +34,7 @@ from moa.profiler.fingerprint import fingerprint
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 from moa.profiler.retrieval import Copies, scores
+from moa.profiler.sealed import seal, unseal
 from moa.profiler.settings import Settings, Task, tasks
 from moa.profiler.tokens import start
 
@@ -102,12 +101,11 @@ def collect(
     check_run(model, tokenizer, settings, sources, plan, add)
     todo = tasks(settings, sources)
     folder = _open_folder(output, settings, sources, model, tokenizer, plan, rank)
-    blank = _blank(todo, model, tokenizer, settings, plan)
     barrier()
     with recording(model, settings.sinks, plan=plan, keydiff=settings.keydiff) as recorder:
         for task in todo[rank::world]:
             path = sample_file(output, task)
-            measured = not _finished(path, blank, task)
+            measured = not _finished(path)
             if measured:
                 sample = _draw(task, tokenizer, settings)
                 generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
@@ -119,12 +117,12 @@ def collect(
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 if copies is not None:
                     table |= {"copied": copies.table(), "copyable": np.array([copies.tokens])}
-                replace(path, save(table))
+                replace(path, seal(table, {}))
             progress(task, measured)
     barrier()
     if rank:
         return None
-    profile = _sum(output, todo, blank)
+    profile = _sum(output, todo, _blank(todo, model, tokenizer, settings, plan))
     if add is not None:
         profile = add.plus(profile)
     profile.save(output)
@@ -132,23 +130,18 @@ def collect(
     return profile
 
 
-def _finished(path: Path, blank: Profile, task: Task) -> bool:
-    """Whether the task's sample is there and whole; a damaged file is set aside, to be measured again."""
+def _finished(path: Path) -> bool:
+    """Whether a sample is there and whole; a damaged file is set aside, to be measured again."""
     if not path.exists():
         return False
     try:
-        part = load_file(path)
-        whole = (
-            part["cut"].shape == blank.shape(task.length) and bool(np.isfinite(part["cut"]).all())
-            and int(part["tokens"][0]) > 0 and ("copied" in part) == ("copyable" in part)
-        )  # fmt: skip
-    except (SafetensorError, OSError, KeyError, IndexError, TypeError, AttributeError):  # the last two: another dtype
-        whole = False
-    if not whole:
+        unseal(path)
+    except ProfileError:
         aside = path.with_suffix(".damaged")
         os.replace(path, aside)
         logging.getLogger("moa").warning(f"{path}: damaged, so it was set aside as {aside} and is measured again")
-    return whole
+        return False
+    return True
 
 
 def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:
@@ -249,7 +242,7 @@ def _sum(output: Path, todo: Sequence[Task], blank: Profile) -> Profile:
     tokens: dict[tuple[str, int], int] = {}
     copies: list[tuple[Any, int]] = []
     for task in todo:
-        part, key = load_file(sample_file(output, task)), (task.source.name, task.length)
+        (part, _), key = unseal(sample_file(output, task)), (task.source.name, task.length)
         cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
         tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
         if "copied" in part:

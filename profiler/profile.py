@@ -17,14 +17,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from moa.plans.errors import ProfileError, shortened
+from moa.plans.errors import ProfileError
 from moa.plans.model import DTYPES, Dtype, ModelInfo
 from moa.plans.replace import replace
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK
+from moa.profiler.sealed import seal, unseal
 
 Cut = tuple[str, int]
 """A kind of calibration text and a length in tokens."""
@@ -216,7 +215,7 @@ class Profile:
             header["retrieval_tokens"] = self.retrieval_tokens
             tensors["retrieval"] = np.ascontiguousarray(self.retrieval)
         try:
-            replace(path, save(tensors, {"profile": json.dumps(header, sort_keys=True)}))
+            replace(path, seal(tensors, header))
         except OSError as e:
             raise ProfileError(f"cannot write profile {path}: {e.strerror}") from e
 
@@ -229,13 +228,13 @@ class Profile:
         """
         if not Path(path).is_file():
             raise ProfileError(f"no profile at {path}; make one with `moa profile MODEL -o {path}`")
+        tables, found = unseal(path, sealed=False)
+        header = _read_header(found, path)
         try:
-            with safe_open(path, framework="numpy") as f:
-                header = _read_header((f.metadata() or {}).get("profile"), path)
-                cuts = {(t.source, t.length): f.get_tensor(f"cut.{t.source}.{t.length}") for t in header.cuts}
-                retrieval = f.get_tensor("retrieval") if header.retrieval_tokens else None
-        except (SafetensorError, OSError, TypeError, AttributeError) as e:  # the last two: a dtype that numpy lacks
-            raise ProfileError(f"{path} is damaged or truncated: {type(e).__name__}: {shortened(str(e), 200)}") from e
+            cuts = {(t.source, t.length): tables[f"cut.{t.source}.{t.length}"] for t in header.cuts}
+            retrieval = tables["retrieval"] if header.retrieval_tokens else None
+        except KeyError as e:
+            raise ProfileError(f"{path} is damaged or truncated: it has no table {e}") from None
         tokens = {(t.source, t.length): t.tokens for t in header.cuts}
         samples = {(t.source, t.length): t.samples for t in header.cuts}
         profile = cls(
@@ -263,12 +262,10 @@ def _check_tensor(path: str | Path, name: str, found: npt.NDArray[Any], shape: t
         raise ProfileError(f"{path}: {name} must be float32 {list(shape)}, found {found.dtype} {list(found.shape)}")
 
 
-def _read_header(text: str | None, path: str | Path) -> _Header:
+def _read_header(found: dict[str, Any], path: str | Path) -> _Header:
     """The header, checked."""
-    if text is None:
-        raise ProfileError(f"{path} is not a profile: the file has no header of one")
     try:
-        return _Header.model_validate_json(text)
+        return _Header.model_validate_json(json.dumps(found))
     except ValidationError as e:
         raise ProfileError(f"{path}: broken header: {problem(e)}") from None
 

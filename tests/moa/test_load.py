@@ -172,6 +172,15 @@ def test_a_tokenizer_of_another_model_is_refused(folder):
         load_model(folder, device="cpu")
 
 
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (1e6, "float16")])
+def test_weights_that_are_not_finite_are_refused(folder, value, dtype):
+    model, _ = load_model(folder, device="cpu")
+    model.model.norm.weight.data[0] = value
+    model.save_pretrained(folder)
+    with pytest.raises(MoaError, match=f"in torch.{dtype}, 1 weights are not finite, first model.norm.weight"):
+        load_model(folder, device="cpu", dtype=dtype)
+
+
 def test_an_added_token_may_have_no_embedding(folder):
     _, tokenizer = load_model(folder, device="cpu")
     tokenizer.add_tokens([f"<{i}>" for i in range(40)], special_tokens=True)
