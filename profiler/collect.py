@@ -38,6 +38,9 @@ from moa.profiler.sealed import seal, unseal
 from moa.profiler.settings import Settings, Task, tasks
 from moa.profiler.tokens import start
 
+NOTE = "settings.json"
+"""Beside the finished samples: what they are samples of."""
+
 
 def sample_file(output: Path, task: Task) -> Path:
     """Where a finished sample lies until the profile at `output` is written."""
@@ -49,14 +52,14 @@ def _folder(output: Path) -> Path:
 
 
 def check_run(
-    model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], plan: Plan | None = None,
-    add: Profile | None = None,
+    model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], output: Path,
+    plan: Plan | None = None, add: Profile | None = None,
 ) -> None:  # fmt: skip
     """Refuse what `collect` would refuse of the same arguments, before anything is measured.
 
     Raises:
         MoaError: Settings that cannot be measured, or not on these sources or under this plan.
-        ProfileError: An earlier profile that the new one cannot join.
+        ProfileError: An earlier profile that the new one cannot join, or another run's samples beside `output`.
     """
     settings.check(model)
     if plan is not None:
@@ -68,6 +71,10 @@ def check_run(
         raise MoaError("the loss kl is the divergence of a plan from the dense model: give --around PLAN")
     if add is not None:
         add.check_plus(_blank(todo, model, tokenizer, settings, plan))
+    _refuse_other_run(_folder(output), _described(settings, sources, model, tokenizer, plan))
+    for task in todo:
+        if task.index == 0:
+            _draw(task, tokenizer, settings)  # refuses a length with no room for what the source asks
 
 
 def collect(
@@ -98,7 +105,7 @@ def collect(
         MoaError: Settings that cannot be measured, or not on these sources or under this plan.
         ProfileError: `add` cannot be joined, or the folder holds another run's samples, or cannot be written.
     """
-    check_run(model, tokenizer, settings, sources, plan, add)
+    check_run(model, tokenizer, settings, sources, output, plan, add)
     todo = tasks(settings, sources)
     folder = _open_folder(output, settings, sources, model, tokenizer, plan, rank)
     barrier()
@@ -178,31 +185,47 @@ def _open_folder(
 ) -> Path:
     """The folder of finished samples, checked to belong to this very run."""
     folder = _folder(output)
+    text = _described(settings, sources, model, tokenizer, plan)
+    note = folder / NOTE
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if rank == 0 and not note.exists():
+            replace(note, text)
+    except OSError as e:
+        raise ProfileError(f"cannot write {folder}: {e.strerror}") from e
+    _refuse_other_run(folder, text)
+    return folder
+
+
+def _refuse_other_run(folder: Path, text: bytes) -> None:
+    note = folder / NOTE
+    try:
+        found = note.read_bytes() if note.exists() else text
+    except OSError as e:
+        raise ProfileError(f"cannot read {note}: {e.strerror}") from e
+    if not _is_json(found):
+        raise ProfileError(f"{note} is damaged, so nobody knows of which run {folder} is; delete the folder")
+    if found != text:
+        raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
+
+
+def _described(
+    settings: Settings, sources: Sequence[Source], model: PreTrainedModel, tokenizer: Any, plan: Plan | None
+) -> bytes:
+    """All that samples depend on."""
     mine = {
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
         "model": ModelInfo.from_config(model.config).model_dump(exclude_none=True),
         "weights": fingerprint(model), "dtype": str(model.dtype),
         "around": None if plan is None else plan.to_dict(), **_begun(tokenizer),
     }  # fmt: skip
-    text = json.dumps(mine, sort_keys=True, indent=1)
-    note = folder / "settings.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if rank == 0 and not note.exists():
-            replace(note, text.encode())
-        if note.exists() and (found := note.read_bytes()) != text.encode():
-            if not _is_json(found):
-                raise ProfileError(f"{note} is damaged, so nobody knows of which run {folder} is; delete the folder")
-            raise ProfileError(f"{folder} holds samples of another run; delete it or choose another output")
-    except OSError as e:
-        raise ProfileError(f"cannot write {folder}: {e.strerror}") from e
-    return folder
+    return json.dumps(mine, sort_keys=True, indent=1).encode()
 
 
 def _is_json(text: bytes) -> bool:
     try:
         return json.loads(text) is not None
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

@@ -71,6 +71,8 @@ def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (here / "out.safetensors").write_bytes(whole)
     (here / "out.yaml").write_text(text)
     (here / "out.json").write_text(json.dumps({"environment": {}, "rows": []}))
+    (here / "begun.safetensors.partial").mkdir()
+    (here / "begun.safetensors.partial" / "settings.json").write_bytes(b"\xff of another run")
     (here / "out.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     (here / "note.jsonl").write_text("an earlier result")
     return here
@@ -163,6 +165,8 @@ NUMBERS = [
     ("profile model -o out.safetensors --estimator magic", "estimator must be one of fisher"),
     ("profile model -o out.safetensors --dtype int3", "dtype must be one of auto"),
     ("profile model -o out.safetensors --device-map sideways", "sideways"),
+    ("profile model -o out.safetensors --lengths 256 --source text --source facts", "use a longer length"),
+    ("profile model -o begun.safetensors --lengths 512", "settings.json is damaged, so nobody knows of which run"),
     (
         "profile model -o out.safetensors --lengths 512 --add other.safetensors",
         "other.safetensors is of another model than model",

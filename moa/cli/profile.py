@@ -77,7 +77,7 @@ def command(
     network, tokenizer = load_model(model, dtype=dtype, device_map=device_map)
     if data:
         sources.append(document_source(data, tokenizer, settings.lengths, chat))
-    check_run(network, tokenizer, settings, sources, plan, earlier)
+    check_run(network, tokenizer, settings, sources, output, plan, earlier)
     todo = tasks(settings, sources)
     mine = todo[rank::world]
     if rank == 0:
