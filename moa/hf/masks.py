@@ -23,7 +23,7 @@ def is_causal(function: Callable[..., Any]) -> bool:
 
 def is_sliding(function: Callable[..., Any]) -> bool:
     """Whether a mask function has a sliding window as one of the parts that must all show a pair."""
-    if not _made_by("and_masks", function):
+    if function is causal_mask_function or not _made_by("and_masks", function):  # the first alone in a compiled graph
         return False
     parts = inspect.getclosurevars(function).nonlocals.get("mask_functions", ())
     return any(_made_by("sliding_window_overlay", part) for part in parts)

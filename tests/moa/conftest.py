@@ -1,5 +1,6 @@
 """Tiny random models of each family, random plans, and an oracle that shares no code with the runtime."""
 
+import copy
 import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
@@ -13,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
+from moa.attention import NAME
 from moa.cli import main as cli
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
 
@@ -97,7 +99,11 @@ def _held(k: Tensor, sink: int) -> np.ndarray:
 
 
 def run_oracle(model, plan: Plan, ids: Tensor) -> Tensor:
-    """Logits [len(ids), vocabulary] of one text under `plan`; the model itself is not under a plan."""
+    """Logits [len(ids), vocabulary] of one text under `plan`; of a model under a plan, a copy without it is asked."""
+    if model.config._attn_implementation == NAME:
+        model = copy.deepcopy(model)
+        for module in model.modules():
+            module._forward_pre_hooks.clear()
     AttentionInterface.register("oracle", partial(_oracle_attention, plan))
     AttentionMaskInterface.register("oracle", sdpa_mask)
     before = model.config._attn_implementation

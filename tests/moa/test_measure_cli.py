@@ -109,7 +109,7 @@ def test_a_front_by_time(run, costs, tmp_path):
     for plan in plans:
         assert plan.name in table
         loaded = Plan.load(plan)
-        assert loaded.provenance.budget == f"decode_ms<={plan.stem.removeprefix('decode-ms-')}@512"
+        assert loaded.provenance.budget == f"decode_ms<={plan.stem.removeprefix('decode-ms-')}@2048"
     assert (out / "front.txt").read_text().splitlines()[0].strip().startswith("Front")
     assert (out / "front.png").read_bytes().startswith(b"\x89PNG")
     code, _, err = run("search", "profile.safetensors", "--front", "3", "-o", str(out))
