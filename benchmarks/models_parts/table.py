@@ -10,7 +10,7 @@ SAYS = {"works": "works", "refused": "refused by name", "not built": "cannot be 
 
 PAGE = """# Models
 
-Whether a plan runs on a model, for every causal language model that transformers {transformers} lists: {counts}.
+Whether a plan runs on a model, for every causal language model that transformers {transformers} lists ({counts}).
 
 Works means, of a tiny random model of the family in float64:
 
@@ -43,7 +43,7 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         if found["status"] == status
     ]
     return PAGE.format(
-        counts=", ".join(f"{counted[status]} {says}" for status, says in SAYS.items() if counted[status]),
+        counts=", ".join(f"{says}: {counted[status]}" for status, says in SAYS.items() if counted[status]),
         rows="\n".join(rows), python=platform.python_version(), torch=version("torch"),
         transformers=version("transformers"), date=date.today().isoformat(),
     )  # fmt: skip

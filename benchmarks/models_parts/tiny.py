@@ -97,6 +97,8 @@ FAMILY: dict[str, dict[str, Any]] = {
         "moe_layers": [1], "intermediate_size_mlp": 96, "num_experts_per_tok": 1},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]], "num_layers": 2},
     "xmod": {"default_language": "en_XX"},
+    "cohere_compass_text": _SLIDING | {"rope_parameters": {"full_attention": _ROPE, "sliding_attention": _ROPE}},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0}},
     "zaya": {"num_experts_per_tok": 1},
     "mamba2": {"num_heads": 8},
 }  # fmt: skip

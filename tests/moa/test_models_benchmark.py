@@ -35,6 +35,6 @@ def test_the_page(module):
         "c": {"status": "wrong", "why": "chunks"},
     }
     page = import_module("models_parts.table").page(found)
-    assert "1 works, 1 refused by name, 1 WRONG" in page
+    assert "(works: 1, refused by name: 1, WRONG: 1)" in page
     assert "| `a` | works | largest difference 2e-15 |" in page
     assert "| `b` | refused by name | b has x/y |" in page
