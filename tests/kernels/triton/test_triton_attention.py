@@ -206,6 +206,15 @@ def test_a_long_sequence_is_split_into_pieces() -> None:
     feed(text, [[998], [999], [1000]], decode=True, filled=True)
 
 
+def test_more_pieces_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = import_module("moa.kernels.triton.decode")
+    monkeypatch.setattr(module, "SMALLEST_PIECE", 1)
+    monkeypatch.setattr(module, "_processors", lambda _device: 100)
+    text = texts([2200], [ALL], 1, 16, torch.float32)
+    assert pieces(text.store(torch.tensor([2200])), 100).most == 35
+    feed(text, [[2199], [2200]], decode=True, filled=True)
+
+
 def test_no_kernel_leaves_the_order_of_its_sums_to_chance() -> None:
     """So the same input gives the same bits. The interpreter runs one program after another: results cannot show it."""
     files = list(Path(kernels.__file__).parent.glob("*.py"))
