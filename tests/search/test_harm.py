@@ -170,3 +170,4 @@ def test_harm_is_per_response_token(make_profile):
 def test_monotone_is_the_least_monotone_table_above():
     table = np.array([[0, 3, 1, 2, 5, -1]], np.float32)
     assert monotone(table).tolist() == [[0, 3, 3, 3, 5, 5]]
+    assert monotone(np.array([[-2, -1, 3]], np.float32)).tolist() == [[0, 0, 3]]  # nothing helps

@@ -211,6 +211,7 @@ def test_more_pieces_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(module, "SMALLEST_PIECE", 1)
     monkeypatch.setattr(module, "_processors", lambda _device: 100)
     text = texts([2200], [ALL], 1, 16, torch.float32)
+    text.k[0][2048:] *= 8  # so that what comes last weighs most
     assert pieces(text.store(torch.tensor([2200])), 100).most == 35
     feed(text, [[2199], [2200]], decode=True, filled=True)
 
