@@ -16,6 +16,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from provenance import provenance
+
 from moa.cli.common import Bar, numbers
 from moa.cli.eval import COLUMNS, cells
 from moa.comparison import Part, compare
@@ -104,7 +106,7 @@ def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
 def markdown(found: dict[str, Any]) -> str:
     """The page: environment, the table, effective context, the claims."""
     about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
-    lines = [f"{found['model']['name']}: {about}", "", f"`{found['command']}`", ""]
+    lines = [f"{found['model']['name']}: {about}", "", f"`{found['run']['command']}`", ""]
     lines += _table([*COLUMNS, "kept of dense, one / four"])
     for row in found["rows"]:
         kept = [f"{row[t]['kept']:.2f}" if t in row and row[t]["kept"] is not None else "-" for t in ("single", "four")]
@@ -159,7 +161,7 @@ def main() -> int:
         return 2
     if options.only:
         return 0
-    found["command"] = " ".join(["python", "benchmarks/elastic.py", *sys.argv[1:]])
+    found["run"] = provenance()
     found["profile"] = describe(options.profile, profile)
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["effective"] = effective(found["rows"])

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from provenance import provenance
 from scipy.stats import spearmanr
 
 from moa.journal import replace_json
 from moa.plans.errors import MoaError
+from moa.plans.replace import replace
 from moa.plans.span import Floats
 from moa.profiler.profile import Profile, describe
 from moa.search.grid import grid
@@ -63,7 +65,7 @@ def rows(profile: Profile) -> list[dict[str, Any]]:
 def markdown(found: dict[str, Any]) -> str:
     """The table."""
     lines = [
-        f"`{found['command']}`, samples {found['profile']['samples']}", "",
+        f"`{found['run']['command']}`, samples {found['profile']['samples']}", "",
         "| from | to | | rank of rules | rank of groups | found / measured | IQR |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found["rows"]:
@@ -80,14 +82,13 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = Profile.load(options.profile)
-        found: dict[str, Any] = {"command": " ".join(["python", "benchmarks/extrapolation.py", *sys.argv[1:]])}
-        found |= {"profile": describe(options.profile, profile), "rows": rows(profile)}
+        found = {"run": provenance(), "profile": describe(options.profile, profile), "rows": rows(profile)}
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
     options.results.mkdir(parents=True, exist_ok=True)
     replace_json(options.results / "extrapolation.json", found)
-    (options.results / "extrapolation.md").write_text(markdown(found))
+    replace(options.results / "extrapolation.md", markdown(found).encode())
     print(markdown(found))
     return 0
 

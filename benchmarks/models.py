@@ -9,7 +9,6 @@ own, with 8 GB of memory and a minute at most. Exits with 1 if one gives a wrong
 """
 
 import argparse
-import json
 import multiprocessing
 import resource
 import sys
@@ -17,7 +16,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from moa.journal import replace_json
 from moa.plans.errors import MoaError
+from moa.plans.replace import replace
 
 MEMORY, SECONDS = 8 << 30, 60
 ROOT = Path(__file__).parents[1]
@@ -78,9 +79,11 @@ def main() -> int:
         print(kind, found["status"], found.get("at", ""), found.get("why", found.get("difference")), flush=True)
     if not kinds:
         from models_parts.table import page
+        from provenance import provenance
 
-        (ROOT / "benchmarks/results/models.json").write_text(json.dumps(results, indent=1) + "\n")
-        (ROOT / "docs/models.md").write_text(page(results))
+        found = {"run": provenance(), "models": results}
+        replace_json(ROOT / "benchmarks/results/models.json", found)
+        replace(ROOT / "docs/models.md", page(found).encode())
     return int(any(found["status"] == "wrong" for found in results.values()))
 
 

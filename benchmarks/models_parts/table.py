@@ -1,9 +1,6 @@
 """The table of docs/models.md."""
 
-import platform
 from collections import Counter
-from datetime import date
-from importlib.metadata import version
 from typing import Any
 
 SAYS = {"works": "works", "refused": "refused by name", "not built": "cannot be built or run here", "wrong": "WRONG"}
@@ -27,25 +24,25 @@ Refused by name means `moa.Unsupported`, before anything is computed wrongly.
 |---|---|---|
 {rows}
 
-Made by `make models` (python {python}, torch {torch}, transformers {transformers}, {date}); the differences are in
-[models.json](../benchmarks/results/models.json). A model type may have settings that are refused where its defaults
-work, or the other way round: windows, soft caps, shared keys.
+Made by `make models` at commit {commit} (Python {python}, torch {torch}, transformers {transformers}, {date}); the
+differences are in [models.json](../benchmarks/results/models.json). A model type may have settings that are refused where
+its defaults work, or the other way round: windows, soft caps, shared keys.
 """
 
 
-def page(results: dict[str, dict[str, Any]]) -> str:
-    """The page, from what `benchmarks/models.py` found of each model type."""
+def page(found: dict[str, Any]) -> str:
+    """The page, from what `benchmarks/models.py` writes: its run, and what it found of each model type."""
+    results: dict[str, dict[str, Any]] = found["models"]
     counted = Counter(found["status"] for found in results.values())
     rows = [
-        f"| `{kind}` | {SAYS[found['status']]} | {_why(found)} |"
+        f"| `{kind}` | {SAYS[status]} | {_why(result)} |"
         for status in ("wrong", "works", "refused", "not built")
-        for kind, found in results.items()
-        if found["status"] == status
+        for kind, result in results.items()
+        if result["status"] == status
     ]
     return PAGE.format(
         counts=", ".join(f"{says}: {counted[status]}" for status, says in SAYS.items() if counted[status]),
-        rows="\n".join(rows), python=platform.python_version(), torch=version("torch"),
-        transformers=version("transformers"), date=date.today().isoformat(),
+        rows="\n".join(rows), **found["run"],
     )  # fmt: skip
 
 

@@ -29,12 +29,14 @@ def test_twenty_families(module):
 
 
 def test_the_page(module):
-    found = {
+    results = {
         "a": {"status": "works", "difference": 2e-15},
         "b": {"status": "refused", "why": "b has x|y"},
         "c": {"status": "wrong", "why": "chunks"},
     }
-    page = import_module("models_parts.table").page(found)
+    run = {**import_module("provenance").provenance(), "commit": "abc+"}
+    page = import_module("models_parts.table").page({"run": run, "models": results})
+    assert "at commit abc+ (Python 3" in page
     assert "(works: 1, refused by name: 1, WRONG: 1)" in page
     assert "| `a` | works | largest difference 2e-15 |" in page
     assert "| `b` | refused by name | b has x/y |" in page

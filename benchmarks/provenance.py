@@ -1,0 +1,28 @@
+"""What a result file says of the run that wrote it."""
+
+import platform
+import subprocess
+import sys
+from datetime import date
+from importlib.metadata import version
+from os.path import relpath
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def provenance() -> dict[str, str]:
+    """Command, commit (`+` where files differ from it), date, machine and versions of this run."""
+
+    def git(*command: str) -> str:
+        return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+    return {
+        "command": " ".join(["python", relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
+        "commit": git("rev-parse", "--short=12", "HEAD") + changed,
+        "date": date.today().isoformat(),
+        "machine": f"{platform.machine()}, {platform.system()}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("moa-attention", "torch", "transformers")},
+    }
