@@ -25,8 +25,8 @@ Refused by name means `moa.Unsupported`, before anything is computed wrongly.
 {rows}
 
 Made by `make models` at commit {commit} (Python {python}, torch {torch}, transformers {transformers}, {date}); the
-differences are in [models.json](../benchmarks/results/models.json). A model type may have settings that are refused where
-its defaults work, or the other way round: windows, soft caps, shared keys.
+differences are in [models.json](../benchmarks/results/models.json). A model type may have settings that are refused
+where its defaults work, or the other way round: windows, soft caps, shared keys.
 """
 
 
