@@ -168,6 +168,15 @@ def test_profiles_add_up_sample_by_sample(tmp_path: Path) -> None:
             one.plus(replace(one, **changed))
 
 
+def test_samples_are_known_again_in_a_sum() -> None:
+    one, two = (replace(make(), meta={"seed": seed, "sources": {"text": []}}) for seed in (0, 1))
+    both = one.plus(two)
+    for known in (one, two):
+        for first, second in ((both, known), (known, both)):
+            with pytest.raises(ProfileError, match="the same of text in both"):
+                first.plus(second)
+
+
 def scored(score: float, tokens: int) -> Profile:
     return replace(make(), retrieval=np.full((2, 2), score, np.float32), retrieval_tokens=tokens)
 
