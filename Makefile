@@ -22,7 +22,7 @@ help:
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants 257 faults, one at a time, each of which a test must notice (30 minutes); resumable"
-	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (12 minutes)"
+	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (5 minutes)"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
