@@ -1,9 +1,6 @@
 """`moa search PROFILE -o PLAN.yaml --max-density 0.5`: find the plan of least harm within budgets."""
 
-import re
-from collections.abc import Sequence
 from dataclasses import replace
-from io import StringIO
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,15 +10,8 @@ import typer
 from moa.plans.errors import BudgetInfeasible, MoaError, brief
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from moa.plans.model import Dtype
     from moa.plans.plan import Plan
-    from moa.profiler.profile import Profile
-    from moa.search.budget import Budget
-    from moa.search.cost import Costs
     from moa.search.descent import Descent
-    from moa.search.lengths import Lengths
     from moa.search.objective import Mix
     from moa.search.solver import Solution
 
@@ -108,6 +98,7 @@ def command(
     import moa
     from moa.cli import study
     from moa.cli.common import choice, numbers, writable
+    from moa.cli.front import write_front
     from moa.cli.measure import compare, environment, runner_of
     from moa.load import check_options
     from moa.plans.model import DTYPES
@@ -166,7 +157,7 @@ def command(
     budgets = [budget.stored(stored) for budget in budgets]
     least = None if least is None else least.stored(stored)
     if front is not None:
-        _front(front, profile, measured, budgets, mix, known, span, time_limit, stored, output, console)
+        write_front(front, profile, measured, budgets, mix, known, span, time_limit, stored, output, console)
         if unknown:
             console.print(assumed)
         return
@@ -249,55 +240,6 @@ def command(
     if known is not None:
         compare(plan, span.all, budgets, least, known, run, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")
-
-
-def _front(
-    count: int, path: Path, profile: "Profile", budgets: Sequence["Budget"], mix: "Mix",
-    costs: "Costs | None", lengths: "Lengths", time_limit: float, kv_dtype: "Dtype", folder: Path, console: "Console",
-) -> None:  # fmt: skip
-    """Save the plans of a front as they are found, then their table and picture."""
-    from rich.console import Console
-
-    import moa
-    from moa.cli.common import writable
-    from moa.front import picture, table
-    from moa.plans.replace import replace as replace_file
-    from moa.report import canvas
-    from moa.search.budget import Budget
-    from moa.search.choose import record
-    from moa.search.front import front
-
-    timed = costs is not None and "decode" in costs.terms
-    axis = Budget("decode_ms" if timed else "density", 1, lengths.longest)
-    kind = axis.kind.replace("_", "-")
-    ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png|\.[0-9a-f]{{32}}\.tmp")  # the last: of a kill
-    there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
-    other = sorted(name for name in there if not ours.fullmatch(name))
-    if other or folder.is_file():
-        rule = f"with --front, output must be a new or an empty folder, or an earlier front by {axis.kind}"
-        raise MoaError(f"{rule}; found {folder / other[0] if other else folder}")
-    canvas((1, 1))  # refuses here, not when all is solved, where matplotlib is missing
-    writable((folder if folder.is_dir() else folder.parent) / "front.txt", "front", lambda _: None)
-    points = {}
-    solved = front(
-        profile, count, axis, budgets, mix=mix, costs=costs, lengths=lengths, time_limit=time_limit, kv_dtype=kv_dtype
-    )
-    for point in solved:
-        folder.mkdir(exist_ok=True)
-        name = f"{kind}-{point.budget.most:g}.yaml"
-        origin = record(path, profile, [point.budget, *budgets], moa.__version__, mix.sources)
-        point.plan.model_copy(update={"provenance": origin}).save(folder / name)
-        points[name] = point
-        console.print(f"  {point.budget}: objective {point.solution.value:.4g}, {point.solution.seconds:.1f} s")
-    found = table(points, lengths.longest, costs)
-    Console(highlight=False).print(found)
-    drawn = StringIO()
-    Console(file=drawn, width=160).print(found)
-    replace_file(folder / "front.txt", drawn.getvalue().encode())
-    picture(points, lengths.longest, costs, folder / "front.png")
-    if left := sorted(name for name in there - points.keys() if name.endswith(".yaml")):
-        console.print(f"left of an earlier front, not in front.txt: {', '.join(left)}")
-    console.print(f"wrote {len(points)} plans, front.txt and front.png to {folder}")
 
 
 def _weights(texts: list[str]) -> dict[str, float]:
