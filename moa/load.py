@@ -99,7 +99,7 @@ def _check_finite(name: str | Path, model: Any) -> None:
     broken = [key for key, value in weights if not value.isfinite().all()]
     if broken:
         raise MoaError(
-            f"model {str(name)!r}: in {model.dtype}, {len(broken)} weights are not finite, first {broken[0]}; "
+            f"model {brief(str(name))}: in {model.dtype}, {len(broken)} weights are not finite, first {broken[0]}; "
             "the file is damaged, or --dtype must be a wider one"
         )
 

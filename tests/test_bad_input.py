@@ -140,7 +140,7 @@ PROFILES = [
         ("head.safetensors", "head.safetensors is damaged"),
         ("empty.safetensors", "empty.safetensors is damaged"),
         ("garbage.safetensors", "garbage.safetensors"),
-        ("nan.safetensors", "not finite"),
+        ("nan.safetensors", "does not hold what was written"),
         ("plan.yaml", "plan.yaml is damaged"),
         ("model/model.safetensors", "model/model.safetensors is not a profile"),
     ]

@@ -140,7 +140,9 @@ def _step(bench: Bench, model: Any, cache: Any, length: int, batch: int) -> Call
     positions = torch.full((batch, 1), length, dtype=torch.int64, device=bench.device)
 
     def step() -> Any:
-        return model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True).logits
+        logits = model(input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True).logits
+        positions.add_(1)  # the cache goes on too
+        return logits
 
     return step
 
