@@ -82,6 +82,7 @@ def test_a_selection_is_a_copy(case):
     twin = sinks.select(torch.tensor([1, 1]))
     assert twin.folded.tolist() == [[5, 5], [5, 5]]
     assert torch.equal(twin._position[0], sinks._position[1])
+    assert torch.equal(twin._score[0], sinks._score[1])
     sinks.advance(store, np.array([[4, 4], [6, 6]]))
     assert twin.folded.tolist() == [[5, 5], [5, 5]]
     assert torch.equal(twin._position[0], twin._position[1])

@@ -83,6 +83,7 @@ def test_dense_is_at_no_distance_and_a_cut_plan_at_some(model_folder):
     assert dense[-1].kl == pytest.approx(0, abs=1e-6)
     assert dense[-1].recall == pytest.approx(0, abs=1e-6)
     assert cut[-1].kl > 1e-6
+    assert cut[-1].recall != pytest.approx(cut[-1].kl)  # of answers, not of text
     assert list(check(Plan.uniform(model, 0.4, at=512))) == cut
 
 
