@@ -73,7 +73,7 @@ def grid(lengths: tuple[int, ...], patterns: Iterable[tuple[str, int]], levels: 
     dense = firsts[:, -1] == candidates.sink // BLOCK
     firsts[dense] = 0
     kind = np.where(dense, "", candidates.pattern)
-    behaviour = np.column_stack([np.unique(kind, return_inverse=True)[1], np.where(dense, 0, candidates.sink), firsts])
+    behaviour = np.column_stack([np.unique(kind, return_inverse=True)[1], firsts])  # the first block's is the sink
     _, kept = np.unique(behaviour, axis=0, return_index=True)
     cost = np.sum([candidates.spans(n)[kept] / n for n in sorted(lengths)], axis=0)
     order = np.lexsort((kept, cost))

@@ -38,6 +38,12 @@ def test_the_bound_is_never_above_the_optimum(problem):
     assert bound == pytest.approx(reduced(objective, costs, prices).min(1).sum() - prices.sum())
 
 
+def test_a_rule_is_dropped_for_none_that_is_a_little_worse_in_something():
+    objective, costs = np.array([[0.5, 0.5004]]), np.array([[[0.5004, 0.5]]])
+    assert undominated(objective, costs).all()
+    assert undominated(objective, costs[..., ::-1]).tolist() == [[True, False]]
+
+
 def test_the_bound_is_that_of_the_linear_relaxation():
     objective = np.array([[3.0, 0.0], [1.0, 0.0]])
     cost = np.array([[[0.0, 1.0], [0.0, 1.0]]])

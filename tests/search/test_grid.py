@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moa.plans.rule import FULL, PATTERNS
-from moa.plans.span import span
-from moa.search.grid import grid
+from moa.plans.span import BLOCK, span
+from moa.search.grid import LEVELS, _windows, grid
 
 LENGTHS = st.lists(st.sampled_from([256, 300, 512, 1000, 1024, 2048, 4096]), min_size=1, max_size=3, unique=True)
 
@@ -50,6 +50,15 @@ def test_finer_than_the_papers_and_of_every_kind():
     assert len(constant) > 10
     assert len(proportional) > 10
     assert (rules.alpha < 0).any()
+
+
+@pytest.mark.parametrize("longest", [4096, 4000])
+def test_windows_at_the_longest_length_are_those_laid_out(longest):
+    rules = grid((1024, longest), [("sink_window", 64)])
+    blocks = -(-longest // BLOCK) - rules.first(longest)[:, -1]  # the row's own included
+    exact = (rules.alpha != 0) & (rules.first(longest)[:, -1] > 1)
+    assert exact.sum() > 50
+    assert set((blocks[exact] - 1) * BLOCK) <= set(_windows(longest, LEVELS))
 
 
 def test_every_sink_has_its_rules():

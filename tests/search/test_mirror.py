@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moa.plans.errors import BudgetInfeasible, MoaError
+from moa.plans.model import Sliding
 from moa.search.budget import Budget, cost, parse
 from moa.search.choose import choose
 from moa.search.grid import grid
@@ -34,6 +35,13 @@ def test_least_cost_within_a_harm(make_profile, what, figure):
     dearer, more = choose(profile, [Budget("harm", 0.1)], minimise=cost(what))
     assert more.value > solution.value
     assert figure(dearer) > figure(plan)
+
+
+def test_the_least_cost_counts_what_no_rule_changes(make_profile):
+    profile = make_profile(layers=3, sliding=Sliding(window=128, layers=(1,)))
+    plan, solution = choose(profile, [Budget("harm", 0.4)], minimise=cost("kv_gb@1024"))
+    assert solution.value == pytest.approx(plan.kv_bytes(1024, dtype="bfloat16") / 1e9)
+    assert plan.model.sliding_kv_bytes(np.array([1024]), "bfloat16") > 0
 
 
 def test_both_ways_meet(make_profile):
