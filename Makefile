@@ -13,7 +13,7 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo models fuzz mutants profile absolute bench clean
+.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -23,6 +23,7 @@ help:
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants 257 faults, one at a time, each of which a test must notice (30 minutes); resumable"
 	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (5 minutes)"
+	@echo "make fuzz-cli   3,000 generated command lines: right, or one clear line (10 minutes on 2 cores); resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      regenerate the measured tables in benchmarks/results"
@@ -67,7 +68,7 @@ models: $(READY)
 # At each seed a property has the cases that its test names: 100 lives of a cache, 3 to 200 of others. Interrupted, it goes
 # on with the seed it was at; a change starts anew.
 FUZZED := $(patsubst %,build/fuzz/%,$(shell seq $(or $(SEEDS),20)))
-SOURCES := $(wildcard $(foreach folder,kernels kernels/triton moa plans profiler search tests tests/* tests/*/*,$(folder)/*.py))
+SOURCES := $(wildcard $(foreach folder,kernels kernels/* moa moa/* plans profiler search tests tests/* tests/*/*,$(folder)/*.py))
 
 fuzz: $(FUZZED)
 
@@ -77,6 +78,16 @@ build/fuzz/%: $(READY) $(SOURCES)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py
+# Shards of 250 cases, each in one process, two at a time. The counts go to docs/reliability.md.
+LINES := $(patsubst %,build/fuzz-cli/%.json,$(shell seq 0 11))
+
+fuzz-cli: $(READY)
+	$(MAKE) -j2 --no-print-directory $(LINES)
+	$(BIN)/python tests/fuzz/fuzz_cli.py --sum $(LINES) -o benchmarks/results/fuzz_cli.json --page docs/reliability.md
+
+build/fuzz-cli/%.json: $(READY) $(SOURCES)
+	mkdir -p $(@D)
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/fuzz_cli.py --seeds $$(($* * 250)):$$(($* * 250 + 250)) -o $@
 
 profile: build/profile.safetensors
 

@@ -1,0 +1,147 @@
+"""Generated command lines against the rule: right, or one clear line on stderr with exit code 2.
+
+Never a traceback, never a changed answer. A case is a plain line of one command, which succeeds, and one to three
+changes drawn from its seed: to the line, to a file that it reads, to the checkpoint's own settings. Changes that must
+not change the answer are checked against the plain line's. Everything runs in this process, on a tiny random model.
+
+    python tests/fuzz/fuzz_cli.py --seeds 0:250 -o build/fuzz-cli/0.json    run 250 cases; exit code 1 if one fails
+    python tests/fuzz/fuzz_cli.py --seed 17                                 one case, shrunk to the changes that matter
+    python tests/fuzz/fuzz_cli.py --sum build/fuzz-cli/*.json -o RESULTS.json --page docs/reliability.md
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import shlex
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from fuzz_parts.cases import Base, Case, draw
+from fuzz_parts.rule import Outcome, judge
+from fuzz_parts.workplace import make
+
+MEMORY = 8 * 2**30
+"""Bytes that a case may not pass: what a document claims must not decide what is allocated."""
+
+
+def said(case: Case, problems: list[str], found: Outcome) -> str:
+    """A case in words."""
+    changes = "; ".join(change.what for change in case.changes)
+    return (
+        f"seed {case.seed}: moa {shlex.join(case.line)}\n  [{changes}]\n  {'; '.join(problems)}\n  {found.err[-300:]}"
+    )
+
+
+def shrunk(case: Case, workplace: Path, plain: dict[Base, Any]) -> Case:
+    """The case with only the changes that it takes to fail."""
+    for change in case.changes:
+        less = replace(case, changes=tuple(c for c in case.changes if c is not change))
+        if less.changes and judge(less, workplace, plain)[1]:
+            case = less
+    return case
+
+
+def run(seeds: range, workplace: Path) -> dict[str, Any]:
+    """Judge every seed; failures are printed as they come."""
+    plain: dict[Base, Any] = {}
+    counts: Counter[tuple[str, str]] = Counter()
+    failures: list[dict[str, Any]] = []
+    began = time.time()
+    for seed in seeds:
+        case = draw(seed)
+        outcome, problems, found = judge(case, workplace, plain)
+        counts[case.base.command, outcome] += 1
+        if problems:
+            case = shrunk(case, workplace, plain)
+            print(said(case, problems, found), flush=True)
+            failures.append({"seed": seed, "line": shlex.join(case.line), "changes": [c.what for c in case.changes],
+                             "problems": problems, "error": found.err[-300:]})  # fmt: skip
+    commands = sorted({command for command, _ in counts})
+    return {
+        "seeds": [seeds.start, seeds.stop], "date": datetime.now(UTC).date().isoformat(),
+        "seconds": round(time.time() - began, 1), "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("moa-attention", "torch", "transformers")},
+        "commands": {c: {o: counts[c, o] for o in ("right", "refused")} for c in commands}, "failures": failures,
+    }  # fmt: skip
+
+
+def summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Several runs as one."""
+    parts = sorted(parts, key=lambda part: part["seeds"])
+    whole = dict(parts[-1])
+    whole["seeds"] = [parts[0]["seeds"][0], parts[-1]["seeds"][1]]
+    whole["seconds"] = round(sum(part["seconds"] for part in parts), 1)
+    total: dict[str, Counter[str]] = {}
+    for part in parts:
+        for command, counts in part["commands"].items():
+            total.setdefault(command, Counter()).update(counts)
+    whole["commands"] = {command: dict(total[command]) for command in sorted(total)}
+    whole["cases"] = sum(sum(counts.values()) for counts in total.values())
+    whole["failures"] = [failure for part in parts for failure in part["failures"]]
+    return whole
+
+
+def table(found: dict[str, Any]) -> str:
+    """The run in words, and its cases by command."""
+    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
+    first, last = found["seeds"][0], found["seeds"][1] - 1
+    lines = [
+        f"`make fuzz-cli` of {found['date']}: {found['cases']:,} cases, seeds {first} to {last:,}, in "
+        f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures. Python "
+        f"{found['python']}, {versions}.",
+        "", "| command | cases | right | refused in one line |", "|---|---:|---:|---:|",
+    ]  # fmt: skip
+    for command, counts in found["commands"].items():
+        right, refused = counts["right"], counts["refused"]
+        lines.append(f"| `moa {command}` | {right + refused:,} | {right:,} | {refused:,} |")
+    return "\n".join(lines)
+
+
+def write(page: Path, text: str) -> None:
+    """Replace what stands between the marks of the page."""
+    head, begin, rest = page.read_text().partition("<!-- fuzz:begin -->\n")
+    _, end, tail = rest.partition("<!-- fuzz:end -->")
+    page.write_text("".join([head, begin, text, "\n", end, tail]))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", default="0:250", help="FROM:TO")
+    parser.add_argument("--seed", type=int, help="one case")
+    parser.add_argument("--sum", nargs="*", type=Path, help="results to add up")
+    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--page", type=Path, help="with --sum: the page whose counts are replaced")
+    options = parser.parse_args()
+    if options.sum:
+        found = summed([json.loads(path.read_text()) for path in options.sum])
+        if options.page:
+            write(options.page, table(found))
+    else:
+        resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+        first, last = (
+            (options.seed, options.seed + 1) if options.seed is not None else map(int, options.seeds.split(":"))
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            workplace = make(Path(folder))
+            found = run(range(first, last), workplace)
+            os.chdir("/")
+    print(json.dumps({key: value for key, value in found.items() if key != "failures"}))
+    if options.output:
+        options.output.write_text(json.dumps(found, indent=1) + "\n")
+    return 1 if found["failures"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
