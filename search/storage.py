@@ -34,7 +34,8 @@ def open_storage(where: str | None) -> BaseStorage | None:
     except MoaError:
         raise
     except Exception as error:  # each database has errors of its own
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        reason = (said or type(error).__name__).splitlines()[0]
         raise MoaError(f"cannot open --storage {where}: {reason}") from None
 
 

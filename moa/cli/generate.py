@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, shortened
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,11 +37,19 @@ def command(
     if note:
         typer.echo(note, err=True)
     ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    with moa.apply(network, chosen, backend):
-        network.generate(
-            ids, attention_mask=ids.new_ones(ids.shape), past_key_values=cache, streamer=streamer, pad_token_id=ends,
-            tokenizer=tokenizer,
-        )  # fmt: skip
+    try:
+        with moa.apply(network, chosen, backend):
+            network.generate(
+                ids, attention_mask=ids.new_ones(ids.shape), past_key_values=cache, streamer=streamer,
+                pad_token_id=ends, tokenizer=tokenizer,
+            )  # fmt: skip
+    except MoaError:
+        raise
+    except (ValueError, TypeError) as error:
+        if len(streamer.times) > 1:  # tokens came: it is not for the settings
+            raise
+        why = shortened(str(error), 200)
+        raise MoaError(f"transformers cannot generate by the model's generation_config.json: {why}") from error
     n = int(cache.get_seq_length())
     dense = chosen.model.dense_kv_bytes(n, dtype=network.dtype)
     typer.echo(

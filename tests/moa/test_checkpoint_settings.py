@@ -132,6 +132,17 @@ def test_generate_honours_what_says_which_token_is_next(folder, generated, alone
     assert err == ""
 
 
+@pytest.mark.parametrize(
+    "settings", [{"repetition_penalty": 0.0}, {"suppress_tokens": "x"}, {"sequence_bias": {"5": 1}}]
+)
+def test_settings_that_nobody_can_follow_are_refused_in_one_line(folder, moa_in, settings):
+    plan = ["--plan", "plan.yaml", "--prompt-file", "prompt.txt", "--max-new-tokens", "8"]
+    code, _, err = moa_in(folder(settings), "generate", ".", *plan)
+    assert code == 2
+    assert err.startswith("error: transformers cannot generate by the model's generation_config.json: ")
+    assert err.count("\n") == 1
+
+
 def test_settings_in_config_json(folder, generated, alone):
     path = folder(None, {"use_cache": False, "do_sample": True, "temperature": 0.4, "repetition_penalty": 1.7})
     found, _, err = generated(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import optuna
 import pytest
 
+from moa.plans.errors import MoaError
 from moa.search.storage import open_storage
 from moa.search.study import open_study
 
@@ -135,3 +136,8 @@ def test_no_lock_is_left(journal, tmp_path):
     path.write_bytes(journal + b"{")
     open_storage(str(path))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["trials.log", "trials.log.damaged-1"]
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    with pytest.raises(MoaError, match=f"cannot open --storage {tmp_path}: Is a directory"):
+        open_storage(str(tmp_path))
