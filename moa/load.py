@@ -67,7 +67,9 @@ def load_model(
             **unpack,
         )
         tokenizer = AutoTokenizer.from_pretrained(where, **options)
-        tokenizer("a")  # some broken settings show here first
+        letters = tokenizer("a", add_special_tokens=False)["input_ids"]  # some broken settings show here first
+    if not letters:
+        raise MoaError(f"model '{name}': its tokenizer makes no tokens of text: its vocabulary is empty or broken")
     for config in (model.config, model.config.get_text_config()):  # a checkpoint may say otherwise
         config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])

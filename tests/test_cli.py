@@ -78,6 +78,7 @@ def test_unknown_plan(monkeypatch, capsys, tmp_path):
     ("raised", "code", "says"),
     [
         (MoaError("alpha must be\n an integer"), 2, "error: alpha must be an integer\n"),
+        (OSError(36, "File name too long", "x" * 5000), 2, f"error: {'x' * 300}... File name too long\n"),
         (PermissionError(13, "Permission denied", "/out.yaml"), 2, "error: /out.yaml: Permission denied\n"),
         (KeyboardInterrupt(), 130, ""),
     ],

@@ -13,6 +13,8 @@ import moa
 from moa.cli.terminal import substitute
 from moa.plans.errors import MoaError
 
+LONGEST_WORD = 300
+"""Characters that an error shows of a word, such as a path that is too long for the file system."""
 COMMANDS = ("profile", "measure", "search", "show", "eval", "generate", "bench", "doctor")
 
 app = typer.Typer(
@@ -81,5 +83,6 @@ def _discard_output() -> None:
 
 
 def _fail(message: str) -> int:
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    words = (word if len(word) <= LONGEST_WORD else f"{word[:LONGEST_WORD]}..." for word in message.split())
+    print("error:", *words, file=sys.stderr)
     return 2

@@ -94,6 +94,13 @@ def _setting(file, **settings):
     return write
 
 
+def _no_vocabulary(folder):
+    path = folder / "tokenizer.json"
+    found = json.loads(path.read_text())
+    found["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    path.write_text(json.dumps(found))
+
+
 def _deep_config(folder):
     (folder / "config.json").write_text("[" * 100_000)
 
@@ -108,6 +115,7 @@ def _deep_config(folder):
         (_setting("tokenizer_config.json", model_max_length="x"), "transformers cannot load it: TypeError"),
         (_setting("config.json", hidden_size=0), "weights missing or misshapen"),
         (_deep_config, "RecursionError"),
+        (_no_vocabulary, "makes no tokens of text"),
         (_empty_folder, "no config.json"),
         (_truncated, "incomplete|deserializ"),
         (_layer_missing, "weights missing"),
