@@ -1,6 +1,7 @@
 """Runs a case in this process and judges it: right, or one clear line on stderr with exit code 2."""
 
 import io
+import logging
 import os
 import re
 import shutil
@@ -91,6 +92,7 @@ def run(line: list[str], folder: Path, encoding: str = "utf-8") -> Outcome:
         _native() as native,
         _here(folder),
         _limited(),
+        _heard(err),
         patch.object(sys, "argv", ["moa", *line]),
         patch.object(sys, "stdout", out),
         patch.object(sys, "stderr", err),
@@ -263,6 +265,19 @@ def _native() -> Iterator[list[str]]:
             os.close(kept)
             file.seek(0)
             said.append(file.read().decode("utf-8", "replace"))
+
+
+@contextmanager
+def _heard(err: Any) -> Iterator[None]:
+    """Warnings of the package's logger on stderr, as where nobody set up logging; pytest did."""
+    logger, handler = logging.getLogger("moa"), logging.StreamHandler(err)
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.propagate = True
+        logger.removeHandler(handler)
 
 
 @contextmanager
