@@ -58,8 +58,8 @@ def prepare_cache(
     given, kind = model_kwargs.get("past_key_values"), generation_config.cache_implementation
     if given is None and kind not in (None, "dynamic"):
         raise Unsupported(
-            f"cache_implementation={brief(kind)} under a plan: leave it out, or pass "
-            "past_key_values=moa.KVCache(plan, max_length=…)"
+            f"cache_implementation={brief(kind)} under a plan: pass cache_implementation=None, which overrides the "
+            "checkpoint's generation_config too, and for a fixed cache past_key_values=moa.KVCache(plan, max_length=…)"
         )
     looked_up = generation_config.prompt_lookup_num_tokens
     if looked_up is not None and looked_up > BLOCK:

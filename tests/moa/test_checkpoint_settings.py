@@ -229,6 +229,8 @@ def test_a_kind_of_cache_beside_a_cache(applied, plan, said, tokens, kind):
     ids = tokens(1, 100)
     expected = applied.generate(ids, **GREEDY)
     said("cache_implementation", "static")
+    with pytest.raises(Unsupported, match=r"'static' under a plan: pass cache_implementation=None"):
+        applied.generate(ids, **GREEDY)
     with pytest.raises(Unsupported, match=r"cache_implementation='static' beside past_key_values: pass .*=None"):
         applied.generate(ids, past_key_values=CACHES[kind](plan), **GREEDY)
     more = {"past_key_values": CACHES[kind](plan), "cache_implementation": None}
