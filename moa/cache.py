@@ -14,6 +14,7 @@ from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
 from moa.rules import Rules
 from moa.text import Text
+from moa.transcript import Transcript
 
 
 class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
@@ -27,6 +28,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
         beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways (`moa.step`); None
             before the first call.
+        transcript: Which tokens its columns hold.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
@@ -46,6 +48,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
         self.plan, self.max_length, self._texts = plan, max_length, texts
         self.beyond_limit: bool | None = None
+        self.transcript = Transcript()
         self._ruled = [layer for layer in self.layers if isinstance(layer, PlanLayer)]
         self._first_ruled = plan.model.ruled_layers[0]
 
@@ -156,12 +159,14 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                     "call activate_past_recording() after the prefill, as assisted generation does"
                 )
         super().crop(tokens_to_remove)
+        self.transcript.take_back(columns)
         for text in self._texts.values():
             text.take_back(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence i become a copy of sequence `beam_idx[i]`."""
         super().reorder_cache(beam_idx)
+        self.transcript.select(lambda sequences: sequences[beam_idx.to(sequences.device)])
         for text in self._texts.values():
             text.select(beam_idx.to(text.device))
 
@@ -169,6 +174,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         """Repeat every sequence `repeats` times."""
         self._require("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
+        self.transcript.select(lambda sequences: sequences.repeat_interleave(repeats, 0))
         for text in self._texts.values():
             text.select(torch.arange(text.batch, device=text.device).repeat_interleave(repeats))
 
@@ -176,8 +182,14 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         """Keep only the sequences `indices`."""
         self._require("batch_select_indices")
         super().batch_select_indices(indices)
+        self.transcript.select(lambda sequences: sequences[indices.to(sequences.device)])
         for text in self._texts.values():
             text.select(torch.arange(text.batch, device=text.device)[indices])
+
+    def reset(self) -> None:
+        """Forget the text."""
+        super().reset()
+        self.transcript.reset()
 
     def _require(self, operation: str) -> None:
         lacking = next((layer for layer in self.layers if not hasattr(layer, operation)), None)

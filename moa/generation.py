@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NoReturn
 
+from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
@@ -69,6 +70,8 @@ def prepare_cache(
         )
     mask = model_kwargs.get("attention_mask")
     columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[-1]
+    if isinstance(given, KVCache):
+        given.transcript.due = True
     if given is not None:
         _check_given(given, columns, generation_config, generation_mode, max_cache_length)
     limit, drafts = (
@@ -113,6 +116,15 @@ def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_ca
         )
 
 
+def _check_text(cache: KVCache, ids: Tensor | None, mask: Any) -> None:
+    """Before the first step with a cache that was given: it must hold the beginning of the prompt."""
+    cache.transcript.due = False
+    held = int(cache.get_seq_length())
+    whole = ids is not None and (mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape))
+    if ids is not None and whole and cache.transcript.differs(ids, mask, held):
+        raise Unsupported(f"the cache holds {held} tokens of another text than the prompt: {GO_ON}")
+
+
 def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
     """Stands for `init_continuous_batching`, whose worker thread would report errors one request at a time."""
     raise Unsupported(
@@ -135,6 +147,9 @@ def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:
     Phi-3 does where its rotary embedding changes. It then gets the same cache, emptied, and so stays under the plan.
     """
     theirs = getattr(type(model), PREPARE_INPUTS)
+    cache = kwargs.get("past_key_values")
+    if isinstance(cache, KVCache) and cache.transcript.due:
+        _check_text(cache, args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask"))
     inputs = theirs(model, *args, **kwargs)
     cache, kept = kwargs.get("past_key_values"), inputs.get("past_key_values")
     if isinstance(cache, KVCache) and kept is not cache:

@@ -43,8 +43,10 @@ def check(decoder: Any, cache: Any, call: Mapping[str, Any]) -> None:
     if may_wait and positions is not None:
         _check_positions(cache, positions, call.get("attention_mask"), held)
     limit = longrope_limit(decoder.config)
-    if limit is not None and isinstance(cache, KVCache):
-        _check_rotary(cache, limit, held, new, positions, may_wait)
+    if isinstance(cache, KVCache):
+        if limit is not None:
+            _check_rotary(cache, limit, held, new, positions, may_wait)
+        cache.transcript.note(given, tokens, held if may_wait else None)
 
 
 def _check_positions(cache: Any, positions: Tensor, mask: Any, held: int) -> None:
