@@ -74,7 +74,9 @@ def command(
         )
         chosen = Plan.dense(info) if plan is None else Plan.load(plan)
         chosen.check(info)
-        console.print(_costs(chosen, plan or "dense", LENGTHS if length is None else sorted({*LENGTHS, length})))
+        asked = {longest or LENGTHS[-1]} if length is None else {length}
+        shown = sorted(asked | {n for n in LENGTHS if longest is None or n <= longest})
+        console.print(_costs(chosen, plan or "dense", shown))
         if plan is not None:
             if length is not None:
                 console.print(_gain(chosen, length))

@@ -16,7 +16,7 @@ from moa.plans.plan import Plan, Predicted, Rule
 @pytest.fixture(scope="module")
 def folder(fresh, tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
+    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32, max_position_embeddings=32768)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "plan.yaml")
@@ -167,11 +167,11 @@ def test_doctor_fails_where_no_back_end_runs(monkeypatch, run):
         ([*PROMPT[:5], "no-such.txt"], "no-such.txt: No such file"),
         ([*PROMPT[:5], "empty.txt"], "empty.txt is empty"),
         ([*PROMPT[:5], "latin.txt"], "latin.txt must be UTF-8"),
-        ([*PROMPT[:-1], "4000"], "over the model's maximum of 2048"),
+        ([*PROMPT[:-1], "40000"], "over the model's maximum of 32768"),
         ([*PROMPT[:-1], "0"], "max-new-tokens"),
         ([*PROMPT, "--backend", "fast"], "unknown back-end 'fast'"),
         (["bench", ".", "--plan", "other.yaml", "--lengths", "256"], "layers: 3 against 2"),
-        (["bench", ".", "--plan", "plan.yaml", "--lengths", "4096"], "over the model's maximum of 2048"),
+        (["bench", ".", "--plan", "plan.yaml", "--lengths", "40960"], "over the model's maximum of 32768"),
         (["bench", ".", "--plan", "plan.yaml", "--batches", "0"], "batches must be 1 or more"),
         (["bench", ".", "--plan", "plan.yaml", "-o", "/no/such/folder/x.json"], "/no/such/folder"),
         (["doctor", ".", "--length", "512"], "give a model and a plan"),
