@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from moa.plans.errors import MoaError
-from moa.search.budget import parse
+from moa.search.budget import cost, parse
 from moa.search.choose import choose
 from moa.search.grid import grid
 from moa.search.lengths import Lengths
@@ -65,3 +65,13 @@ def test_a_budget_binds_the_longest_text_and_leaves_short_ones_free(make_profile
     plan, _ = choose(make_profile(), [parse("density", "0.25")])
     assert plan.density(4096) <= 0.25
     assert plan.density(512) > 0.375  # all that a budget at every length would leave there is the narrowest rule
+
+
+@pytest.mark.parametrize("minimise", [False, True])
+def test_no_budget_is_for_longer_texts_than_the_model_takes(make_profile, minimise):
+    profile = make_profile()
+    profile = replace(profile, meta={**profile.meta, "max_length": 4000})
+    budgets = [parse("harm", "0.5")] if minimise else [parse("density", "0.5@4001")]
+    with pytest.raises(MoaError, match="must be at most 4000, the longest text that the model takes"):
+        choose(profile, budgets, minimise=cost("density@4001") if minimise else None)
+    assert choose(profile, [parse("density", "0.5@4000")])[0].density(4000) <= 0.5
