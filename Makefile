@@ -21,7 +21,7 @@ help:
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
-	@echo "make mutants    plants 257 faults, one at a time, each of which a test must notice (20 minutes); resumable"
+	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"
 	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (5 minutes)"
 	@echo "make fuzz-cli   3,000 generated command lines: right, or one clear line (10 minutes on 2 cores); resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
