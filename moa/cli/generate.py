@@ -33,7 +33,7 @@ def command(
     ids = _encode(tokenizer, text, chat).to(network.device)
     _check_room(network, ids.shape[1] + max_new_tokens)
     cache, streamer = moa.KVCache(chosen), _streamer(tokenizer)
-    network.generation_config, note = settings(network, max_new_tokens)
+    network.generation_config, note = settings(network, ids.shape[1], max_new_tokens)
     if note:
         typer.echo(note, err=True)
     ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -35,11 +35,12 @@ _ABOUT = ("_from_model_config", "_original_object_hash", "transformers_version")
 """Notes about the settings themselves."""
 
 
-def settings(model: Any, max_new_tokens: int) -> tuple[Any, str]:
+def settings(model: Any, prompt: int, max_new_tokens: int) -> tuple[Any, str]:
     """Settings for `generate`, instead of the checkpoint's, and a line about those that do not apply.
 
     Args:
         model: A transformers model; its generation_config holds what the checkpoint's files say.
+        prompt: Tokens of the prompt.
         max_new_tokens: Most tokens to generate.
 
     Returns:
@@ -61,6 +62,11 @@ def settings(model: Any, max_new_tokens: int) -> tuple[Any, str]:
             and value not in (None, getattr(ours, name), neutral.get(name, False))
         ):
             other.append(f"{name}={brief(value)}")
+    for name, most in (("min_new_tokens", max_new_tokens), ("min_length", prompt + max_new_tokens)):
+        least = getattr(ours, name)
+        if isinstance(least, int) and least > most:
+            other.append(f"{name}={least} (over the {most} that --max-new-tokens allows)")
+            setattr(ours, name, None)
     if not other:
         return ours, ""
     return ours, f"of the checkpoint's settings these do not apply to greedy text with a KVCache: {', '.join(other)}"

@@ -91,6 +91,8 @@ OVERRIDDEN = [
     {"token_healing": True},
     {"prefill_chunk_size": 10},
     {"force_words_ids": [[5]], "num_beams": 2},
+    {"min_new_tokens": 9},
+    {"min_length": 1000},
 ]
 
 
