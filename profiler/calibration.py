@@ -218,7 +218,10 @@ def _context(
         stated = [encode(tokenizer, f"\n{f.statement}\n") for f in facts]
     left = room - sum(map(len, stated))
     if left < 0:
-        raise MoaError(f"{room} tokens are left for a context that states {len(facts)} facts; use a longer length")
+        raise MoaError(
+            f"a task's {len(facts)} facts take {room - left} tokens, and its questions leave {room}: use a longer length, "
+            f"by {-left} tokens at least, or the source text alone"
+        )
     filler = prose(tokenizer, left, rng, "calibration")
     depths = [1.0 if listed is not None else (i + rng.random()) / len(stated) for i in range(len(stated))]
     before = accumulate(map(len, stated), initial=0)
