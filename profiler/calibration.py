@@ -219,8 +219,8 @@ def _context(
     left = room - sum(map(len, stated))
     if left < 0:
         raise MoaError(
-            f"a task's {len(facts)} facts take {room - left} tokens, and its questions leave {room}: use a longer length, "
-            f"by {-left} tokens at least, or the source text alone"
+            f"a task's {len(facts)} facts take {room - left} tokens, and its questions leave {room}: use a longer "
+            f"length, by {-left} tokens at least, or the source text alone"
         )
     filler = prose(tokenizer, left, rng, "calibration")
     depths = [1.0 if listed is not None else (i + rng.random()) / len(stated) for i in range(len(stated))]

@@ -52,7 +52,7 @@ def test_facts_lie_at_every_depth(tokenizer: Any) -> None:
 
 
 def test_a_length_too_short_for_the_questions_is_refused(tokenizer: Any) -> None:
-    with pytest.raises(MoaError, match="use a longer length"):
+    with pytest.raises(MoaError, match="use a longer length, by"):
         SOURCES["facts"].sample(tokenizer, 256, random.Random(0), True)
 
 
