@@ -3,6 +3,7 @@
 import codecs
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,11 @@ def test_an_empty_text_is_no_document(tokenizer: Any, tmp_path: Path) -> None:
     path.write_text('{"text": ""}\n')
     with pytest.raises(MoaError, match="found no documents"):
         document_source(str(path), tokenizer, [256])
+
+
+def test_a_local_file_needs_no_cache_of_the_hub(tmp_path, monkeypatch):
+    """Where the hub's cache cannot be written, `datasets` fails as it is imported."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    path = tmp_path / "d.jsonl"
+    path.write_text('{"text": "one"}\n')
+    assert load_documents(str(path)) == [("", "one")]
