@@ -203,4 +203,4 @@ def test_a_local_file_needs_no_cache_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     path = tmp_path / "d.jsonl"
     path.write_text('{"text": "one"}\n')
-    assert load_documents(str(path)) == [("", "one")]
+    assert load_documents(str(path)) == [(None, "one")]
