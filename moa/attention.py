@@ -166,7 +166,7 @@ def mask(
             attention_mask=attention_mask,
             **kwargs,
         )
-    if windowed:
+    if is_sliding(mask_function):
         mask_function = causal_mask_function
     if mask_function is bidirectional_mask_function:
         raise Unsupported("bidirectional attention under a plan: rules are causal")
