@@ -30,6 +30,9 @@ def test_another_text_is_refused_before_the_first_step(tiny, tokens, plan, max_l
             with pytest.raises(Unsupported, match=f"holds {held} tokens of another text than the prompt: pass"):
                 model.generate(other, past_key_values=cache, **NEW)
         assert int(cache.get_seq_length()) == held
+        cache.crop(-20)
+        with pytest.raises(Unsupported, match=f"holds {held - 20} tokens of another text"):
+            model.generate(ids[:, 100:], past_key_values=cache, **NEW)
         cache.reset()
         found = model.generate(ids[:, 100:], past_key_values=cache, **NEW)
         assert torch.equal(found, model.generate(ids[:, 100:], **NEW))
