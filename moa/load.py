@@ -187,19 +187,24 @@ def _clear_errors(name: str | Path) -> Iterator[None]:
         tried = "" if Path(name).expanduser().exists() else "no such folder or .gguf file, and from the hub: "
         reason, kind = str(error).strip(), type(error).__name__
         if isinstance(error, OSError | ValueError | ImportError) and reason:  # written for users, the first line first
-            reason = shortened(reason.splitlines()[0], 300)
+            reason = reason.splitlines()[0]
         else:
-            reason = f"transformers cannot load it: {kind}{': ' if reason else ''}{shortened(reason, 300)}"
-        raise MoaError(f"model '{name}': {tried}{reason}") from error
+            reason = f"{kind}: {reason}" if reason else kind
+        if not isinstance(error, OSError):
+            reason = f"transformers cannot load it: {reason}"
+        raise MoaError(f"model '{name}': {tried}{shortened(reason, 300)}") from error
 
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """Errors only from transformers and torch, for a while; progress bars (downloads) only if `progress`."""
+    """No log lines of transformers, for a while, no warnings, and progress bars (downloads) only if `progress`.
+
+    What goes wrong is raised as well, and said once.
+    """
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
+    logging.set_verbosity(logging.CRITICAL)
     if not progress:
         logging.disable_progress_bar()
     try:

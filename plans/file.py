@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
+from itertools import chain
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,9 @@ from moa.plans.errors import PlanError, shortened
 from moa.plans.plan import Plan
 from moa.plans.replace import read, replace
 from moa.plans.schema import ProblemError
+
+MOST_PARTS = 1_000_000
+"""Keys and values of a plan: many times those of the largest model, few enough to check and to quote."""
 
 
 def load(source: str | PathLike[str]) -> Plan:
@@ -46,6 +50,8 @@ def parse(text: str, where: str) -> Plan:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(root, set())
+        if root is not None and _parts(root, {}) > MOST_PARTS:
+            raise ValueError(f"with its aliases written out it has more than {MOST_PARTS} parts")
         document = yaml.safe_load(text)
     except yaml.MarkedYAMLError as error:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
@@ -99,6 +105,16 @@ def _line(root: yaml.Node | None, place: Sequence[Any]) -> int:
             break
         line, node = found[0].start_mark.line, found[1]
     return line + 1
+
+
+def _parts(node: yaml.Node, known: dict[int, int]) -> int:
+    """Parts that a document has where each alias is written out; a node inside itself counts once there."""
+    if id(node) not in known:
+        known[id(node)] = 1
+        if isinstance(node, yaml.CollectionNode):
+            children = chain(*node.value) if isinstance(node, yaml.MappingNode) else node.value
+            known[id(node)] += sum(_parts(child, known) for child in children)
+    return known[id(node)]
 
 
 def _refuse_duplicates(node: yaml.Node | None, seen: set[int]) -> None:

@@ -1,5 +1,6 @@
 """Files of JSON lines that grow by one entry at a time, and are gone on with after a kill or a power failure."""
 
+import hashlib
 import json
 import logging
 import os
@@ -11,6 +12,8 @@ from typing import Any
 from moa.plans.errors import MoaError
 from moa.plans.replace import folder_to_disk, replace, to_disk
 
+CHECK = "check"
+"""The key of an entry's check."""
 TAIL = 65536
 """Bytes that hold nearly every last line."""
 
@@ -34,7 +37,8 @@ class Lines:
     def read(self) -> list[Any]:
         """All entries; a damaged rest is set aside: moved to a file beside this one, which a warning names.
 
-        Damaged is a line that does not end, or is not JSON, with all that follows: later entries may build on it.
+        Damaged is a line that does not end, is not JSON, or does not say what was written (where it has a check), with
+        all that follows: later entries may build on it.
 
         Raises:
             MoaError: The file is something else; it is left as it was.
@@ -56,12 +60,15 @@ class Lines:
             self._set_aside(rest, end, len(entries))
         return entries
 
-    def append(self, entry: Any) -> None:
-        """Add an entry, on disk before this returns; never to half a line that a killed process left."""
+    def append(self, entry: dict[str, Any]) -> None:
+        """Add an entry, with a check of what it says, on disk before this returns.
+
+        Never to half a line that a killed process left.
+        """
         self.mend()
         new = not self.path.exists()
         with self.path.open("ab") as file:
-            file.write((json.dumps(entry) + "\n").encode())
+            file.write((json.dumps({**entry, CHECK: _check(entry)}) + "\n").encode())
             to_disk(file)
         if new:
             folder_to_disk(self.path.parent)
@@ -97,6 +104,12 @@ def _entry(line: bytes) -> Any:
     if not line.endswith(b"\n"):
         return None
     try:
-        return json.loads(line)
+        entry = json.loads(line)
     except (ValueError, RecursionError):
         return None
+    checked = isinstance(entry, dict) and CHECK in entry
+    return None if checked and entry.pop(CHECK) != _check(entry) else entry
+
+
+def _check(entry: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()[:16]

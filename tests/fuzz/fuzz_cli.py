@@ -123,6 +123,7 @@ def main() -> int:
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--page", type=Path, help="with --sum: the page whose counts are replaced")
     options = parser.parse_args()
+    options.output = options.output and options.output.resolve()  # cases change the folder
     if options.sum:
         found = summed([json.loads(path.read_text()) for path in options.sum])
         if options.page:

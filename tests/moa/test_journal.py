@@ -31,6 +31,22 @@ def test_cut_at_every_byte_of_its_last_line_it_goes_on(tmp_path, caplog):
     assert len(list(tmp_path.glob("r.jsonl.damaged-*"))) == len(raw) - start - 1
 
 
+@pytest.mark.parametrize(("old", "new"), [(b'"value": 1', b'"value": 7'), (b'{"value": 1, "text": ', b"[1, ")])
+def test_a_result_that_was_changed_is_set_aside_with_what_follows(tmp_path, old, new, caplog):
+    path = tmp_path / "r.jsonl"
+    raw = filled(path)
+    path.write_bytes(raw.replace(old, new))
+    journal = Journal(path)
+    assert [journal.get(f"k{i}") is not None for i in range(3)] == [True, False, False]
+    assert "damaged from line 2 on" in caplog.text
+
+
+def test_results_from_before_there_were_checks_are_read(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"key": "a", "result": 5}\n')
+    assert Journal(path).get("a") == 5
+
+
 def test_what_another_process_left_half_is_not_added_to(tmp_path):
     path = tmp_path / "r.jsonl"
     filled(path, 1)

@@ -114,6 +114,8 @@ def _deep_config(folder):
         (_setting("tokenizer_config.json", tokenizer_class=5), "transformers cannot load it: AttributeError"),
         (_setting("tokenizer_config.json", model_max_length="x"), "transformers cannot load it: TypeError"),
         (_setting("config.json", hidden_size=0), "weights missing or misshapen"),
+        (_setting("config.json", use_return_dict=False), "'use_return_dict' of 'LlamaConfig' object has no setter"),
+        (_setting("generation_config.json", compile_config={}), "transformers cannot load it: You provided `compile_c"),
         (_deep_config, "RecursionError"),
         (_no_vocabulary, "makes no tokens of text"),
         (_empty_folder, "no config.json"),
@@ -124,13 +126,14 @@ def _deep_config(folder):
         (_corrupt_config, "config.json"),
     ],
 )
-def test_damaged_folder_is_refused_in_one_line(folder, damage, says, recwarn):
+def test_damaged_folder_is_refused_in_one_line(folder, damage, says, recwarn, capfd):
     damage(folder)
     with pytest.raises(MoaError, match=says) as caught:
         load_model(folder, device="cpu")
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not recwarn
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,12 @@ def test_every_shipped_plan_is_valid():
         assert plan_file.render(plan_file.parse(text, name)) == text
 
 
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
+)
+"""Small, and nine to the power of eight parts when its aliases are written out."""
+
+
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -217,6 +223,8 @@ def test_every_shipped_plan_is_valid():
         (TEXT, "", "line 1: a plan is a mapping with the keys version, model, defaults"),
         (TEXT, "- 1\n", r"line 1: a plan is a mapping .*, found \[1\]"),
         (TEXT, "a: &a [*a]\n", "line 1: a: unknown key"),
+        ("version: 1\n", BOMB + "version: *h\n", "with its aliases written out it has more than 1000000 parts"),
+        (TEXT, BOMB + "layers: {1: {heads: *h}}", "more than 1000000 parts"),
         (TEXT, "a\x00b", "not valid YAML"),
         (TEXT, "[" * 5000, "not valid YAML"),
     ],
