@@ -57,11 +57,12 @@ def run(seeds: range, workplace: Path) -> dict[str, Any]:
     plain: dict[Base, Any] = {}
     counts: Counter[tuple[str, str]] = Counter()
     failures: list[dict[str, Any]] = []
-    began = time.time()
+    began, compared = time.time(), 0
     for seed in seeds:
         case = draw(seed)
         outcome, problems, found = judge(case, workplace, plain)
         counts[case.base.command, outcome] += 1
+        compared += outcome == "right" and {change.effect for change in case.changes} == {"same"}
         if problems:
             case = shrunk(case, workplace, plain)
             print(said(case, problems, found), flush=True)
@@ -72,7 +73,8 @@ def run(seeds: range, workplace: Path) -> dict[str, Any]:
         "seeds": [seeds.start, seeds.stop], "date": datetime.now(UTC).date().isoformat(),
         "seconds": round(time.time() - began, 1), "python": platform.python_version(),
         "versions": {name: version(name) for name in ("moa-attention", "torch", "transformers")},
-        "commands": {c: {o: counts[c, o] for o in ("right", "refused")} for c in commands}, "failures": failures,
+        "commands": {c: {o: counts[c, o] for o in ("right", "refused")} for c in commands}, "compared": compared,
+        "failures": failures,
     }  # fmt: skip
 
 
@@ -87,6 +89,7 @@ def summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
         for command, counts in part["commands"].items():
             total.setdefault(command, Counter()).update(counts)
     whole["commands"] = {command: dict(total[command]) for command in sorted(total)}
+    whole["compared"] = sum(part["compared"] for part in parts)
     whole["cases"] = sum(sum(counts.values()) for counts in total.values())
     whole["failures"] = [failure for part in parts for failure in part["failures"]]
     return whole
@@ -98,7 +101,7 @@ def table(found: dict[str, Any]) -> str:
     first, last = found["seeds"][0], found["seeds"][1] - 1
     lines = [
         f"`make fuzz-cli` of {found['date']}: {found['cases']:,} cases, seeds {first} to {last:,}, in "
-        f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures. Python "
+        f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures; the answers of {found['compared']:,} were compared with the plain line's. Python "
         f"{found['python']}, {versions}.",
         "", "| command | cases | right | refused in one line |", "|---|---:|---:|---:|",
     ]  # fmt: skip
