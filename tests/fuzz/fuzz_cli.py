@@ -101,8 +101,8 @@ def table(found: dict[str, Any]) -> str:
     first, last = found["seeds"][0], found["seeds"][1] - 1
     lines = [
         f"`make fuzz-cli` of {found['date']}: {found['cases']:,} cases, seeds {first} to {last:,}, in "
-        f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures; the answers of {found['compared']:,} were compared with the plain line's. Python "
-        f"{found['python']}, {versions}.",
+        f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures. Of those that "
+        f"succeeded, {found['compared']:,} answers were compared with the plain line's. Python {found['python']}, {versions}.",
         "", "| command | cases | right | refused in one line |", "|---|---:|---:|---:|",
     ]  # fmt: skip
     for command, counts in found["commands"].items():
