@@ -102,7 +102,8 @@ def table(found: dict[str, Any]) -> str:
     lines = [
         f"`make fuzz-cli` of {found['date']}: {found['cases']:,} cases, seeds {first} to {last:,}, in "
         f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures. Of those that "
-        f"succeeded, {found['compared']:,} answers were compared with the plain line's. Python {found['python']}, {versions}.",
+        f"succeeded, {found['compared']:,} answers were compared with the plain line's. "
+        f"Python {found['python']}, {versions}.",
         "", "| command | cases | right | refused in one line |", "|---|---:|---:|---:|",
     ]  # fmt: skip
     for command, counts in found["commands"].items():
