@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from provenance import provenance
+from tables import compared, head
 
 from moa.cli.common import Bar, numbers
-from moa.cli.eval import COLUMNS, cells
 from moa.comparison import Part, compare
 from moa.haystack import HELD_OUT
 from moa.journal import Journal, replace_json
@@ -107,20 +107,13 @@ def markdown(found: dict[str, Any]) -> str:
     """The page: environment, the table, effective context, the claims."""
     about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     lines = [f"{found['model']['name']}: {about}", "", f"`{found['run']['command']}`", ""]
-    lines += _table([*COLUMNS, "kept of dense, one / four"])
-    for row in found["rows"]:
-        kept = [f"{row[t]['kept']:.2f}" if t in row and row[t]["kept"] is not None else "-" for t in ("single", "four")]
-        lines.append("| " + " | ".join([*cells(row), " / ".join(kept)]) + " |")
+    lines += compared(found["rows"])
     lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]
-    lines += [*_table(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
-    lines += ["", *_table(["claim", "bound", "measured", "holds"])]
+    lines += [*head(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
+    lines += ["", *head(["claim", "bound", "measured", "holds"])]
     for c in found["claims"]:
         lines.append(f"| {c['claim']} | {c['bound']} | {c['measured']:.3f} | {'yes' if c['holds'] else 'no'} |")
     return "\n".join(lines) + "\n"
-
-
-def _table(columns: list[str]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
 
 
 def main() -> int:

@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from tables import compared, head
+
 from moa.cli.common import Bar, numbers
-from moa.cli.eval import COLUMNS, cells
 from moa.comparison import Part, compare
 from moa.journal import Journal, replace_json
 from moa.load import load_model
@@ -75,24 +76,17 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def markdown(found: dict[str, Any]) -> str:
     """The page: environment, the table, retrieval by depth, the claims."""
     about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
-    lines = [f"{found['model']['name']}: {about}", "", *_table([*COLUMNS, "kept of dense, one / four"])]
-    for row in found["rows"]:
-        kept = [f"{row[t]['kept']:.2f}" if t in row and row[t]["kept"] is not None else "-" for t in ("single", "four")]
-        lines.append("| " + " | ".join([*cells(row), " / ".join(kept)]) + " |")
+    lines = [f"{found['model']['name']}: {about}", "", *compared(found["rows"])]
     lines += ["", "Right answers to one needle by its depth, in fifths of the text:", ""]
-    lines += _table(["tokens", "row", "0 to 0.2", "to 0.4", "to 0.6", "to 0.8", "to 1"])
+    lines += head(["tokens", "row", "0 to 0.2", "to 0.4", "to 0.6", "to 0.8", "to 1"])
     for row in found["rows"]:
         depths = [f"{d['right']} of {d['questions']}" for d in row["single"]["by_depth"]]
         lines.append("| " + " | ".join([f"{row['length']:,}", row["row"], *depths]) + " |")
-    lines += ["", *_table(["claim", "bound", "measured", "holds"])]
+    lines += ["", *head(["claim", "bound", "measured", "holds"])]
     for c in found["claims"]:
         measured = "-" if c["measured"] is None else f"{c['measured']:.3f}"
         lines.append(f"| {c['claim']} | {c['bound']} | {measured} | {'yes' if c['holds'] else 'no'} |")
     return "\n".join(lines) + "\n"
-
-
-def _table(columns: list[str]) -> list[str]:
-    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
 
 
 def main() -> int:
