@@ -31,7 +31,7 @@ from transformers.masking_utils import sdpa_mask
 
 from moa import timing
 from moa.cli.common import numbers
-from moa.cli.measure import cpu_name
+from moa.environment import cpu_name
 from moa.journal import Journal, key, replace_json
 from moa.kernels.backend import pick
 from moa.load import load_model

@@ -1,17 +1,17 @@
 """What a result file says of the run that wrote it."""
 
-import platform
 import subprocess
 import sys
 from datetime import date
-from importlib.metadata import version
 from os.path import relpath
 from pathlib import Path
+
+from moa.environment import environment
 
 ROOT = Path(__file__).parents[1]
 
 
-def provenance() -> dict[str, str]:
+def provenance() -> dict[str, str | int]:
     """Command, commit (`+` where files differ from it), date, machine and versions of this run."""
 
     def git(*command: str) -> str:
@@ -22,7 +22,5 @@ def provenance() -> dict[str, str]:
         "command": " ".join(["python", relpath(sys.argv[0], ROOT), *sys.argv[1:]]),
         "commit": git("rev-parse", "--short=12", "HEAD") + changed,
         "date": date.today().isoformat(),
-        "machine": f"{platform.machine()}, {platform.system()}",
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("moa-attention", "torch", "transformers")},
+        **environment(),
     }

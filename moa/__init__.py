@@ -11,15 +11,24 @@ from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanErro
 if TYPE_CHECKING:
     from moa.applied import Applied, apply
     from moa.cache import KVCache
+    from moa.load import load_model
     from moa.plans.plan import Plan
+    from moa.profiler.profile import Profile
 
 __version__ = "0.1.0"
 
-_HOMES = {"Applied": "moa.applied", "apply": "moa.applied", "KVCache": "moa.cache", "Plan": "moa.plans.plan"}
+_HOMES = {
+    "Applied": "moa.applied",
+    "KVCache": "moa.cache",
+    "Plan": "moa.plans.plan",
+    "Profile": "moa.profiler.profile",
+    "apply": "moa.applied",
+    "load_model": "moa.load",
+}
 
 __all__ = [
-    "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "ProfileError",
-    "Unsupported", "apply",
+    "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
+    "ProfileError", "Unsupported", "apply", "load_model",
 ]  # fmt: skip
 
 

@@ -1,13 +1,10 @@
 """Rows (dense, plans, their uniform twins) measured on the same samples, each result kept as it comes."""
 
-import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Any
 
-import torch
-
+from moa.environment import environment
 from moa.evaluate import Row, ask, divergence, rows_at, windows
 from moa.haystack import FORMATS, Format, Haystack, haystack
 from moa.journal import Journal, key
@@ -125,10 +122,10 @@ def compare(
     backend = backend or backends.pick(model.device)
     backends.load(backend)
     journal = journal or Journal(None)
-    environment = _environment(model, backend, seed)
+    about = {**environment(model, backend), "seed": seed}
     rows = {part: rows_at(plans, part.length, uniform, backend) for part in parts}
     samples = {part: _samples(tokenizer, part, seed) for part in parts}
-    identity = {"weights": fingerprint(model), "dtype": environment["dtype"], "device": model.device.type}
+    identity = {"weights": fingerprint(model), "dtype": about["dtype"], "device": model.device.type}
     keys = {
         (part, row.name): [_key(identity, sample, row) for sample in samples[part]]
         for part in parts
@@ -144,8 +141,8 @@ def compare(
     for part, i, lacking in todo:
         sample = samples[part][i]
         for row, result in sample.measure(model, tokenizer, lacking):
-            about = {"row": row.name, "task": sample.task, "length": sample.length, "sample": sample.index}
-            journal.put(keys[part, row.name][i], result, **about)
+            notes = {"row": row.name, "task": sample.task, "length": sample.length, "sample": sample.index}
+            journal.put(keys[part, row.name][i], result, **notes)
         done += sample.cost(lacking)
         progress(done, total, f"{sample.length} tokens, {sample.task} {sample.index + 1}")
     info = ModelInfo.of(model)
@@ -155,7 +152,7 @@ def compare(
         for row in rows[part]:
             plan = row.plan or Plan.dense(info)
             summed.append(summarise(row.name, plan, samples[part], results[row.name], results["dense"], model.dtype))
-    return {"model": info.model_dump(mode="json"), "environment": environment, "rows": summed}
+    return {"model": info.model_dump(mode="json"), "environment": about, "rows": summed}
 
 
 def _samples(tokenizer: Any, part: Part, seed: int) -> list[Sample]:
@@ -171,19 +168,5 @@ def _samples(tokenizer: Any, part: Part, seed: int) -> list[Sample]:
 
 def _key(identity: dict[str, Any], sample: Sample, row: Row) -> str:
     """Names a result by all it depends on, so that a journal never answers for another model, plan or sample."""
-    rules = None if row.plan is None else {i: [repr(rule) for rule in rules] for i, rules in row.plan.groups.items()}
-    return key(**identity, sample=repr(sample), rules=rules, backend=row.backend)
-
-
-def _environment(model: Any, backend: str, seed: int) -> dict[str, Any]:
-    """What a reader needs to run it again."""
-    cuda = model.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(model.device) if cuda else f"{platform.machine()} CPU",
-        "threads": torch.get_num_threads(),
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "backend": backend,
-        "seed": seed,
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("moa-attention", "torch", "transformers")},
-    }
+    plan = None if row.plan is None else row.plan.fingerprint()
+    return key(**identity, sample=repr(sample), plan=plan, backend=row.backend)

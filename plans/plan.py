@@ -1,7 +1,9 @@
 """The plan: one rule per KV head of a model, what they cost, and the ways to make one."""
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 from itertools import chain
 from os import PathLike
 from typing import Any, Self
@@ -174,6 +176,14 @@ class Plan(Strict):
         from moa.plans.document import to_document
 
         return to_document(self)
+
+    def fingerprint(self) -> str:
+        """Digest of what the plan does: the rules of every group, and nothing of its file, predictions or origin."""
+        table = {
+            layer: [{"pattern": rule.pattern, **rule.model_dump(mode="json", exclude_defaults=True)} for rule in rules]
+            for layer, rules in sorted(self.groups.items())
+        }
+        return sha256(json.dumps(table, sort_keys=True).encode()).hexdigest()[:16]
 
     def check(self, model: Any) -> None:
         """Raise ModelMismatch, naming each field that differs, unless `model` has the shape planned for."""

@@ -5,7 +5,6 @@ text held out from calibration. The running model comes in as a callable, so not
 an Optuna storage: workers on several machines join one study, and a killed one loses the trial it was at.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -149,7 +148,7 @@ def study(
         frozen = shared.best_trial
         mix = plain if "plain" in frozen.user_attrs else mix_of(FixedTrial(frozen.params), profile, lengths)
         plan = once(mix)
-        if rules(plan) != frozen.user_attrs["rules"]:
+        if plan.fingerprint() != frozen.user_attrs["rules"]:
             raise MoaError(
                 f"the best trial, {frozen.number}, measured another plan than its mix gives here: go on with the "
                 "versions and the --time-limit of that run, or name another --storage"
@@ -217,7 +216,7 @@ def _base(shared: optuna.Study, plan: Plan, place: FixedTrial | None, evaluate: 
     if "base" not in shared.user_attrs:
         *_, plain = evaluate(plan)
         if "base" not in shared.user_attrs:  # another worker may have been faster, with the same figures
-            attrs = {"measured": asdict(plain), "rules": rules(plan), "plain": True}
+            attrs = {"measured": asdict(plain), "rules": plan.fingerprint(), "plain": True}
             known: dict[str, Any] = {}
             if place is not None:
                 known = {"params": place.params, "distributions": place.distributions}
@@ -236,7 +235,7 @@ def _run(
     except BudgetInfeasible:  # with these sinks
         shared.tell(trial, state=TrialState.FAIL)
         return f"trial {trial.number}: infeasible"
-    same = rules(plan)
+    same = plan.fingerprint()
     trial.set_user_attr("rules", same)
     earlier = [t for t in _done(shared) if t.user_attrs.get("rules") == same and t.state == TrialState.COMPLETE]
     if not earlier:
@@ -247,9 +246,3 @@ def _run(
 def _done(shared: optuna.Study) -> list[FrozenTrial]:
     done: list[FrozenTrial] = shared.get_trials(deepcopy=False, states=DONE)
     return done
-
-
-def rules(plan: Plan) -> str:
-    """Names a plan by what it does."""
-    table = {layer: [repr(rule) for rule in rules] for layer, rules in plan.groups.items()}
-    return hashlib.sha256(repr(table).encode()).hexdigest()[:16]

@@ -1,6 +1,5 @@
 """`moa measure MODEL -o COSTS.json`: what decode steps and prefills take here, for budgets in milliseconds."""
 
-import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +29,7 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, numbers, writable
+    from moa.environment import environment
     from moa.journal import replace_json
     from moa.load import check_options, load_model
     from moa.plans.model import ModelInfo
@@ -76,6 +76,7 @@ def runner(network: Any, backend: str | None) -> "Callable[[Plan, Work], list[fl
 
 def runner_of(costs: "Costs", model: str, loaded: Any = None) -> "Callable[[Plan, Work], list[float]]":
     """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
+    from moa.environment import environment
     from moa.load import load_model
     from moa.plans.model import ModelInfo
 
@@ -85,34 +86,6 @@ def runner_of(costs: "Costs", model: str, loaded: Any = None) -> "Callable[[Plan
     costs.check(ModelInfo.of(loaded))
     check_place(costs, environment(loaded, backend))
     return runner(loaded, backend)
-
-
-def environment(network: Any, backend: str | None) -> dict[str, str | int]:
-    """What the times of `network` hold for."""
-    import torch
-    import transformers
-
-    import moa
-    from moa.kernels.backend import pick
-
-    cuda = network.device.type == "cuda"
-    return {
-        "device": torch.cuda.get_device_name(network.device) if cuda else cpu_name(),
-        "threads": torch.get_num_threads(),
-        "backend": backend or pick(network.device),
-        "dtype": str(network.dtype).removeprefix("torch."),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "moa": moa.__version__,
-    }
-
-
-def cpu_name() -> str:
-    """The model of the CPU: times of another one are no guide."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or f"{platform.machine()} CPU"
 
 
 def check_place(costs: "Costs", here: dict[str, str | int]) -> None:

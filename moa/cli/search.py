@@ -99,7 +99,8 @@ def command(
     from moa.cli import study
     from moa.cli.common import choice, numbers, writable
     from moa.cli.front import write_front
-    from moa.cli.measure import compare, environment, runner_of
+    from moa.cli.measure import compare, runner_of
+    from moa.environment import environment
     from moa.load import check_options
     from moa.plans.model import DTYPES
     from moa.plans.plan import Plan

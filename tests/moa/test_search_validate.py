@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from moa.cli import study
 from moa.cli.main import app
-from moa.cli.measure import environment
+from moa.environment import environment
 from moa.load import load_model
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo

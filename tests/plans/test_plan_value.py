@@ -6,7 +6,7 @@ import pickle
 import pytest
 
 from moa.plans.model import ModelInfo
-from moa.plans.plan import FULL, Plan, Provenance, Rule
+from moa.plans.plan import FULL, KeyDiffWindow, Plan, Provenance, Rule
 
 MODEL = ModelInfo(architecture="LlamaForCausalLM", layers=2, query_heads=4, kv_heads=2, head_size=8, rope={})
 
@@ -63,3 +63,16 @@ def test_a_copy_with_other_rules_reckons_with_those() -> None:
     plan = make()
     assert plan.density(1000) < 1
     assert plan.model_copy(update={"groups": Plan.dense(MODEL).groups}).density(1000) == 1
+
+
+def test_a_fingerprint_is_of_what_a_plan_does_alone(tmp_path) -> None:
+    plan, narrow = make(), Rule(alpha=128, beta=0)
+    make(provenance=Provenance(note="the same rules")).save(tmp_path / "plan.yaml")
+    assert Plan.load(tmp_path / "plan.yaml").fingerprint() == plan.fingerprint()
+    heads = {0: [FULL, narrow], 1: [Rule(alpha=256, beta=0.25)] * 2}
+    assert Plan.from_rules(MODEL, heads, defaults=narrow).fingerprint() == plan.fingerprint()  # another form of file
+    others = [make(alpha=192), Plan.from_rules(MODEL, {**heads, 0: [narrow, FULL]})]
+    others.append(Plan.from_rules(MODEL, {**heads, 0: [FULL, KeyDiffWindow(alpha=128, beta=0)]}))
+    others.append(Plan.from_rules(MODEL, {0: heads[1], 1: heads[0]}))
+    assert len({each.fingerprint() for each in [plan, *others]}) == 5
+    assert plan.fingerprint() == "d65ee6d4544f86f7"  # results are kept under it

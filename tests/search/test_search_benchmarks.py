@@ -41,7 +41,7 @@ def cost_model(make_profile, monkeypatch, tmp_path):
         return [1.1 * costs.predict(plan, work)]
 
     monkeypatch.setattr("moa.load.load_model", lambda *_, **__: (profile.model, None))
-    monkeypatch.setattr("moa.cli.measure.environment", lambda *_: PLACE)
+    monkeypatch.setattr("moa.environment.environment", lambda *_: PLACE)
     monkeypatch.setattr("moa.cli.measure.runner", lambda *_: run)
 
     def main(*args, stop=10**6):
