@@ -13,7 +13,7 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench clean
+.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench pages clean
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -26,7 +26,8 @@ help:
 	@echo "make fuzz-cli   3,000 generated command lines: right, or one clear line (10 minutes on 2 cores); resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
-	@echo "make bench      regenerate the measured tables in benchmarks/results"
+	@echo "make bench      measure everything anew: benchmarks/results, and the figures in README.md and docs"
+	@echo "make pages      write the figures in README.md and docs from benchmarks/results"
 
 $(READY): pyproject.toml $(CONSTRAINTS) constraints-common.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or later with ensurepip found: set PYTHON=…"; exit 1; }
@@ -64,6 +65,7 @@ demo: $(READY) $(MODEL)/config.json
 # Each of transformers' causal language models, tiny, in a process of its own.
 models: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/models.py
+	$(BIN)/python benchmarks/pages.py
 
 # At each seed a property has the cases that its test names: 100 lives of a cache, 3 to 200 of others. Interrupted, it goes
 # on with the seed it was at; a change starts anew.
@@ -78,12 +80,14 @@ build/fuzz/%: $(READY) $(SOURCES)
 
 mutants: $(READY)
 	$(BIN)/python tests/mutants/run.py
+
 # Shards of 250 cases, each in one process, two at a time. The counts go to docs/reliability.md.
 LINES := $(patsubst %,build/fuzz-cli/%.json,$(shell seq 0 11))
 
 fuzz-cli: $(READY)
 	$(MAKE) -j2 --no-print-directory $(LINES)
-	$(BIN)/python tests/fuzz/fuzz_cli.py --sum $(LINES) -o benchmarks/results/fuzz_cli.json --page docs/reliability.md
+	$(BIN)/python tests/fuzz/fuzz_cli.py --sum $(LINES) -o benchmarks/results/fuzz_cli.json
+	$(BIN)/python benchmarks/pages.py
 
 build/fuzz-cli/%.json: $(READY) $(SOURCES)
 	mkdir -p $(@D)
@@ -119,6 +123,11 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/python benchmarks/attention_cpu.py --json benchmarks/results/attention_cpu.json
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/triton_aot.py
+	$(BIN)/python benchmarks/pages.py
+
+# The figures in README.md and docs/*.md, from the files in benchmarks/results.
+pages: $(READY)
+	$(BIN)/python benchmarks/pages.py
 
 clean:
 	rm -rf $(VENV) build dist demo

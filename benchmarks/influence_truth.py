@@ -1,8 +1,8 @@
 """How well each estimator ranks KV heads by the harm of cutting them, on the real model.
 
 Truth: KL from the dense model's answer distribution when one group alone is cut to a quarter of the text. Writes
-influence_truth.json to `--results` and the table in docs/influence.md. Stopped at any moment, the same command goes on
-from `influence_truth.partial`. About 25 minutes on 2 idle cores.
+influence_truth.json to `--results`. Stopped at any moment, the same command goes on from `influence_truth.partial`.
+About 25 minutes on 2 idle cores.
 
     python benchmarks/influence_truth.py .model/SmolLM2-135M-Instruct
 """
@@ -25,7 +25,6 @@ from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
-from moa.plans.replace import replace
 from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
@@ -33,7 +32,6 @@ from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.recorder import recording
 
 HERE = Path(__file__).parent
-DOCUMENT = HERE.parent / "docs" / "influence.md"
 MEASURES = [
     ("first-order", "greedy", "nll", "first order, signed (the paper's equation)"),
     ("first-order-abs", "greedy", "nll", "first order, absolute value per entry (the paper's code)"),
@@ -127,13 +125,6 @@ def claims(found: dict[str, float]) -> list[dict[str, Any]]:
     ]
 
 
-def write_table(lines: list[str]) -> None:
-    """Replace what stands between the marks of the document."""
-    head, begin, rest = DOCUMENT.read_text().partition("<!-- truth:begin -->")
-    _, end, tail = rest.partition("<!-- truth:end -->")
-    replace(DOCUMENT, "\n".join([head + begin, *lines, end + tail]).encode())
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -141,7 +132,7 @@ def main() -> int:
     parser.add_argument(
         "--length", type=int, default=1024, help="tokens, at most 8192: up to there a profile's bins are blocks"
     )
-    parser.add_argument("--results", type=Path, default=HERE / "results", help="elsewhere, the document stays as it is")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
     options = parser.parse_args()
     try:
         options.results.mkdir(parents=True, exist_ok=True)
@@ -165,14 +156,7 @@ def main() -> int:
     ]
     figures = [round(float(kl), 6) for kl in truth]
     replace_json(options.results / "influence_truth.json", {**about, "rows": rows, "claims": held, "truth": figures})
-    lines = [
-        f"{bench.info.name}, {options.length} tokens, {options.samples} samples, {len(truth)} groups, float32.", "",
-        "| estimator | Spearman with the truth |", "|---|---|",
-        *(f"| {row['text']} | {row['spearman']:.2f} |" for row in rows),
-    ]  # fmt: skip
-    print("\n".join(lines), *held, sep="\n")
-    if options.results == HERE / "results":
-        write_table(lines)
+    print(*(f"{row['text']}: {row['spearman']:.2f}" for row in rows), *held, sep="\n")
     return 0
 
 

@@ -6,7 +6,7 @@ not change the answer are checked against the plain line's. Everything runs in t
 
     python tests/fuzz/fuzz_cli.py --seeds 0:250 -o build/fuzz-cli/0.json    run 250 cases; exit code 1 if one fails
     python tests/fuzz/fuzz_cli.py --seed 17                                 one case, shrunk to the changes that matter
-    python tests/fuzz/fuzz_cli.py --sum build/fuzz-cli/*.json -o RESULTS.json --page docs/reliability.md
+    python tests/fuzz/fuzz_cli.py --sum build/fuzz-cli/*.json -o RESULTS.json
 """
 
 import argparse
@@ -95,43 +95,16 @@ def summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
-def table(found: dict[str, Any]) -> str:
-    """The run in words, and its cases by command."""
-    versions = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
-    first, last = found["seeds"][0], found["seeds"][1] - 1
-    lines = [
-        f"`make fuzz-cli` of {found['date']}: {found['cases']:,} cases, seeds {first} to {last:,}, in "
-        f"{found['seconds'] / 60:.0f} minutes of one process; {len(found['failures'])} failures. Of those that "
-        f"succeeded, {found['compared']:,} answers were compared with the plain line's. "
-        f"Python {found['python']}, {versions}.",
-        "", "| command | cases | right | refused in one line |", "|---|---:|---:|---:|",
-    ]  # fmt: skip
-    for command, counts in found["commands"].items():
-        right, refused = counts["right"], counts["refused"]
-        lines.append(f"| `moa {command}` | {right + refused:,} | {right:,} | {refused:,} |")
-    return "\n".join(lines)
-
-
-def write(page: Path, text: str) -> None:
-    """Replace what stands between the marks of the page."""
-    head, begin, rest = page.read_text().partition("<!-- fuzz:begin -->\n")
-    _, end, tail = rest.partition("<!-- fuzz:end -->")
-    page.write_text("".join([head, begin, text, "\n", end, tail]))
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", default="0:250", help="FROM:TO")
     parser.add_argument("--seed", type=int, help="one case")
     parser.add_argument("--sum", nargs="*", type=Path, help="results to add up")
     parser.add_argument("-o", "--output", type=Path)
-    parser.add_argument("--page", type=Path, help="with --sum: the page whose counts are replaced")
     options = parser.parse_args()
     options.output = options.output and options.output.resolve()  # cases change the folder
     if options.sum:
         found = summed([json.loads(path.read_text()) for path in options.sum])
-        if options.page:
-            write(options.page, table(found))
     else:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         first, last = (

@@ -34,9 +34,9 @@ def test_the_page(module):
         "b": {"status": "refused", "why": "b has x|y"},
         "c": {"status": "wrong", "why": "chunks"},
     }
-    run = {**import_module("provenance").provenance(), "commit": "abc+"}
-    page = import_module("models_parts.table").page({"run": run, "models": results})
-    assert "at commit abc+ (Python 3" in page
-    assert "(works: 1, refused by name: 1, WRONG: 1)" in page
+    run = import_module("provenance").provenance()
+    page = import_module("pages_parts.others").models({"run": run, "models": results})
+    assert "lists 3 causal language models" in page
+    assert "(WRONG: 1, works: 1, refused by name: 1)" in page
     assert "| `a` | works | largest difference 2e-15 |" in page
     assert "| `b` | refused by name | b has x/y |" in page

@@ -1,0 +1,95 @@
+"""Writes the measured figures of README.md and docs/*.md from the files in benchmarks/results.
+
+A block of a page stands between `<!-- figures: NAME -->` and `<!-- end -->`; BLOCKS says which function writes it, from
+which result file. Each block ends with a line that says how that file was made.
+
+    python benchmarks/pages.py            writes all blocks anew
+    python benchmarks/pages.py --check    names blocks that differ from their file; exit code 1 if there are any
+
+A measured figure outside blocks is a fault as well (`pages_parts/loose.py`), except in docs/experiments, whose pages
+are records of what was measured once.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pages_parts import others, profile, quality, search, speed
+from pages_parts.common import RESULTS, Figures, load, made
+
+from moa.plans.errors import MoaError
+from moa.plans.replace import replace
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"^<!-- figures: (.+?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!https:|#)")
+
+MAIN = "elastic" if (RESULTS / "elastic.json").exists() else "quality"
+BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
+    "quality": (quality.quality, MAIN),
+    "quality aims": (quality.aims, MAIN),
+    "baselines": (quality.baselines, "baselines"),
+    "speed": (speed.speed, "cpu"),
+    "speed, all": (speed.whole, "cpu"),
+    "speed, AVX2": (speed.whole, "cpu_avx2"),
+    "bounds": (speed.bounds, "cpu"),
+    "attention": (speed.attention, "attention_cpu"),
+    "extrapolation": (search.extrapolation, "extrapolation"),
+    "solver": (search.solver, "solver"),
+    "costs": (search.costs, "cost_model"),
+    "study": (search.study, "study"),
+    "truth": (profile.truth, "influence_truth"),
+    "profile cost": (profile.cost, "profile_cost"),
+    "models": (others.models, "models"),
+    "fuzz": (others.fuzz, "fuzz_cli"),
+    "compiled": (others.compiled, "triton-aot"),
+    "roofline": (others.roofline, "roofline"),
+}
+
+
+def pages() -> list[Path]:
+    """The pages that have figures of today: records of experiments are not among them."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def block(name: str, page: Path) -> str:
+    """What stands in a block of `page`: links start from the page's folder."""
+    if name not in BLOCKS:
+        raise MoaError(f"{page.name}: a block must be one of {', '.join(BLOCKS)}; found {name}")
+    write, file = BLOCKS[name]
+    found = load(file)
+    up = "../" * len(page.relative_to(ROOT).parents[1:])
+    return LINK.sub(f"]({up}", f"{write(found)}\n\n{made(file, found)}\n")
+
+
+def written(page: Path) -> str:
+    """The page with every block anew."""
+    text = page.read_text()
+    return BLOCK.sub(lambda m: f"<!-- figures: {m[1]} -->\n{block(m[1], page)}<!-- end -->", text)
+
+
+def stale() -> Iterator[str]:
+    """Pages and blocks that differ from their result file."""
+    for page in pages():
+        for name, found in BLOCK.findall(page.read_text()):
+            if found != block(name, page):
+                yield f"{page.relative_to(ROOT)}: {name}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    options = parser.parse_args()
+    found = list(stale())
+    print(*found, sep="\n", end="\n" if found else "")
+    if options.check:
+        return int(bool(found))
+    for page in pages():
+        replace(page, written(page).encode())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""Result files, tables, sentences, and the line that says how a result file was made."""
+
+import json
+import textwrap
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+Figures = dict[str, Any]
+
+RESULTS = Path(__file__).parents[1] / "results"
+VERSIONS = "python", "moa-attention", "torch", "transformers", "scipy", "triton"
+MIB = 2**20
+
+
+@cache
+def load(name: str) -> Figures:
+    """The result file of that name, without its ending."""
+    found: Figures = json.loads((RESULTS / f"{name}.json").read_text())
+    return found
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines)
+
+
+def wrapped(text: str) -> str:
+    """A paragraph in lines of 120 characters at most."""
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def listed(parts: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def percent(*shares: float) -> str:
+    """One share as `93 %`, several as `93 to 99 %`."""
+    low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
+    return f"{low} %" if low == high else f"{low} to {high} %"
+
+
+def exact(share: float) -> str:
+    """A share as `11.4 %`."""
+    return f"{100 * share:.1f} %"
+
+
+def span(values: Sequence[float], form: str) -> str:
+    """`1.23 to 1.34`, or one of them where both look alike."""
+    low, high = (format(value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
+
+
+def claims(found: Figures) -> str:
+    """How many aims hold, and each that does not, with what was aimed at and what was measured."""
+    every, missed = found["claims"], [claim for claim in found["claims"] if not claim["holds"]]
+    text = f"{len(every) - len(missed)} of {len(every)} aims are met"
+    if not missed:
+        return f"{text}."
+    rows = [
+        [claim["claim"], f"{claim['bound']:.3g}", "-" if (value := claim["measured"]) is None else f"{value:.3g}"]
+        for claim in missed
+    ]
+    return f"{text}; these are not:\n\n{table(['aim', 'bound', 'measured'], rows)}"
+
+
+def made(name: str, found: Figures) -> str:
+    """How the file came to be: command, commit, date, device, versions, as far as it says so."""
+    run, about = found.get("run", {}), found.get("environment", {})
+    known = {**{key: value for key, value in found.items() if isinstance(value, str | int)}, **about, **run}
+    known.update(found.get("versions", {}))
+    parts = [f"`{known['command']}`"] if "command" in known else []
+    if "commit" in known:
+        parts.append(f"at commit {known['commit']}")
+    device = next((known[key] for key in ("cpu", "device", "machine") if key in known), None)
+    where = [str(known["date"])] if "date" in known else []
+    where += [str(device)] if device else []
+    where += [f"{known['threads']} threads" if known["threads"] != 1 else "1 thread"] if "threads" in known else []
+    where += [str(known["dtype"]).removeprefix("torch.")] if "dtype" in known else []
+    where += [f"back-end `{known['backend']}`"] if "backend" in known else []
+    where += [f"{key} {known[key]}" for key in VERSIONS if key in known]
+    origin = f"[{name}.json](benchmarks/results/{name}.json)"
+    text = f"Data: {origin}, " + (f"written by {' '.join(parts)}" if parts else "which names no command and no commit")
+    return wrapped(text + (f" ({', '.join(where)})" if where else "") + ".")

@@ -1,0 +1,76 @@
+"""Model families, generated command lines, kernels compiled ahead of time, bounds on GPUs."""
+
+from collections import Counter
+
+from pages_parts.common import Figures, listed, span, table, wrapped
+
+SAYS = {"wrong": "WRONG", "works": "works", "refused": "refused by name", "not built": "cannot be built or run here"}
+
+
+def models(found: Figures) -> str:
+    """Every causal language model of transformers."""
+    results: dict[str, Figures] = found["models"]
+    counted = Counter(one["status"] for one in results.values())
+    counts = ", ".join(f"{says}: {counted[status]}" for status, says in SAYS.items() if counted[status])
+
+    def why(one: Figures) -> str:
+        if one["status"] == "works":
+            return f"largest difference {one['difference']:.0e}"
+        return str(one["why"]).replace("|", "/")
+
+    rows = [
+        [f"`{kind}`", SAYS[status], why(one)]
+        for status in SAYS
+        for kind, one in results.items()
+        if one["status"] == status
+    ]
+    whole = f"transformers {found['run']['transformers']} lists {len(results)} causal language models ({counts})."
+    return "\n\n".join([whole, table(["model type", "", ""], rows)])
+
+
+def fuzz(found: Figures) -> str:
+    """The counts of `make fuzz-cli`."""
+    first, last = found["seeds"][0], found["seeds"][1] - 1
+    rows = [
+        [f"`moa {command}`", *(f"{n:,}" for n in (right + refused, right, refused))]
+        for command, right, refused in ((name, n["right"], n["refused"]) for name, n in found["commands"].items())
+    ]
+    return "\n\n".join([
+        wrapped(
+            f"`make fuzz-cli` ran {found['cases']:,} cases, seeds {first} to {last:,}, in "
+            f"{found['seconds'] / 60:.0f} minutes of one process, with {len(found['failures'])} failures. Of those "
+            f"that succeeded, {found['compared']:,} answers were compared with the plain line's."
+        ),
+        table(["command", "cases", "right", "refused in one line"], rows),
+    ])  # fmt: skip
+
+
+def compiled(found: Figures) -> str:
+    """How many configurations were compiled, and what the compiler reports."""
+    rows = found["rows"]
+    kernels, targets = ({row[key]: None for row in rows} for key in ("kernel", "target"))
+    spilled = sum(row["spills"] > 0 for row in rows)
+    registers = span([row["registers"] for row in rows], "d")
+    largest = max(row["shared"] for row in rows) / 1024
+    return wrapped(
+        f"{len(rows)} configurations of {len(kernels)} kernels were compiled for {listed(list(targets))}; "
+        f"{spilled or 'none'} of them spill registers. A thread takes {registers} registers, and a program takes at "
+        f"most {largest:.0f} KiB of shared memory."
+    )
+
+
+def roofline(found: Figures) -> str:
+    """The bound on decode throughput over dense for a model of Llama-3-8B's shape."""
+    length = 16384
+    rows = [row for row in found["rows"] if row["model"] == "Llama-3-8B" and row["length"] == length]
+    cells = []
+    for device in dict.fromkeys(row["device"] for row in rows):
+        own = {row["density"]: row for row in rows if row["device"] == device}
+        for density, row in own.items():
+            over = row["tokens_per_s"] / own[1.0]["tokens_per_s"]
+            figures = f"{row['step_ms']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{over:.2f}"
+            cells.append([device, f"{density:g}", str(row["batch"]), *figures])
+    return "\n\n".join([
+        f"The table is of a model of Llama-3-8B's shape at {length:,} tokens, with the largest batch that fits.",
+        table(["device", "density", "batch", "step, ms", "tokens/s", "over dense"], cells),
+    ])  # fmt: skip

@@ -1,0 +1,33 @@
+"""Profiling: what it costs, and how well its estimators rank groups."""
+
+from pages_parts.common import MIB, Figures, claims, span, table, wrapped
+
+
+def truth(found: Figures) -> str:
+    """Rank correlation of every estimator with the harm of single cuts."""
+    about = f"{found['length']:,} tokens, {found['samples']} samples, {len(found['truth'])} groups."
+    rows = [[row["text"], f"{row['spearman']:.2f}"] for row in found["rows"]]
+    return "\n\n".join([about, table(["estimator", "Spearman with the truth"], rows), claims(found)])
+
+
+def cost(found: Figures) -> str:
+    """Time and memory beside a plain forward and backward pass."""
+    columns = "length", "plain, s", "profiling, s", "ratio", "plain, peak MiB", "profiling, peak MiB"
+    rows, pairs = [], []
+    for row in found["rows"]:
+        both = row["plain"], row["fisher"]
+        seconds, peaks = [f"{x['seconds']:.1f}" for x in both], [f"{x['bytes'] / MIB:.0f}" for x in both]
+        rows.append([f"{row['length']:,}", *seconds, f"{row['ratio']:.2f}", *peaks])
+        pairs.append(both[1]["bytes"] / both[0]["bytes"])
+    runs = "one run" if found["repeats"] == 1 else f"{found['repeats']} runs"
+    ratios = span([row["ratio"] for row in found["rows"]], ".2f")
+    line = found["memory_fit"]
+    slope = f", and grows by {line['bytes_per_token'] / 1e3:.0f} KB a token" if line else ""
+    return "\n\n".join([
+        wrapped(
+            f"Profiling takes {ratios} times as long as a plain forward and backward pass under the same "
+            f"checkpointing ({runs} per length). Its peak of memory above the weights is {span(pairs, '.2f')} times "
+            f"that of the plain pass{slope}. For these peaks freed memory went back to the system at once."
+        ),
+        table(columns, rows),
+    ])  # fmt: skip

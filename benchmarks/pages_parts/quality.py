@@ -1,0 +1,132 @@
+"""What plans cost in quality: needles, perplexity, KL; beside other ways to choose what is kept."""
+
+from pages_parts.common import MIB, Figures, claims, percent, table, wrapped
+
+HALF, QUARTER, DENSE, UNIFORM = "plan 0.5", "plan 0.25", "dense", "uniform"
+TASKS = {"single": "one needle", "four": "four needles"}
+METHODS = {
+    "exact": "exact search (ours)",
+    "first keys": "exact search, sinks of first keys",
+    "per-layer": "one rule per layer, exact (pyramid)",
+    "two-group": "full heads by retrieval score (DuoAttention's form)",
+    "first-order-abs": "exact search over the paper's influence (MoA)",
+    "uniform": "uniform window (StreamingLLM)",
+}
+
+
+def elastic(found: Figures) -> bool:
+    """Whether one plan serves all lengths, or each length has a plan of its own."""
+    return "effective" in found
+
+
+def rate(row: Figures, task: str) -> str:
+    """A rate with its interval."""
+    if task not in row:
+        return "-"
+    low, high = row[task]["interval"]
+    return f"{row[task]['rate']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def held(row: Figures) -> float:
+    """Bytes of the cache of the longest text that was cached."""
+    return float(row["cache"]["allocated"] if "cache" in row else row["kv_bytes"])
+
+
+def line(row: Figures, name: str) -> list[str]:
+    """A row of the table."""
+    text = row.get("text")
+    kept = [f"{text['perplexity']:.2f}", f"{text['kl']:.3f}"] if text else ["-", "-"]
+    about = f"{row['length']:,}", name, f"{row['density']:.2f}", f"{held(row) / MIB:.1f}"
+    return [*about, *kept, *(rate(row, task) for task in TASKS)]
+
+
+def main_rows(found: Figures) -> list[tuple[str, Figures]]:
+    """Rows that every reader wants, and what they are called."""
+    names = {DENSE: DENSE, HALF: HALF, QUARTER: QUARTER}
+    rows = [(names.get(row["row"], f"{UNIFORM} window"), row) for row in found["rows"]]
+    return [(name, row) for name, row in rows if row["row"] in names or row["row"].startswith(UNIFORM)]
+
+
+def kept(found: Figures, name: str) -> list[float]:
+    """Shares of the dense model's needles that a row finds, over lengths and tasks."""
+    every = [row[task]["kept"] for each, row in main_rows(found) if each == name for task in TASKS if task in row]
+    return [share for share in every if share is not None]
+
+
+def worst(found: Figures, name: str) -> float:
+    """The largest perplexity against dense."""
+    return max(row["text"]["perplexity_against_dense"] for each, row in main_rows(found) if each == name)
+
+
+def sizes(found: Figures) -> str:
+    """How many texts a figure is of, by length."""
+    parts = []
+    for row in (row for name, row in main_rows(found) if name == DENSE):
+        counts = [row[task]["questions"] // (4 if task == "four" else 1) for task in TASKS if task in row]
+        parts.append(f"{' and '.join(map(str, counts))} at {row['length']:,} tokens")
+    return ", ".join(parts)
+
+
+def quality(found: Figures) -> str:
+    """README's table."""
+    columns = "tokens", "row", "density", "KV cache, MiB", "perplexity", "KL, nats", *TASKS.values()
+    one = "Each plan is one file for all lengths" if elastic(found) else "At each length the plans are searched for it"
+    return "\n\n".join([
+        wrapped(
+            f"{one}. Needles are facts in formats that calibration does not use, hidden in held-out text (texts with "
+            f"one and with four needles: {sizes(found)}); rates have 95 % intervals. Perplexity and KL divergence "
+            "from the dense model are of other held-out text. The uniform window keeps as much as plan 0.25, in "
+            "every head alike."
+        ),
+        table(columns, [line(row, name) for name, row in main_rows(found)]),
+        wrapped(
+            f"Plan 0.5 finds {percent(*kept(found, HALF))} of the needles that the dense model finds, and plan 0.25 "
+            f"finds {percent(*kept(found, QUARTER))}; the uniform window finds "
+            f"{percent(*kept(found, f'{UNIFORM} window'))}. Perplexity is at most {worst(found, HALF):.3f} times dense "
+            f"under plan 0.5 and {worst(found, QUARTER):.3f} times under plan 0.25."
+        ),
+    ])  # fmt: skip
+
+
+def aims(found: Figures) -> str:
+    """All rows with their differences from dense, effective context, aims."""
+    columns = "tokens", "row", "density", "perplexity / dense", *(f"{task}, minus dense" for task in TASKS.values())
+    rows, form = [], "{:+.2f} ({:+.2f} to {:+.2f})"
+    for row in (row for row in found["rows"] if row["row"] != DENSE):
+        differences = [form.format(*row[task]["minus_dense"]) if task in row else "-" for task in TASKS]
+        against = f"{row['text']['perplexity_against_dense']:.3f}" if "text" in row else "-"
+        rows.append([f"{row['length']:,}", row["row"], f"{row['density']:.2f}", against, *differences])
+    parts = [table(columns, rows)]
+    if elastic(found):
+        lengths = [row["length"] for name, row in main_rows(found) if name == DENSE]
+        parts += [
+            wrapped(
+                "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
+                f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured."
+            ),
+            table(["row", "effective context, tokens"], [[name, f"{n:,}"] for name, n in found["effective"].items()]),
+        ]
+    return "\n\n".join([*parts, claims(found)])
+
+
+def baselines(found: Figures) -> str:
+    """Ways to choose, at equal bytes: needles and KL by density."""
+    by_row = {row["row"]: row for row in found["rows"] if row["row"] != DENSE}
+    densities = list(dict.fromkeys(name.rsplit(" ", 1)[1] for name in by_row))
+    questions = next(iter(by_row.values()))["single"]["questions"]
+    lengths = {density: by_row[f"exact {density}"]["length"] for density in densities}
+    rows = []
+    for method, says in METHODS.items():
+        own = [by_row.get(f"{method} {density}") for density in densities]
+        if any(own):
+            rows.append([says, *(str(row["single"]["right"]) if row else "-" for row in own)])
+            rows[-1] += [f"{row['text']['kl']:.3f}" if row else "-" for row in own]
+    columns = [f"needles at {d} of {lengths[d]:,}" for d in densities] + [f"KL at {d}" for d in densities]
+    return "\n\n".join([
+        wrapped(
+            "Every row has at most the uniform window's bytes of KV cache, the same runtime and the same profile, "
+            f"but for the paper's influence, which needs its own. Needles are right answers to {questions} "
+            "questions; the lengths are in tokens, KL in nats."
+        ),
+        table(["", *columns], rows),
+    ])  # fmt: skip

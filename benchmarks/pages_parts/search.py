@@ -1,0 +1,93 @@
+"""The search: extrapolation, solver, measured costs, studies."""
+
+from statistics import mean
+
+from pages_parts.common import Figures, exact, listed, percent, span, table, wrapped
+
+
+def extrapolation(found: Figures) -> str:
+    """Text's harm at longer lengths than were profiled, beside what was measured there."""
+    columns = "profiled", "text of", "", "rank of rules", "rank of groups", "harm / measured", "IQR"
+    forms, rows = {"rules": ".3f", "groups": ".3f", "ratio": ".2f", "iqr": ".2f"}, []
+    for row in found["rows"]:
+        for how in ("extrapolated", "unchanged"):
+            figures = [format(row[how][key], form) for key, form in forms.items()]
+            rows.append([f"{row['from']:,}", f"{row['to']:,}", how, *figures])
+    return table(columns, rows)
+
+
+def solver(found: Figures) -> str:
+    """Time, gap and memory at the size of large models."""
+    columns = (
+        "size", "budgets", "choices", "left", "search, CPU s", "search, clock s", "solver, clock s", "gap",
+        "gap by duality alone",
+    )  # fmt: skip
+    rows = [
+        [
+            size["size"], f"{case['case']}: {', '.join(case['budgets'])}", f"{case['given']:,}", f"{case['left']:,}",
+            *(f"{case[key]:.2f}" for key in ("cpu_seconds", "seconds", "solver_seconds")),
+            *(f"{case[key]:.1e}" for key in ("gap", "lagrangian_gap")),
+        ]
+        for size in found["sizes"] for case in size["cases"]
+    ]  # fmt: skip
+    peaks = listed([f"{size['peak_bytes'] / 1e9:.2f} GB for {size['size']}" for size in found["sizes"]])
+    last = f"A group has {found['sizes'][0]['rules']} rules. The process's peak memory, profile included, is {peaks}."
+    return "\n\n".join([table(columns, rows), wrapped(last)])
+
+
+def costs(found: Figures) -> str:
+    """Predicted against measured times."""
+    kinds = {"decode": "decode step", "prefill": "prefill"}
+    rows = []
+    for kind, says in kinds.items():
+        own = [row for row in found["rows"] if row["kind"] == kind]
+        plans, lengths, batches = (sorted({row[key] for row in own}) for key in ("plan", "length", "batch"))
+        about = f"{says}: {len(plans)} plans, {span(lengths, ',')} tokens, batch {listed([str(b) for b in batches])}"
+        figures = found[kind]
+        rows.append([
+            about, str(len(own)), exact(figures["error"]), exact(figures["spread"]), f"{figures['rank']:.3f}",
+            "yes" if figures["kept"] else "no",
+        ])  # fmt: skip
+    fits = listed([f"{exact(found['fit_error'][kind])} for {says}s" for kind, says in kinds.items()])
+    return "\n\n".join([
+        table(["", "points", "median error", "run-to-run spread", "rank correlation", "aims met"], rows),
+        wrapped(f"The plans were not in the fit, whose own median errors are {fits}."),
+    ])  # fmt: skip
+
+
+def study(found: Figures) -> str:
+    """What trials gain on the text that they go by, and on text that they never saw."""
+    by_row = {(row["length"], row["row"]): row for row in found["rows"]}
+    lengths = sorted({length for length, _ in by_row})
+    rows = []
+    for one in sorted(found["studies"], key=lambda s: (-float(s["density"]), s["seed"])):
+        density, seed, base, best = one["density"], one["seed"], one["base"], one["measured"]
+        changes = [f"{base[key]:.3f} to {best[key]:.3f}" for key in ("kl", "recall")]
+        row = [density, str(seed), str(sum(one["trials"])), *changes]
+        for length in lengths:
+            before, after = by_row[length, f"exact {density}"], by_row[length, f"study {density}, seed {seed}"]
+            row.append(f"{before['text']['kl']:.3f} to {after['text']['kl']:.3f}")
+        rows.append(row)
+    unseen = [f"KL at {length:,}, text never seen" for length in lengths]
+    parts = [table(["density", "seed", "trials", "KL of text", "KL of answers", *unseen], rows)]
+    drawn = [one for one in found["random"] if one["replays"]]
+    if drawn:
+        scores = table(
+            ["seed", "default sampler", "random mixes"],
+            [[str(one["seed"]), f"{one['tpe']:.2f}", f"{one['best']:.2f}"] for one in drawn],
+        )
+        parts += ["The best score, where the single exact solve has 1 and lower is better:", scores]
+        shares = [
+            f"{name} {percent(mean(one['replays'][name][0] for one in drawn))}"
+            for name in drawn[0]["replays"]
+            if name != "none"
+        ]
+        parts.append(wrapped(f"Pruners measure this part of the samples: {listed(shares)}."))
+    alone = found["alone"]
+    if alone["scores"]:
+        parts.append(wrapped(
+            f"{alone['trials']} trials of Optuna alone, over the window of every group at density {alone['density']} "
+            f"of {alone['length']:,} tokens, reach {min(alone['scores']):.2f}, where the single exact solve, which "
+            "takes no trial, has 1."
+        ))  # fmt: skip
+    return "\n\n".join(parts)

@@ -1,0 +1,98 @@
+"""The figures in README.md and docs: each is what its result file says, and none stands outside a block."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+pages = importlib.import_module("pages")
+common = importlib.import_module("pages_parts.common")
+loose = importlib.import_module("pages_parts.loose").loose
+sys.path.remove(str(ROOT / "benchmarks"))
+
+each_page = pytest.mark.parametrize("page", pages.pages(), ids=lambda page: page.name)
+
+
+@each_page
+def test_blocks_are_what_their_result_files_say(page):
+    text = page.read_text()
+    assert pages.written(page) == text, "run: python benchmarks/pages.py"
+    assert text.count("<!-- figures:") == len(pages.BLOCK.findall(text)) == text.count("<!-- end -->")
+
+
+def test_a_changed_figure_is_stale(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    page = tmp_path / "docs" / "page.md"
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    (tmp_path / "README.md").write_text("# Nothing measured\n")
+    page.write_text("before\n<!-- figures: solver -->\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(sys, "argv", ["pages.py"])
+    assert pages.main() == 0
+    fresh = page.read_text()
+    assert fresh.startswith("before\n")
+    assert fresh.endswith("<!-- end -->\nafter\n")
+    assert "](../benchmarks/results/solver.json)" in fresh
+    assert not list(pages.stale())
+    gap = json.loads((ROOT / "benchmarks/results/solver.json").read_text())["sizes"][0]["cases"][0]["gap"]
+    page.write_text(fresh.replace(f"{gap:.1e}", "1.0e-99", 1))
+    monkeypatch.setattr(sys, "argv", ["pages.py", "--check"])
+    assert pages.main() == 1
+    assert list(pages.stale()) == ["docs/page.md: solver"]
+    page.write_text("<!-- figures: nonsense -->\n<!-- end -->\n")
+    with pytest.raises(pages.MoaError, match=r"a block must be one of quality, .*; found nonsense"):
+        pages.written(page)
+
+
+def test_a_result_file_says_how_it_was_made():
+    run = {"command": "python benchmarks/x.py", "commit": "abc+", "date": "2026-11-28", "torch": "2.13"}
+    told = common.made("x", {"run": run, "environment": {"device": "abacus", "threads": 1, "dtype": "torch.float32"}})
+    assert "written by `python benchmarks/x.py` at commit abc+" in told
+    assert " ".join(told.split()).endswith("(2026-11-28, abacus, 1 thread, float32, torch 2.13).")
+    assert "names no command and no commit" in common.made("x", {"threads": 2})
+
+
+def test_aims_that_fail_are_named():
+    claims = [
+        {"claim": "steps per second, at least", "bound": 2, "measured": 1.5, "holds": False},
+        {"claim": "found, at least", "bound": 1, "measured": 3, "holds": True},
+    ]
+    text = common.claims({"claims": claims})
+    assert "1 of 2 aims are met" in text
+    assert "| steps per second, at least | 2 | 1.5 |" in text
+    assert "found" not in text
+    assert common.claims({"claims": claims[1:]}) == "1 of 1 aims are met."
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "A step takes 97 ms.", "It peaks at 0.4 GiB.", "Reads 22.3 GB/s", "1.5 times as fast", "within 4 %", "12.5%",
+        "4× faster", "1.23 to 1.34 times", "18 of 24 needles", "a rank of 0.97", "costs 0.57 nats", "in 10 minutes",
+        "| dense | 0.996 |", "- 128 tokens/s", "decode, batch 1, 58.8", "8 MiB, then more",
+    ],
+)  # fmt: skip
+def test_measured_figures_are_seen(line):
+    assert list(loose(f"Text.\n\n{line}\n"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "At density 0.25 and 0.5 of 2,048 tokens.", "Python 3.12, torch 2.13.0 and [a link](x-0.4-ms.md)", "`0.4 ms`",
+        "```sh\nsleep 97 ms\n```", "    0.7 * harm", "arXiv 2406.14909 (section 5.1)", "Blocks of 64 tokens, batch 1",
+        "<!-- figures: x -->\n97 ms\n<!-- end -->", "<!-- no measurement: budget -->\n- 97 ms\n- 70 ms",
+    ],
+)  # fmt: skip
+def test_other_numbers_are_not(text):
+    assert not list(loose(f"Text.\n\n{text}\n"))
+
+
+def test_the_way_out_is_narrow():
+    after = "<!-- no measurement: aim -->\nAt most 97 ms.\n\nIt took 98 ms.\n"
+    assert [number for number, _ in loose(after)] == [4]
+    assert "must be one of definition" in next(loose("<!-- no measurement: trust me -->\n97 ms\n"))[1]
+    assert "nothing here needs" in next(loose("<!-- no measurement: aim -->\nNo number.\n"))[1]
