@@ -109,7 +109,7 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
 bench: build/profile.safetensors build/absolute.safetensors
-	$(BIN)/python benchmarks/quality.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
+	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/study.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors

@@ -1,15 +1,19 @@
 """Speed and memory of whole models on the CPU: dense with both of transformers' caches, density 1.0, and two plans.
 
+The plans are those that `moa search PROFILE --max-density D` finds at 0.5 and 0.25. Beside the second stands the same
+plan with sinks of first keys alone: what keydiff costs in time.
+
 Prefill, decode steps and the process's peak memory; variants alternate within one process, and peak memory is measured
 in a process of its own for each. Beside each figure is its bound: the time without attention, plus the kept part of
 attention's in a prefill, the reading of the kept keys in a decode step; and for a step also what would be left if
 weights too were read as fast as this machine reads memory. Plans use `KVCache(plan, max_length=…)`, the counterpart of
 `StaticCache`.
 
-Writes cpu.json and cpu.md to `--results`; every claim is in them with the figure measured for it. Stopped at any
-moment, the same command goes on from `cpu.partial`. About 25 minutes on 2 idle cores.
+Writes cpu.json and cpu.md to `--results` (where the CPU has no AVX-512, cpu_avx2.json and .md); every claim is in them
+with the figure measured for it. Stopped at any moment, the same command goes on, of the same commit, from
+`cpu.partial`, where every round is kept. About 40 minutes on 2 idle cores.
 
-    python benchmarks/cpu.py .model/SmolLM2-135M-Instruct --half demo/plan-0.5.yaml --quarter demo/plan-0.25.yaml
+    python benchmarks/cpu.py .model/SmolLM2-135M-Instruct --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
 """
 
 import argparse
@@ -18,34 +22,41 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from cpu_parts.report import DYNAMIC, HALF, QUARTER, STATIC, WHOLE, WITHOUT, claims, markdown
+from cpu_parts.report import AVX512, DYNAMIC, FIRST_KEYS, HALF, QUARTER, STATIC, WHOLE, WITHOUT, claims, markdown
+from provenance import provenance, write
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from moa import timing
-from moa.cli.common import numbers
-from moa.environment import cpu_name
-from moa.journal import Journal, key, replace_json
-from moa.kernels.backend import pick
+from moa.journal import Journal, key
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.plans.replace import replace
+from moa.plans.rule import SinkWindow
 from moa.timing import Times, Variant, alternate
 
 CHECKED = 1024
 """Tokens of the equality check."""
 TOLERANCE = 1e-3
 """Largest difference of logits from the reference's, in their standard deviations: float32 through 30 layers."""
-STEPS, ROUNDS = 5, 4
-"""Decode steps timed at a time, and rounds over the variants."""
+STEPS = 5
+"""Decode steps timed at a time."""
+ROUNDS = {"prefill": 5, "decode": 6}
+"""Rounds over the variants."""
+
+
+def first_keys(plan: Plan) -> Plan:
+    """Return the plan with the same numbers whose sinks hold the first keys."""
+    rules = {
+        layer: [SinkWindow(sink=rule.sink, alpha=rule.alpha, beta=rule.beta) for rule in rules]
+        for layer, rules in plan.groups.items()
+    }
+    return Plan.from_rules(plan.model, rules)
 
 
 class WithoutAttention(Variant):
@@ -71,7 +82,8 @@ class Bench:
         half, quarter = Plan.load(options.half), Plan.load(options.quarter)
         self.model = load_model(options.model, dtype="float32", device="cpu")[0]
         self.variants = {DYNAMIC: Variant(), STATIC: Variant(fixed=True)}
-        for name, plan in ((WHOLE, Plan.dense(self.model)), (HALF, half), (QUARTER, quarter)):
+        plans = {WHOLE: Plan.dense(self.model), HALF: half, QUARTER: quarter, FIRST_KEYS: first_keys(quarter)}
+        for name, plan in plans.items():
             plan.check(self.model)
             self.variants[name] = Variant(plan, fixed=True)
         torch.manual_seed(0)
@@ -94,22 +106,24 @@ class Bench:
             weights -= self.model.get_input_embeddings().weight.nbytes
         return {"bytes_per_second": ones.nbytes / reads.median, "weights": weights}
 
-    def prefill(self, length: int) -> dict[str, Any]:
+    def prefill(self, length: int, round_: int) -> dict[str, Any]:
         """Seconds of each variant, and of the model without attention."""
         ways = self.variants | {WITHOUT: WithoutAttention()}
         for way in ways.values():  # warm up
             timing.prefill(self.model, way, self.ids[:, :256])
         ids = self.ids[:, :length]
         calls = {name: partial(timing.prefill, self.model, way, ids) for name, way in ways.items()}
-        return {"seconds": summaries(alternate(calls, 5))}
+        return {name: times.seconds for name, times in alternate(calls, 1).items()}
 
-    def decode(self, length: int, batch: int) -> dict[str, Any]:
-        """Seconds of each variant's step and of one without attention, and the bytes that the cache holds."""
-        held, calls = {}, {}
-        for name, way in (self.variants | {WITHOUT: WithoutAttention(fixed=True)}).items():
-            held[name] = timing.held_bytes(timing.filled(self.model, way, length, batch))
-            calls[name] = partial(timing.decode, self.model, way, length, batch, steps=STEPS)
-        return {"seconds": summaries(alternate(calls, ROUNDS)), "held": held}
+    def decode(self, length: int, batch: int, round_: int) -> dict[str, Any]:
+        """Seconds of each variant's steps and of those without attention."""
+        ways = self.variants | {WITHOUT: WithoutAttention(fixed=True)}
+        calls = {name: partial(timing.decode, self.model, w, length, batch, steps=STEPS) for name, w in ways.items()}
+        return {name: times.seconds for name, times in alternate(calls, 1).items()}
+
+    def held(self, length: int, batch: int) -> dict[str, int]:
+        """The bytes that each variant's cache holds."""
+        return {n: timing.held_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
 
     def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
         """Peak bytes of a process of its own; see `peaks`."""
@@ -138,59 +152,59 @@ class Bench:
         return found | {"decode": max(found["prefill"], timing.peak_bytes(self.model.device))}
 
 
-def summaries(found: dict[str, Times]) -> dict[str, dict[str, Any]]:
-    return {name: {"median": t.median, "spread": t.spread, "all": t.seconds} for name, t in found.items()}
-
-
-def environment() -> dict[str, Any]:
-    return {
-        "cpu": cpu_name(), "threads": torch.get_num_threads(), "dtype": "float32", "backend": pick("cpu"),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__, "date": datetime.now(UTC).date().isoformat(),
-    }  # fmt: skip
-
-
 def run(bench: Bench, journal: Journal) -> dict[str, Any]:
     """Every cell, from the journal where it has it."""
     plans = {name: v.plan for name, v in bench.variants.items() if v.plan is not None}
-    about = environment()
-    identity = {name: about[name] for name in ("cpu", "threads", "backend", "torch", "transformers")} | {
+    about = provenance(bench.model)
+    identity = {name: value for name, value in about.items() if name not in ("command", "date")} | {
         "model": bench.options.model, "plans": {name: plan.to_dict() for name, plan in plans.items()},
     }  # fmt: skip
 
-    def cell(measure: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
+    def cell(measure: Callable[..., dict[str, Any]], **what: Any) -> Any:
         name = key(**identity, measure=measure.__name__, what=what)
         if journal.get(name) is None:
             journal.put(name, measure(**what), measure=measure.__name__, **what)
-            print("measured", measure.__name__, *what.values(), file=sys.stderr, flush=True)
-        return what | journal.get(name)
+            print("measured", measure.__name__, what, file=sys.stderr, flush=True)
+        return journal.get(name)
+
+    def rounds(measure: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
+        found = [cell(measure, **what, round_=i) for i in range(ROUNDS[measure.__name__])]
+        times = {name: Times(tuple(s for each in found for s in each[name])) for name in found[0]}
+        return what | {"seconds": {name: each.summary() for name, each in times.items()}}
 
     lengths, batches = bench.options.lengths, bench.options.batches
     shape = {"length": max(lengths), "batch": max(batches)}
+    shapes = [{"length": n, "batch": b} for n in lengths for b in batches]
     return {
-        "environment": about,
+        "run": about | {"seed": 0},
+        "rounds": ROUNDS | {"steps": STEPS},
         "equality": bench.check(),
         "rates": cell(bench.rates),
         "kept": {name: {str(n): plan.prefill_fraction(n) for n in lengths} for name, plan in plans.items()},
         "density": {name: {str(n): plan.density(n) for n in lengths} for name, plan in plans.items()},
-        "prefill": [cell(bench.prefill, length=n) for n in lengths],
-        "decode": [cell(bench.decode, length=n, batch=b) for n in lengths for b in batches],
-        "memory": [cell(bench.memory, variant=name, **shape) for name in bench.variants],
+        "prefill": [rounds(bench.prefill, length=n) for n in lengths],
+        "decode": [rounds(bench.decode, **where) | {"held": cell(bench.held, **where)} for where in shapes],
+        "memory": [
+            {"variant": name, **shape, **cell(bench.memory, variant=name, **shape)}
+            for name in bench.variants
+            if name != FIRST_KEYS  # of whose memory nothing is asked
+        ],
+        "plans": {name: plan.to_dict() for name, plan in plans.items() if name in (HALF, QUARTER)},
     }
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--half", default="demo/plan-0.5.yaml", help="plan of density 0.5 at the longest length")
-    parser.add_argument("--quarter", default="demo/plan-0.25.yaml", help="plan of density 0.25 there")
-    parser.add_argument("--lengths", default="2048,4096,8192")
-    parser.add_argument("--batches", default="1,4,8")
+    parser.add_argument("--half", default="build/plan-0.5.yaml", help="plan of density 0.5 at the longest length")
+    parser.add_argument("--quarter", default="build/plan-0.25.yaml", help="plan of density 0.25 there")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096, 8192])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 8])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     parser.add_argument("--peaks-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     try:
-        options.lengths, options.batches = numbers("lengths", options.lengths), numbers("batches", options.batches)
+        options.lengths, options.batches = sorted(set(options.lengths)), sorted(set(options.batches))
         bench = Bench(options)
         if options.peaks_of:
             print(json.dumps(bench.peaks(options.peaks_of)))
@@ -201,9 +215,7 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     found["claims"] = claims(found)
-    replace_json(options.results / "cpu.json", found)
-    replace(options.results / "cpu.md", markdown(found).encode())
-    print(markdown(found))
+    write(options.results, "cpu" if found["run"]["vectors"] == AVX512 else "cpu_avx2", found, markdown(found))
     return 0
 
 

@@ -16,17 +16,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
-from tables import compared, head
+from provenance import about, provenance, said, write
+from tables import claim, claimed, compared, head
 
-from moa.cli.common import Bar, numbers
 from moa.comparison import Part, compare
 from moa.haystack import HELD_OUT
-from moa.journal import Journal, replace_json
+from moa.journal import Journal
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.plans.replace import replace as replace_file
 from moa.plans.span import BLOCK
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
@@ -78,13 +76,10 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         at = f"{row['row']}, {row['length']:,} tokens"
         for task in ("single", "four"):
             if task in row and dense[task]["rate"] >= ANSWERED:
-                kept = row[task]["kept"]
-                claim = {"claim": f"{at}, {task}: keeps of dense at least", "bound": RETRIEVAL[name], "measured": kept}
-                found.append({**claim, "holds": kept >= RETRIEVAL[name]})
+                found.append(claim(f"{at}, {task}: keeps of dense at least", row[task]["kept"], RETRIEVAL[name]))
         if "text" in row:
             times = row["text"]["perplexity_against_dense"]
-            claim = {"claim": f"{at}: perplexity against dense at most", "bound": PERPLEXITY[name], "measured": times}
-            found.append({**claim, "holds": times <= PERPLEXITY[name]})
+            found.append(claim(f"{at}: perplexity against dense at most", times, PERPLEXITY[name], at_most=True))
     return found
 
 
@@ -105,22 +100,17 @@ def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The page: environment, the table, effective context, the claims."""
-    about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
-    lines = [f"{found['model']['name']}: {about}", "", f"`{found['run']['command']}`", ""]
-    lines += compared(found["rows"])
+    lines = [f"{found['model']['name']}; {about(found['run'])}", "", *compared(found["rows"])]
     lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]
     lines += [*head(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
-    lines += ["", *head(["claim", "bound", "measured", "holds"])]
-    for c in found["claims"]:
-        lines.append(f"| {c['claim']} | {c['bound']} | {c['measured']:.3f} | {'yes' if c['holds'] else 'no'} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *claimed(found["claims"])]) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile", type=Path)
-    parser.add_argument("--lengths", default=",".join(map(str, PARTS)))
+    parser.add_argument("--lengths", type=int, nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--longest", type=int, default=8192, help="longest intended length")
     parser.add_argument(
         "--contexts", type=int, help="contexts of each kind at every length, in place of the full sizes"
@@ -131,9 +121,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        lengths = numbers("lengths", options.lengths)
-        if not set(lengths) <= set(PARTS):
-            raise MoaError(f"lengths must be of {', '.join(map(str, PARTS))}, found {options.lengths}")
+        lengths = sorted(set(options.lengths))
         profile = Profile.load(options.profile)
         rows = {n: plans(profile, options.longest, n) for n in lengths}
         options.results.mkdir(parents=True, exist_ok=True)
@@ -144,24 +132,22 @@ def main() -> int:
             part = replace(PARTS[n], formats=HELD_OUT)
             if options.contexts:
                 part = replace(part, single=options.contexts, four=options.contexts)
-            with Bar(f"{n:,} tokens") as bar:
-                measured = compare(
-                    model, tokenizer, rows[n], [part], uniform=False, seed=options.seed, journal=journal, progress=bar
-                )
-            found = {**measured, "rows": found["rows"] + measured["rows"]}
+            measured = compare(
+                model, tokenizer, rows[n], [part], uniform=False, seed=options.seed, journal=journal,
+                progress=said(f"{n:,} tokens"),
+            )  # fmt: skip
+            found = {"model": measured["model"], "rows": found["rows"] + measured["rows"]}
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
     if options.only:
         return 0
-    found["run"] = provenance()
+    found["run"] = provenance(model) | {"seed": options.seed}
     found["profile"] = describe(options.profile, profile)
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["effective"] = effective(found["rows"])
     found["claims"] = claims(found["rows"])
-    replace_json(options.results / "elastic.json", found)
-    replace_file(options.results / "elastic.md", markdown(found).encode())
-    print(markdown(found))
+    write(options.results, "elastic", found, markdown(found))
     return 0
 
 

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from provenance import provenance
+from provenance import about, provenance, write
 from scipy.stats import spearmanr
 
-from moa.journal import replace_json
 from moa.plans.errors import MoaError
-from moa.plans.replace import replace
 from moa.plans.span import Floats
 from moa.profiler.profile import Profile, describe
 from moa.search.grid import grid
 from moa.search.harm import harm
+from moa.search.spread import iqr
 
 COUNTED = 1e-3
 """Rules of less than this share of the narrowest rule's harm are left out: their ratios say nothing."""
@@ -34,16 +33,15 @@ def compare(true: Floats, found: Floats) -> dict[str, float]:
 
     Returns:
         `rules`: rank correlation of the rules by their sums over groups; `groups`: that of groups, mean over rules;
-        `ratio` and `iqr`: median and quartiles' distance of found / true of those sums.
+        `ratio` and `iqr`: of found / true of those sums, the median, and the quartiles' distance over it.
     """
     sums, others = true.sum(0), found.sum(0)
     counted = np.flatnonzero(sums > COUNTED * sums.max())
     ratio = others[counted] / sums[counted]
     ranks = [spearmanr(true[:, i], found[:, i]).statistic for i in counted if found[:, i].any()]
-    low, middle, high = np.percentile(ratio, [25, 50, 75])
     return {
-        "rules": float(spearmanr(sums, others).statistic), "groups": float(np.mean(ranks)), "ratio": float(middle),
-        "iqr": float(high - low),
+        "rules": float(spearmanr(sums, others).statistic), "groups": float(np.mean(ranks)),
+        "ratio": float(np.median(ratio)), "iqr": iqr(ratio.tolist()),
     }  # fmt: skip
 
 
@@ -65,7 +63,7 @@ def rows(profile: Profile) -> list[dict[str, Any]]:
 def markdown(found: dict[str, Any]) -> str:
     """The table."""
     lines = [
-        f"`{found['run']['command']}`, samples {found['profile']['samples']}", "",
+        f"{about(found['run'])}; samples {found['profile']['samples']}", "",
         "| from | to | | rank of rules | rank of groups | found / measured | IQR |", "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for row in found["rows"]:
@@ -86,10 +84,7 @@ def main() -> int:
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    options.results.mkdir(parents=True, exist_ok=True)
-    replace_json(options.results / "extrapolation.json", found)
-    replace(options.results / "extrapolation.md", markdown(found).encode())
-    print(markdown(found))
+    write(options.results, "extrapolation", found, markdown(found))
     return 0
 
 

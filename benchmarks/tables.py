@@ -1,20 +1,40 @@
-"""Markdown of what `moa.comparison.compare` measured, as several pages show it."""
+"""Tables in Markdown that several pages show: comparisons and claims."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from moa.cli.eval import COLUMNS, cells
+from moa.summary import COLUMNS, cells
 
 
 def head(columns: Sequence[str]) -> list[str]:
-    """The first two lines of a table."""
-    return [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}"]
+    """Return the first two lines of a table."""
+    return [line(*columns), f"|{'---|' * len(columns)}"]
+
+
+def line(*cells: str) -> str:
+    """Return one line of a table."""
+    return f"| {' | '.join(cells)} |"
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """The table of all rows, with what each keeps of the dense model's needles."""
+    """Return the table of all rows of a comparison, with what each keeps of the dense model's needles."""
     lines = head([*COLUMNS, "kept of dense, one / four"])
     for row in rows:
         kept = [f"{row[t]['kept']:.2f}" if t in row and row[t]["kept"] is not None else "-" for t in ("single", "four")]
-        lines.append("| " + " | ".join([*cells(row), " / ".join(kept)]) + " |")
+        lines.append(line(*cells(row), " / ".join(kept)))
+    return lines
+
+
+def claim(text: str, measured: float | None, bound: float, *, at_most: bool = False) -> dict[str, Any]:
+    """Return what must hold, what was measured, and whether it holds; None, not measurable, does not."""
+    holds = measured is not None and (measured <= bound if at_most else measured >= bound)
+    return {"claim": text, "measured": measured, "bound": bound, "holds": holds}
+
+
+def claimed(claims: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of claims; one that does not hold stands in it as such."""
+    lines = head(["claim", "bound", "measured", "holds"])
+    for each in claims:
+        measured = "-" if each["measured"] is None else f"{each['measured']:.3f}"
+        lines.append(line(each["claim"], f"{each['bound']:g}", measured, "yes" if each["holds"] else "NO"))
     return lines

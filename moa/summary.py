@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 DEPTHS = 5
 """Retrieval by depth is reported in fifths of the text."""
 
+COLUMNS = ("tokens", "row", "density", "KV cache, MiB", "perplexity", "KL, nats", "one needle", "four needles")
+
 
 def summarise(
     name: str, plan: Plan, samples: Sequence["Sample"], results: Sequence[Any], dense: Sequence[Any], dtype: Any
@@ -81,3 +83,17 @@ def _retrieval(samples: Sequence["Sample"], results: Sequence[Any], dense: Seque
         "kept": sum(right) / sum(base) if any(base) else None,
         "by_depth": [{"right": sum(group), "questions": len(group)} for group in by_depth],
     }
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return one row's cells under COLUMNS: rates with their 95 % intervals, `-` for what was not measured."""
+    text = row.get("text")
+    rates = [
+        f"{r['rate']:.2f} ({r['interval'][0]:.2f} to {r['interval'][1]:.2f})" if (r := row.get(task)) else "-"
+        for task in ("single", "four")
+    ]
+    held = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
+    return [
+        f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{held / 2**20:.1f}",
+        f"{text['perplexity']:.3f}" if text else "-", f"{text['kl']:.4f}" if text else "-", *rates,
+    ]  # fmt: skip

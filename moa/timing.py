@@ -24,6 +24,7 @@ from moa.cache import KVCache
 from moa.kernels.backend import Backend, load
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.search.spread import iqr
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,13 @@ class Times:
         return statistics.median(self.seconds)
 
     @property
-    def spread(self) -> float:
+    def iqr(self) -> float:
         """Distance between the quartiles, as a share of the median."""
-        if len(self.seconds) < 2:
-            return 0.0
-        low, _, high = statistics.quantiles(self.seconds, n=4, method="inclusive")
-        return (high - low) / self.median
+        return iqr(self.seconds)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what results say of the times: `median`, `iqr` and all `seconds`."""
+        return {"median": self.median, "iqr": self.iqr, "seconds": list(self.seconds)}
 
 
 def alternate(calls: Mapping[str, Callable[[], Sequence[float]]], rounds: int) -> dict[str, Times]:

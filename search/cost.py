@@ -18,7 +18,7 @@ from os import PathLike
 from typing import Literal
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 from scipy.optimize import nnls
 
 from moa.plans.errors import MoaError, ModelMismatch
@@ -27,6 +27,7 @@ from moa.plans.plan import FULL, Plan, Rule
 from moa.plans.replace import read
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK, Floats, Ints, cache_blocks, first_block
+from moa.search.spread import iqr
 
 Kind = Literal["decode", "prefill"]
 FIXED = {"decode": ("step", "sequence"), "prefill": ("step", "token")}
@@ -56,7 +57,7 @@ class Measured(Strict):
     batch: int
     ms: float = Field(gt=0)
     """Median over rounds."""
-    spread: float = Field(ge=0)
+    iqr: float = Field(ge=0, validation_alias=AliasChoices("iqr", "spread"))
     """Distance between the quartiles, as a share of the median."""
     predicted: float = Field(ge=0)
     """By the fit, milliseconds."""
@@ -179,10 +180,9 @@ def measure(
     unchecked = Costs(model=model, environment=dict(environment), terms=terms, error={}, measured=())
     rows, error = [], {}
     for (name, work), ms in taken.items():
-        low, middle, high = np.percentile(ms, [25, 50, 75])
         rows.append(Measured(
-            plan=name, kind=work.kind, length=work.length, batch=work.batch, ms=round(float(middle), 4),
-            spread=round(float((high - low) / middle), 4), predicted=round(unchecked.predict(plans[name], work), 4),
+            plan=name, kind=work.kind, length=work.length, batch=work.batch, ms=round(float(np.median(ms)), 4),
+            iqr=round(iqr(ms), 4), predicted=round(unchecked.predict(plans[name], work), 4),
         ))  # fmt: skip
     for kind in terms:
         error[kind] = float(np.median([abs(row.predicted / row.ms - 1) for row in rows if row.kind == kind]))

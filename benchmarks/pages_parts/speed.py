@@ -9,7 +9,8 @@ SHOWN = DYNAMIC, STATIC, WHOLE, HALF, QUARTER
 def timed(cell: Figures, name: str, unit: float, form: str) -> str:
     """A median, and the distance between the quartiles as a share of it."""
     taken = cell["seconds"][name]
-    return f"{format(unit * taken['median'], form)} ({100 * taken['spread']:.0f} %)"
+    iqr = taken.get("iqr", taken.get("spread"))  # as files from before call it
+    return f"{format(unit * taken['median'], form)} ({100 * iqr:.0f} %)"
 
 
 def cells(found: Figures, variants: tuple[str, ...]) -> list[list[str]]:

@@ -137,18 +137,15 @@ def _said(predicted: "Predicted | None", what: str, length: int) -> dict[str, fl
 
 
 def _json(times: "dict[str, Times]") -> dict[str, Any]:
-    return {
-        name: {"median": t.median, "spread": t.spread, "seconds": t.seconds} if t.seconds else None
-        for name, t in times.items()
-    }
+    return {name: t.summary() if t.seconds else None for name, t in times.items()}
 
 
 def tables(found: dict[str, Any]) -> list["Table"]:
-    """Prefill and decode, medians and half the distance between the quartiles."""
+    """Prefill and decode: medians, each with the distance between the quartiles (IQR) as a share of it."""
     from rich.table import Table
 
     title = f"{found['model']}, {found['dtype'].removeprefix('torch.')}, back-end {found['backend']}"
-    times = "dense, {0}", "plan, {0}", "times", "predicted, {0}"
+    times = "dense, {0} (IQR)", "plan, {0} (IQR)", "times", "predicted, {0}"
     first = [text.format("s") for text in times]
     prefill = Table("tokens", "attention kept", *first, title=f"{title}: prefill, batch 1")
     columns = *(text.format("ms") for text in times), "KV predicted, MiB", "allocated", "dense"
@@ -168,6 +165,6 @@ def tables(found: dict[str, Any]) -> list["Table"]:
 
 def _compared(cell: dict[str, Any], unit: float) -> list[str]:
     dense, plan = cell["dense"], cell["plan"]
-    shown = [f"{unit * t['median']:.3g} ± {50 * t['spread']:.0f} %" if t else FULL for t in (dense, plan)]
+    shown = [f"{unit * t['median']:.3g} ({t['iqr']:.0%})" if t else FULL for t in (dense, plan)]
     said = f"{unit * cell['predicted_seconds']:.3g}" if "predicted_seconds" in cell else "-"
     return [*shown, f"{dense['median'] / plan['median']:.2f}" if dense and plan else "-", said]

@@ -61,26 +61,11 @@ def command(
         Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
 
 
-COLUMNS = ("tokens", "row", "density", "KV cache, MiB", "perplexity", "KL, nats", "one needle", "four needles")
-
-
-def cells(row: dict[str, Any]) -> list[str]:
-    """One row's cells under COLUMNS: rates with their 95 % intervals, `-` for what was not measured."""
-    text = row.get("text")
-    rates = [
-        f"{r['rate']:.2f} ({r['interval'][0]:.2f} to {r['interval'][1]:.2f})" if (r := row.get(task)) else "-"
-        for task in ("single", "four")
-    ]
-    held = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
-    return [
-        f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{held / 2**20:.1f}",
-        f"{text['perplexity']:.3f}" if text else "-", f"{text['kl']:.4f}" if text else "-", *rates,
-    ]  # fmt: skip
-
-
 def table(found: dict[str, Any]) -> "Table":
     """The table of a comparison."""
     from rich.table import Table
+
+    from moa.summary import COLUMNS, cells
 
     about = found["environment"]
     title = f"{found['model']['name']}, {about['dtype']}, {about['device']}, back-end {about['backend']}"

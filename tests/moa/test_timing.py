@@ -70,8 +70,8 @@ def test_calls_alternate():
 
 def test_median_and_quartiles():
     times = Times((1.0, 2.0, 3.0, 4.0, 5.0))
-    assert (times.median, times.spread) == (3.0, 2 / 3)
-    assert Times((2.0,)).spread == 0
+    assert (times.median, times.iqr) == (3.0, 2 / 3)
+    assert Times((2.0,)).iqr == 0
 
 
 def test_peak_memory_since_the_last_reset():

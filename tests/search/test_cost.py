@@ -8,7 +8,7 @@ from moa.plans.plan import Plan, Rule
 from moa.plans.span import span
 from moa.search.budget import Budget, limit, parse
 from moa.search.choose import choose
-from moa.search.cost import Costs, Work, measure, probes
+from moa.search.cost import Costs, Measured, Work, measure, probes
 from moa.search.grid import grid
 
 WORKS = [Work("decode", n, batch) for n in (512, 2048) for batch in (1, 4)] + [Work("prefill", n) for n in (512, 2048)]
@@ -46,7 +46,7 @@ def test_terms_are_found_again(info, known):
         assert found.terms[kind] == pytest.approx(terms, rel=1e-4)
         assert found.error[kind] < 1e-6
     assert all(row.predicted == pytest.approx(row.ms, rel=1e-3) for row in found.measured)
-    assert {row.spread for row in found.measured} == {0.0}
+    assert {row.iqr for row in found.measured} == {0.0}
 
 
 def test_noise_is_averaged_and_reported(info, known):
@@ -61,7 +61,7 @@ def test_noise_is_averaged_and_reported(info, known):
         for work in (Work(kind, 1024), Work(kind, 1536)):
             plan = Plan.uniform(info, 0.3, at=1024)
             assert noisy.predict(plan, work) == pytest.approx(known.predict(plan, work), rel=0.1)
-    assert all(0 < row.spread < 0.3 for row in noisy.measured)
+    assert all(0 < row.iqr < 0.3 for row in noisy.measured)
 
 
 @settings(max_examples=25)
@@ -84,6 +84,10 @@ def test_pairs_are_those_of_the_mask(make_profile, sink, alpha, beta256, n):
 def test_files(info, known, tmp_path):
     path = tmp_path / "costs.json"
     path.write_text(known.model_dump_json())
+    assert Costs.load(path) == known
+    row = Measured(plan="dense", kind="decode", length=512, batch=1, ms=2.0, iqr=0.125, predicted=1.9)
+    known = known.model_copy(update={"measured": (row,)})
+    path.write_text(known.model_dump_json().replace('"iqr"', '"spread"'))  # of files from before
     assert Costs.load(path) == known
     for text, says in [
         ("{", "costs.json"),
