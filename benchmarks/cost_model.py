@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from moa.cli.measure import runner_of
 from moa.journal import Journal, key, replace_json
+from moa.measuring import runner_of
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan, Rule
 from moa.plans.replace import replace

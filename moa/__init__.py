@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from moa.applied import Applied, apply
     from moa.cache import KVCache
     from moa.load import load_model
+    from moa.measuring import measure_costs
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
 
@@ -24,11 +25,12 @@ _HOMES = {
     "Profile": "moa.profiler.profile",
     "apply": "moa.applied",
     "load_model": "moa.load",
+    "measure_costs": "moa.measuring",
 }
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "load_model",
+    "ProfileError", "Unsupported", "apply", "load_model", "measure_costs",
 ]  # fmt: skip
 
 

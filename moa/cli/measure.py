@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moa.plans.errors import MoaError, ModelMismatch
+from moa.plans.errors import MoaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,11 +29,10 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, numbers, writable
-    from moa.environment import environment
     from moa.journal import replace_json
     from moa.load import check_options, load_model
-    from moa.plans.model import ModelInfo
-    from moa.search.cost import Costs, Work, measure
+    from moa.measuring import measure_costs
+    from moa.search.cost import Costs
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
     if min(*sizes, *sequences, rounds) < 1 or len(sizes) < 2:
@@ -41,61 +40,16 @@ def command(
     writable(output, "file of costs", Costs.load)
     check_options(model, {}, lengths=sizes, backend=backend)
     network, _ = load_model(model, dtype=dtype)
-    works = [Work("decode", n, batch) for n in sizes for batch in sequences] + [Work("prefill", n) for n in sizes]
     with Bar("measuring") as progress:
-        costs = measure(
-            ModelInfo.of(network), works, runner(network, backend),
-            environment=environment(network, backend), rounds=rounds, progress=progress,
-        )  # fmt: skip
+        costs = measure_costs(
+            network, lengths=sizes, batches=sequences, rounds=rounds, backend=backend, progress=progress
+        )
     replace_json(output, costs.model_dump(mode="json"))
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for kind, terms in costs.terms.items():
         console.print(f"{kind}: median error of the fit {costs.error[kind]:.1%}; terms in ms:", end=" ")
         console.print(", ".join(f"{name} {ms:.3g}" for name, ms in terms.items()))
     console.print(f"wrote {output}; next: moa search PROFILE -o plan.yaml --max-decode-ms T@N --costs {output}")
-
-
-def runner(network: Any, backend: str | None) -> "Callable[[Plan, Work], list[float]]":
-    """Runs plans on `network`: milliseconds of several decode steps, on random keys, or of one prefill."""
-    import torch
-
-    from moa import timing
-
-    def run(plan: "Plan", work: "Work") -> list[float]:
-        variant = timing.Variant(plan, backend=backend)
-        if work.kind == "decode":
-            seconds = timing.decode(network, variant, work.length, work.batch)
-        else:
-            vocabulary = network.get_input_embeddings().num_embeddings
-            ids = torch.randint(vocabulary, (work.batch, work.length), device=network.device)
-            seconds = timing.prefill(network, variant, ids)
-        return [1e3 * s for s in seconds]
-
-    return run
-
-
-def runner_of(costs: "Costs", model: str, loaded: Any = None) -> "Callable[[Plan, Work], list[float]]":
-    """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
-    from moa.environment import environment
-    from moa.load import load_model
-    from moa.plans.model import ModelInfo
-
-    dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
-    if loaded is None or str(loaded.dtype) != f"torch.{dtype}":
-        loaded, _ = load_model(model, dtype=dtype)
-    costs.check(ModelInfo.of(loaded))
-    check_place(costs, environment(loaded, backend))
-    return runner(loaded, backend)
-
-
-def check_place(costs: "Costs", here: dict[str, str | int]) -> None:
-    """Raise ModelMismatch unless costs were measured where `here` describes."""
-    from moa.search.cost import PLACE
-
-    differences = [f"{name}: {costs.environment.get(name)} against {here[name]}" for name in PLACE
-                   if costs.environment.get(name) != here[name]]  # fmt: skip
-    if differences:
-        raise ModelMismatch(f"costs measured elsewhere (costs against here): {'; '.join(differences)}")
 
 
 def compare(

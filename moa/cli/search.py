@@ -99,7 +99,7 @@ def command(
     from moa.cli import study
     from moa.cli.common import choice, numbers, writable
     from moa.cli.front import write_front
-    from moa.cli.measure import compare, runner_of
+    from moa.cli.measure import compare
     from moa.environment import environment
     from moa.load import check_options
     from moa.plans.model import DTYPES
@@ -181,6 +181,8 @@ def command(
         at = validate_length or span.profiled[0]
         network, tokenizer, check = study.validation(measured, validate, dtype, at, seed)
     if measure is not None and known is not None:
+        from moa.measuring import runner_of
+
         run = runner_of(known, measure, network if measure == validate else None)
     scale = None if calibrate is None else study.calibrated(measured, mix, check, calibrate, span, console)
     if scale is not None and max_harm is not None:

@@ -308,7 +308,7 @@ def test_a_plan_is_timed_at_the_lengths_it_is_for(model_folder, made_up, costs, 
         assert not plan.exists()  # loaded before anything is solved
         return lambda plan, work: asked.append(str(work)) or [2.0]
 
-    monkeypatch.setattr("moa.cli.measure.runner", runner)
+    monkeypatch.setattr("moa.measuring.runner", runner)
     done = search(
         str(path), "-o", str(plan), "--lengths", "1024", *options, "--costs", str(costs), "--measure", str(model_folder)
     )

@@ -40,9 +40,9 @@ def cost_model(make_profile, monkeypatch, tmp_path):
         calls.append(work)
         return [1.1 * costs.predict(plan, work)]
 
-    monkeypatch.setattr("moa.load.load_model", lambda *_, **__: (profile.model, None))
-    monkeypatch.setattr("moa.environment.environment", lambda *_: PLACE)
-    monkeypatch.setattr("moa.cli.measure.runner", lambda *_: run)
+    monkeypatch.setattr("moa.measuring.load_model", lambda *_, **__: (profile.model, None))
+    monkeypatch.setattr("moa.measuring.environment", lambda *_: PLACE)
+    monkeypatch.setattr("moa.measuring.runner", lambda *_: run)
 
     def main(*args, stop=10**6):
         stop_after[0] = stop

@@ -1,0 +1,75 @@
+"""What decode steps and prefills take on this device: runs plans, and fits the costs that predict any plan's time."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from moa import timing
+from moa.environment import environment
+from moa.load import load_model
+from moa.plans.errors import MoaError, ModelMismatch
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.search.cost import PLACE, Costs, Work, measure
+
+
+def measure_costs(
+    model: Any, *, lengths: Sequence[int] = (1024, 4096), batches: Sequence[int] = (1, 4), rounds: int = 3,
+    backend: str | None = None, progress: Callable[[int, int, str], None] | None = None,
+) -> Costs:  # fmt: skip
+    """Time the model under a few plans and fit costs, for budgets in milliseconds.
+
+    Args:
+        model: A loaded transformers model, without a plan.
+        lengths: To measure at, two or more, tokens.
+        batches: Sequences in a decode step; prefills take one.
+        rounds: Measure everything in turn, this many times over.
+        backend: reference, torch, numba or triton; None for the device's own.
+        progress: Called after each measurement with how many are done, how many there are, and the last one's name.
+
+    Raises:
+        MoaError: Lengths, batches or rounds out of range.
+        Unsupported: The back-end, or the model.
+    """
+    if min(*lengths, *batches, rounds) < 1 or len(set(lengths)) < 2:
+        raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
+    works = [Work("decode", n, batch) for n in lengths for batch in batches] + [Work("prefill", n) for n in lengths]
+    return measure(
+        ModelInfo.of(model), works, runner(model, backend),
+        environment=environment(model, backend), rounds=rounds, progress=progress,
+    )  # fmt: skip
+
+
+def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float]]:
+    """Runs plans on `model`: milliseconds of several decode steps, on random keys, or of one prefill."""
+
+    def run(plan: Plan, work: Work) -> list[float]:
+        variant = timing.Variant(plan, backend=backend)
+        if work.kind == "decode":
+            seconds = timing.decode(model, variant, work.length, work.batch)
+        else:
+            vocabulary = model.get_input_embeddings().num_embeddings
+            ids = torch.randint(vocabulary, (work.batch, work.length), device=model.device)
+            seconds = timing.prefill(model, variant, ids)
+        return [1e3 * s for s in seconds]
+
+    return run
+
+
+def runner_of(costs: Costs, model: str, loaded: Any = None) -> Callable[[Plan, Work], list[float]]:
+    """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
+    dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
+    if loaded is None or str(loaded.dtype) != f"torch.{dtype}":
+        loaded, _ = load_model(model, dtype=dtype)
+    costs.check(ModelInfo.of(loaded))
+    check_place(costs, environment(loaded, backend))
+    return runner(loaded, backend)
+
+
+def check_place(costs: Costs, here: dict[str, str | int]) -> None:
+    """Raise ModelMismatch unless costs were measured where `here` describes."""
+    differences = [f"{name}: {costs.environment.get(name)} against {here[name]}" for name in PLACE
+                   if costs.environment.get(name) != here[name]]  # fmt: skip
+    if differences:
+        raise ModelMismatch(f"costs measured elsewhere (costs against here): {'; '.join(differences)}")
