@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -22,6 +23,33 @@ def test_blocks_are_what_their_result_files_say(page):
     text = page.read_text()
     assert pages.written(page) == text, "run: python benchmarks/pages.py"
     assert text.count("<!-- figures:") == len(pages.BLOCK.findall(text)) == text.count("<!-- end -->")
+
+
+def test_every_block_stands_on_a_page():
+    text = "".join(page.read_text() for page in pages.pages())
+    assert {name for name, _ in pages.BLOCK.findall(text)} == set(pages.BLOCKS)
+
+
+@each_page
+def test_measured_figures_stand_in_blocks(page):
+    found = [f"{page.name}:{number}: {fault}" for number, fault in loose(page.read_text())]
+    assert not found, "\n".join(found)
+
+
+def test_records_say_when_on_what_and_where_their_data_is():
+    folder = ROOT / "docs" / "experiments"
+    records = [page for page in folder.glob("*.md") if page.name != "README.md"]
+    assert records
+    index = (folder / "README.md").read_text()
+    for page in records:
+        title, about = page.read_text().split("\n\n")[:2]
+        about = " ".join(about.split())
+        assert re.fullmatch(r"# .+\?", title), page.name
+        assert re.fullmatch(r"\*\d{4}-\d\d-\d\d(?: to \d{4}-\d\d-\d\d)?\. .+\*", about), (
+            f"{page.name}: date and machine"
+        )
+        assert "not kept" in about or "benchmarks/results/" in about, f"{page.name}: its data, or that it was not kept"
+        assert f"[{title[2:]}]({page.name})" in index, f"{page.name}: its row in docs/experiments/README.md"
 
 
 def test_a_changed_figure_is_stale(tmp_path, monkeypatch):
