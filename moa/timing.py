@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, StaticCache
@@ -133,7 +134,9 @@ def filled(model: Any, variant: Variant, length: int, batch: int, *, room: int |
 
 
 def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
-    """Give an empty cache `length` tokens of random keys and values, the same in every sequence.
+    """Give an empty cache `length` tokens of random keys and values, the same in every sequence and layer.
+
+    Sinks that would hold other keys than the first hold those: which keys they are takes a step no time.
 
     Args:
         cache: A `KVCache`, `DynamicCache` or `StaticCache` of the model.
@@ -145,14 +148,20 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     kind = {"dtype": model.dtype, "device": model.device}
     torch_ = load("torch")
     store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.step)
+    drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
     for layer in range(info.layers):
-        kv_heads, head_size = info.kv_shape(layer)
-        k, v = torch.randn((2, 1, kv_heads, length, head_size), **kind).expand(-1, batch, -1, -1, -1)
+        shape = info.kv_shape(layer)
+        if shape not in drawn:
+            drawn[shape] = torch.randn((2, 1, shape[0], length, shape[1]), **kind)
+        k, v = drawn[shape].expand(-1, batch, -1, -1, -1)
+        staged, _ = cache.update(k, v, layer)
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
-            staged, _ = cache.update(k, v, layer)
+            own = cache.layers[layer]
+            own.sinks, sinks = None, own.sinks  # what they hold would take a walk over the text, as a prefill does
             staged.attend(k, None, scale=1.0, backend=store_only)
-        else:
-            cache.update(k, v, layer)
+            own.sinks = sinks
+            if sinks is not None:
+                sinks.folded[:] = own.rules.first(np.full(batch, length - 1))
 
 
 @torch.inference_mode()

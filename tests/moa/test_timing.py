@@ -39,6 +39,25 @@ def test_a_filled_cache_is_as_a_prefill_leaves_it(model, random_plan, tokens, na
     assert int(filled.get_seq_length()) == 301
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_sinks_of_other_keys_are_filled_without_a_walk_over_the_text(model, keydiff_plan, tokens, monkeypatch, fixed):
+    variant = Variant(keydiff_plan(model, 3), fixed=fixed)
+    filled, run = variant.cache(model, 330), variant.cache(model, 330)
+    with variant.on(model), torch.no_grad():
+        model(tokens(2, 300), past_key_values=run)
+        monkeypatch.setattr("moa.layer.walk", lambda *_, **__: pytest.fail("walked"))
+        fill(filled, model, 300, batch=2)
+        assert held_bytes(filled) == held_bytes(run) > 0
+        for _ in range(25):  # over the end of a block, where keys move to the sinks
+            for cache in (filled, run):
+                assert model(tokens(2, 1), past_key_values=cache).logits.isfinite().all()
+    moving = [(a.sinks, b.sinks) for a, b in zip(filled.layers, run.layers, strict=True) if a.sinks is not None]
+    assert moving
+    for mine, theirs in moving:
+        assert (mine.folded == theirs.folded)[:, mine.groups].all()
+        assert mine.folded[:, mine.groups].max() > 1
+
+
 def test_filled_keys_are_random_and_alike_in_every_sequence(model, random_plan):
     cache = KVCache(random_plan(model, 3))
     fill(cache, model, 130, batch=2)
