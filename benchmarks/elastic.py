@@ -21,6 +21,7 @@ from tables import claim, claimed, compared, head
 
 from moa.comparison import Part, compare
 from moa.haystack import HELD_OUT
+from moa.interval import paired
 from moa.journal import Journal
 from moa.load import load_model
 from moa.plans.errors import MoaError
@@ -38,6 +39,9 @@ PERPLEXITY = {HALF: 1.015, QUARTER: 1.05}
 """Of dense, at most."""
 ANSWERED = 0.9
 """Where the dense model finds fewer, nothing is asked of plans."""
+UNIFORM = "uniform like plan 0.25"
+LONGER = 4.0
+"""Effective context of plan 0.25 over that of the uniform window, at least."""
 PARTS = {
     n: Part(n, single=s, four=s, windows=w) for n, s, w in ((1024, 100, 8), (2048, 40, 4), (4096, 40, 2), (8192, 25, 2))
 }
@@ -62,25 +66,32 @@ def plans(profile: Profile, longest: int, length: int) -> list[tuple[str, Plan]]
         alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
         found.append((f"0.25 for {length:,} alone", alone))
     window = length - BLOCK * int(length * (1 - quarter.density(length)) / BLOCK + 1e-9)
-    return [*found, ("uniform like plan 0.25", Plan.uniform(profile.model, window / length, at=length))]
+    return [*found, (UNIFORM, Plan.uniform(profile.model, window / length, at=length))]
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What must hold at every length, and what was measured."""
+    """Return what must hold at every length, beside what was measured."""
     found = []
     for row in rows:
-        name = row["row"].split(",")[0]
+        name, n = row["row"].split(",")[0], row["length"]
         if name not in RETRIEVAL:
             continue
-        dense = next(other for other in rows if other["length"] == row["length"] and other["row"] == "dense")
-        at = f"{row['row']}, {row['length']:,} tokens"
-        for task in ("single", "four"):
-            if task in row and dense[task]["rate"] >= ANSWERED:
-                found.append(claim(f"{at}, {task}: keeps of dense at least", row[task]["kept"], RETRIEVAL[name]))
+        beside = {other["row"]: other for other in rows if other["length"] == n}
+        dense, alone = beside["dense"], beside.get(f"0.25 for {n:,} alone")
+        at = f"{row['row']}, {n:,} tokens"
+        for task in (task for task in ("single", "four") if task in row and dense[task]["rate"] >= ANSWERED):
+            found.append(claim(f"{at}, {task}: keeps of dense at least", row[task]["kept"], RETRIEVAL[name]))
+            if name == QUARTER and alone:
+                most = paired(*(list(map(int, each[task]["by_question"])) for each in (row, alone)))[2]
+                text = f"{at}, {task}: minus the plan for this length alone, upper end of its interval, at least"
+                found.append(claim(text, most, 0.0))
         if "text" in row:
             times = row["text"]["perplexity_against_dense"]
             found.append(claim(f"{at}: perplexity against dense at most", times, PERPLEXITY[name], at_most=True))
-    return found
+    reached = effective(rows)
+    shortest = min(row["length"] for row in rows)
+    times = reached.get(QUARTER, 0) / reached.get(UNIFORM, shortest)
+    return [*found, claim("effective context, plan 0.25 over the uniform window, at least", times, LONGER)]
 
 
 def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

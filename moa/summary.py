@@ -67,7 +67,7 @@ def _text(results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
 
 
 def _retrieval(samples: Sequence["Sample"], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
-    """Right answers over all questions and by depth, with 95 % intervals; `kept` is the part of dense's rate."""
+    """Return right answers, also by question and depth, with 95 % intervals; `kept` is the part of dense's rate."""
     right = [ok for r in results for ok in r["right"]]
     base = [ok for r in dense for ok in r["right"]]
     depths = [q.depth for s in samples if isinstance(s.content, Haystack) for q in s.content.questions]
@@ -81,6 +81,7 @@ def _retrieval(samples: Sequence["Sample"], results: Sequence[Any], dense: Seque
         "interval": [low, high],
         "minus_dense": list(difference),
         "kept": sum(right) / sum(base) if any(base) else None,
+        "by_question": "".join(str(int(ok)) for ok in right),
         "by_depth": [{"right": sum(group), "questions": len(group)} for group in by_depth],
     }
 

@@ -16,6 +16,7 @@ def test_answers_are_counted_by_depth_and_against_the_dense_models(model):
     row = summarise("narrow", Plan.dense(model), [Sample("four", 512, 0, hay)], [result], [dense], model.dtype)
     four = row["four"]
     assert (four["right"], four["questions"], four["rate"]) == (2, 4, 0.5)
+    assert four["by_question"] == "1010"
     assert four["kept"] == pytest.approx(2 / 3)
     assert four["minus_dense"][0] == -0.25
     assert [(d["right"], d["questions"]) for d in four["by_depth"]] == [(1, 1), (0, 1), (1, 1), (0, 0), (0, 1)]

@@ -1,0 +1,51 @@
+"""What benchmarks/elastic.py asks of plans, of rows that it did not measure."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import elastic
+
+
+def row(name, length, found, times=1.0, questions=40):
+    """A row of which the first `found` questions were answered."""
+    answers = "1" * found + "0" * (questions - found)
+    task = {"right": found, "rate": found / questions, "kept": found / questions, "by_question": answers}
+    return {"row": name, "length": length, "single": task, "text": {"perplexity_against_dense": times}}
+
+
+def rows(quarter=40, alone=40, uniform=10, times=1.0, length=1024):
+    return [
+        row("dense", length, 40), row("plan 0.25", length, quarter, times),
+        row(f"0.25 for {length:,} alone", length, alone), row(elastic.UNIFORM, length, uniform),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("measured", "missed"),
+    [
+        ({}, []),
+        ({"quarter": 38}, ["keeps of dense"]),
+        ({"quarter": 30}, ["keeps of dense", "minus the plan for this length alone", "effective context"]),
+        ({"times": 1.06}, ["perplexity"]),
+    ],
+)
+def test_what_a_plan_misses_is_said(measured, missed):
+    claims = elastic.claims(rows(**measured) + rows(length=4096))
+    failed = [c["claim"] for c in claims if not c["holds"]]
+    assert [any(what in claim for claim in failed) for what in missed] == [True] * len(missed)
+    assert len(failed) == len(missed)
+
+
+def test_effective_context_ends_where_needles_are_lost():
+    found = [*rows(uniform=40), *rows(length=2048), *rows(length=4096)]
+    reached = elastic.effective(found)
+    assert (reached["dense"], reached["plan 0.25"], reached[elastic.UNIFORM]) == (4096, 4096, 1024)
+    assert elastic.claims(found)[-1]["measured"] == 4.0
+
+
+def test_where_dense_finds_too_little_nothing_is_asked():
+    few = [row("dense", 1024, 35), row("plan 0.25", 1024, 0), row(elastic.UNIFORM, 1024, 0)]
+    assert not [c for c in elastic.claims(few) if "single" in c["claim"]]
