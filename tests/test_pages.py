@@ -95,6 +95,37 @@ def test_aims_that_fail_are_named():
     assert common.claims({"claims": claims[1:]}) == "1 of 1 aims are met."
 
 
+def test_plans_for_all_lengths_show_their_effective_context():
+    found = json.loads(json.dumps(common.load("quality")))
+    for row in found["rows"]:
+        row["row"] = row["row"].replace("uniform 0.25", "uniform like plan 0.25")
+    alone = {**found["rows"][2], "row": "0.25 for 1,024 alone"}
+    found |= {"effective": {"dense": 4096, "plan 0.5": 2048, "plan 0.25": 4096}, "rows": [*found["rows"], alone]}
+    main, aims = pages.quality.quality(found), pages.quality.aims(found)
+    assert main.startswith("Each plan is one file for all lengths.")
+    assert main.count("| uniform window | 0.250 |") == 2
+    assert "alone" not in main
+    assert "| 1,024 | 0.25 for 1,024 alone | 0.25 |" in aims
+    assert "| plan 0.5 | 2,048 |" in aims
+    assert "| uniform like plan 0.25 | - |" in aims
+
+
+def test_a_run_of_default_plans_stands_beside_first_keys():
+    found = json.loads(json.dumps(common.load("cpu")))
+    first = "plan 0.25, first keys"
+    for cell in (*found["prefill"], *found["decode"]):
+        cell["seconds"][first] = dict(cell["seconds"]["plan 0.25"])
+        for taken in cell["seconds"].values():
+            taken["iqr"] = taken.pop("spread")
+        if "held" in cell:
+            cell["held"][first] = cell["held"]["plan 0.25"]
+    found["kept"][first] = found["kept"]["plan 0.25"]
+    found |= {"run": {"vectors": "AVX512"}, "rounds": {"prefill": 5, "decode": 6, "steps": 5}}
+    assert "medians of 5 prefills" in " ".join(pages.speed.speed(found).split())
+    assert f"plan 0.25 | {first} |" in pages.speed.whole(found)
+    assert f"| {first} |" in pages.speed.bounds(found)
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -7,10 +7,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from tables import head, line
+
 Figures = dict[str, Any]
 
 RESULTS = Path(__file__).parents[1] / "results"
-VERSIONS = "python", "moa-attention", "torch", "transformers", "scipy", "triton"
+SAID = "vectors", "seed", "python", "moa-attention", "torch", "transformers", "scipy", "triton"
+"""Of a run, by their names."""
 MIB = 2**20
 
 
@@ -23,8 +26,7 @@ def load(name: str) -> Figures:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
-    lines = [f"| {' | '.join(columns)} |", f"|{'---|' * len(columns)}", *(f"| {' | '.join(row)} |" for row in rows)]
-    return "\n".join(lines)
+    return "\n".join([*head(columns), *(line(*row) for row in rows)])
 
 
 def wrapped(text: str) -> str:
@@ -81,7 +83,7 @@ def made(name: str, found: Figures) -> str:
     where += [f"{known['threads']} threads" if known["threads"] != 1 else "1 thread"] if "threads" in known else []
     where += [str(known["dtype"]).removeprefix("torch.")] if "dtype" in known else []
     where += [f"back-end `{known['backend']}`"] if "backend" in known else []
-    where += [f"{key} {known[key]}" for key in VERSIONS if key in known]
+    where += [f"{key} {known[key]}" for key in SAID if key in known]
     origin = f"[{name}.json](benchmarks/results/{name}.json)"
     text = f"Data: {origin}, " + (f"written by {' '.join(parts)}" if parts else "which names no command and no commit")
     return wrapped(text + (f" ({', '.join(where)})" if where else "") + ".")

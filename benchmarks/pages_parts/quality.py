@@ -1,6 +1,8 @@
 """What plans cost in quality: needles, perplexity, KL; beside other ways to choose what is kept."""
 
-from pages_parts.common import MIB, Figures, claims, percent, table, wrapped
+from pages_parts.common import Figures, claims, percent, table, wrapped
+
+from moa.summary import COLUMNS, cells
 
 HALF, QUARTER, DENSE, UNIFORM = "plan 0.5", "plan 0.25", "dense", "uniform"
 TASKS = {"single": "one needle", "four": "four needles"}
@@ -17,27 +19,6 @@ METHODS = {
 def elastic(found: Figures) -> bool:
     """Whether one plan serves all lengths, or each length has a plan of its own."""
     return "effective" in found
-
-
-def rate(row: Figures, task: str) -> str:
-    """A rate with its interval."""
-    if task not in row:
-        return "-"
-    low, high = row[task]["interval"]
-    return f"{row[task]['rate']:.2f} ({low:.2f} to {high:.2f})"
-
-
-def held(row: Figures) -> float:
-    """Bytes of the cache of the longest text that was cached."""
-    return float(row["cache"]["allocated"] if "cache" in row else row["kv_bytes"])
-
-
-def line(row: Figures, name: str) -> list[str]:
-    """A row of the table."""
-    text = row.get("text")
-    kept = [f"{text['perplexity']:.2f}", f"{text['kl']:.3f}"] if text else ["-", "-"]
-    about = f"{row['length']:,}", name, f"{row['density']:.2f}", f"{held(row) / MIB:.1f}"
-    return [*about, *kept, *(rate(row, task) for task in TASKS)]
 
 
 def main_rows(found: Figures) -> list[tuple[str, Figures]]:
@@ -69,7 +50,6 @@ def sizes(found: Figures) -> str:
 
 def quality(found: Figures) -> str:
     """README's table."""
-    columns = "tokens", "row", "density", "KV cache, MiB", "perplexity", "KL, nats", *TASKS.values()
     one = "Each plan is one file for all lengths" if elastic(found) else "At each length the plans are searched for it"
     return "\n\n".join([
         wrapped(
@@ -78,7 +58,7 @@ def quality(found: Figures) -> str:
             "from the dense model are of other held-out text. The uniform window keeps as much as plan 0.25, in "
             "every head alike."
         ),
-        table(columns, [line(row, name) for name, row in main_rows(found)]),
+        table(COLUMNS, [cells({**row, "row": name}) for name, row in main_rows(found)]),
         wrapped(
             f"Plan 0.5 finds {percent(*kept(found, HALF))} of the needles that the dense model finds, and plan 0.25 "
             f"finds {percent(*kept(found, QUARTER))}; the uniform window finds "
@@ -99,12 +79,15 @@ def aims(found: Figures) -> str:
     parts = [table(columns, rows)]
     if elastic(found):
         lengths = [row["length"] for name, row in main_rows(found) if name == DENSE]
+        names = dict.fromkeys(row["row"] for row in found["rows"])
+        reached = {name: f"{found['effective'][name]:,}" if name in found["effective"] else "-" for name in names}
         parts += [
             wrapped(
                 "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
-                f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured."
+                f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands where "
+                "a row finds less at the first of them."
             ),
-            table(["row", "effective context, tokens"], [[name, f"{n:,}"] for name, n in found["effective"].items()]),
+            table(["row", "effective context, tokens"], reached.items()),
         ]
     return "\n\n".join([*parts, claims(found)])
 

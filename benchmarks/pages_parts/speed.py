@@ -1,9 +1,16 @@
 """Speed and memory on a CPU: whole models, and attention alone."""
 
-from cpu_parts.report import DYNAMIC, HALF, QUARTER, STATIC, WHOLE, WITHOUT, decode_bound, prefill_bound
+from collections.abc import Sequence
+
+from cpu_parts.report import DYNAMIC, FIRST_KEYS, HALF, QUARTER, STATIC, WHOLE, WITHOUT, decode_bound, prefill_bound
 from pages_parts.common import MIB, Figures, claims, percent, table, wrapped
 
-SHOWN = DYNAMIC, STATIC, WHOLE, HALF, QUARTER
+SHOWN = DYNAMIC, STATIC, WHOLE, HALF, QUARTER, FIRST_KEYS
+
+
+def shown(found: Figures) -> list[str]:
+    """The variants that the file has."""
+    return [name for name in SHOWN if name in found["decode"][-1]["seconds"]]
 
 
 def timed(cell: Figures, name: str, unit: float, form: str) -> str:
@@ -13,7 +20,7 @@ def timed(cell: Figures, name: str, unit: float, form: str) -> str:
     return f"{format(unit * taken['median'], form)} ({100 * iqr:.0f} %)"
 
 
-def cells(found: Figures, variants: tuple[str, ...]) -> list[list[str]]:
+def cells(found: Figures, variants: Sequence[str]) -> list[list[str]]:
     """Rows of both tables."""
     long, most = found["prefill"][-1], found["decode"][-1]
     n, batch = most["length"], most["batch"]
@@ -25,7 +32,8 @@ def cells(found: Figures, variants: tuple[str, ...]) -> list[list[str]]:
         rows.append([where, *(timed(cell, name, 1e3, ".0f") for name in variants)])
     at = f"at {n:,} tokens, batch {batch}, MiB"
     rows.append([f"KV cache {at}", *(f"{most['held'][name] / MIB:,.0f}" for name in variants)])
-    rows.append([f"peak memory of the process {at}", *(f"{peaks[name]['decode'] / MIB:,.0f}" for name in variants)])
+    taken = [f"{peaks[name]['decode'] / MIB:,.0f}" if name in peaks else "-" for name in variants]
+    rows.append([f"peak memory of the process {at}", *taken])
     return rows
 
 
@@ -37,20 +45,24 @@ def ratio(cell: Figures, name: str, over: str) -> float:
 def kinds(found: Figures) -> str:
     """Which plans these are."""
     if "run" in found:
-        return "The plans are those of the default search at densities 0.5 and 0.25"
+        counts = found["rounds"]
+        return (
+            "The plans are those of the default search at densities 0.5 and 0.25. Figures are medians of "
+            f"{counts['prefill']} prefills, and of {counts['steps']} decode steps in each of {counts['decode']} rounds"
+        )
     return "The plans have sinks of first keys, and were searched for the longest text alone"
 
 
 def speed(found: Figures) -> str:
     """README's table."""
     long, most = found["prefill"][-1], found["decode"][-1]
-    shown = STATIC, HALF, QUARTER
+    variants = STATIC, HALF, QUARTER
     return "\n\n".join([
         wrapped(
             f"{kinds(found)}. Variants take turns in one process; figures are medians, with the distance between the "
             "quartiles as a share. `StaticCache` and `DynamicCache` are transformers' own."
         ),
-        table(["", *shown], cells(found, shown)),
+        table(["", *variants], cells(found, variants)),
         wrapped(
             f"Under plan 0.25 a prefill of {long['length']:,} tokens is {ratio(long, QUARTER, DYNAMIC):.1f} times as "
             f"fast as dense; a decode step of batch {most['batch']} is {ratio(most, QUARTER, STATIC):.1f} times as "
@@ -62,7 +74,8 @@ def speed(found: Figures) -> str:
 
 def whole(found: Figures) -> str:
     """The same with every variant and the aims."""
-    return "\n\n".join([f"{kinds(found)}.", table(["", *SHOWN], cells(found, SHOWN)), claims(found)])
+    variants = shown(found)
+    return "\n\n".join([wrapped(f"{kinds(found)}."), table(["", *variants], cells(found, variants)), claims(found)])
 
 
 def bounds(found: Figures) -> str:
@@ -71,7 +84,7 @@ def bounds(found: Figures) -> str:
     n, batch, rate = cell["length"], cell["batch"], found["rates"]["bytes_per_second"]
     without, held = 1e3 * cell["seconds"][WITHOUT]["median"], cell["held"][QUARTER]
     rows = []
-    for name in SHOWN:
+    for name in shown(found):
         bound, ms = 1e3 * decode_bound(found, cell, name), 1e3 * cell["seconds"][name]["median"]
         row = [name, f"{bound:.0f}", f"{ms:.0f}", f"{bound / ms:.2f}"]
         if name in found["kept"]:
