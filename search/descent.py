@@ -10,7 +10,7 @@ what else is cut. So the search goes down it: the exact solver again, for the pl
 second order. At the dense model, where all slopes are 0, this is the search by the profile. A plan that is no better
 than the last is tried again with more damping, as in the method of Levenberg and Marquardt. Slopes are means over the
 rounds so far, since each is noisy. Recall stays with the profile: slopes of answers' divergence follow the form of the
-questions, and lose what other questions need (docs/search.md).
+questions, and lose what other questions need (docs/experiments/rounds.md).
 """
 
 from dataclasses import dataclass, replace
