@@ -84,8 +84,8 @@ def aims(found: Figures) -> str:
         parts += [
             wrapped(
                 "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
-                f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands where "
-                "a row finds less at the first of them."
+                f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands "
+                "where a row finds less at the first of them."
             ),
             table(["row", "effective context, tokens"], reached.items()),
         ]
