@@ -11,14 +11,13 @@ import torch
 from transformers import DynamicCache
 
 import moa
-from moa.load import load_model
 
 BATCH, LONGEST, NEW = 4, 2048, 32
 
 
 def main() -> None:
     model_name, plan_name = sys.argv[1:]
-    model, _ = load_model(model_name)
+    model, _ = moa.load_model(model_name)
     plan = moa.Plan.load(plan_name)
     longest = min(LONGEST, model.config.max_position_embeddings // 2)
     lengths = [longest * (i + 1) // BATCH for i in range(BATCH)]

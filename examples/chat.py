@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import TextStreamer
 
 import moa
-from moa.load import load_model
 
 
 def keep_prefix(cache: moa.KVCache, held: Tensor, ids: Tensor) -> None:
@@ -29,7 +28,7 @@ def keep_prefix(cache: moa.KVCache, held: Tensor, ids: Tensor) -> None:
 
 def main() -> None:
     model_name, plan_name = sys.argv[1:]
-    model, tokenizer = load_model(model_name)
+    model, tokenizer = moa.load_model(model_name)
     plan = moa.Plan.load(plan_name)
     cache, held, turns = moa.KVCache(plan), torch.zeros(1, 0, dtype=torch.int64), []
     streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)

@@ -13,7 +13,6 @@ import torch
 from rich.table import Table
 
 import moa
-from moa.load import load_model
 
 LONGEST, TOKENS = 8192, 24
 FACT = "The password of the harbour office is saffron-4719."
@@ -45,7 +44,7 @@ def answer(model: Any, tokenizer: Any, inputs: Any) -> tuple[str, str, str]:
 
 
 def main() -> None:
-    (model, tokenizer), plan = load_model(sys.argv[1]), moa.Plan.load(sys.argv[2])
+    (model, tokenizer), plan = moa.load_model(sys.argv[1]), moa.Plan.load(sys.argv[2])
     inputs = prompt(tokenizer, min(LONGEST, model.config.max_position_embeddings) - TOKENS).to(model.device)
     length, dense = inputs["input_ids"].shape[1], answer(model, tokenizer, inputs)
     with moa.apply(model, plan):

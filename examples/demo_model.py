@@ -36,9 +36,9 @@ def main() -> None:
 
 def convert(gguf: Path, target: Path) -> None:
     """Write the model and tokenizer in `gguf` as a transformers folder."""
-    from moa.load import load_model
+    import moa
 
-    model, tokenizer = load_model(gguf, dtype="float32", device="cpu")
+    model, tokenizer = moa.load_model(gguf, dtype="float32", device="cpu")
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 

@@ -13,7 +13,6 @@ from torch.nn.functional import kl_div
 from transformers import DynamicCache
 
 import moa
-from moa.load import load_model
 
 LONGEST, CHUNK = 2048, 256
 
@@ -26,7 +25,7 @@ def predictions(model: Any, ids: Tensor, cache: Any) -> list[Tensor]:
 @torch.inference_mode()
 def main() -> None:
     model_name, plan_name, *file = sys.argv[1:]
-    model, tokenizer = load_model(model_name)
+    model, tokenizer = moa.load_model(model_name)
     plan = moa.Plan.load(plan_name)
     if file:
         text = Path(file[0]).read_text(encoding="utf-8-sig")

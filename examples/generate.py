@@ -8,14 +8,13 @@ import sys
 import torch
 
 import moa
-from moa.load import load_model
 
 TEXT = "The password is saffron. " + "The sea is calm today. " * 150 + "The password is"
 
 
 def main() -> None:
     model_name, plan_name = sys.argv[1:]
-    model, tokenizer = load_model(model_name)
+    model, tokenizer = moa.load_model(model_name)
     plan = moa.Plan.load(plan_name)
     inputs = tokenizer(TEXT, return_tensors="pt").to(model.device)
     with moa.apply(model, plan), torch.inference_mode():  # `generate` makes a KVCache by itself

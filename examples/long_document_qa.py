@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 import moa
-from moa.load import load_model
 
 QUESTIONS = (
     "What does an assert statement insert into a program?",
@@ -30,7 +29,7 @@ def python_topics() -> str:
 
 def main() -> None:
     model_name, plan_name, *document = sys.argv[1:]
-    model, tokenizer = load_model(model_name)
+    model, tokenizer = moa.load_model(model_name)
     plan = moa.Plan.load(plan_name)
     room = min(LONGEST, model.config.max_position_embeddings // 2)
     text = Path(document[0]).read_text(encoding="utf-8-sig") if document else python_topics()[: 8 * room]

@@ -11,10 +11,12 @@ from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanErro
 if TYPE_CHECKING:
     from moa.applied import Applied, apply
     from moa.cache import KVCache
+    from moa.finding import find_front, find_plan
     from moa.load import load_model
     from moa.measuring import measure_costs
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
+    from moa.refining import refine_plan
 
 __version__ = "0.1.0"
 
@@ -24,13 +26,16 @@ _HOMES = {
     "Plan": "moa.plans.plan",
     "Profile": "moa.profiler.profile",
     "apply": "moa.applied",
+    "find_front": "moa.finding",
+    "find_plan": "moa.finding",
     "load_model": "moa.load",
     "measure_costs": "moa.measuring",
+    "refine_plan": "moa.refining",
 }
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "load_model", "measure_costs",
+    "ProfileError", "Unsupported", "apply", "find_front", "find_plan", "load_model", "measure_costs", "refine_plan",
 ]  # fmt: skip
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
+Given = str | Path | tuple[Any, Any]
+"""A model as public functions take it: a name for `load_model`, or the pair that it gave."""
+
 
 def load_model(
     name: str | Path,
@@ -106,6 +109,19 @@ def _check_finite(name: str | Path, model: Any) -> None:
         )
 
 
+def loaded(model: Given, *, dtype: str = "auto", device_map: Any = None) -> tuple[Any, Any]:
+    """The model and its tokenizer, loaded where it is a name.
+
+    Raises:
+        MoaError: As `load_model` does; or a dtype or device map for a model that is loaded already.
+    """
+    if not isinstance(model, tuple):
+        return load_model(model, dtype=dtype, device_map=device_map)
+    if dtype != "auto" or device_map is not None:
+        raise MoaError("dtype and device_map are for a model that is named; this one is loaded already")
+    return model
+
+
 def load_config(name: str | Path) -> Any:
     """The transformers config of a model named as for `load_model`; no weights are read.
 
@@ -120,12 +136,12 @@ def load_config(name: str | Path) -> Any:
 
 
 def check_options(
-    name: str | Path, of: Mapping[str, ModelInfo], *, lengths: Sequence[int] = (), backend: str | None = None
+    given: Given, of: Mapping[str, ModelInfo], *, lengths: Sequence[int] = (), backend: str | None = None
 ) -> Any:
     """Refuse, before any weights are read, what this model cannot be asked for.
 
     Args:
-        name: As for `load_model`.
+        given: The model: its name, or loaded.
         of: The models that files are of, by the files' names; all must be this one.
         lengths: Tokens to measure at.
         backend: Back-end to run on.
@@ -143,7 +159,8 @@ def check_options(
 
     if backend is not None:
         load(backend)
-    model = SimpleNamespace(config=load_config(name))
+    model = given[0] if isinstance(given, tuple) else SimpleNamespace(config=load_config(given))
+    name = getattr(model, "name_or_path", "this model") if isinstance(given, tuple) else given
     info = ModelInfo.of(model)
     for file, other in of.items():  # a model of text and images may call its text part by another name when loaded
         if differences := [found for found in other.differences(info) if not found.startswith("architecture: ")]:

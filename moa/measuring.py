@@ -7,7 +7,7 @@ import torch
 
 from moa import timing
 from moa.environment import environment
-from moa.load import load_model
+from moa.load import Given, load_model
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
@@ -57,14 +57,13 @@ def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float
     return run
 
 
-def runner_of(costs: Costs, model: str, loaded: Any = None) -> Callable[[Plan, Work], list[float]]:
-    """Runs plans on the model that `costs` are of, where they were measured; `loaded` where it is of their dtype."""
+def runner_of(costs: Costs, model: Given) -> Callable[[Plan, Work], list[float]]:
+    """Runs plans on the model that `costs` are of, where they were measured."""
     dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
-    if loaded is None or str(loaded.dtype) != f"torch.{dtype}":
-        loaded, _ = load_model(model, dtype=dtype)
-    costs.check(ModelInfo.of(loaded))
-    check_place(costs, environment(loaded, backend))
-    return runner(loaded, backend)
+    network, _ = model if isinstance(model, tuple) else load_model(model, dtype=dtype)
+    costs.check(ModelInfo.of(network))
+    check_place(costs, environment(network, backend))
+    return runner(network, backend)
 
 
 def check_place(costs: Costs, here: dict[str, str | int]) -> None:

@@ -48,6 +48,11 @@ class Budget:
         return f"{self.kind}<={self.most:g}{where}{'' if self.batch == 1 else f'x{self.batch}'}{self.unit}"
 
     @property
+    def named(self) -> str:
+        """What a cost to make least is called."""
+        return f"{self.kind}@{self.length}{'' if self.batch == 1 else f'x{self.batch}'}"
+
+    @property
     def unit(self) -> str:
         """What the figure is counted in, for messages."""
         return "" if self.dtype is None else f" in {self.dtype}"

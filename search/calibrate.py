@@ -1,12 +1,17 @@
 """From the search's objective to nats: a scale fitted to what a few plans measured."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from moa.plans.errors import MoaError
+from moa.search.budget import Budget
+from moa.search.choose import choose
+from moa.search.objective import candidates
+from moa.search.question import Question
+from moa.search.study import Evaluate
 
 
 @dataclass(frozen=True)
@@ -59,3 +64,29 @@ def fit(points: Sequence[tuple[float, float]]) -> Scale:
     scale = Scale(float(np.exp(log_factor)), float(power), 0.0)
     predicted = np.array([scale.nats(x) for x in kept[:, 0]])
     return Scale(scale.factor, scale.power, float(np.median(np.abs(predicted / kept[:, 1] - 1))))
+
+
+def calibrate(question: Question, evaluate: Evaluate, count: int, progress: Callable[[int, int, str], None]) -> Scale:
+    """Solve for `count` densities between the least and 0.8, measure each plan's KL, and fit the scale.
+
+    Args:
+        question: Says the profile, its mix and the lengths.
+        evaluate: Measures a plan.
+        count: Plans, 2 or more.
+        progress: Called after each.
+
+    Raises:
+        MoaError: As `fit` does.
+    """
+    rules = candidates(question.profile, question.mix, question.lengths)
+    longest = question.lengths.longest
+    least = float(rules.spans(longest).min()) / longest
+    points = []
+    for i, density in enumerate(np.geomspace(least * 1.05, 0.8, count)):
+        budget = Budget("density", float(density))
+        plan, solution = choose(question.profile, [budget], mix=question.mix, lengths=question.lengths)
+        *_, measured = evaluate(plan)
+        points.append((solution.value, measured.kl))
+        what = f"density {density:.2f}: objective {solution.value:.3g}, KL {measured.kl:.4f}"
+        progress(i + 1, count, f"calibration: {what}")
+    return fit(points)

@@ -149,11 +149,11 @@ def _times(costs: Costs, plan: Plan, lengths: Sequence[int]) -> dict[str, Any]:
 
 
 def record(
-    path: Path, profile: Profile, budgets: Sequence[Budget], tool: str, weights: Mapping[str, float]
+    path: Path | None, profile: Profile, budgets: Sequence[Budget], tool: str, weights: Mapping[str, float]
 ) -> Provenance:
-    """Where a plan comes from; `weights` are those of sources, 1 where not named."""
+    """Where a plan comes from; `path` is the profile's file, if any, `weights` those of sources, 1 where not named."""
     sources = [s if (weight := weights.get(s, 1.0)) == 1 else f"{s}={weight:g}" for s in profile.sources]
     return Provenance(
-        tool=tool, profile=digest(path), calibration=", ".join(sources),
+        tool=tool, profile=None if path is None else digest(path), calibration=", ".join(sources),
         budget=", ".join(map(str, budgets)), seed=int(profile.meta.get("seed", 0)), date=date.today(),
     )  # fmt: skip

@@ -71,6 +71,13 @@ class Best:
     base: Measured
     trials: tuple[int, int]
 
+    def __str__(self) -> str:
+        (whole, stopped), (plain, now) = self.trials, (self.base, self.measured)
+        return (
+            f"{whole + stopped} trials, {stopped} stopped early: KL {now.kl:.4f} (plain mix {plain.kl:.4f}), answers' "
+            f"KL {now.recall:.4f} ({plain.recall:.4f}), answer tokens right {now.right:.0%} ({plain.right:.0%})"
+        )
+
 
 MEDIAN = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
 """Stops trials behind the median of the others."""

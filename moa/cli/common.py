@@ -1,12 +1,10 @@
-"""What several commands share: reading options, refusing outputs, the progress bar."""
+"""What several commands share: reading options, the progress bar."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 from moa.plans.errors import MoaError, brief
-from moa.plans.replace import read_json
 from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
@@ -43,40 +41,6 @@ def plan_name(path: str) -> str:
     return Path(path).name.removesuffix(".yaml")
 
 
-def writable(path: Path, kind: str, read: Callable[[Path], object]) -> None:
-    """Refuse an output that cannot be written, before work starts; a file in its place must be an older one.
-
-    Args:
-        path: The output.
-        kind: What is written, for the message.
-        read: Reads such a file, and raises a ValueError for any other.
-    """
-    if path.is_dir():
-        raise MoaError(f"cannot write {path}: it is a folder")
-    try:
-        TemporaryFile(dir=path.parent).close()  # os.access knows permissions only
-    except OSError as error:
-        raise MoaError(f"cannot write {path}: {path.parent} is no writable folder ({error.strerror})") from None
-    if path.exists():
-        try:
-            read(path)
-        except (ValueError, OSError) as error:
-            raise MoaError(
-                f"{path} is not a {kind}, so it is not replaced; move it or name another ({error})"
-            ) from None
-
-
-def results(*names: str) -> Callable[[Path], None]:
-    """A reader for `writable`, of JSON objects that have these names."""
-
-    def read(path: Path) -> None:
-        found = read_json(path)
-        if not isinstance(found, dict) or not set(names) <= found.keys():
-            raise MoaError(f"a JSON object with {', '.join(names)} was expected")
-
-    return read
-
-
 class Bar:
     """A bar on stderr whose time left counts tokens, not samples: long samples take longer."""
 
@@ -88,7 +52,7 @@ class Bar:
         console = console or Console(stderr=True)
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
         self._task = self._progress.add_task(title, total=None)
-        self._title = title
+        self._title, self._total = title, 0
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -96,6 +60,9 @@ class Bar:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """`done` of `total` tokens were run, the last for `what`."""
+        if total != self._total:  # other work than before: its time left is its own
+            self._total = total
+            self._progress.reset(self._task, total=total)
         self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
 
     def __exit__(self, error: object, *_: object) -> None:

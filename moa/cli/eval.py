@@ -30,10 +30,11 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, distinct, numbers, plan_name, results, writable
+    from moa.cli.common import Bar, distinct, numbers, plan_name
     from moa.comparison import Part, compare
     from moa.journal import Journal, replace_json
     from moa.load import check_options, load_model
+    from moa.outputs import results, writable
     from moa.plans.plan import Plan
 
     parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]

@@ -15,7 +15,7 @@ from moa.plans.errors import MoaError
 
 LONGEST_WORD = 300
 """Characters that an error shows of a word, such as a path that is too long for the file system."""
-COMMANDS = ("profile", "measure", "search", "show", "eval", "generate", "bench", "doctor")
+COMMANDS = ("profile", "measure", "search", "refine", "show", "eval", "generate", "bench", "doctor")
 
 app = typer.Typer(
     name="moa",

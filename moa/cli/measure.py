@@ -1,19 +1,11 @@
 """`moa measure MODEL -o COSTS.json`: what decode steps and prefills take here, for budgets in milliseconds."""
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from moa.plans.errors import MoaError
-
-if TYPE_CHECKING:
-    from rich.console import Console
-
-    from moa.plans.plan import Plan
-    from moa.search.budget import Budget
-    from moa.search.cost import Costs, Work
 
 
 def command(
@@ -28,10 +20,11 @@ def command(
     """Time the model under a few plans and fit costs that `moa search --costs` predicts the time of any plan with."""
     from rich.console import Console
 
-    from moa.cli.common import Bar, numbers, writable
+    from moa.cli.common import Bar, numbers
     from moa.journal import replace_json
     from moa.load import check_options, load_model
     from moa.measuring import measure_costs
+    from moa.outputs import writable
     from moa.search.cost import Costs
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
@@ -50,36 +43,3 @@ def command(
         console.print(f"{kind}: median error of the fit {costs.error[kind]:.1%}; terms in ms:", end=" ")
         console.print(", ".join(f"{name} {ms:.3g}" for name, ms in terms.items()))
     console.print(f"wrote {output}; next: moa search PROFILE -o plan.yaml --max-decode-ms T@N --costs {output}")
-
-
-def compare(
-    plan: "Plan", lengths: Sequence[int], budgets: Sequence["Budget"], minimised: "Budget | None", costs: "Costs",
-    run: "Callable[[Plan, Work], list[float]] | None", console: "Console",
-) -> None:  # fmt: skip
-    """Print predicted times, and where `run` is given real ones.
-
-    Of everything that is limited or minimised in milliseconds; where nothing is, of a decode step and a prefill at the
-    longest of `lengths`.
-    """
-    from statistics import median
-
-    from moa.search.budget import work
-    from moa.search.cost import Work
-
-    timed = ("decode_ms", "prefill_ms")
-    asked = [
-        (work(budget, n), f", budget {budget.most:g}") for budget in budgets if budget.kind in timed
-        for n in ([budget.length] if budget.length is not None else lengths)
-    ]  # fmt: skip
-    if minimised is not None and minimised.kind in timed:
-        assert minimised.length is not None
-        asked.append((work(minimised, minimised.length), ", minimised"))
-    for what, why in asked or [(Work(kind, max(lengths)), "") for kind in costs.terms]:
-        predicted = costs.predict(plan, what)
-        line = f"  {what}: {predicted:.1f} ms predicted{why}"
-        if run is not None:
-            real = median(ms for _ in range(3) for ms in run(plan, what))
-            line += f", {real:.1f} ms measured, prediction off by {predicted / real - 1:+.1%}"
-        console.print(line)
-    errors = ", ".join(f"{kind} {error:.1%}" for kind, error in costs.error.items())
-    console.print(f"  costs of {costs.place}; median error of the fit {errors}")

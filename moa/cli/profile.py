@@ -48,8 +48,9 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, choice, numbers, writable
+    from moa.cli.common import Bar, choice, numbers
     from moa.load import check_options, load_model
+    from moa.outputs import writable
     from moa.plans.plan import Plan
     from moa.profiler.calibration import DEFAULT
     from moa.profiler.calibration import SOURCES as KNOWN

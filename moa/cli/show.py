@@ -24,7 +24,8 @@ def command(
     from rich.console import Console
 
     from moa import report
-    from moa.cli.common import choice, numbers, plan_name, writable
+    from moa.cli.common import choice, numbers, plan_name
+    from moa.outputs import writable
     from moa.plans.model import DTYPES
     from moa.plans.plan import Plan
 

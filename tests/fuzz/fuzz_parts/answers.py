@@ -28,7 +28,7 @@ def answer(base: Base, folder: Path, out: str) -> Any:
     try:
         if base.command == "profile":
             return _profile(Profile.load(path))
-        if base.command == "search":
+        if base.command in ("search", "refine"):
             plans = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
             return [(p.name, _plan(Plan.load(p))) for p in plans]
         if base.command == "measure":
@@ -47,7 +47,7 @@ def answer(base: Base, folder: Path, out: str) -> Any:
 
 def over_budget(line: list[str], path: Path) -> list[str]:
     """Budgets on density that the plan at `path` does not keep, of a search by `line`."""
-    if line[0] != "search" or not path.is_file():
+    if line[0] not in ("search", "refine") or not path.is_file():
         return []
     plan, problems = Plan.load(path), []
     for text in (value for option, value in pairwise(line) if option == "--max-density"):

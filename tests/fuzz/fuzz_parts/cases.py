@@ -81,6 +81,7 @@ BASES = (
     _base(f"{_SEARCH} --max-density 0.9 --front 2", "profile.safetensors", model=False, output="front", weight=2),
     _base(STUDY, "study.journal", "study.journal", "study.yaml", output="study.yaml", weight=4),
     _base([*STUDY, "--storage", "study.journal"], "study.journal", "study.journal", output="study.yaml", weight=5),
+    _base(f"{_SEARCH} --max-density 0.9 --validate model --validate-length 512", output="new.yaml", weight=1),
     _base("show plan.yaml", "plan.yaml", model=False, weight=20),
     _base("show plan.yaml dense.yaml --lengths 512,1024", "plan.yaml", "dense.yaml", model=False, weight=6),
     _base("show plan.yaml --png new.png", "plan.yaml", model=False, weight=2),

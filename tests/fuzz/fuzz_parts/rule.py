@@ -35,7 +35,7 @@ UNCLEAR = re.compile(
 """What Python says to programmers."""
 
 
-NOTE = re.compile(r" set aside in |^calibrating: ")
+NOTE = re.compile(r" set aside in |^refining: ")
 """Lines that may stand before a refusal: damaged files that are kept, and a fit that only measuring can refuse."""
 
 

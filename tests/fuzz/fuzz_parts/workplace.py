@@ -23,8 +23,7 @@ EVAL = [
     "--ppl-windows", "1", "--no-uniform",
 ]  # fmt: skip
 STUDY = [
-    "search", "profile.safetensors", "--max-density", "0.9", "--validate", "model", "--validate-length", "512",
-    "--trials", "2",
+    "refine", "profile.safetensors", "model", "--max-density", "0.9", "--validate-length", "512", "--trials", "2",
 ]  # fmt: skip
 
 

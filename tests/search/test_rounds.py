@@ -1,25 +1,22 @@
-"""Rounds of a search, against a made-up model: which steps are kept, and what lies in the file."""
+"""Rounds of a search, against a made-up model: which steps are kept."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 
-from moa.cli import study
 from moa.plans.model import ModelInfo
-from moa.plans.plan import Plan, Provenance
+from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
-from moa.search.budget import parse
-from moa.search.choose import choose
 from moa.search.descent import TRIES, _of
 from moa.search.grid import grid
 from moa.search.lengths import Lengths
-from moa.search.objective import PLAIN, Mix, parts
-from moa.search.study import Measured
+from moa.search.objective import PLAIN, parts
+from moa.search.question import Question
+from moa.search.rounds import descend
+from moa.search.study import Best, Measured, study
 
 N = 1024
 
@@ -52,49 +49,35 @@ def profile() -> Profile:
 
 
 @pytest.fixture
-def rounds(profile: Profile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs rounds whose slopes ask for the groups that the profile says least of; gives the check and the file."""
+def rounds(profile: Profile):
+    """Runs rounds whose slopes ask for the groups that the profile says least of; gives the check and what was kept."""
     slopes = replace(profile, cuts={c: t.max() - t for c, t in profile.cuts.items()}, estimators={"text": "effect"})
-    monkeypatch.setattr(study.Round, "measure", lambda *_: slopes)
 
-    def run(number: int, *kls: float) -> tuple[Check, Plan]:
-        check, origin = Check(kls), Provenance(tool="0")
-
-        def solve(mix: Mix, descent: object = None) -> Plan:
-            budget = [parse("density", "0.5")]
-            return choose(profile, budget, mix=mix, lengths=Lengths((N,)), descent=descent, provenance=origin)[0]
-
-        options = study.Study(1, number, 1, None, 0)
-        study.run(
-            profile,
-            solve,
-            PLAIN,
-            options,
-            None,
-            None,
-            check,
-            Lengths((N,)),
-            {},
-            tmp_path / "plan.yaml",
-            Console(quiet=True),
+    def run(number: int, *kls: float) -> tuple[Check, list[tuple[Best, int]]]:
+        check, kept = Check(kls), []
+        question = Question.of(profile, {"density": 0.5}, "0", lengths=[N])
+        start = study(profile, lambda mix: question.solve(mix)[0], check, trials=1, lengths=(N,), name="rounds")
+        kept.append((start, 0))
+        best = descend(
+            question, start, check, lambda *_: slopes, number, found=lambda *each: kept.append(each), note=str
         )
-        return check, Plan.load(tmp_path / "plan.yaml")
+        assert best is kept[-1][0]
+        return check, kept
 
     return run
 
 
 def test_a_better_step_is_kept(rounds):
-    check, plan = rounds(1, 1.0, 0.1)
+    check, [_, (best, number)] = rounds(1, 1.0, 0.1)
     assert len(check.plans) == 2
-    assert plan.groups == check.plans[1].groups != check.plans[0].groups
-    assert plan.provenance.note.endswith("then round 1")
+    assert best.plan.groups == check.plans[1].groups != check.plans[0].groups
+    assert number == 1
 
 
-def test_a_worse_step_is_tried_again_with_more_damping_and_leaves_the_file_alone(rounds, profile):
-    check, plan = rounds(2, 1.0, 1e3)
+def test_a_worse_step_is_tried_again_with_more_damping_and_is_not_kept(rounds, profile):
+    check, [(start, _)] = rounds(2, 1.0, 1e3)
     assert 1 < len(check.plans) <= 1 + 2 * TRIES
-    assert plan.groups == check.plans[0].groups
-    assert "round" not in plan.provenance.note
+    assert start.plan.groups == check.plans[0].groups
     rules = grid((N,), [("sink_window", 64)])
     text, _ = parts(profile, rules, PLAIN, Lengths((N,)))
     harms = [_of(p, text, rules) for p in check.plans[: 1 + TRIES]]
@@ -104,6 +87,6 @@ def test_a_worse_step_is_tried_again_with_more_damping_and_leaves_the_file_alone
 
 
 def test_the_second_try_may_be_the_better_one(rounds):
-    check, plan = rounds(1, 1.0, 1e3, 0.1)
+    check, [_, (best, _)] = rounds(1, 1.0, 1e3, 0.1)
     assert len(check.plans) == 3
-    assert plan.groups == check.plans[2].groups
+    assert best.plan.groups == check.plans[2].groups

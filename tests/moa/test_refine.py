@@ -1,4 +1,4 @@
-"""`moa search --validate`: the search that runs the model, end to end on a tiny one."""
+"""`moa refine`: the search that runs the model, end to end on a tiny one."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ import pytest
 from optuna import get_all_study_names
 from typer.testing import CliRunner
 
-from moa.cli import study
+import moa
 from moa.cli.main import app
 from moa.environment import environment
 from moa.load import load_model
@@ -18,6 +18,7 @@ from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
+from moa.rounds import Round
 from moa.search.cost import Costs
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
@@ -33,6 +34,10 @@ def profile(model_folder, tmp_path_factory):
     )
     assert done.exit_code == 0, done.output
     return path
+
+
+def refine(*options: str):
+    return CliRunner().invoke(app, ["refine", *options])
 
 
 def search(*options: str):
@@ -107,8 +112,8 @@ def test_as_many_windows_as_there_are(model_folder, monkeypatch):
 def test_two_processes_share_one_journal(model_folder, profile, tmp_path):
     journal = tmp_path / "trials.log"
     commands = [
-        [sys.executable, "-m", "moa", "search", str(profile), "-o", str(tmp_path / f"{worker}.yaml"), "--max-density",
-         "0.5", "--validate", str(model_folder), "--trials", "6", "--storage", str(journal)]
+        [sys.executable, "-m", "moa", "refine", str(profile), str(model_folder), "-o",
+         str(tmp_path / f"{worker}.yaml"), "--max-density", "0.5", "--trials", "6", "--storage", str(journal)]
         for worker in "ab"
     ]  # fmt: skip
     workers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
@@ -116,7 +121,7 @@ def test_two_processes_share_one_journal(model_folder, profile, tmp_path):
     assert [worker.returncode for worker in workers] == [0, 0], said
     plans = [Plan.load(tmp_path / f"{worker}.yaml") for worker in "ab"]
     assert all(plan.density(2048) <= 0.5 for plan in plans)
-    again = search(*commands[0][4:6], *commands[0][6:])
+    again = refine(*commands[0][4:])
     assert again.exit_code == 0, again.output
     assert "6 trials" in again.output or "7 trials" in again.output  # both may have been at the last one
 
@@ -129,8 +134,8 @@ def test_other_weights_or_costs_are_another_study(model_folder, profile, costs, 
     tokenizer.save_pretrained(other)
 
     def studies(folder) -> int:
-        done = search(
-            str(profile), "-o", str(tmp_path / "plan.yaml"), "--max-density", "0.5", "--validate", str(folder),
+        done = refine(
+            str(profile), str(folder), "-o", str(tmp_path / "plan.yaml"), "--max-density", "0.5", "--trials", "1",
             "--storage", str(journal), "--costs", str(costs),
         )  # fmt: skip
         assert done.exit_code == 0, done.output
@@ -144,10 +149,9 @@ def test_other_weights_or_costs_are_another_study(model_folder, profile, costs, 
 def test_the_storage_is_looked_at_before_the_model_loads(profile, tmp_path):
     notes = tmp_path / "notes.txt"
     notes.write_text("mine")
-    done = search(
-        str(profile), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--validate", "no/such", "--storage",
-        str(notes),
-    )  # fmt: skip
+    done = refine(
+        str(profile), "no/such", "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--storage", str(notes)
+    )
     assert "not a journal of trials" in str(done.exception)
     assert notes.read_text() == "mine"
 
@@ -156,10 +160,10 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
     path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
     made_up.save(path)
     options = (
-        str(path), "-o", str(plan), "--max-density", "0.5", "--lengths", "1024", "--validate", str(model_folder),
-        "--trials", "2", "--rounds", "2", "--round-samples", "1", "--storage", str(tmp_path / "trials.log"),
+        str(path), str(model_folder), "-o", str(plan), "--max-density", "0.5", "--lengths", "1024", "--trials", "2",
+        "--rounds", "2", "--round-samples", "1", "--storage", str(tmp_path / "trials.log"),
     )  # fmt: skip
-    done = search(*options)
+    done = refine(*options)
     assert done.exit_code == 0, done.output
     found = Plan.load(plan)
     assert found.density(1024) <= 0.5
@@ -174,13 +178,13 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
     def no_more(*_: object, **__: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("moa.profiler.collect.collect", no_more)
-    done = search(*options)
+    monkeypatch.setattr("moa.rounds.collect", no_more)
+    done = refine(*options)
     assert done.exit_code == 0, done.output
     assert Plan.load(plan).groups == found.groups
-    done = search(*options, "--seed", "1")  # seen before any trial
+    done = refine(*options, "--seed", "1")  # seen before any trial
     assert "plan.round-1.safetensors is not a profile of this round" in str(done.exception)
-    part = study.Study(1, 1, 1, None, 0).round(1, made_up, Mix(), Lengths((1024,)), plan)
+    part = Round.of(1, made_up, Mix(), Lengths((1024,)), plan, samples=1, seed=0)
     part.check()
     with pytest.raises(MoaError, match="around another plan"):
         part.check(Plan.dense(made_up.model))
@@ -190,8 +194,8 @@ def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
     path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
     both = {cut: np.concatenate([table, 0.5 * table]) for cut, table in made_up.cuts.items()}
     replace(made_up, cuts=both, keydiff=(64,)).save(path)
-    done = search(
-        str(path), "-o", str(plan), "--max-density", "0.5", "--lengths", "512", "--validate", str(model_folder),
+    done = refine(
+        str(path), str(model_folder), "-o", str(plan), "--max-density", "0.5", "--lengths", "512", "--trials", "1",
         "--pattern", "keydiff_window", "--rounds", "1", "--round-samples", "1",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
@@ -220,7 +224,7 @@ def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
 def test_what_needs_no_model_is_refused_before_one_is_looked_for(made_up, tmp_path, options, says):
     path = tmp_path / "profile.safetensors"
     made_up.save(path)
-    done = search(str(path), "-o", str(tmp_path / "p.yaml"), *options, "--validate", "no/such")
+    done = refine(str(path), "no/such", "-o", str(tmp_path / "p.yaml"), *options)
     assert isinstance(done.exception, MoaError)
     assert says in str(done.exception)
 
@@ -252,7 +256,7 @@ def test_another_model_or_too_long_a_length_is_refused_by_the_config_alone(model
         assert "kv_heads: 1 against 2" in str(done.exception), command
     table = {cut: found[:, :, :1] for cut, found in made_up.cuts.items()}
     replace(made_up, model=other, cuts=table).save(path)
-    done = search(str(path), "-o", out, "--max-density", "0.5", "--validate", name)
+    done = refine(str(path), name, "-o", out, "--max-density", "0.5")
     assert "kv_heads: 1 against 2" in str(done.exception)
     Plan.dense(made_up.model).save(plan)
     long = ["--lengths", "1000000"]
@@ -276,19 +280,16 @@ def test_rounds_refuse_documents_before_the_model_loads(made_up, tmp_path):
     path, table = tmp_path / "profile.safetensors", made_up.cuts["text", 512]
     counts = {**made_up.tokens, ("data", 512): 1}
     replace(made_up, cuts={**made_up.cuts, ("data", 512): table}, tokens=counts, samples=counts).save(path)
-    done = search(
-        str(path), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--validate", "no/such", "--rounds", "1"
-    )
+    said = (str(path), "no/such", "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", "--rounds", "1")
+    done = refine(*said)
     assert "--rounds draws again from text, facts, pairs, lines; this profile has data too" in str(done.exception)
     made_up.save(path)
-    options = ("--max-density", "0.5", "--validate", "no/such", "--rounds", "1", "--source-weight", "text=0")
-    done = search(str(path), "-o", str(tmp_path / "p.yaml"), *options)
+    done = refine(*said, "--source-weight", "text=0")
     assert "--rounds measures text: its --source-weight must be over 0" in str(done.exception)
     facts = {("facts", 512): made_up.cuts["facts", 512]}
     one = dict.fromkeys(facts, 1)
     replace(made_up, cuts=facts, tokens=one, samples=one, estimators={"facts": "effect"}).save(path)
-    options = ("--max-density", "0.5", "--validate", "no/such", "--rounds", "1")
-    done = search(str(path), "-o", str(tmp_path / "p.yaml"), *options)
+    done = refine(*said)
     assert "measures text, at the plan's lengths; this profile has none there" in str(done.exception)
 
 
@@ -332,11 +333,11 @@ def test_costs_of_elsewhere_are_refused_before_solving(model_folder, made_up, co
 
 def test_the_plan_measured_is_that_of_the_given_weights(model_folder, profile, tmp_path):
     plans = []
-    for name, more in (("a", ()), ("b", ("--validate", str(model_folder)))):
+    for name, run in (("a", search), ("b", lambda path, *options: refine(path, str(model_folder), *options))):
         plan = tmp_path / f"{name}.yaml"
-        done = search(
+        done = run(
             str(profile), "-o", str(plan), "--max-density", "0.5", "--source-weight", "text=0", "--source-weight",
-            "pairs=0.01", *more,
+            "pairs=0.01",
         )  # fmt: skip
         assert done.exit_code == 0, done.output
         plans.append(Plan.load(plan))
@@ -348,51 +349,82 @@ def test_the_plan_measured_is_that_of_the_given_weights(model_folder, profile, t
 
 def test_harm_in_nats(model_folder, profile, tmp_path):
     plan = tmp_path / "plan.yaml"
-    options = (
-        str(profile),
-        "-o",
-        str(plan),
-        "--lengths",
-        "512",
-        "--minimise",
-        "density@512",
-        "--validate",
-        str(model_folder),
-    )
-    done = search(*options, "--calibrate", "3", "--max-harm", "100")
+    options = (str(profile), str(model_folder), "-o", str(plan), "--lengths", "512", "--minimise", "density@512")
+    done = refine(*options, "--calibrate", "3", "--max-harm", "100")
     assert done.exit_code == 0, done.output
     assert "nats per token at 512 tokens" in done.output
     assert Plan.load(plan).density(512) == pytest.approx(192 / 512)  # nothing costs 100 nats
     assert Plan.load(plan).predicted.kl[0] <= 100
-    done = search(*options, "--calibrate", "3", "--max-harm", "1.0e-9", "--max-density", "0.4")
-    assert "harm<=1.0e-9 nats per token together" in str(done.exception)
-    assert " for harm<=1.0e-9 nats per token" in str(done.exception)
+    assert Plan.load(plan).provenance.budget == "harm<=100 nats per token, least density@512, for 512"
+    done = refine(*options, "--calibrate", "3", "--max-harm", "1.0e-9", "--max-density", "0.4")
+    assert "harm<=1e-09 nats per token together" in str(done.exception)
+    assert " for harm<=1e-09 nats per token" in str(done.exception)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--trials", "3"), "go with --validate"),
-        (("--storage", "x.log"), "go with --validate"),
-        (("--validate", "MODEL", "--trials", "0"), "trials must be 1 or more"),
-        (("--validate", "MODEL", "--trials", "3", "--source-weight", "text=2"), "trials choose the weights"),
-        (("--validate", "MODEL", "--rounds", "1", "--round-samples", "0"), "round-samples 1 or more, found 1, 1 and 0"),
-        (("--validate", "MODEL", "--rounds", "1", "--max-harm", "1", "--minimise", "density@512"), "no --max-harm"),
-        (("--validate", "MODEL", "--calibrate", "1"), "calibrate takes 2 plans or more"),
-        (("--validate", "MODEL", "--validate-length", "100"), "at least 256"),
-        (("--validate", "MODEL", "--front", "3"), "not with --front"),
+        (("--trials", "0"), "trials must be 1 or more"),
+        (("--trials", "3", "--source-weight", "text=2"), "trials choose the weights"),
+        (("--rounds", "1", "--round-samples", "0"), "round-samples 1 or more, found 12, 1 and 0"),
+        (("--rounds", "1", "--max-harm", "1", "--minimise", "density@512"), "no --max-harm"),
+        (("--calibrate", "1"), "calibrate takes 2 plans or more"),
+        (("--validate-length", "100"), "at least 256"),
+        (("--measure",), "give --costs"),
     ],
 )
 def test_refusals(model_folder, profile, tmp_path, options, says):
-    options = [str(model_folder) if option == "MODEL" else option for option in options]
-    done = search(str(profile), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", *options)
+    done = refine(str(profile), str(model_folder), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", *options)
     assert isinstance(done.exception, MoaError)  # exit code 2 in one line, as tests/test_bad_input.py shows
     assert says in str(done.exception)
 
 
-def test_a_profile_of_samples_that_begin_otherwise_is_refused(model_folder, made_up):
+def test_the_old_spelling_gives_the_same_plan_and_names_the_new_one(model_folder, made_up, tmp_path):
+    path, plans = tmp_path / "profile.safetensors", [tmp_path / "new.yaml", tmp_path / "old.yaml"]
+    made_up.save(path)
+    more = ("--max-density", "0.5", "--lengths", "512", "--seed", "1")
+    done = refine(str(path), str(model_folder), "-o", str(plans[0]), *more, "--trials", "2")
+    assert done.exit_code == 0, done.output
+    assert "--validate" not in done.output
+    done = search(str(path), "-o", str(plans[1]), *more, "--validate", str(model_folder), "--trials", "2")
+    assert done.exit_code == 0, done.output
+    assert done.output.count("--validate MODEL is now moa refine PROFILE MODEL") == 1
+    assert Plan.load(plans[0]).to_dict() == Plan.load(plans[1]).to_dict()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--trials", "3"), "are of moa refine PROFILE MODEL"),
+        (("--storage", "x.log"), "are of moa refine PROFILE MODEL"),
+        (("--dtype", "float16"), "are of moa refine PROFILE MODEL"),
+        (("--validate", "MODEL", "--front", "3"), "takes one plan and one model"),
+        (("--validate", "MODEL", "--measure", "other"), "takes one plan and one model"),
+    ],
+)
+def test_refusals_of_the_old_spelling(profile, tmp_path, options, says):
+    done = search(str(profile), "-o", str(tmp_path / "p.yaml"), "--max-density", "0.5", *options)
+    assert isinstance(done.exception, MoaError)
+    assert says in str(done.exception)
+
+
+def test_a_model_that_is_loaded_already(model_folder, made_up, tmp_path):
+    loaded, steps, lines = moa.load_model(model_folder), [], []
+    found = moa.refine_plan(
+        made_up, loaded, tmp_path / "plan.yaml", {"density": "0.5@512"}, trials=2, lengths=[512],
+        progress=lambda *step: steps.append(step), note=lines.append,
+    )  # fmt: skip
+    assert Plan.load(tmp_path / "plan.yaml").groups == found.plan.groups
+    assert found.plan.density(512) <= 0.5
+    assert [total for _, total, _ in steps] == [2]
+    assert any("trials" in line for line in lines)
+    with pytest.raises(MoaError, match="this one is loaded already"):
+        moa.refine_plan(made_up, loaded, tmp_path / "plan.yaml", {"density": 0.5}, dtype="float16")
+
+
+def test_a_profile_of_samples_that_begin_otherwise_is_refused(model_folder, made_up, tmp_path):
     other = replace(made_up, meta={**made_up.meta, "start": [7]})
     with pytest.raises(
         ModelMismatch, match=r"begin with the tokens \[7\], but texts of .* with \[\]: measure it again"
     ):
-        study.validation(other, str(model_folder), "float32", 512, 0)
+        moa.refine_plan(other, model_folder, tmp_path / "plan.yaml", {"density": 0.5})

@@ -1,0 +1,119 @@
+"""The options that `moa search` and `moa refine` share, and what both print of a plan that was found."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moa.plans.errors import MoaError, brief
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from moa.finding import Timed
+    from moa.plans.plan import Plan
+    from moa.search.question import Options, Question
+
+TIMES = "T@LENGTH[xBATCH], repeatable: milliseconds of a {}, by --costs."
+
+Density = Annotated[
+    list[str] | None, typer.Option(help="D or D@LENGTH, repeatable; D alone holds at the longest intended length.")
+]
+Memory = Annotated[
+    list[str] | None, typer.Option(help="G@LENGTH[xBATCH], repeatable: cache in 10^9 bytes, by --kv-dtype.")
+]
+Stored = Annotated[
+    str | None, typer.Option(help="float32, bfloat16, float16, ...: of the cache. Default: what was profiled.")
+]
+Decode = Annotated[list[str] | None, typer.Option(help=TIMES.format("decode step"))]
+Prefill = Annotated[list[str] | None, typer.Option(help=TIMES.format("prefill"))]
+Measured = Annotated[Path | None, typer.Option("--costs", help="Costs made by `moa measure`.")]
+Minimise = Annotated[
+    str | None, typer.Option(help="KIND@LENGTH[xBATCH], KIND density, kv_gb, decode_ms or prefill_ms.")
+]
+Lengths = Annotated[
+    str | None, typer.Option(help="The only profiled lengths that the plan is for, such as 2048. Default: all.")
+]
+Longest = Annotated[
+    int | None,
+    typer.Option(
+        help="Longest text that the plan is for. Default: 4 times the longest profiled, if the model can; "
+        "with --lengths, the longest of them."
+    ),
+]
+Weights = Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")]
+Patterns = Annotated[
+    list[str] | None, typer.Option(help="sink_window, keydiff_window; repeatable. Default: all that were profiled.")
+]
+Seconds = Annotated[float, typer.Option(help="Seconds for the solver, per plan.")]
+
+
+def budgets(
+    density: list[str] | None, kv_gb: list[str] | None, decode_ms: list[str] | None, prefill_ms: list[str] | None,
+    harm: str | None,
+) -> dict[str, list[str]]:  # fmt: skip
+    """The budgets that were given, by kind."""
+    given = {"density": density, "kv_gb": kv_gb, "decode_ms": decode_ms, "prefill_ms": prefill_ms}
+    return {kind: texts for kind, texts in {**given, "harm": None if harm is None else [harm]}.items() if texts}
+
+
+def options(
+    minimise: str | None, costs: Path | None, lengths: str | None, max_length: int | None,
+    source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, time_limit: float,
+) -> "Options":  # fmt: skip
+    """The options as Python takes them."""
+    from moa.cli.common import numbers
+
+    return {
+        "minimise": minimise, "costs": costs, "lengths": None if lengths is None else numbers("lengths", lengths),
+        "max_length": max_length, "source_weights": _weights(source_weight or []), "patterns": pattern,
+        "kv_dtype": kv_dtype, "time_limit": time_limit,
+    }  # fmt: skip
+
+
+def assumed(question: "Question", profile: Path, kv_dtype: str | None) -> str:
+    """A line about a dtype that nobody named, empty where somebody did."""
+    if kv_dtype is not None or question.profile.dtype is not None:
+        return ""
+    return f"{profile} names no dtype: the cache is counted in {question.kv_dtype}; --kv-dtype names another"
+
+
+def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: str, console: "Console") -> None:
+    """Print what a plan keeps at each length, and the times predicted for it."""
+    stored = question.kv_dtype
+    for n in question.lengths.all:
+        held, dense = plan.kv_bytes(n, dtype=stored), plan.model.dense_kv_bytes(n, dtype=stored)
+        beyond = ", longer than any profiled text" if n in question.lengths.ahead else ""
+        console.print(
+            f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {held / dense:.3f} of dense, {held / 1e9:.4g} GB in "
+            f"{stored}{beyond}"
+        )
+    if note:
+        console.print(f"  {note}")
+    for each in times:
+        why = (
+            ""
+            if each.why is None
+            else ", minimised"
+            if each.why is question.minimise
+            else f", budget {each.why.most:g}"
+        )
+        line = f"  {each.work}: {each.predicted:.1f} ms predicted{why}"
+        if each.measured is not None:
+            line += f", {each.measured:.1f} ms measured, prediction off by {each.predicted / each.measured - 1:+.1%}"
+        console.print(line)
+    if question.costs is not None:
+        errors = ", ".join(f"{kind} {error:.1%}" for kind, error in question.costs.error.items())
+        console.print(f"  costs of {question.costs.place}; median error of the fit {errors}")
+
+
+def _weights(texts: list[str]) -> dict[str, float]:
+    """Weights from `text=1`."""
+    weights = {}
+    for text in texts:
+        name, _, weight = text.partition("=")
+        try:
+            weights[name] = float(weight)
+        except ValueError:
+            raise MoaError(f"a source weight is written SOURCE=WEIGHT, found {brief(text)}") from None
+    return weights

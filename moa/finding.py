@@ -1,0 +1,172 @@
+"""`moa.find_plan` and `moa.find_front`: from a profile and budgets to plans; no model is needed."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from statistics import median
+from typing import Unpack
+
+import moa
+from moa.load import Given
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
+from moa.search.budget import Budget, work
+from moa.search.cost import Work
+from moa.search.front import Point, front
+from moa.search.question import Figures, Options, Question
+from moa.search.solver import Solution
+
+Runner = Callable[[Plan, Work], list[float]]
+"""Runs a plan on a model: milliseconds of some work, several times."""
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Predicted milliseconds of a plan at some work, beside measured ones.
+
+    Attributes:
+        work: A decode step or a prefill.
+        why: The budget that limits it, or None.
+        predicted: By the costs.
+        measured: Median of the runs; None where nothing was run.
+    """
+
+    work: Work
+    why: Budget | None
+    predicted: float
+    measured: float | None
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        plan: The plan.
+        solution: Its objective, how close to the least it is proven to be, and how long that took.
+        question: What was asked, completed.
+        times: Predicted times where costs are known.
+    """
+
+    plan: Plan
+    solution: Solution
+    question: Question
+    times: tuple[Timed, ...] = ()
+
+
+def find_plan(
+    profile: Profile | str | PathLike[str], budgets: Mapping[str, Figures], *, measure: Given | None = None,
+    **options: Unpack[Options],
+) -> Found:  # fmt: skip
+    """Find the plan of least harm within all budgets, or of least cost within them.
+
+    Args:
+        profile: A profile, or its file.
+        budgets: Figures by kind (`density`, `kv_gb`, `decode_ms`, `prefill_ms`; `harm` with `minimise`): 0.25,
+            "0.25@4096", "1.5@4096x8", or several. Without a length a budget holds at the longest intended one.
+        measure: Model to time the plan on, beside what `costs` predict.
+        **options: As `moa.search.question.Options` describes them.
+
+    Returns:
+        The plan, with the proof of how good it is.
+
+    Raises:
+        BudgetInfeasible: No plan keeps the budgets; names the smallest that some plan does.
+        MoaError: Something that cannot be asked, or a file that cannot be read.
+    """
+    question = Question.of(profile, budgets, moa.__version__, **options)
+    run = runner(question, measure) if measure is not None else None
+    question.check()
+    plan, solution = question.solve()
+    return Found(plan, solution, question, timed(plan, question, run))
+
+
+@dataclass(frozen=True)
+class Front:
+    """Plans from the smallest to dense; iterating solves for them, one by one.
+
+    Attributes:
+        question: What was asked, completed.
+        count: Budgets to solve for.
+        axis: The budget that is varied; its figure does not count.
+    """
+
+    question: Question
+    count: int
+    axis: Budget
+
+    def __iter__(self) -> Iterator[Point]:
+        asked = self.question
+        points = front(
+            asked.profile, self.count, self.axis, asked.budgets, mix=asked.mix, costs=asked.costs,
+            lengths=asked.lengths, time_limit=asked.time_limit, kv_dtype=asked.kv_dtype,
+        )  # fmt: skip
+        for point in points:
+            kept = ", ".join(map(str, [point.budget, *asked.budgets]))
+            origin = asked.origin.model_copy(update={"budget": kept})
+            yield replace(point, plan=point.plan.model_copy(update={"provenance": origin}))
+
+
+def find_front(
+    profile: Profile | str | PathLike[str], count: int, budgets: Mapping[str, Figures] | None = None,
+    **options: Unpack[Options],
+) -> Front:  # fmt: skip
+    """Find plans from the smallest to dense, each of less harm than all that keep less.
+
+    Args:
+        profile: A profile, or its file.
+        count: Budgets to solve for, 2 or more, in equal ratios: of the time of a decode step at the longest intended
+            length where costs have it, else of the density there.
+        budgets: Others, as for `find_plan`, which every plan keeps.
+        **options: As for `find_plan`, without `minimise`.
+
+    Returns:
+        The front, whose plans are solved for while it is iterated over.
+
+    Raises:
+        BudgetInfeasible: While iterating: the other budgets cannot be kept with the least of this one.
+        MoaError: Something that cannot be asked, or a file that cannot be read.
+    """
+    question = Question.of(profile, budgets or {}, moa.__version__, **options)
+    if question.minimise is not None:
+        raise MoaError("a front makes harm least: no budget on harm (--max-harm) and no --minimise with it")
+    known = question.costs is not None and "decode" in question.costs.terms
+    return Front(question, count, Budget("decode_ms" if known else "density", 1, question.lengths.longest))
+
+
+def runner(question: Question, model: Given) -> Runner:
+    """What runs plans on the model, where the costs were measured.
+
+    Raises:
+        MoaError: No costs to compare with, or costs of another place.
+        ModelMismatch: Another model than was profiled.
+    """
+    from moa.load import check_options
+    from moa.measuring import runner_of
+
+    if question.costs is None:
+        raise MoaError("--measure compares with predicted times: give --costs")
+    question.check()
+    check_options(model, {"the profile": question.profile.model})
+    return runner_of(question.costs, model)
+
+
+def timed(plan: Plan, question: Question, run: Runner | None) -> tuple[Timed, ...]:
+    """Times of all that is limited or minimised in milliseconds; of a step and a prefill where nothing is."""
+    costs, lengths = question.costs, question.lengths
+    if costs is None:
+        return ()
+    limits: Sequence[Budget] = [*question.budgets, *filter(None, [question.minimise])]
+    asked: list[tuple[Work, Budget | None]] = [
+        (work(limit, limit.length or lengths.longest), limit)
+        for limit in limits
+        if limit.kind in ("decode_ms", "prefill_ms")
+    ]
+    return tuple(
+        Timed(
+            what, why, costs.predict(plan, what),
+            None if run is None else median(ms for _ in range(3) for ms in run(plan, what)),
+        )
+        for what, why in asked or [(Work(kind, lengths.longest), None) for kind in costs.terms]
+    )  # fmt: skip

@@ -1,0 +1,42 @@
+"""Outputs that cannot be written are refused before work starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from moa.plans.errors import MoaError
+from moa.plans.replace import read_json
+
+
+def writable(path: Path, kind: str, read: Callable[[Path], object]) -> None:
+    """Refuse an output that cannot be written, before work starts; a file in its place must be an older one.
+
+    Args:
+        path: The output.
+        kind: What is written, for the message.
+        read: Reads such a file, and raises a ValueError for any other.
+    """
+    if path.is_dir():
+        raise MoaError(f"cannot write {path}: it is a folder")
+    try:
+        TemporaryFile(dir=path.parent).close()  # os.access knows permissions only
+    except OSError as error:
+        raise MoaError(f"cannot write {path}: {path.parent} is no writable folder ({error.strerror})") from None
+    if path.exists():
+        try:
+            read(path)
+        except (ValueError, OSError) as error:
+            raise MoaError(
+                f"{path} is not a {kind}, so it is not replaced; move it or name another ({error})"
+            ) from None
+
+
+def results(*names: str) -> Callable[[Path], None]:
+    """A reader for `writable`, of JSON objects that have these names."""
+
+    def read(path: Path) -> None:
+        found = read_json(path)
+        if not isinstance(found, dict) or not set(names) <= found.keys():
+            raise MoaError(f"a JSON object with {', '.join(names)} was expected")
+
+    return read

@@ -1,0 +1,161 @@
+"""What is asked of a search: read, checked and completed once, whatever then answers it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypedDict
+
+from moa.plans.errors import MoaError, brief
+from moa.plans.model import DTYPES, Dtype
+from moa.plans.plan import Plan, Provenance
+from moa.profiler.profile import Profile
+from moa.search.budget import ASSUMED, Budget, cost, parse
+from moa.search.choose import choose, pose, record
+from moa.search.cost import Costs
+from moa.search.descent import Descent
+from moa.search.lengths import Lengths
+from moa.search.objective import Mix
+from moa.search.solver import Solution
+
+Figures = float | str | Sequence[float | str]
+"""Figures of one kind of budget: `0.5`, `"0.5@4096"`, `"1.5@4096x8"`, or several of them."""
+
+
+class Options(TypedDict, total=False):
+    """What a search may be asked besides its budgets; all may be left out."""
+
+    minimise: str | None
+    """Instead of harm, the cost to make least, such as `decode_ms@4096x4`; a budget on `harm` goes with it."""
+    costs: Costs | str | PathLike[str] | None
+    """Measured costs, for budgets in milliseconds."""
+    lengths: Sequence[int] | None
+    """The only profiled lengths that the plan is for; None for all of them, and longer ones."""
+    max_length: int | None
+    """The longest text that the plan is for, tokens."""
+    source_weights: Mapping[str, float] | None
+    """Weights of the profile's sources; those not named count 1."""
+    patterns: Sequence[str] | None
+    """Patterns to choose from; None for all that were profiled."""
+    kv_dtype: str | None
+    """Dtype of the cache that budgets and predictions in bytes count; None for what was profiled."""
+    time_limit: float
+    """Seconds for the solver, per plan."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """A search, ready to be solved.
+
+    Attributes:
+        profile: What the cuts cost.
+        budgets: All to be kept, each at a length of its own.
+        minimise: The cost to make least; None makes harm least.
+        mix: How sources are weighed.
+        costs: Measured costs, for budgets in milliseconds.
+        lengths: Lengths that the plan is for.
+        kv_dtype: Of the cache, for figures in bytes.
+        time_limit: Seconds for the solver, per plan.
+        origin: Where plans come from, as each of them records it.
+    """
+
+    profile: Profile
+    budgets: tuple[Budget, ...]
+    minimise: Budget | None
+    mix: Mix
+    costs: Costs | None
+    lengths: Lengths
+    kv_dtype: Dtype
+    time_limit: float
+    origin: Provenance
+
+    @classmethod
+    def of(
+        cls, profile: Profile | str | PathLike[str], budgets: Mapping[str, Figures], tool: str, *,
+        minimise: str | None = None, costs: Costs | str | PathLike[str] | None = None,
+        lengths: Sequence[int] | None = None, max_length: int | None = None,
+        source_weights: Mapping[str, float] | None = None, patterns: Sequence[str] | None = None,
+        kv_dtype: str | None = None, time_limit: float = 60.0,
+    ) -> "Question":  # fmt: skip
+        """Read and complete what is asked; `tool` is the version that plans record, the rest as in `Options`.
+
+        Raises:
+            MoaError: Something that cannot be asked, or a file that cannot be read.
+        """
+        kept = [parse(kind, str(figure)) for kind, figures in budgets.items() for figure in _listed(figures)]
+        least = None if minimise is None else cost(minimise)
+        if (least is not None) != any(budget.kind == "harm" for budget in kept):
+            raise MoaError("--max-harm and --minimise go together: a limit of harm, and the cost to make least within")
+        if kv_dtype is not None and kv_dtype not in DTYPES:
+            raise MoaError(f"--kv-dtype must be one of {', '.join(DTYPES)}, found {brief(kv_dtype)}")
+        if not time_limit > 0:
+            raise MoaError(f"--time-limit must be over 0 seconds, found {time_limit}")
+        known = costs if costs is None or isinstance(costs, Costs) else Costs.load(costs)
+        measured = profile if isinstance(profile, Profile) else Profile.load(Path(profile))
+        if patterns is not None:
+            measured = measured.only(patterns)
+        if "kl" in (measured.meta.get("loss"), *(loss for _, loss in measured.meta.get("sources", {}).values())):
+            named = "this profile" if isinstance(profile, Profile) else profile
+            raise MoaError(
+                f"{named} holds slopes around a plan, not harm: search from a profile of a loss other than kl"
+            )
+        span = Lengths.of(measured, lengths, max_length)
+        if known is not None:
+            known.check(measured.model)
+        stored: Any = kv_dtype or measured.dtype or ASSUMED
+        placed = [budget if budget.kind == "harm" else budget.at(span.longest).stored(stored) for budget in kept]
+        least = None if least is None else least.stored(stored)
+        mix = Mix(dict(source_weights or {}))
+        origin = record(None if isinstance(profile, Profile) else Path(profile), measured, placed, tool, mix.sources)
+        if least is not None:
+            origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}{least.unit}"})
+        if lengths is not None:
+            origin = origin.model_copy(update={"budget": f"{origin.budget}, for {','.join(map(str, lengths))}"})
+        return cls(measured, tuple(placed), least, mix, known, span, stored, time_limit, origin)
+
+    def check(self) -> None:
+        """Refuse all that needs no solving to be refused.
+
+        Raises:
+            BudgetInfeasible: A budget that no plan keeps.
+            MoaError: No budget, or weights, lengths or costs that do not fit.
+        """
+        pose(
+            self.profile, self.budgets, mix=self.mix, costs=self.costs, minimise=self.minimise, lengths=self.lengths,
+            kv_dtype=self.kv_dtype,
+        )  # fmt: skip
+
+    def solve(self, mix: Mix | None = None, descent: Descent | None = None) -> tuple[Plan, Solution]:
+        """The plan that answers it; with `mix` for other weights, with `descent` the next plan of a descent.
+
+        Raises:
+            BudgetInfeasible: No plan keeps the budgets.
+        """
+        return choose(
+            self.profile, self.budgets, mix=mix or self.mix, costs=self.costs, minimise=self.minimise,
+            lengths=self.lengths, descent=descent, time_limit=self.time_limit, provenance=self.origin,
+            kv_dtype=self.kv_dtype,
+        )  # fmt: skip
+
+    def told(self, solution: Solution) -> str:
+        """A line about its solution."""
+        state = "time limit reached" if solution.timed_out else "optimal"
+        what, (given, left) = "objective" if self.minimise is None else self.minimise.named, solution.columns
+        return (
+            f"{state}: {what} {solution.value:.4g}, gap {solution.gap:.1e}, {solution.seconds:.1f} s, "
+            f"{left} of {given} choices after pruning"
+        )
+
+    def with_harm(self, most: float) -> "Question":
+        """The same with another figure for the budget on harm."""
+        budgets = (replace(b, most=most) if b.kind == "harm" else b for b in self.budgets)
+        return replace(self, budgets=tuple(budgets))
+
+    @property
+    def harm(self) -> Budget | None:
+        """The budget on harm, None where harm itself is made least."""
+        return next((budget for budget in self.budgets if budget.kind == "harm"), None)
+
+
+def _listed(figures: Figures) -> Sequence[float | str]:
+    return [figures] if isinstance(figures, str | int | float) else figures
