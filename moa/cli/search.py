@@ -11,7 +11,7 @@ from moa.plans.errors import MoaError
 MOVED = "moa search --validate MODEL is now moa refine PROFILE MODEL, and will be gone from the next release"
 
 
-_OF_REFINE = typer.Option(hidden=True, help="An option of `moa refine`.")
+_OF_REFINE = typer.Option(hidden=True)
 
 
 def command(

@@ -2,7 +2,6 @@
 
 from importlib import import_module
 from inspect import signature
-from typing import get_type_hints
 
 import pytest
 
@@ -32,4 +31,4 @@ def test_functions_have_types_and_documents() -> None:
         found = getattr(moa, name)
         assert found.__doc__, name
         if not isinstance(found, type):
-            assert "return" in get_type_hints(found), name
+            assert signature(found).return_annotation is not signature(found).empty, name
