@@ -110,6 +110,20 @@ def test_plans_for_all_lengths_show_their_effective_context():
     assert "| uniform like plan 0.25 | - |" in aims
 
 
+def test_ways_to_choose_are_compared_with_our_bytes():
+    found = json.loads(json.dumps(common.load("baselines"))) | {"run": {}}
+    text = " ".join(pages.quality.baselines(found).split())
+    assert "at most our row's bytes" in text
+    assert "Texts have 2,048 tokens (densities 0.5, 0.25 and 0.125) and 4,096 tokens (densities 0.0625)." in text
+
+
+def test_studies_are_shown_on_tasks_that_they_never_saw():
+    found = json.loads(json.dumps(common.load("study")))
+    names = {row["row"] for row in found["rows"]} - {"dense"}
+    found["unseen"] = {name: {"recall": 7.0 if name.startswith("exact") else 6.5} for name in names}
+    assert pages.search.study(found).count("7.000 to 6.500") == len(found["studies"])
+
+
 def test_a_run_of_default_plans_stands_beside_first_keys():
     found = json.loads(json.dumps(common.load("cpu")))
     first = "plan 0.25, first keys"

@@ -83,6 +83,7 @@ def made(name: str, found: Figures) -> str:
     where += [f"{known['threads']} threads" if known["threads"] != 1 else "1 thread"] if "threads" in known else []
     where += [str(known["dtype"]).removeprefix("torch.")] if "dtype" in known else []
     where += [f"back-end `{known['backend']}`"] if "backend" in known else []
+    where += [f"seeds {', '.join(map(str, known['seeds']))}"] if "seeds" in run else []
     where += [f"{key} {known[key]}" for key in SAID if key in known]
     origin = f"[{name}.json](benchmarks/results/{name}.json)"
     text = f"Data: {origin}, " + (f"written by {' '.join(parts)}" if parts else "which names no command and no commit")

@@ -1,6 +1,6 @@
 """What plans cost in quality: needles, perplexity, KL; beside other ways to choose what is kept."""
 
-from pages_parts.common import Figures, claims, percent, table, wrapped
+from pages_parts.common import Figures, claims, listed, percent, table, wrapped
 
 from moa.summary import COLUMNS, cells
 
@@ -97,19 +97,22 @@ def baselines(found: Figures) -> str:
     by_row = {row["row"]: row for row in found["rows"] if row["row"] != DENSE}
     densities = list(dict.fromkeys(name.rsplit(" ", 1)[1] for name in by_row))
     questions = next(iter(by_row.values()))["single"]["questions"]
-    lengths = {density: by_row[f"exact {density}"]["length"] for density in densities}
     rows = []
     for method, says in METHODS.items():
         own = [by_row.get(f"{method} {density}") for density in densities]
         if any(own):
             rows.append([says, *(str(row["single"]["right"]) if row else "-" for row in own)])
             rows[-1] += [f"{row['text']['kl']:.3f}" if row else "-" for row in own]
-    columns = [f"needles at {d} of {lengths[d]:,}" for d in densities] + [f"KL at {d}" for d in densities]
+    bytes_of = "our row's" if "run" in found else "the uniform window's"
+    at: dict[int, list[str]] = {}
+    for density in densities:
+        at.setdefault(by_row[f"exact {density}"]["length"], []).append(density)
+    where = " and ".join(f"{n:,} tokens (densities {listed(own)})" for n, own in at.items())
     return "\n\n".join([
         wrapped(
-            "Every row has at most the uniform window's bytes of KV cache, the same runtime and the same profile, "
-            f"but for the paper's influence, which needs its own. Needles are right answers to {questions} "
-            "questions; the lengths are in tokens, KL in nats."
+            f"Every row has at most {bytes_of} bytes of KV cache, the same runtime and the same profile, but for the "
+            f"paper's influence, which needs its own. Texts have {where}. Needles are right answers to {questions} "
+            "questions, and KL is in nats."
         ),
-        table(["", *columns], rows),
+        table(["", *(f"needles, {d}" for d in densities), *(f"KL, {d}" for d in densities)], rows),
     ])  # fmt: skip

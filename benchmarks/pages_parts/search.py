@@ -63,13 +63,17 @@ def study(found: Figures) -> str:
     for one in sorted(found["studies"], key=lambda s: (-float(s["density"]), s["seed"])):
         density, seed, base, best = one["density"], one["seed"], one["base"], one["measured"]
         changes = [f"{base[key]:.3f} to {best[key]:.3f}" for key in ("kl", "recall")]
+        if "unseen" in found:
+            names = f"exact {density}", f"study {density}, seed {seed}"
+            changes.append(" to ".join(f"{found['unseen'][name]['recall']:.3f}" for name in names))
         row = [density, str(seed), str(sum(one["trials"])), *changes]
         for length in lengths:
             before, after = by_row[length, f"exact {density}"], by_row[length, f"study {density}, seed {seed}"]
             row.append(f"{before['text']['kl']:.3f} to {after['text']['kl']:.3f}")
         rows.append(row)
     unseen = [f"KL at {length:,}, text never seen" for length in lengths]
-    parts = [table(["density", "seed", "trials", "KL of text", "KL of answers", *unseen], rows)]
+    tasks = ["KL of answers, tasks never seen"] if "unseen" in found else []
+    parts = [table(["density", "seed", "trials", "KL of text", "KL of answers", *tasks, *unseen], rows)]
     drawn = [one for one in found["random"] if one["replays"]]
     if drawn:
         scores = table(
