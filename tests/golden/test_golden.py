@@ -21,13 +21,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import moa
 from moa.cli import main as cli
-from moa.cli.study import _digest
 from moa.load import load_model
 from moa.plans.plan import Plan
 from moa.profiler.calibration import Sample, Source, whole_text
 from moa.profiler.collect import collect
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings
+from moa.refining import _tables
 
 HERE = Path(__file__).parent
 RECORD = os.environ.get("MOA_RECORD_GOLDEN") == "1"
@@ -135,7 +135,7 @@ def test_plan_files_are_read_and_written_the_same(name: str, tmp_path: Path) -> 
     ],
 )
 def test_studies_of_a_profile_keep_their_name(name: str, digest: str) -> None:
-    assert _digest(Profile.load(HERE / f"{name}.safetensors")) == digest
+    assert _tables(Profile.load(HERE / f"{name}.safetensors")) == digest
 
 
 @pytest.mark.parametrize(
