@@ -117,6 +117,23 @@ def test_ways_to_choose_are_compared_with_our_bytes():
     assert "Texts have 2,048 tokens (densities 0.5, 0.25 and 0.125) and 4,096 tokens (densities 0.0625)." in text
 
 
+def test_cells_of_the_cost_model_that_are_not_resolved_stay_visible():
+    cell = {
+        "kind": "decode", "length": 2048, "batch": 4, "plans": 8, "error": 0.031, "bias": -0.02, "rank": None,
+        "standard_error": 0.034, "resolved": False,
+    }  # fmt: skip
+    aim = {
+        "claim": "decode at 2,048 tokens: rank, at least (unresolved)",
+        "measured": None,
+        "bound": 0.9,
+        "holds": False,
+    }
+    found = {"cells": [cell], "claims": [aim], "fit_error": {"decode": 0.01, "prefill": 0.02}}
+    text = pages.search.costs(found)
+    assert "| decode step | 2,048 | 4 | 8 | 3.1 % | -2.0 % | - | 3.4 % | no |" in text
+    assert f"| {aim['claim']} | 0.9 | - |" in text
+
+
 def test_studies_are_shown_on_tasks_that_they_never_saw():
     found = json.loads(json.dumps(common.load("study")))
     names = {row["row"] for row in found["rows"]} - {"dense"}

@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from pages_parts.common import Figures, exact, listed, percent, span, table, wrapped
+from pages_parts.common import Figures, claims, exact, listed, percent, span, table, wrapped
 
 
 def extrapolation(found: Figures) -> str:
@@ -38,21 +38,28 @@ def solver(found: Figures) -> str:
 def costs(found: Figures) -> str:
     """Predicted against measured times."""
     kinds = {"decode": "decode step", "prefill": "prefill"}
-    rows = []
-    for kind, says in kinds.items():
-        own = [row for row in found["rows"] if row["kind"] == kind]
-        plans, lengths, batches = (sorted({row[key] for row in own}) for key in ("plan", "length", "batch"))
-        about = f"{says}: {len(plans)} plans, {span(lengths, ',')} tokens, batch {listed([str(b) for b in batches])}"
-        figures = found[kind]
-        rows.append([
-            about, str(len(own)), exact(figures["error"]), exact(figures["spread"]), f"{figures['rank']:.3f}",
-            "yes" if figures["kept"] else "no",
-        ])  # fmt: skip
     fits = listed([f"{exact(found['fit_error'][kind])} for {says}s" for kind, says in kinds.items()])
-    return "\n\n".join([
-        table(["", "points", "median error", "run-to-run spread", "rank correlation", "aims met"], rows),
-        wrapped(f"The plans were not in the fit, whose own median errors are {fits}."),
-    ])  # fmt: skip
+    last = wrapped(f"The plans were not in the fit, whose own median errors are {fits}.")
+    if "cells" not in found:  # a file of before
+        rows = []
+        for kind, says in kinds.items():
+            own, figures = [row for row in found["rows"] if row["kind"] == kind], found[kind]
+            lengths = span([row["length"] for row in own], ",")
+            shares = [exact(figures[key]) for key in ("error", "spread")]
+            rows.append([f"{says}, {lengths} tokens", str(len(own)), *shares, f"{figures['rank']:.3f}"])
+        columns = "", "points", "median error", "run-to-run spread", "rank correlation"
+        return "\n\n".join([table(columns, rows), last])
+    rows = [
+        [
+            kinds[cell["kind"]], f"{cell['length']:,}", str(cell["batch"]), str(cell["plans"]), exact(cell["error"]),
+            f"{100 * cell['bias']:+.1f} %", "-" if cell["rank"] is None else f"{cell['rank']:.2f}",
+            exact(cell["standard_error"]), "yes" if cell["resolved"] else "no",
+        ]
+        for cell in found["cells"]
+    ]  # fmt: skip
+    where, order = ("", "tokens", "batch", "plans"), ("rank correlation", "largest standard error", "resolved")
+    columns = *where, "median error", "bias", *order
+    return "\n\n".join([table(columns, rows), last, claims(found)])
 
 
 def study(found: Figures) -> str:
