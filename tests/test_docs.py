@@ -73,5 +73,11 @@ def test_python_examples_compile_and_import_what_exists(page):
                 assert all(hasattr(import_module(module), name.strip()) for name in names.split(",")), body
 
 
+@pages
+def test_guides_are_short(page):
+    most = {ROOT / "README.md": 150, ROOT / "docs" / "models.md": 300}.get(page, 250)
+    assert len(page.read_text().splitlines()) <= most, "move what is not needed at once to a page of its own"
+
+
 def test_readme_names_the_two_first_commands():
     assert {("make", "demo"), ("make", "test")} <= {tuple(words) for words in commands(ROOT / "README.md")}

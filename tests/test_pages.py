@@ -134,6 +134,18 @@ def test_cells_of_the_cost_model_that_are_not_resolved_stay_visible():
     assert f"| {aim['claim']} | 0.9 | - |" in text
 
 
+def test_estimators_are_ranked_on_both_kinds_of_sinks():
+    ranks = {"sink_window": {"kl": 0.97, "margin": 0.5}, "keydiff_window": {"kl": 0.95, "margin": None}}
+    size = {"ratio": 1.1, "iqr": 0.4, "groups": 80}
+    found = {
+        "length": 1024, "samples": 6, "groups": 90, "rows": [{"text": "fisher", "spearman": ranks}],
+        "size": dict.fromkeys(ranks, size), "claims": [],
+    }  # fmt: skip
+    text = pages.profile.truth(found)
+    assert "| fisher | 0.97 | 0.50 | 0.95 | - |" in text
+    assert "1.10 times the measured one for keydiff (IQR 40 %)" in " ".join(text.split())
+
+
 def test_studies_are_shown_on_tasks_that_they_never_saw():
     found = json.loads(json.dumps(common.load("study")))
     names = {row["row"] for row in found["rows"]} - {"dense"}

@@ -32,7 +32,7 @@ def solver(found: Figures) -> str:
     ]  # fmt: skip
     peaks = listed([f"{size['peak_bytes'] / 1e9:.2f} GB for {size['size']}" for size in found["sizes"]])
     last = f"A group has {found['sizes'][0]['rules']} rules. The process's peak memory, profile included, is {peaks}."
-    return "\n\n".join([table(columns, rows), wrapped(last)])
+    return "\n\n".join([table(columns, rows), wrapped(last), *([claims(found)] if "claims" in found else [])])
 
 
 def costs(found: Figures) -> str:
@@ -97,7 +97,7 @@ def study(found: Figures) -> str:
     alone = found["alone"]
     if alone["scores"]:
         parts.append(wrapped(
-            f"{alone['trials']} trials of Optuna alone, over the window of every group at density {alone['density']} "
+            f"{alone['trials']} trials of Optuna alone, over the rule of every group at density {alone['density']} "
             f"of {alone['length']:,} tokens, reach {min(alone['scores']):.2f}, where the single exact solve, which "
             "takes no trial, has 1."
         ))  # fmt: skip
