@@ -105,6 +105,12 @@ class Profile:
         name = str(self.meta.get("dtype")).removeprefix("torch.")
         return next((known for known in DTYPES if known == name), None)
 
+    @property
+    def max_length(self) -> int | None:
+        """The model's longest text, as any of the profiles says that this one is the sum of; None where none does."""
+        said = [part["max_length"] for part in (self.meta, *self.meta.get("added", ())) if part.get("max_length")]
+        return min(said, default=None)
+
     def shape(self, length: int) -> tuple[int, ...]:
         """Of a table at that length."""
         count = -(-length // bin_size(length))

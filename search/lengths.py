@@ -40,7 +40,7 @@ class Lengths:
         if chosen is not None and not (chosen and set(chosen) <= set(profile.lengths)):
             raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(chosen)}")
         profiled = tuple(sorted(set(profile.lengths if chosen is None else chosen)))
-        known, most = profiled[-1], min(profile.meta.get("max_length") or LONGEST, LONGEST)
+        known, most = profiled[-1], min(profile.max_length or LONGEST, LONGEST)
         if longest is None:
             longest = known if chosen is not None else max(known, min(AHEAD * known, most))
         if not known <= longest <= max(known, most):

@@ -31,6 +31,13 @@ def test_the_lengths_of_a_plan(make_profile, chosen, longest, most, profiled, ah
     assert found.longest == found.all[-1] == (*profiled, *ahead)[-1]
 
 
+@pytest.mark.parametrize("parts", [({}, {"max_length": 3000}), ({"max_length": 3000}, {}), ({}, {})])
+def test_the_models_longest_text_is_known_from_any_profile_of_a_sum(make_profile, parts):
+    first, *others = ({**make_profile().meta, **part} for part in parts)
+    profile = replace(make_profile(), meta={**first, "added": others})
+    assert Lengths.of(profile).longest == (3000 if any(parts) else 4096)
+
+
 @pytest.mark.parametrize(
     ("chosen", "longest", "says"),
     [
