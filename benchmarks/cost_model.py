@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from moa.journal import Journal, key, replace_json
+from moa.evaluation.journal import Journal, key
 from moa.measuring import runner_of
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan, Rule
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 from moa.profiler.profile import Profile
 from moa.report import save
 from moa.search.budget import Budget
