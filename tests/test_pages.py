@@ -171,6 +171,14 @@ def test_estimators_are_ranked_on_both_kinds_of_sinks():
     assert "1.10 times the measured one for keydiff (IQR 40 %)" in " ".join(text.split())
 
 
+def test_what_profiling_costs_has_its_spread():
+    one = {"seconds": 2.0, "bytes": 2**20, "iqr": 0.05}
+    row = {"length": 1024, "plain": one, "fisher": one | {"seconds": 3.0}, "ratio": 1.5, "iqr": 0.1}
+    text = pages.profile.cost({"rows": [row], "repeats": 5, "memory_fit": None, "claims": []})
+    assert "| 1,024 | 2.0 (5 %) | 3.0 (5 %) | 1.50 (10 %) | 1 | 1 |" in text
+    assert "medians of 5 runs, and their IQR, per length" in " ".join(text.split())
+
+
 def test_studies_are_shown_on_tasks_that_they_never_saw():
     found = json.loads(json.dumps(common.load("study")))
     names = {row["row"] for row in found["rows"]} - {"dense"}
