@@ -116,8 +116,7 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --lengths 8192 --max-density 0.5 --pattern sink_window
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --lengths 8192 --max-density 0.25 --pattern sink_window
 	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
-	$(BIN)/moa measure $(MODEL) -o build/costs.json --lengths 1024,2048,4096,8192
-	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors build/costs.json
+	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)
 	$(BIN)/python benchmarks/profile_cost.py $(MODEL)
 	$(BIN)/python benchmarks/attention_cpu.py --json benchmarks/results/attention_cpu.json

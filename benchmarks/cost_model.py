@@ -1,109 +1,150 @@
 """Fitted costs against measured times, on plans and lengths that the fit never saw.
 
-Decode: 12 plans (uniform, random, searched) at every length and batch, caches filled with random keys. Prefill: 6 of
-them, 3 from 8,192 tokens on, those whose predictions lie farthest apart. Everything is measured in turn, `--rounds`
-times over. Prints a table, the median absolute error, the run-to-run spread and the rank correlation; writes
-benchmarks/results/cost_model.json, .md and .png. Stopped at any moment, the same command goes on from
-benchmarks/results/cost_model.jsonl.
+Eight plans of both kinds of sinks (what a default search finds at four densities, uniform windows, random rules) decode
+at every length and batch, from caches of random keys, and prefill at every length. The fit's own plans are measured in
+the same rounds, at the lengths that `moa measure` takes by default, so that drift of the machine meets all alike and
+what is left is the model's error. A cell is repeated until the standard error of each of its medians is 2 % or less, at
+most `--rounds` times; one that does not get there is listed as unresolved, and the aim for its order is not met. Writes
+benchmarks/results/cost_model.json, .md and .png; stopped at any moment, the same command goes on.
 
-    moa measure MODEL -o costs.json
-    python benchmarks/cost_model.py MODEL PROFILE costs.json
+    python benchmarks/cost_model.py MODEL PROFILE
 """
 
 import argparse
-import statistics
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
+from provenance import about, provenance, said, write
 from scipy.stats import spearmanr
+from tables import claim, claimed, head, line
 
-from moa.evaluation.journal import Journal, key
-from moa.measuring import runner_of
+from moa.journal import Journal, key
+from moa.load import load_model
+from moa.measuring import runner
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan, Rule
-from moa.plans.replace import replace, replace_json
+from moa.plans.rule import KeyDiffWindow
 from moa.profiler.profile import Profile
 from moa.report import save
 from moa.search.budget import Budget
 from moa.search.choose import choose
-from moa.search.cost import Costs, Kind, Work
-from moa.search.lengths import Lengths
+from moa.search.cost import PLACE, Costs, Kind, Work
+from moa.search.fit import fit, in_turn, probes
+from moa.search.spread import SURE, iqr, standard_error
 
 RESULTS = Path(__file__).parent / "results"
 DENSITIES = (0.75, 0.5, 0.25, 0.125)
-MANY, FEW, LONG = 6, 3, 8192
-"""Plans prefilled below LONG tokens, and from there on."""
+FIT = 1024, 4096
+"""Lengths of the fit."""
+ERROR, BIAS, RANK = 0.07, 0.05, 0.9
+"""Aims: median absolute error and median error of a kind of work, rank correlation in a cell."""
+SPAN, APART = 0.2, 0.03
+"""A cell's order counts where its predictions span SPAN, over plans that are predicted APART from one another."""
+
+Cells = dict[Work, dict[str, Plan]]
 
 
 def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
-    """A random rule per group: constant, growing or full."""
+    """A random rule per group, of either kind of sink: constant, growing or full."""
     rng = np.random.default_rng(seed)
 
     def rule() -> Rule:
-        kind = rng.integers(3)
-        if kind == 0:
-            return Rule(alpha=64 + 64 * int(rng.integers(1, longest // 64)), beta=0)
-        beta = int(rng.integers(8, 257)) / 256 if kind == 1 else 1.0
-        return Rule(alpha=0, beta=beta)
+        kind, shape = (Rule, KeyDiffWindow)[rng.integers(2)], rng.integers(3)
+        if shape == 0:
+            return kind(alpha=64 + 64 * int(rng.integers(1, longest // 64)), beta=0)
+        return kind(alpha=0, beta=int(rng.integers(8, 257)) / 256) if shape == 1 else Rule(alpha=0, beta=1)
 
     return Plan.from_rules(model, {layer: [rule() for _ in range(model.kv_heads)] for layer in model.ruled_layers})
 
 
 def plans(profile: Profile) -> dict[str, Plan]:
-    """Four of each kind."""
-    found, longest = {}, max(profile.lengths)
-    for i, (density, other) in enumerate(zip(DENSITIES, (*DENSITIES[2:], *DENSITIES[:2]), strict=True)):
-        searched, _ = choose(profile, [Budget("density", density, longest)], lengths=Lengths(profile.lengths))
-        found[f"searched {density}"] = searched
-        found[f"uniform {other}"] = Plan.uniform(profile.model, other, at=longest)
-        found[f"random {i}"] = random_plan(profile.model, longest, 100 + i)
-    return found
+    """What is tested: four plans of default searches, two uniform and two random ones."""
+    model, longest = profile.model, max(profile.lengths)
+    found = {f"searched {density}": choose(profile, [Budget("density", density)])[0] for density in DENSITIES}
+    found |= {f"uniform {d} at {n}": Plan.uniform(model, d, at=n) for d, n in ((0.5, longest), (0.125, longest // 4))}
+    return found | {f"random {seed}": random_plan(model, longest, 100 + seed) for seed in range(2)}
 
 
-def far_apart(costs: Costs, tried: dict[str, Plan], work: Work, count: int) -> list[str]:
-    """Names of `count` plans: of least and most predicted time, then again and again the one farthest from all so far.
-
-    Plans laid out for the longest text see everything of a short one, and an order among equals cannot be measured.
-    """
-    ms = {name: costs.predict(plan, work) for name, plan in tried.items()}
-    chosen = [min(ms, key=lambda name: ms[name]), max(ms, key=lambda name: ms[name])]
-    while len(chosen) < count:
-        chosen.append(max(ms, key=lambda name: min(abs(ms[name] - ms[other]) for other in chosen)))
+def apart(predicted: Sequence[float]) -> list[int]:
+    """Indices of figures each of which is at least APART above the one before; the least first."""
+    chosen: list[int] = []
+    for i in np.argsort(predicted, kind="stable").tolist():
+        if not chosen or predicted[i] >= predicted[chosen[-1]] * (1 + APART):
+            chosen.append(i)
     return chosen
 
 
-def summary(rows: list[dict[str, Any]]) -> dict[str, float | bool]:
-    """Error, spread and rank correlation of some rows, and whether they keep the limits."""
-    error = statistics.median(abs(row["predicted"] / row["ms"] - 1) for row in rows)
-    spread = statistics.median(row["spread"] for row in rows)
-    rank = float(spearmanr([row["predicted"] for row in rows], [row["ms"] for row in rows]).statistic)
-    kept = error <= max(0.07, 2 * spread) and rank >= 0.95
-    return {"error": error, "spread": spread, "rank": rank, "kept": kept, "rows": len(rows)}
+def cell(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Error and bias of a cell, the rank correlation of its plans that are predicted apart, and whether it is resolved.
+
+    Args:
+        work: What was measured.
+        rows: One for each plan.
+    """
+    predicted, ms = ([row[name] for row in rows] for name in ("predicted", "ms"))
+    chosen = apart(predicted)
+    errors = [p / m - 1 for p, m in zip(predicted, ms, strict=True)]
+    rank = spearmanr([predicted[i] for i in chosen], [ms[i] for i in chosen]).statistic if len(chosen) > 2 else None
+    return {
+        "kind": work.kind, "length": work.length, "batch": work.batch, "plans": len(rows), "apart": len(chosen),
+        "span": max(predicted) / min(predicted) - 1, "error": median(map(abs, errors)), "bias": median(errors),
+        "rank": None if rank is None else float(rank), "rounds": rows[0]["rounds"],
+        "standard_error": max(row["standard_error"] for row in rows),
+        "resolved": all(row["standard_error"] <= SURE for row in rows),
+    }  # fmt: skip
 
 
-def markdown(rows: list[dict[str, Any]], sums: dict[str, dict[str, Any]]) -> str:
-    lines = [
-        "| | tokens | batch | plan | predicted, ms | measured, ms | error | spread |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        error = row["predicted"] / row["ms"] - 1
-        lines.append(
-            f"| {row['kind']} | {row['length']:,} | {row['batch']} | {row['plan']} | {row['predicted']:.1f} | "
-            f"{row['ms']:.1f} | {error:+.1%} | {row['spread']:.1%} |"
-        )
-    lines.append("")
-    for kind, found in sums.items():
-        lines.append(
-            f"{kind}: {'kept' if found['kept'] else 'NOT kept'}: median absolute error {found['error']:.1%} (limit: "
-            f"the larger of 7 % and twice the spread of {found['spread']:.1%}), rank correlation {found['rank']:.3f} "
-            f"(limit 0.95), {found['rows']} points  "
-        )
-    return "\n".join(lines)
+def judged(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every aim: error and bias of each kind of work, the order in each cell whose predictions span enough."""
+    claims = []
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        errors = [row["predicted"] / row["ms"] - 1 for row in rows if row["kind"] == kind]
+        claims.append(claim(f"{kind}: median error, at most", median(map(abs, errors)), ERROR, at_most=True))
+        claims.append(claim(f"{kind}: bias either way, at most", abs(median(errors)), BIAS, at_most=True))
+    for found in cells:
+        if found["span"] >= SPAN:
+            where = f"{found['kind']} at {found['length']:,} tokens, batch {found['batch']}"
+            says = "" if found["resolved"] else " (unresolved)"
+            rank = found["rank"] if found["resolved"] else None
+            claims.append(claim(f"{where}: rank correlation, at least{says}", rank, RANK))
+    return claims
 
 
-def scatter(rows: list[dict[str, Any]], path: Path) -> None:
+def page(found: dict[str, Any]) -> str:
+    """The result as Markdown."""
+
+    def share(value: float | None, form: str = ".1%") -> str:
+        return "-" if value is None else format(value, form)
+
+    where = "work", "tokens", "batch"
+    lines = [about(found["run"]), "", *claimed(found["claims"]), ""]
+    named = [f"{c['kind']} at {c['length']:,} tokens, batch {c['batch']} ({share(c['standard_error'])})"
+             for c in found["cells"] if not c["resolved"]]  # fmt: skip
+    lines += [f"Unresolved, with the largest standard error of a median: {'; '.join(named) or 'none'}.", ""]
+    lines += head([*where, "plans", "apart", "span", "error", "bias", "rank", "rounds", "largest standard error"])
+    for c in found["cells"]:
+        lines.append(line(
+            c["kind"], f"{c['length']:,}", str(c["batch"]), str(c["plans"]), str(c["apart"]), share(c["span"], ".0%"),
+            share(c["error"]), share(c["bias"], "+.1%"), share(c["rank"], ".2f"), str(c["rounds"]),
+            share(c["standard_error"]),
+        ))  # fmt: skip
+    lines += ["", *head([*where, "plan", "predicted, ms", "measured, ms", "error", "IQR", "standard error"])]
+    for row in found["rows"]:
+        lines.append(line(
+            row["kind"], f"{row['length']:,}", str(row["batch"]), row["plan"], f"{row['predicted']:.1f}",
+            f"{row['ms']:.1f}", share(row["predicted"] / row["ms"] - 1, "+.1%"), share(row["iqr"]),
+            share(row["standard_error"]),
+        ))  # fmt: skip
+    terms = [f"{kind}: {', '.join(f'{name} {ms:.3g}' for name, ms in each.items())} ms; median error of the fit "
+             f"{share(found['fit_error'][kind])}" for kind, each in found["terms"].items()]  # fmt: skip
+    return "\n".join([*lines, "", *(f"{each}  " for each in terms), ""])
+
+
+def scatter(rows: Sequence[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
@@ -123,54 +164,60 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile")
-    parser.add_argument("costs")
-    parser.add_argument("--decode-lengths", type=int, nargs="*", default=[2048, 4096, 8192])
+    parser.add_argument("--decode-lengths", type=int, nargs="*", default=[2048, 8192])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--prefill-lengths", type=int, nargs="*", default=[2048, 4096, 8192])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--prefill-lengths", type=int, nargs="*", default=[2048, 8192])
+    parser.add_argument("--rounds", type=int, default=12, help="of decode steps, at most")
+    parser.add_argument("--prefill-rounds", type=int, default=5, help="of prefills, at most")
     parser.add_argument("--output", type=Path, default=RESULTS / "cost_model", help="without its ending")
     options = parser.parse_args()
-    costs, profile = Costs.load(options.costs), Profile.load(options.profile)
-    costs.check(profile.model)
-    run = runner_of(costs, options.model)
-    tried = plans(profile)
+    network, _ = load_model(options.model, dtype="float32", device="cpu")
+    profile = Profile.load(options.profile)
+    Plan.dense(profile.model).check(network)
 
-    def cases(kind: Kind, length: int, batch: int) -> list[tuple[str, Work]]:
-        work = Work(kind, length, batch)
-        if kind == "decode":
-            return [(name, work) for name in tried]
-        return [(name, work) for name in far_apart(costs, tried, work, MANY if length < LONG else FEW)]
+    def works(lengths: dict[Kind, Sequence[int]]) -> list[Work]:
+        steps = [Work("decode", n, batch) for n in lengths["decode"] for batch in options.batches]
+        return steps + [Work("prefill", n) for n in lengths["prefill"]]
 
-    todo = [case for n in options.decode_lengths for batch in options.batches for case in cases("decode", n, batch)]
-    todo += [case for n in options.prefill_lengths for case in cases("prefill", n, 1)]
-    journal = Journal(options.output.with_suffix(".jsonl"))
-    place = {name: costs.environment[name] for name in ("device", "threads", "backend", "dtype")}
-    taken: dict[tuple[str, Work], list[float]] = {case: [] for case in todo}
-    for turn in range(options.rounds):
-        for name, work in todo:
-            about = key(plan=tried[name].to_dict(), work=str(work), turn=turn, **place)
-            ms = journal.get(about)
-            if ms is None:
-                ms = run(tried[name], work)
-                journal.put(about, ms, plan=name, work=str(work))
-            taken[name, work].append(statistics.median(ms))
-            print(f"round {turn + 1}: {work}, {name}: {statistics.median(ms):.1f} ms", flush=True)
-    rows = []
-    for (name, work), ms in taken.items():
-        middle = statistics.median(ms)
-        rows.append({
-            "kind": work.kind, "length": work.length, "batch": work.batch, "plan": name, "ms": middle,
-            "spread": (max(ms) - min(ms)) / middle, "predicted": costs.predict(tried[name], work),
-        })  # fmt: skip
-    sums = {
-        kind: summary([row for row in rows if row["kind"] == kind]) for kind in dict.fromkeys(r["kind"] for r in rows)
-    }
-    found = {"environment": costs.environment, "fit_error": costs.error, "terms": costs.terms, "rows": rows, **sums}
-    replace_json(options.output.with_suffix(".json"), found)
-    text = markdown(rows, sums)
-    replace(options.output.with_suffix(".md"), (text + "\n").encode())
+    tested, own = plans(profile), probes(profile.model, max(FIT))
+    asked = works({"decode": options.decode_lengths, "prefill": options.prefill_lengths})
+    kinds = dict.fromkeys(work.kind for work in asked)
+    fitted = [work for work in works(dict.fromkeys(("decode", "prefill"), FIT)) if work.kind in kinds]
+    cells: Cells = {work: {f"fit: {name}": plan for name, plan in own.items()} for work in fitted}
+    for work in asked:
+        cells.setdefault(work, {}).update(tested)
+    run = provenance(network)
+    journal, visits, plain = Journal(options.output.with_suffix(".jsonl")), Counter[str](), runner(network, None)
+    place = {name: run[name] for name in PLACE}
+
+    def visit(plan: Plan, work: Work) -> list[float]:
+        """As `runner` does; what was measured before stopping is not measured again."""
+        same = key(plan=plan.fingerprint(), work=str(work), **place)
+        visits[same] += 1
+        this = key(same=same, visit=visits[same])
+        ms: list[float] | None = journal.get(this)
+        if ms is None:
+            ms = plain(plan, work)
+            journal.put(this, ms, work=str(work))
+        return ms
+
+    most = {"decode": options.rounds, "prefill": options.prefill_rounds}
+    taken = in_turn(cells, visit, lambda work: most[work.kind], said("cost_model"))
+    mine = {(name.removeprefix("fit: "), work): ms for (name, work), ms in taken.items() if name.startswith("fit: ")}
+    costs: Costs = fit(own, mine, {name: run[name] for name in PLACE})
+    rows = [{
+        "kind": work.kind, "length": work.length, "batch": work.batch, "plan": name, "ms": median(ms), "iqr": iqr(ms),
+        "standard_error": standard_error(ms), "rounds": len(ms), "predicted": costs.predict(tested[name], work),
+    } for (name, work), ms in taken.items() if name in tested]  # fmt: skip
+    summed = [
+        cell(work, [row for row in rows if Work(row["kind"], row["length"], row["batch"]) == work]) for work in asked
+    ]
+    found = {
+        "run": run, "claims": judged(rows, summed), "cells": summed, "rows": rows, "terms": costs.terms,
+        "fit_error": costs.error, "fit": [row.model_dump(mode="json") for row in costs.measured],
+    }  # fmt: skip
+    write(options.output.parent, options.output.name, found, page(found))
     scatter(rows, options.output.with_suffix(".png"))
-    print(text)
 
 
 if __name__ == "__main__":

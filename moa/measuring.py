@@ -11,11 +11,12 @@ from moa.load import Given, load_model
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.search.cost import PLACE, Costs, Work, measure
+from moa.search.cost import PLACE, Costs, Work
+from moa.search.fit import measure
 
 
 def measure_costs(
-    model: Any, *, lengths: Sequence[int] = (1024, 4096), batches: Sequence[int] = (1, 4), rounds: int = 3,
+    model: Any, *, lengths: Sequence[int] = (1024, 4096), batches: Sequence[int] = (1, 4), rounds: int = 8,
     backend: str | None = None, progress: Callable[[int, int, str], None] | None = None,
 ) -> Costs:  # fmt: skip
     """Time the model under a few plans and fit costs, for budgets in milliseconds.
@@ -24,7 +25,8 @@ def measure_costs(
         model: A loaded transformers model, without a plan.
         lengths: To measure at, two or more, tokens.
         batches: Sequences in a decode step; prefills take one.
-        rounds: Measure everything in turn, this many times over.
+        rounds: Measure everything in turn, at most this many times over, until medians are sure
+            (`moa.search.fit.in_turn`).
         backend: reference, torch, numba or triton; None for the device's own.
         progress: Called after each measurement with how many are done, how many there are, and the last one's name.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from moa.plans.rule import PATTERNS, Rule
+from moa.plans.rule import PATTERNS, KeyDiffWindow, Rule
 from moa.plans.span import BETA_STEPS, BLOCK, Ints, cache_blocks, first_block, span
 
 LEVELS = 20
@@ -31,6 +31,11 @@ class Grid:
 
     def __len__(self) -> int:
         return len(self.sink)
+
+    @property
+    def keydiff(self) -> npt.NDArray[np.bool_]:
+        """Whose sinks hold other keys than the first: bool [rules]."""
+        return np.array([issubclass(PATTERNS[name], KeyDiffWindow) for name in self.pattern])
 
     def rule(self, index: int) -> Rule:
         """The rule at `index`."""

@@ -13,7 +13,9 @@ def command(
     output: Annotated[Path, typer.Option("-o", "--output", help="Costs to write (.json).")],
     lengths: Annotated[str, typer.Option(help="Lengths to measure at, two or more, tokens.")] = "1024,4096",
     batches: Annotated[str, typer.Option(help="Sequences in a decode step; prefills take one.")] = "1,4",
-    rounds: Annotated[int, typer.Option(help="Measure everything in turn, this many times over.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(help="Measure everything in turn, at most this many times over, until medians are sure.")
+    ] = 8,
     backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
@@ -21,16 +23,17 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, numbers
+    from moa.journal import replace_json
     from moa.load import check_options, load_model
     from moa.measuring import measure_costs
     from moa.outputs import writable
-    from moa.plans.replace import replace_json
     from moa.search.cost import Costs
+    from moa.search.spread import SURE
 
     sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
     if min(*sizes, *sequences, rounds) < 1 or len(sizes) < 2:
         raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
-    writable(output, "file of costs", Costs.load)
+    writable(output, "file of costs", Costs.read)
     check_options(model, {}, lengths=sizes, backend=backend)
     network, _ = load_model(model, dtype=dtype)
     with Bar("measuring") as progress:
@@ -42,4 +45,10 @@ def command(
     for kind, terms in costs.terms.items():
         console.print(f"{kind}: median error of the fit {costs.error[kind]:.1%}; terms in ms:", end=" ")
         console.print(", ".join(f"{name} {ms:.3g}" for name, ms in terms.items()))
+    unsure = sum(not row.is_sure for row in costs.measured)
+    if unsure:
+        console.print(
+            f"{unsure} of {len(costs.measured)} medians have a standard error over {SURE:.0%}, or too few rounds to "
+            "know: more rounds, or a machine that does nothing else, make them surer"
+        )
     console.print(f"wrote {output}; next: moa search PROFILE -o plan.yaml --max-decode-ms T@N --costs {output}")

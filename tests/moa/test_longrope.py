@@ -9,9 +9,8 @@ from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Unsupported, timing
-from moa.evaluation.haystack import Haystack, Question
-from moa.evaluation.rows import Row
-from moa.evaluation.tasks.needles import ask
+from moa.evaluate import Row, ask
+from moa.haystack import Haystack, Question
 from moa.timing import Variant
 
 LIMIT = 128

@@ -61,13 +61,14 @@ def test_what_is_measured(costs, folder):
         assert costs.environment["device"] in cpus.read_text()
     works = {(row.kind, row.length, row.batch) for row in costs.measured}
     assert works == {("decode", n, b) for n in (256, 512) for b in (1, 2)} | {("prefill", n, 1) for n in (256, 512)}
-    assert {row.plan for row in costs.measured} == {"dense", "half", "narrow", "mixed"}
+    plans = {"dense", "wide", "narrow", "keydiff wide", "keydiff narrow", "mixed"}
+    assert {row.plan for row in costs.measured} == plans
     assert all(row.ms > 0 for row in costs.measured)
 
 
 def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
     # Figures made up: those of a tiny model are all noise.
-    terms = {**costs.terms, "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1}}
+    terms = {**costs.terms, "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1, "keydiff": 0.0}}
     path = tmp_path / "costs.json"
     path.write_text(costs.model_copy(update={"terms": terms}).model_dump_json())
     args = ["search", "profile.safetensors", "--costs", str(path), "-o", str(tmp_path / "plan.yaml")]
@@ -98,7 +99,7 @@ def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
 
 
 def test_a_front_by_time(run, costs, tmp_path):
-    terms = {**costs.terms, "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1}}
+    terms = {**costs.terms, "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1, "keydiff": 0.0}}
     path, out = tmp_path / "costs.json", tmp_path / "front"
     path.write_text(costs.model_copy(update={"terms": terms}).model_dump_json())
     code, table, err = run("search", "profile.safetensors", "--costs", str(path), "--front", "3", "-o", str(out))
@@ -144,6 +145,22 @@ def test_costs_of_another_model(run, costs, tmp_path):
     assert code == 2
     assert "costs measured on another model" in err
     assert "head_size: 16 against 32" in err
+
+
+def test_costs_of_an_older_version_are_refused_and_may_be_replaced(run, costs, folder, tmp_path, monkeypatch):
+    old = {k: {name: ms for name, ms in terms.items() if "keydiff" not in name} for k, terms in costs.terms.items()}
+    path = tmp_path / "costs.json"
+    path.write_text(costs.model_copy(update={"terms": old}).model_dump_json())
+    args = ["-o", str(tmp_path / "p.yaml"), "--max-density", "0.9", "--costs", str(path)]
+    code, _, err = run("search", "profile.safetensors", *args)
+    assert code == 2
+    assert err.startswith(f"error: {path}: terms of decode must be step, sequence, block, keydiff, 0 or more, found")
+    assert err.count("\n") == 1
+    monkeypatch.setattr("moa.measuring.measure_costs", lambda *_, **__: costs)
+    code, _, err = run("measure", str(folder), "-o", str(path), "--lengths", "256,512")
+    assert code == 0
+    assert f"of {len(costs.measured)} medians have a standard error over 2%, or too few rounds" in " ".join(err.split())
+    assert Costs.load(path) == costs
 
 
 @pytest.mark.parametrize(

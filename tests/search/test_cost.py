@@ -5,17 +5,20 @@ from hypothesis import strategies as st
 
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch
 from moa.plans.plan import Plan, Rule
+from moa.plans.rule import KeyDiffWindow
 from moa.plans.span import span
 from moa.search.budget import Budget, limit, parse
 from moa.search.choose import choose
-from moa.search.cost import Costs, Measured, Work, measure, probes
+from moa.search.cost import Costs, Measured, Work
 from moa.search.grid import grid
 
-WORKS = [Work("decode", n, batch) for n in (512, 2048) for batch in (1, 4)] + [Work("prefill", n) for n in (512, 2048)]
 TERMS = {
-    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.02},
-    "prefill": {"step": 30.0, "token": 0.4, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01},
-}
+    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.02, "keydiff": 0.1},
+    "prefill": {
+        "step": 30.0, "token": 0.4, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01, "keydiff": 6e-5,
+        "keydiff_chunk": 0.03,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -30,54 +33,25 @@ def known(info):
     return Costs(model=info, environment=place, terms=TERMS, error={"decode": 0.0, "prefill": 0.0}, measured=())
 
 
-def test_terms_are_found_again(info, known):
-    calls = []
-
-    def run(plan, work):
-        calls.append((plan, work))
-        return [known.predict(plan, work)] * 2
-
-    seen = []
-    found = measure(info, WORKS, run, environment=known.environment, rounds=2, progress=lambda *x: seen.append(x))
-    assert len(calls) == 2 * len(WORKS) * len(probes(info, 2048)) == len(seen)
-    assert calls[: len(calls) // 2] == calls[len(calls) // 2 :]  # in turn, not one after the other
-    assert seen[-1][0] == seen[-1][1]
-    for kind, terms in TERMS.items():
-        assert found.terms[kind] == pytest.approx(terms, rel=1e-4)
-        assert found.error[kind] < 1e-6
-    assert all(row.predicted == pytest.approx(row.ms, rel=1e-3) for row in found.measured)
-    assert {row.iqr for row in found.measured} == {0.0}
-
-
-def test_noise_is_averaged_and_reported(info, known):
-    rng = np.random.default_rng(0)
-    noisy = measure(
-        info, WORKS, lambda plan, work: known.predict(plan, work) * rng.lognormal(0, 0.05, 5),
-        environment={}, rounds=1,
-    )  # fmt: skip
-    assert all(ms >= 0 for terms in noisy.terms.values() for ms in terms.values())
-    for kind in TERMS:
-        assert 0 < noisy.error[kind] < 0.05
-        for work in (Work(kind, 1024), Work(kind, 1536)):
-            plan = Plan.uniform(info, 0.3, at=1024)
-            assert noisy.predict(plan, work) == pytest.approx(known.predict(plan, work), rel=0.1)
-    assert all(0 < row.iqr < 0.3 for row in noisy.measured)
-
-
 @settings(max_examples=25)
-@given(st.sampled_from([64, 128, 192]), st.integers(-500, 3000), st.integers(0, 256), st.integers(1, 2500))
-def test_pairs_are_those_of_the_mask(make_profile, sink, alpha, beta256, n):
+@given(
+    st.sampled_from([Rule, KeyDiffWindow]), st.sampled_from([64, 128, 192]), st.integers(-500, 3000),
+    st.integers(0, 256), st.integers(1, 2500),
+)  # fmt: skip
+def test_pairs_are_those_of_the_mask(make_profile, kind, sink, alpha, beta256, n):
     info = make_profile(layers=1).model
     counts = Costs(model=info, environment={}, error={}, measured=(), terms={
-        "decode": {"step": 0, "sequence": 0, "block": 1},
-        "prefill": {"step": 0, "token": 0, "whole": 1, "windowed": 1, "chunk": 0},
+        "decode": {"step": 0, "sequence": 0, "block": 1, "keydiff": 1000},
+        "prefill": dict.fromkeys(("step", "token", "chunk"), 0) | dict.fromkeys(("whole", "windowed", "keydiff"), 1)
+        | {"keydiff_chunk": 1e6},
     })  # fmt: skip
-    rule = Rule(sink=sink, alpha=alpha, beta=beta256 / 256)
+    rule = kind(sink=sink, alpha=alpha, beta=beta256 / 256)
     plan = Plan.from_rules(info, {0: [rule, Rule(alpha=0, beta=1)]})
+    moves = kind is KeyDiffWindow
     pairs = span(*(x[:, None] for x in plan.rules(0)), np.arange(1, n + 1)).sum()
-    assert counts.predict(plan, Work("prefill", n, 3)) == pytest.approx(3 * pairs)
+    assert counts.predict(plan, Work("prefill", n, 3)) == pytest.approx(3 * (pairs + moves * 1e6 * -(-n // 64)))
     assert counts.predict(plan, Work("decode", n, 3)) == pytest.approx(
-        3 * plan.kv_bytes(n) / plan.model.token_bytes("float32") / 64
+        3 * plan.kv_bytes(n) / plan.model.token_bytes("float32") / 64 + moves * 1000
     )
 
 
@@ -94,6 +68,7 @@ def test_files(info, known, tmp_path):
         ("[]", "moa measure"),
         (known.model_dump_json().replace('"version":1', '"version":2'), "version"),
         (known.model_dump_json().replace('"block"', '"blocks"'), "terms of decode"),
+        (known.model_dump_json().replace(',"keydiff":0.1', ""), "found 'step 20, .*measure again with `moa measure`"),
         (known.model_dump_json().replace("0.02", "-0.02"), "0 or more"),
         (known.model_dump_json().replace("0.02", "NaN"), "0 or more"),
         (known.model_dump_json().replace("0.02", "Infinity"), "0 or more"),
@@ -117,17 +92,13 @@ def test_costs_cut_at_any_byte_are_refused(known, tmp_path):
             Costs.load(path)
 
 
-def test_growth_with_the_length_needs_two_lengths(info):
-    with pytest.raises(MoaError, match="decode must be measured at two lengths"):
-        measure(info, [Work("decode", 512)], lambda *_: [1.0], environment={})
-
-
 @pytest.mark.parametrize("text", ["27@1024", "28.5@2048x3"])
 def test_time_budgets_are_the_costs_own_predictions(info, known, text):
-    rules, budget = grid((512, 1024), [("sink_window", 64)]), parse("decode_ms", text)
+    rules, budget = grid((512, 1024), [("sink_window", 64), ("keydiff_window", 64)]), parse("decode_ms", text)
     kept = limit(budget, rules, info, 1024, known)
     assert kept.name == str(budget) == f"decode_ms<={text}"
     choice = np.arange(8) * 3
+    assert len(set(rules.keydiff[choice])) == 2
     plan = Plan.from_rules(info, {i: [rules.rule(int(r)) for r in choice[2 * i : 2 * i + 2]] for i in range(4)})
     found = kept.fixed + kept.cost[np.arange(8), choice].sum()
     assert found == pytest.approx(known.predict(plan, Work("decode", budget.length, budget.batch)))

@@ -28,8 +28,16 @@ def profile(make_profile):
 def costs(profile):
     """Whose figures no four digits hold."""
     terms = {
-        "decode": {"step": 1 / 7, "sequence": 1 / 11, "block": 1 / 97},
-        "prefill": {"step": 1 / 7, "token": 1 / 997, "whole": 1 / 9973, "windowed": 1 / 7919, "chunk": 1 / 97},
+        "decode": {"step": 1 / 7, "sequence": 1 / 11, "block": 1 / 97, "keydiff": 1 / 89},
+        "prefill": {
+            "step": 1 / 7,
+            "token": 1 / 997,
+            "whole": 1 / 9973,
+            "windowed": 1 / 7919,
+            "chunk": 1 / 97,
+            "keydiff": 1 / 6007,
+            "keydiff_chunk": 1 / 89,
+        },
     }
     about = {"device": "x", "threads": 1, "backend": "torch", "dtype": "float32"}
     return Costs(model=profile.model, environment=about, terms=terms, error={}, measured=())

@@ -14,67 +14,131 @@ PLACE = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32
 
 def script(name):
     path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
+    sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(path.parent))
     return module
 
 
+TERMS = {
+    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.5, "keydiff": 0.1},
+    "prefill": {
+        "step": 30.0, "token": 0.1, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01, "keydiff": 5e-5,
+        "keydiff_chunk": 0.02,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(make_profile):
+    """A profile, and the plans that the cost model is tested on; searching for them takes a while."""
+    profile = make_profile(lengths=(2048, 8192), keydiff=(64,))
+    return profile, script("cost_model").plans(profile)
+
+
 @pytest.fixture
-def cost_model(make_profile, monkeypatch, tmp_path):
-    """Runs benchmarks/cost_model.py on a model that takes 1.1 times what the costs say; returns calls made, output."""
+def cost_model(searched, monkeypatch, tmp_path):
+    """Runs benchmarks/cost_model.py on a model whose times a callable makes from those of TERMS; returns calls, output.
+
+    The callable is told which of the plan's runs it is; the plans of the fit take what TERMS say.
+    """
     module = script("cost_model")
-    profile = make_profile(lengths=(512, 2048))
+    profile, plans = searched
     profile.save(tmp_path / "p.safetensors")
-    terms = {
-        "decode": {"step": 20.0, "sequence": 1.5, "block": 0.5},
-        "prefill": {"step": 30.0, "token": 0.1, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01},
-    }
-    costs = Costs(model=profile.model, environment=PLACE, terms=terms, error={"decode": 0, "prefill": 0}, measured=())
-    (tmp_path / "costs.json").write_text(costs.model_dump_json())
-    calls, stop_after = [], [10**6]
+    costs = Costs(model=profile.model, environment=PLACE, terms=TERMS, error={}, measured=())
+    truth, calls, stop_after, times = {}, [], [10**6], [lambda work, ms, visit: ms]
+    fitted = {plan.fingerprint() for plan in module.probes(profile.model, max(module.FIT)).values()}
 
     def run(plan, work):
         if len(calls) == stop_after[0]:
             raise KeyboardInterrupt
-        calls.append(work)
-        return [1.1 * costs.predict(plan, work)]
+        calls.append((plan.fingerprint(), work))
+        known = plan.fingerprint(), work
+        ms = truth[known] = truth.get(known) or costs.predict(plan, work)
+        return [ms if plan.fingerprint() in fitted else times[0](work, ms, calls.count(calls[-1]))] * 3
 
-    monkeypatch.setattr("moa.measuring.load_model", lambda *_, **__: (profile.model, None))
-    monkeypatch.setattr("moa.measuring.environment", lambda *_: PLACE)
-    monkeypatch.setattr("moa.measuring.runner", lambda *_: run)
+    monkeypatch.setattr(module, "plans", lambda _: plans)
+    monkeypatch.setattr(module, "load_model", lambda *_, **__: (profile.model, None))
+    monkeypatch.setattr(module, "provenance", lambda _: {"command": "python benchmarks/cost_model.py", **PLACE})
+    monkeypatch.setattr(module, "runner", lambda *_: run)
 
-    def main(*args, stop=10**6):
-        stop_after[0] = stop
-        given = ["model", tmp_path / "p.safetensors", tmp_path / "costs.json", "--output", tmp_path / "out", *args]
+    def main(*args, stop=10**6, timed=times[0]):
+        stop_after[0], times[0] = stop, timed
+        given = ["model", tmp_path / "p.safetensors", "--output", tmp_path / "out", *args]
         monkeypatch.setattr(sys, "argv", ["cost_model.py", *map(str, given)])
         module.main()
+        return json.loads((tmp_path / "out.json").read_text())
 
     return main, calls, tmp_path / "out"
 
 
+CELLS = ("--decode-lengths", "2048", "8192", "--prefill-lengths", "2048")
+RUNS = 6 * (4 + 2) + 8 * (4 + 1)
+"""In a round: of the fit's plans and of the tested ones."""
+
+
 def test_cost_model(cost_model, capsys):
     main, calls, out = cost_model
-    args = ("--decode-lengths", "512", "2048", "--prefill-lengths", "512", "8192", "--rounds", "2")
     with pytest.raises(KeyboardInterrupt):
-        main(*args, stop=20)
-    main(*args)
-    assert len(calls) == 2 * (12 * 2 * 2 + 6 + 3)
+        main(*CELLS, stop=150)
+    found = main(*CELLS)
+    assert len(calls) == 4 * RUNS  # stopped and gone on: nothing twice, and no more rounds where nothing varies
     before = calls.copy()
-    main(*args)
+    assert main(*CELLS) == found
     assert calls == before
-    found = json.loads(out.with_suffix(".json").read_text())
-    assert len(found["rows"]) == 12 * 2 * 2 + 6 + 3
-    predicted = {n: [row["predicted"] for row in found["rows"] if row["kind"] == "prefill" and row["length"] == n]
-                 for n in (512, 8192)}  # fmt: skip
-    assert len(set(predicted[8192])) == 3
-    assert len(set(predicted[512])) > 1
-    for kind in ("decode", "prefill"):
-        assert found[kind]["error"] == pytest.approx(1 - 1 / 1.1)
-        assert found[kind]["rank"] == pytest.approx(1)
-        assert not found[kind]["kept"]
-    assert "decode: NOT kept: median absolute error 9.1%" in capsys.readouterr().out
+    assert len(found["rows"]) == 8 * 5
+    assert all(row["predicted"] == pytest.approx(row["ms"], rel=1e-3) for row in found["rows"])
+    assert found["terms"]["decode"] == pytest.approx(TERMS["decode"], rel=1e-3)
+    assert {claim["holds"] for claim in found["claims"]} == {True}
+    assert len(found["claims"]) > 4
+    judged = [cell for cell in found["cells"] if cell["span"] >= 0.2]
+    assert len(judged) == len(found["claims"]) - 4
+    assert all(cell["resolved"] and cell["rank"] == pytest.approx(1) for cell in judged)
+    assert found["run"]["command"] == "python benchmarks/cost_model.py"
+    assert "Unresolved, with the largest standard error of a median: none." in capsys.readouterr().out
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_model_that_is_slower_than_predicted_misses_error_and_bias(cost_model):
+    found = cost_model[0](*CELLS, timed=lambda work, ms, visit: 1.1 * ms)
+    missed = {claim["claim"] for claim in found["claims"] if not claim["holds"]}
+    kinds = ("decode", "prefill")
+    assert missed == {f"{k}: {what}, at most" for k in kinds for what in ("median error", "bias either way")}
+
+
+def test_one_cell_in_the_wrong_order_misses_its_aim_and_no_other(cost_model):
+    def turned(work, ms, visit):
+        return 1e4 / ms if (work.kind, work.length, work.batch) == ("decode", 8192, 4) else ms
+
+    found = cost_model[0](*CELLS, timed=turned)
+    ranks = [claim for claim in found["claims"] if "rank" in claim["claim"]]
+    assert [claim["claim"] for claim in ranks if not claim["holds"]] == [
+        "decode at 8,192 tokens, batch 4: rank correlation, at least"
+    ]
+    assert min(claim["measured"] for claim in ranks) == pytest.approx(-1)
+
+
+def test_a_cell_that_never_settles_is_listed_as_unresolved(cost_model):
+    def unsteady(work, ms, visit):
+        return ms * (2 if (work.kind, visit % 2) == ("prefill", 1) else 1)
+
+    main, _, out = cost_model
+    found = main(*CELLS, "--prefill-rounds", "6", timed=unsteady)
+    assert {cell["rounds"] for cell in found["cells"] if cell["kind"] == "prefill"} == {6}
+    assert {cell["rounds"] for cell in found["cells"] if cell["kind"] == "decode"} == {4}
+    claim = next(claim for claim in found["claims"] if claim["claim"].startswith("prefill at 2,048"))
+    assert claim["claim"].endswith("(unresolved)")
+    assert (claim["measured"], claim["holds"]) == (None, False)
+    assert (
+        "largest standard error of a median: prefill at 2,048 tokens, batch 1 (" in out.with_suffix(".md").read_text()
+    )
+
+
+def test_only_plans_that_are_predicted_apart_are_ranked():
+    module = script("cost_model")
+    assert module.apart([1.0, 1.02, 1.031, 1.2, 1.21, 0.5]) == [5, 0, 2, 3]
 
 
 def test_solver_sizes_have_three_budgets_and_a_resampled_profile(make_profile, monkeypatch, tmp_path):

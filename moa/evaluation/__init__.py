@@ -1,1 +1,0 @@
-"""Quality of plans beside the dense model, on the same samples."""

@@ -1,0 +1,150 @@
+"""Measures a few plans on the user's device and fits the terms of `moa.search.cost` to their times.
+
+The running model comes in as a callable, so nothing here knows of one.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+
+import numpy as np
+from scipy.optimize import nnls
+
+from moa.plans.errors import MoaError
+from moa.plans.model import ModelInfo
+from moa.plans.plan import FULL, Plan, Rule
+from moa.plans.rule import KeyDiffWindow
+from moa.plans.span import BLOCK
+from moa.search.cost import FIXED, PER_GROUP, Costs, Kind, Measured, Work, counts
+from moa.search.spread import SURE, iqr, standard_error
+
+Run = Callable[[Plan, Work], Sequence[float]]
+"""Runs a plan: milliseconds of some work, once or several times."""
+Progress = Callable[[int, int, str], None]
+Taken = dict[tuple[str, Work], list[float]]
+"""Milliseconds of each plan, by its name, at each work: one figure per round."""
+
+LEAST = 4
+"""Rounds that a standard error takes."""
+
+
+def measure(
+    model: ModelInfo, works: Sequence[Work], run: Run, *, environment: Mapping[str, str | int], rounds: int = 8,
+    progress: Progress | None = None,
+) -> Costs:  # fmt: skip
+    """Measure the probes and fit.
+
+    Args:
+        model: The model that `run` runs.
+        works: What to measure, at two lengths at least per kind, so that growth with the length can be told.
+        run: Runs a plan.
+        environment: What the figures hold for.
+        rounds: See `in_turn`.
+        progress: See `in_turn`.
+
+    Raises:
+        MoaError: A kind of work at one length only.
+    """
+    for kind in {work.kind for work in works}:
+        if len({work.length for work in works if work.kind == kind}) < 2:
+            raise MoaError(f"{kind} must be measured at two lengths or more")
+    plans = probes(model, max(work.length for work in works))
+    taken = in_turn(dict.fromkeys(works, plans), run, lambda _: rounds, progress)
+    return fit(plans, taken, environment)
+
+
+def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
+    """The plans to measure: dense, wide and narrow windows of either kind of sink, and all of them mixed.
+
+    As in plans that were searched for, groups of a layer differ, so that no two of them share a call.
+    """
+    wide, narrow = longest // 2 // BLOCK * BLOCK, max(BLOCK, longest // 16 // BLOCK * BLOCK)
+
+    def windows(kind: type[Rule], window: int) -> Plan:
+        rules = [kind(alpha=BLOCK + window + BLOCK * head, beta=0) for head in range(model.kv_heads)]
+        return Plan.from_rules(model, dict.fromkeys(model.ruled_layers, rules))
+
+    sizes = [max(BLOCK, longest // part // BLOCK * BLOCK) for part in (16, 8, 4, 2)]
+    each = [{"alpha": BLOCK + size, "beta": 0.0} for size in sizes] + [{"alpha": 0, "beta": b} for b in (0.25, 0.5)]
+    kinds = [FULL, FULL, *(Rule(**one) for one in each), *(KeyDiffWindow(**one) for one in each)]
+    drawn = np.random.default_rng(0).integers(len(kinds), size=(len(model.ruled_layers), model.kv_heads))
+    mixed = {layer: [kinds[i] for i in row] for layer, row in zip(model.ruled_layers, drawn, strict=True)}
+    return {
+        "dense": Plan.dense(model),
+        "wide": windows(Rule, wide),
+        "narrow": windows(Rule, narrow),
+        "keydiff wide": windows(KeyDiffWindow, wide),
+        "keydiff narrow": windows(KeyDiffWindow, narrow),
+        "mixed": Plan.from_rules(model, mixed),
+    }
+
+
+def in_turn(
+    cells: Mapping[Work, Mapping[str, Plan]], run: Run, most: Callable[[Work], int], progress: Progress | None = None
+) -> Taken:
+    """Measure everything in turn, round after round, so that drift of the machine meets all alike.
+
+    In a round each cell has its plans run one after the other, another one first each time. A cell is left once the
+    standard error of every median in it is `SURE` or less.
+
+    Args:
+        cells: The plans to run at each work, by name.
+        run: Runs a plan; the median of what it gives is the round's figure.
+        most: Rounds at most, for a cell's work.
+        progress: Called after each run with how many are done, how many there may be, and the last one's name.
+    """
+    taken: Taken = {(name, work): [] for work, plans in cells.items() for name in plans}
+
+    def wanted(work: Work) -> bool:
+        figures = [taken[name, work] for name in cells[work]]
+        rounds = min(map(len, figures))
+        return rounds < most(work) and (rounds < LEAST or any(standard_error(ms) > SURE for ms in figures))
+
+    done, turn = 0, 0
+    while left := [work for work in cells if wanted(work)]:
+        for work in left:
+            names = list(cells[work])
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                taken[name, work].append(median(run(cells[work][name], work)))
+                done += 1
+                if progress:
+                    to_come = sum(most(w) - len(taken[n, w]) for w in cells if wanted(w) for n in cells[w])
+                    progress(done, done + to_come, f"{work} {name}")
+        turn += 1
+    return taken
+
+
+def fit(plans: Mapping[str, Plan], taken: Taken, environment: Mapping[str, str | int]) -> Costs:
+    """Costs from the times of some plans of one model.
+
+    Args:
+        plans: By name.
+        taken: Their times.
+        environment: What they hold for.
+    """
+    model = next(iter(plans.values())).model
+    terms = {kind: _terms(kind, plans, taken) for kind in dict.fromkeys(work.kind for _, work in taken)}
+    unchecked = Costs(model=model, environment=dict(environment), terms=terms, error={}, measured=())
+    rows, error = [], {}
+    for (name, work), ms in taken.items():
+        rows.append(Measured(
+            plan=name, kind=work.kind, length=work.length, batch=work.batch, ms=round(median(ms), 4),
+            iqr=round(iqr(ms), 4), standard_error=round(standard_error(ms), 4) if len(ms) >= LEAST else None,
+            predicted=round(unchecked.predict(plans[name], work), 4),
+        ))  # fmt: skip
+    for kind in terms:
+        error[kind] = median(abs(row.predicted / row.ms - 1) for row in rows if row.kind == kind)
+    return unchecked.model_copy(update={"measured": tuple(rows), "error": error})
+
+
+def _terms(kind: Kind, plans: Mapping[str, Plan], taken: Taken) -> dict[str, float]:
+    """Terms of least squared relative error, none negative (Lawson and Hanson's NNLS)."""
+    rows, times = [], []
+    for (name, work), ms in taken.items():
+        if work.kind == kind:
+            rows.append(counts(plans[name], work))
+            times.append(median(ms))
+    table = np.array(rows) / np.array(times)[:, None]
+    scale = np.maximum(table.max(0), 1e-300)
+    found, _ = nnls(table / scale, np.ones(len(times)))
+    return dict(zip((*FIXED[kind], *PER_GROUP[kind]), (found / scale).tolist(), strict=True))

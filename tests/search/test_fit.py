@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan, Rule
+from moa.plans.rule import KeyDiffWindow
+from moa.search.cost import Costs, Work
+from moa.search.fit import LEAST, in_turn, measure, probes
+from moa.search.spread import SURE, standard_error
+
+WORKS = [Work("decode", n, batch) for n in (512, 2048) for batch in (1, 4)] + [Work("prefill", n) for n in (512, 2048)]
+TERMS = {
+    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.02, "keydiff": 0.1},
+    "prefill": {
+        "step": 30.0, "token": 0.4, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01, "keydiff": 6e-5,
+        "keydiff_chunk": 0.03,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def info(make_profile):
+    return make_profile(layers=4).model
+
+
+@pytest.fixture
+def known(info):
+    return Costs(model=info, environment={"device": "abacus"}, terms=TERMS, error={}, measured=())
+
+
+def test_terms_are_found_again(info, known):
+    calls, seen = [], []
+
+    def run(plan, work):
+        calls.append((plan, work))
+        return [known.predict(plan, work)] * 2
+
+    found = measure(info, WORKS, run, environment=known.environment, rounds=6, progress=lambda *x: seen.append(x))
+    assert len(calls) == LEAST * len(WORKS) * len(probes(info, 2048)) == len(seen)  # no spread: no more are needed
+    assert seen[-1][0] == seen[-1][1]
+    assert found.environment == known.environment
+    for kind, terms in TERMS.items():
+        assert found.terms[kind] == pytest.approx(terms, rel=1e-4)
+        assert found.error[kind] < 1e-6
+    assert all(row.predicted == pytest.approx(row.ms, rel=1e-3) for row in found.measured)
+    assert {(row.iqr, row.standard_error, row.is_sure) for row in found.measured} == {(0.0, 0.0, True)}
+
+
+def test_noise_is_averaged_and_reported(info, known):
+    rng = np.random.default_rng(0)
+    noisy = measure(
+        info, WORKS, lambda plan, work: known.predict(plan, work) * rng.lognormal(0, 0.05, 5), environment={}, rounds=3,
+    )  # fmt: skip
+    assert all(ms >= 0 for terms in noisy.terms.values() for ms in terms.values())
+    kinds = Plan.uniform(info, 0.3, at=1024), Plan.from_rules(info, {}, defaults=KeyDiffWindow(alpha=384, beta=0))
+    for kind in TERMS:
+        assert 0 < noisy.error[kind] < 0.05
+        for work in (Work(kind, 1024), Work(kind, 1536)):
+            for plan in kinds:
+                assert noisy.predict(plan, work) == pytest.approx(known.predict(plan, work), rel=0.1)
+    assert all(0 < row.iqr < 0.3 for row in noisy.measured)
+    assert not any(row.is_sure for row in noisy.measured)  # three rounds say little of a standard error
+
+
+def test_no_two_groups_of_a_probe_share_a_call_and_both_kinds_are_there(info):
+    found = probes(info, 4096)
+    for name in ("wide", "narrow", "keydiff wide", "keydiff narrow"):
+        for layer in info.ruled_layers:
+            assert len(set(found[name].groups[layer])) == info.kv_heads
+            assert found[name].keydiff(layer).all() == name.startswith("keydiff")
+    assert len({found["mixed"].keydiff(layer).sum() for layer in info.ruled_layers}) > 1
+
+
+def test_growth_with_the_length_needs_two_lengths(info):
+    with pytest.raises(MoaError, match="decode must be measured at two lengths"):
+        measure(info, [Work("decode", 512)], lambda *_: [1.0], environment={})
+
+
+def test_rounds_end_cell_by_cell_and_begin_with_another_plan(info):
+    plans = {name: Plan.from_rules(info, {}, defaults=Rule(alpha=a, beta=0)) for name, a in (("a", 128), ("b", 192))}
+    steady, wild = Work("decode", 512), Work("decode", 1024)
+    calls, rng = [], np.random.default_rng(0)
+    names = {plan.fingerprint(): name for name, plan in plans.items()}
+
+    def run(plan, work):
+        calls.append((names[plan.fingerprint()], work))
+        return [1.0] if work == steady else [float(rng.lognormal(0, 1))]
+
+    taken = in_turn({steady: plans, wild: plans}, run, lambda work: 9)
+    assert {key: len(ms) for key, ms in taken.items()} == {
+        (name, work): count for work, count in ((steady, LEAST), (wild, 9)) for name in "ab"
+    }
+    assert calls[:8] == [(name, work) for names in ("ab", "ba") for work in (steady, wild) for name in names]
+    assert all(standard_error(taken[name, wild]) > SURE for name in "ab")
+
+
+def test_the_standard_error_is_that_of_the_median():
+    rng = np.random.default_rng(0)
+    for count in (10, 30):
+        drawn = rng.normal(1, 0.05, (2000, count))
+        estimated = np.mean([standard_error(row.tolist()) for row in drawn])
+        assert estimated == pytest.approx(np.median(drawn, 1).std(), rel=0.25)
+        assert estimated > np.median(drawn, 1).std()  # of a few, on the safe side
+    assert standard_error([1.0]) == float("inf")
