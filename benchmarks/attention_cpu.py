@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moa.journal import replace_json
 from moa.kernels import sdpa
 from moa.kernels.backend import load
 from moa.kernels.store import allocate, capacities
+from moa.plans.replace import replace_json
 from moa.plans.span import first_block, span
 
 HEADS, GROUPS, SIZE = 9, 3, 64

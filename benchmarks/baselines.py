@@ -28,12 +28,13 @@ import numpy as np
 
 from moa.cli.common import Bar, numbers
 from moa.cli.eval import COLUMNS, cells
-from moa.comparison import Part, compare
-from moa.journal import Journal, replace_json
+from moa.evaluation.comparison import Part, compare
+from moa.evaluation.journal import Journal
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.replace import replace as replace_file
+from moa.plans.replace import replace_json
 from moa.plans.span import BLOCK, Floats
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import Budget, limit
@@ -130,7 +131,7 @@ def main() -> int:
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         found: dict[str, Any] = {"rows": []}
         for n in lengths:
-            part = Part(n, single=options.needles, four=0, windows=options.windows)
+            part = Part(n, {"single": options.needles, "text": options.windows})
             with Bar(f"{n:,} tokens") as bar:
                 measured = compare(model, tokenizer, rows[n], [part], uniform=False, journal=journal, progress=bar)
             found = {**measured, "rows": found["rows"] + measured["rows"]}

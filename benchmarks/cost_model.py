@@ -22,7 +22,7 @@ from provenance import about, provenance, said, write
 from scipy.stats import spearmanr
 from tables import claim, claimed, head, line
 
-from moa.journal import Journal, key
+from moa.evaluation.journal import Journal, key
 from moa.load import load_model
 from moa.measuring import runner
 from moa.plans.model import ModelInfo

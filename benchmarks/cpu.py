@@ -33,7 +33,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from moa import timing
-from moa.journal import Journal, key
+from moa.evaluation.journal import Journal, key
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan

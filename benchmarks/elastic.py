@@ -3,8 +3,9 @@
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, from the whole profile or from its
 part up to some length. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
 and the uniform window that keeps as much as plan 0.25 does there. Needles have formats that no choice of this project
-has seen (`moa.haystack.HELD_OUT`). Writes elastic.json and elastic.md to `--results`. Stopped at any moment, the same
-command goes on from `elastic.partial`; several processes may take a length each (`--only`), then one takes all.
+has seen (`HELD_OUT` of `moa.evaluation.haystack`). Writes elastic.json and elastic.md to `--results`. Stopped at any
+moment, the same command goes on from `elastic.partial`; several processes may take a length each (`--only`), then one
+takes all.
 
     python benchmarks/elastic.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -19,10 +20,12 @@ from typing import Any
 from provenance import about, provenance, said, write
 from tables import claim, claimed, compared, head
 
-from moa.comparison import Part, compare
-from moa.haystack import HELD_OUT
-from moa.interval import paired
-from moa.journal import Journal
+from moa.evaluation.comparison import Part, compare
+from moa.evaluation.haystack import HELD_OUT
+from moa.evaluation.interval import paired
+from moa.evaluation.journal import Journal
+from moa.evaluation.tasks import TASKS as KNOWN
+from moa.evaluation.tasks.needles import Needles
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
@@ -42,8 +45,14 @@ ANSWERED = 0.9
 UNIFORM = "uniform like plan 0.25"
 LONGER = 4.0
 """Effective context of plan 0.25 over that of the uniform window, at least."""
+TASKS = {
+    **KNOWN,
+    "single": Needles("single", ("one needle",), 0, "contexts", 1, HELD_OUT),
+    "four": Needles("four", ("four needles",), 0, "contexts", 4, HELD_OUT),
+}
 PARTS = {
-    n: Part(n, single=s, four=s, windows=w) for n, s, w in ((1024, 100, 8), (2048, 40, 4), (4096, 40, 2), (8192, 25, 2))
+    n: Part(n, {"single": s, "four": s, "text": w}, TASKS)
+    for n, s, w in ((1024, 100, 8), (2048, 40, 4), (4096, 40, 2), (8192, 25, 2))
 }
 
 
@@ -140,7 +149,7 @@ def main() -> int:
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         found: dict[str, Any] = {"rows": []}
         for n in options.only or lengths:
-            part = replace(PARTS[n], formats=HELD_OUT)
+            part = PARTS[n]
             if options.contexts:
                 part = replace(part, single=options.contexts, four=options.contexts)
             measured = compare(

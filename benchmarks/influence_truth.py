@@ -20,11 +20,12 @@ import torch
 from scipy.stats import spearmanr
 
 from moa.applied import apply
+from moa.evaluation.journal import Journal, key
 from moa.hf.logits import hidden_of, logits_of
-from moa.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
+from moa.plans.replace import replace_json
 from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample

@@ -16,8 +16,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moa.journal import replace_json
 from moa.plans.errors import MoaError
+from moa.plans.replace import replace_json
 
 MEMORY, SECONDS = 8 << 30, 60
 RESULTS = Path(__file__).parent / "results"

@@ -25,10 +25,10 @@ import torch
 from torch import nn
 
 from moa.cli.common import numbers
-from moa.journal import Journal, key, replace_json
+from moa.evaluation.journal import Journal, key
 from moa.load import load_model
 from moa.plans.errors import MoaError
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.recorder import recording

@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import scipy
 
-from moa.journal import replace_json
 from moa.plans.model import ModelInfo
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose

@@ -23,23 +23,23 @@ import numpy as np
 import optuna
 
 from moa.cli.common import Bar, numbers
-from moa.comparison import Part, compare
-from moa.journal import Journal, replace_json
+from moa.evaluation.comparison import Part, compare
+from moa.evaluation.journal import Journal
+from moa.evaluation.validation import Validation
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, Plan, Rule
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
-from moa.validation import Validation
 
 VALIDATED = 1024
 """Tokens of the samples that trials are measured on. Plans have a budget there too: else wide constant windows win."""
-CHECKED = Part(2048, single=8, four=0, windows=2), Part(4096, single=4, four=0, windows=1)
+CHECKED = Part(2048, {"single": 8, "text": 2}), Part(4096, {"single": 4, "text": 1})
 """How winners are measured."""
 BUDGETS = {"0.25": ("0.25",), "0.125": ("0.2@1024", "0.125@2048", "0.125@4096")}
 DENSITIES = tuple(BUDGETS)

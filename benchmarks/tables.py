@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from moa.summary import COLUMNS, cells
+from moa.evaluation.summary import COLUMNS, cells
 
 
 def head(columns: Sequence[str]) -> list[str]:

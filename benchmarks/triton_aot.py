@@ -21,7 +21,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moa.journal import replace_json
 from moa.kernels.triton.append import append_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
@@ -30,7 +29,7 @@ from moa.kernels.triton.held import UNSPECIALISED as HELD_UNSPECIALISED
 from moa.kernels.triton.held import held_kernel
 from moa.kernels.triton.prefill import prefill_kernel
 from moa.kernels.triton.tiles import Tiles, decode_tiles, gradient_kv_tiles, gradient_q_tiles, prefill_tiles
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32), "sm_90": GPUTarget("cuda", 90, 32), "sm_100": GPUTarget("cuda", 100, 32),

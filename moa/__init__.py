@@ -11,6 +11,7 @@ from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanErro
 if TYPE_CHECKING:
     from moa.applied import Applied, apply
     from moa.cache import KVCache
+    from moa.evaluating import evaluate_plans
     from moa.finding import find_front, find_plan
     from moa.load import load_model
     from moa.measuring import measure_costs
@@ -26,6 +27,7 @@ _HOMES = {
     "Plan": "moa.plans.plan",
     "Profile": "moa.profiler.profile",
     "apply": "moa.applied",
+    "evaluate_plans": "moa.evaluating",
     "find_front": "moa.finding",
     "find_plan": "moa.finding",
     "load_model": "moa.load",
@@ -35,7 +37,8 @@ _HOMES = {
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "find_front", "find_plan", "load_model", "measure_costs", "refine_plan",
+    "ProfileError", "Unsupported", "apply", "evaluate_plans", "find_front", "find_plan", "load_model", "measure_costs",
+    "refine_plan",
 ]  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import Any, Unpack
 
 import moa
 from moa.environment import environment
+from moa.evaluation.validation import Validation
 from moa.finding import Timed, runner, timed
 from moa.load import Given, check_options, loaded
 from moa.outputs import writable
@@ -29,7 +30,6 @@ from moa.search.rounds import descend
 from moa.search.solver import Solution
 from moa.search.storage import open_storage
 from moa.search.study import Best, Measured, study
-from moa.validation import Validation
 
 TRIALS = 12
 """Trials where nothing fixes what they would try."""

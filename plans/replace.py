@@ -52,6 +52,11 @@ def replace(path: str | PathLike[str], content: bytes) -> None:
     folder_to_disk(target.parent)
 
 
+def replace_json(path: str | PathLike[str], content: Any) -> None:
+    """Write a JSON file, whole or not at all."""
+    replace(path, (json.dumps(content, indent=1) + "\n").encode())
+
+
 def to_disk(file: IO[bytes]) -> None:
     """Wait until what was written is on the disk: a rename may get there before."""
     file.flush()

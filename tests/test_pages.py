@@ -95,26 +95,51 @@ def test_aims_that_fail_are_named():
     assert common.claims({"claims": claims[1:]}) == "1 of 1 aims are met."
 
 
+def measured(length, name, kept, questions=40):
+    """A row as `moa.comparison.compare` writes it."""
+    task = {
+        "right": round(kept * questions), "questions": questions, "rate": kept, "interval": [kept - 0.1, kept],
+        "minus_dense": [kept - 1, kept - 1.1, kept - 0.9], "kept": kept,
+    }  # fmt: skip
+    text = {"perplexity": 12.0, "perplexity_against_dense": 2 - kept, "kl": 1 - kept}
+    return {
+        "length": length, "row": name, "density": 0.25, "kv_bytes": 2**20, "text": text, "single": task,
+        "four": task | {"questions": 4 * questions},
+    }  # fmt: skip
+
+
 def test_plans_for_all_lengths_show_their_effective_context():
-    found = json.loads(json.dumps(common.load("quality")))
-    for row in found["rows"]:
-        row["row"] = row["row"].replace("uniform 0.25", "uniform like plan 0.25")
-    alone = {**found["rows"][2], "row": "0.25 for 1,024 alone"}
-    found |= {"effective": {"dense": 4096, "plan 0.5": 2048, "plan 0.25": 4096}, "rows": [*found["rows"], alone]}
+    rows = {"dense": 1.0, "plan 0.5": 0.99, "plan 0.25": 0.97, "uniform like plan 0.25": 0.2, "0.25 for 1,024 alone": 1}
+    found = {"rows": [measured(n, name, kept) for n in (1024, 2048) for name, kept in rows.items()], "claims": []}
+    each = pages.quality.quality(found)
+    assert each.startswith("At each length the plans are searched for it.")
+    found["effective"] = {"dense": 2048, "plan 0.5": 1024, "plan 0.25": 2048}
     main, aims = pages.quality.quality(found), pages.quality.aims(found)
     assert main.startswith("Each plan is one file for all lengths.")
     assert main.count("| uniform window | 0.250 |") == 2
     assert "alone" not in main
+    told = " ".join(main.split())
+    assert "texts with one and with four needles: 40 and 40 at 1,024 tokens, 40 and 40 at 2,048 tokens" in told
+    assert "plan 0.25 finds 97 %; the uniform window finds 20 %" in told
+    assert "at most 1.010 times dense under plan 0.5 and 1.030 times under plan 0.25" in told
+    assert "| 1,024 | plan 0.25 | 0.25 | 1.030 | -0.03 (-0.13 to +0.07) |" in aims
     assert "| 1,024 | 0.25 for 1,024 alone | 0.25 |" in aims
-    assert "| plan 0.5 | 2,048 |" in aims
+    assert "| plan 0.5 | 1,024 |" in aims
     assert "| uniform like plan 0.25 | - |" in aims
 
 
-def test_ways_to_choose_are_compared_with_our_bytes():
-    found = json.loads(json.dumps(common.load("baselines"))) | {"run": {}}
-    text = " ".join(pages.quality.baselines(found).split())
-    assert "at most our row's bytes" in text
-    assert "Texts have 2,048 tokens (densities 0.5, 0.25 and 0.125) and 4,096 tokens (densities 0.0625)." in text
+def test_ways_to_choose_are_compared_at_equal_bytes():
+    names = ["exact 0.25", "exact 0.125", "uniform 0.25", "uniform 0.125"]
+    rows = [
+        measured(4096, "dense", 1),
+        *(measured(4096, name, kept) for name, kept in zip(names, (1, 0.5, 0.2, 0.1), strict=True)),
+    ]
+    text = pages.quality.baselines({"rows": rows})
+    assert "at most the uniform window's bytes" in text
+    assert "Texts have 4,096 tokens (densities 0.25 and 0.125)." in " ".join(text.split())
+    assert "| exact search (ours) | 40 | 20 | 0.000 | 0.500 |" in text
+    assert "retrieval" not in text
+    assert "at most our row's bytes" in pages.quality.baselines({"rows": rows, "run": {}})
 
 
 def test_cells_of_the_cost_model_that_are_not_resolved_stay_visible():
@@ -146,6 +171,14 @@ def test_estimators_are_ranked_on_both_kinds_of_sinks():
     assert "1.10 times the measured one for keydiff (IQR 40 %)" in " ".join(text.split())
 
 
+def test_what_profiling_costs_has_its_spread():
+    one = {"seconds": 2.0, "bytes": 2**20, "iqr": 0.05}
+    row = {"length": 1024, "plain": one, "fisher": one | {"seconds": 3.0}, "ratio": 1.5, "iqr": 0.1}
+    text = pages.profile.cost({"rows": [row], "repeats": 5, "memory_fit": None, "claims": []})
+    assert "| 1,024 | 2.0 (5 %) | 3.0 (5 %) | 1.50 (10 %) | 1 | 1 |" in text
+    assert "medians of 5 runs, and their IQR, per length" in " ".join(text.split())
+
+
 def test_studies_are_shown_on_tasks_that_they_never_saw():
     found = json.loads(json.dumps(common.load("study")))
     names = {row["row"] for row in found["rows"]} - {"dense"}
@@ -159,7 +192,7 @@ def test_a_run_of_default_plans_stands_beside_first_keys():
     for cell in (*found["prefill"], *found["decode"]):
         cell["seconds"][first] = dict(cell["seconds"]["plan 0.25"])
         for taken in cell["seconds"].values():
-            taken["iqr"] = taken.pop("spread")
+            taken["iqr"] = taken.pop("spread", 0.1)
         if "held" in cell:
             cell["held"][first] = cell["held"]["plan 0.25"]
     found["kept"][first] = found["kept"]["plan 0.25"]

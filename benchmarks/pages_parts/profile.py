@@ -29,16 +29,22 @@ def truth(found: Figures) -> str:
     ])  # fmt: skip
 
 
+def iqr(taken: Figures) -> str:
+    """The distance between the quartiles as a share of the median, where the file has it."""
+    return f" ({percent(taken['iqr'])})" if "iqr" in taken else ""
+
+
 def cost(found: Figures) -> str:
     """Time and memory beside a plain forward and backward pass."""
     columns = "length", "plain, s", "profiling, s", "ratio", "plain, peak MiB", "profiling, peak MiB"
     rows, pairs = [], []
     for row in found["rows"]:
         both = row["plain"], row["fisher"]
-        seconds, peaks = [f"{x['seconds']:.1f}" for x in both], [f"{x['bytes'] / MIB:.0f}" for x in both]
-        rows.append([f"{row['length']:,}", *seconds, f"{row['ratio']:.2f}", *peaks])
+        seconds = [f"{x['seconds']:.1f}{iqr(x)}" for x in both]
+        peaks = [f"{x['bytes'] / MIB:.0f}" for x in both]
+        rows.append([f"{row['length']:,}", *seconds, f"{row['ratio']:.2f}{iqr(row)}", *peaks])
         pairs.append(both[1]["bytes"] / both[0]["bytes"])
-    runs = "one run" if found["repeats"] == 1 else f"{found['repeats']} runs"
+    runs = "one run" if found["repeats"] == 1 else f"medians of {found['repeats']} runs, and their IQR,"
     ratios = span([row["ratio"] for row in found["rows"]], ".2f")
     line = found["memory_fit"]
     slope = f", and grows by {line['bytes_per_token'] / 1e3:.0f} KB a token" if line else ""
@@ -49,4 +55,5 @@ def cost(found: Figures) -> str:
             f"that of the plain pass{slope}. For these peaks freed memory went back to the system at once."
         ),
         table(columns, rows),
+        *([claims(found)] if "claims" in found else []),
     ])  # fmt: skip

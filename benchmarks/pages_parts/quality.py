@@ -2,7 +2,7 @@
 
 from pages_parts.common import Figures, claims, listed, percent, table, wrapped
 
-from moa.summary import COLUMNS, cells
+from moa.evaluation.summary import COLUMNS, cells
 
 HALF, QUARTER, DENSE, UNIFORM = "plan 0.5", "plan 0.25", "dense", "uniform"
 TASKS = {"single": "one needle", "four": "four needles"}

@@ -37,10 +37,10 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, numbers
-    from moa.journal import replace_json
     from moa.load import check_options, load_model
     from moa.outputs import results, writable
     from moa.plans.plan import Plan
+    from moa.plans.replace import replace_json
 
     chosen, sizes, counts = Plan.load(plan), numbers("lengths", lengths), numbers("batches", batches)
     if counts[0] < 1:

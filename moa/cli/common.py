@@ -22,6 +22,18 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
+def counts(option: str, texts: Sequence[str]) -> dict[str, int]:
+    """Whole numbers by name from `text=2`."""
+    found = {}
+    for text in texts:
+        name, _, count = text.partition("=")
+        try:
+            found[name] = int(count)
+        except ValueError:
+            raise MoaError(f"{option} is written NAME=COUNT, found {brief(text)}") from None
+    return found
+
+
 def distinct(names: Sequence[str]) -> list[str]:
     """The names, all numbered where two are equal or one is `dense`."""
     if len({"dense", *names}) > len(names):

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.plans.errors import MoaError
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -18,10 +16,13 @@ def command(
     needles: Annotated[int, typer.Option(help="Contexts with one needle, per length.")] = 20,
     four_needles: Annotated[int, typer.Option(help="Contexts with four needles, per length.")] = 5,
     ppl_windows: Annotated[int, typer.Option(help="Windows of held-out text, per length.")] = 2,
+    task: Annotated[
+        list[str] | None, typer.Option(help="NAME=COUNT, repeatable: samples of any task per length, by its name.")
+    ] = None,
     uniform: Annotated[bool, typer.Option(help="Beside each plan, the uniform window of at least its density.")] = True,
     backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Seed of the needles.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
 ) -> None:
     """Measure perplexity, KL and needle retrieval of the dense model and of plans on the same samples.
@@ -30,35 +31,19 @@ def command(
     """
     from rich.console import Console
 
-    from moa.cli.common import Bar, distinct, numbers, plan_name
-    from moa.comparison import Part, compare
-    from moa.journal import Journal, replace_json
-    from moa.load import check_options, load_model
-    from moa.outputs import results, writable
-    from moa.plans.plan import Plan
+    import moa
+    from moa.cli.common import Bar, counts, distinct, numbers, plan_name
 
-    parts = [Part(n, needles, four_needles, ppl_windows) for n in numbers("lengths", lengths)]
+    asked = {"text": ppl_windows, "single": needles, "four": four_needles, **counts("--task", task or [])}
     paths = plan or []
-    plans = list(zip(distinct(list(map(plan_name, paths))), map(Plan.load, paths), strict=True))
-    if output is not None:
-        writable(output, "result of `moa eval`", results("environment", "rows"))
-        if output.suffix == ".jsonl":
-            raise MoaError(f"output must not end in .jsonl, where single results go; found {output}")
-    journal = Journal(None if output is None else output.with_suffix(".jsonl"))
-    shape = check_options(
-        model, {path: each.model for path, (_, each) in zip(paths, plans, strict=True)}, backend=backend
-    )
-    for part in parts:
-        part.check(shape)
-    network, tokenizer = load_model(model, dtype=dtype)
+    plans = dict(zip(distinct(list(map(plan_name, paths))), paths, strict=True))
     with Bar("evaluating") as progress:
-        found = compare(
-            network, tokenizer, plans, parts,
-            uniform=uniform, backend=backend, seed=seed, journal=journal, progress=progress,
+        found = moa.evaluate_plans(
+            model, plans, lengths=numbers("lengths", lengths), tasks=asked, uniform=uniform, backend=backend,
+            dtype=dtype, seed=seed, output=output, progress=progress,
         )  # fmt: skip
     Console(soft_wrap=True).print(table(found))
     if output is not None:
-        replace_json(output, found)
         Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
 
 
@@ -66,7 +51,7 @@ def table(found: dict[str, Any]) -> "Table":
     """The table of a comparison."""
     from rich.table import Table
 
-    from moa.summary import COLUMNS, cells
+    from moa.evaluation.summary import COLUMNS, cells
 
     about = found["environment"]
     title = f"{found['model']['name']}, {about['dtype']}, {about['device']}, back-end {about['backend']}"

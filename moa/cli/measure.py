@@ -23,10 +23,10 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, numbers
-    from moa.journal import replace_json
     from moa.load import check_options, load_model
     from moa.measuring import measure_costs
     from moa.outputs import writable
+    from moa.plans.replace import replace_json
     from moa.search.cost import Costs
     from moa.search.spread import SURE
 

@@ -9,8 +9,9 @@ from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Unsupported, timing
-from moa.evaluate import Row, ask
-from moa.haystack import Haystack, Question
+from moa.evaluation.haystack import Haystack, Question
+from moa.evaluation.rows import Row
+from moa.evaluation.tasks.needles import ask
 from moa.timing import Variant
 
 LIMIT = 128

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 import moa
 from moa.cli.main import app
 from moa.environment import environment
+from moa.evaluation.validation import Validation
 from moa.load import load_model
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
@@ -23,7 +24,6 @@ from moa.search.cost import Costs
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.storage import open_storage
-from moa.validation import Validation
 
 
 @pytest.fixture(scope="module")
@@ -105,9 +105,9 @@ def test_a_tokenizer_without_a_chat_template(model_folder):
 
 def test_as_many_windows_as_there_are(model_folder, monkeypatch):
     model, tokenizer = load_model(model_folder)
-    monkeypatch.setattr("moa.validation.windows", lambda *_: [[1] * 512])
+    monkeypatch.setattr("moa.evaluation.validation.windows", lambda *_: [[1] * 512])
     assert len(list(Validation(model, tokenizer, 512)(Plan.dense(model)))) == 1
-    monkeypatch.setattr("moa.validation.windows", lambda *_: [])
+    monkeypatch.setattr("moa.evaluation.validation.windows", lambda *_: [])
     with pytest.raises(MoaError, match="no window of 512 tokens: give a shorter --validate-length"):
         Validation(model, tokenizer, 512)
 

@@ -10,14 +10,14 @@ import pytest
 from typer.testing import CliRunner
 
 from moa.cli.main import app
-from moa.comparison import Part
+from moa.evaluation.comparison import Part
 
 
 def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = import_module("study")
     monkeypatch.setattr(module, "VALIDATED", 576)
-    monkeypatch.setattr(module, "CHECKED", (Part(576, single=1, four=0, windows=1),))
+    monkeypatch.setattr(module, "CHECKED", (Part(576, {"single": 1, "text": 1}),))
     monkeypatch.setattr(module, "BUDGETS", {"0.6": ("0.6",), "0.5": ("0.5@576",)})
     monkeypatch.setattr(module, "DENSITIES", ("0.6", "0.5"))
     monkeypatch.setattr(module, "ALONE", (0.6, 576))
@@ -47,7 +47,7 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
     def no_more(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("moa.validation.Validation.__call__", lambda self, plan: no_more())
+    monkeypatch.setattr("moa.evaluation.validation.Validation.__call__", lambda self, plan: no_more())
     with pytest.raises(AssertionError, match="measured again"):  # Optuna alone is scored against the exact solve
         run("--seeds", "0,1")
     assert run("--seeds", "0,1", "--alone", "0") == 0

@@ -31,7 +31,7 @@ import worker
 import yaml
 
 if TYPE_CHECKING:
-    from moa.journal import Journal
+    from moa.evaluation.journal import Journal
 
 HERE = Path(__file__).parent
 FOLDERS = ("kernels", "plans", "profiler", "search")
@@ -140,7 +140,7 @@ def digest(root: Path) -> str:
 
 def judge(root: Path, chosen: Sequence[Fault], journal: "Journal", limit: float, jobs: int) -> dict[str, Outcome]:
     """The outcome of each fault; what the journal knows is not tried again."""
-    from moa.journal import key
+    from moa.evaluation.journal import key
 
     state, outcomes, free = digest(root), {}, Queue()
     keys = {fault.name: key(state=state, fault=list(fault)) for fault in chosen}
@@ -201,7 +201,9 @@ def main() -> int:
     chosen = [fault for fault in faults() if any(fnmatch(fault.name, name) for name in options.only)]
     if not chosen:
         parser.error(f"no fault has a name like {' or '.join(options.only)}")
-    from moa.journal import Journal  # not above: a worker imports this file, and must import moa from its copy
+    from moa.evaluation.journal import (
+        Journal,  # not above: a worker imports this file, and must import moa from its copy
+    )
 
     (root / "build" / "mutants").mkdir(parents=True, exist_ok=True)
     outcomes = judge(root, chosen, Journal(root / "build" / "mutants" / "verdicts.jsonl"), options.limit, options.jobs)

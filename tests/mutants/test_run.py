@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-from moa.journal import Journal
+from moa.evaluation.journal import Journal
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moa.haystack import haystack
+from moa.evaluation.haystack import haystack
 from moa.profiler.chat import DAY, render
 
 TURN = [{"role": "user", "content": "hello"}]

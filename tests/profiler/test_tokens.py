@@ -11,8 +11,8 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from moa.cli.generate import _encode
-from moa.evaluate import windows
-from moa.haystack import haystack
+from moa.evaluation.haystack import haystack
+from moa.evaluation.tasks.text import windows
 from moa.plans.errors import MoaError, Unsupported
 from moa.profiler import text
 from moa.profiler.calibration import SOURCES, Sample

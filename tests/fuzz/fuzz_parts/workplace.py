@@ -9,10 +9,10 @@ from typing import Any
 from unittest.mock import patch
 
 from moa.cli import main as cli
-from moa.journal import replace_json
 from moa.load import load_config
 from moa.plans.model import ModelInfo
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.plans.replace import replace_json
 from moa.search.cost import FIXED, PER_GROUP, PLACE, Costs
 
 TEXT = "The sea is calm today, and the gulls stand on the pier: nobody has told them that it is Monday. "

@@ -5,7 +5,8 @@ import torch
 import transformers
 from peft import LoraConfig, get_peft_model
 
-from moa.evaluate import Row, divergence
+from moa.evaluation.rows import Row
+from moa.evaluation.tasks.text import divergence
 from moa.hf.logits import check_head, hidden_of, logits_of
 from moa.plans.errors import Unsupported
 

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from moa.journal import Journal
+from moa.evaluation.journal import Journal
 from moa.plans.errors import MoaError
 
 
@@ -70,7 +70,7 @@ def test_another_file_is_refused_and_left_alone(tmp_path, content):
 WORKER = """
 import sys
 from pathlib import Path
-from moa.journal import Journal
+from moa.evaluation.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 for i in range(40):
     journal.put(f"{sys.argv[2]}{i}", "x" * 20000)

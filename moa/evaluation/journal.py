@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from moa.plans.lines import Lines
-from moa.plans.replace import replace
 
 
 class Journal:
@@ -54,8 +53,3 @@ def _ours(entry: Any) -> bool:
 def key(**what: Any) -> str:
     """A key from everything that a result depends on, as JSON."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def replace_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    replace(path, (json.dumps(content, indent=1) + "\n").encode())

@@ -7,16 +7,18 @@ import torch
 from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy, kl_div
 
-from moa.comparison import Part, compare
-from moa.evaluate import Row, answered, ask, divergence, rows_at, undecided, windows
-from moa.haystack import Haystack, Question
-from moa.interval import paired, wilson
-from moa.journal import Journal
+from moa.evaluation.comparison import Part, compare
+from moa.evaluation.haystack import Haystack, Question
+from moa.evaluation.interval import paired, wilson
+from moa.evaluation.journal import Journal
+from moa.evaluation.rows import Row, rows_at
+from moa.evaluation.tasks.needles import answered, ask, undecided
+from moa.evaluation.tasks.text import divergence, windows
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported
 from moa.plans.plan import FULL, Plan, Rule
 from moa.profiler.text import split
 
-SMALL = Part(576, single=2, four=1, windows=1)
+SMALL = Part(576, {"text": 1, "single": 2, "four": 1})
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +68,7 @@ def test_decoding_stops_when_the_answer_is_known(text, open_):
 @pytest.mark.parametrize("planned", [False, True])
 def test_ask_is_greedy_decoding_after_the_text(model, plan, tokenizer, oracle, monkeypatch, planned):
     """The model's own greedy continuation, found without a cache, is a right answer; another word is a wrong one."""
-    monkeypatch.setattr("moa.evaluate.undecided", lambda *_: True)
+    monkeypatch.setattr("moa.evaluation.tasks.needles.undecided", lambda *_: True)
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(1, len(tokenizer), (330,), generator=generator)
     hay, suffix = ids[:300], ids[300:]
@@ -107,7 +109,7 @@ def test_windows_are_held_out_text_in_order(tokenizer):
 
 def test_rows_samples_and_figures(model, plan, tokenizer):
     before = model(torch.arange(1, 80)[None]).logits
-    found = compare(model, tokenizer, [("narrow", plan)], [SMALL, Part(600, single=0, four=0, windows=1)])
+    found = compare(model, tokenizer, [("narrow", plan)], [SMALL, Part(600, {"text": 1, "four": 0})])
     assert json.loads(json.dumps(found)) == found
     rows = found["rows"]
     assert [(r["length"], r["row"]) for r in rows] == [
@@ -148,7 +150,7 @@ def test_killed_anywhere_the_same_command_goes_on(model, random_plan, tokenizer,
 
 def test_a_journal_answers_for_no_other_plan_model_or_seed(fresh, model, plan, tokenizer, tmp_path):
     path = tmp_path / "eval.jsonl"
-    part = Part(512, single=1, four=0, windows=0)
+    part = Part(512, {"single": 1})
     other = Plan.from_rules(model, {}, defaults=Rule(alpha=192, beta=0.0))
     runs = [
         ((model, tokenizer, [("p", plan)], [part]), {}, 2),
@@ -175,11 +177,13 @@ def test_a_foreign_journal_is_refused_and_left_alone(tmp_path):
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        (Part(4096), "length 4096 is over the model's maximum of 2048 tokens"),
-        (Part(100), "lengths must be at least 256 tokens, found 100"),
-        (Part(512, 0, 0, 0), "one of them at least 1; found 0, 0 and 0"),
-        (Part(512, -1, 0, 1), "found -1, 0 and 1"),
-        (Part(1024, 0, 0, 10_000), "of 1024 tokens, 10000 were asked for"),
+        (Part(4096, {"text": 1}), "length 4096 is over the model's maximum of 2048 tokens"),
+        (Part(100, {"text": 1}), "lengths must be at least 256 tokens, found 100"),
+        (Part(512, {"single": 0}), r"one of them at least 1; found contexts with one needle \(0\)"),
+        (Part(512, {}), "at least 1; found none"),
+        (Part(512, {"single": -1, "text": 1}), r"one needle \(-1\), windows of held-out text \(1\)"),
+        (Part(512, {"riddles": 1}), "tasks must be of text, single, four, found 'riddles'"),
+        (Part(1024, {"text": 10_000}), "of 1024 tokens, 10000 were asked for"),
     ],
 )
 def test_bad_parts(model, tokenizer, part, says):

@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from moa.haystack import FORMATS, HELD_OUT, haystack
+from moa.evaluation.haystack import FORMATS, HELD_OUT, haystack
 from moa.plans.errors import MoaError
 from moa.profiler import calibration
 

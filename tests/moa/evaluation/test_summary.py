@@ -3,9 +3,9 @@
 import pytest
 
 from moa import Plan
-from moa.comparison import Sample
-from moa.haystack import Haystack, Question
-from moa.summary import summarise
+from moa.evaluation.comparison import Sample
+from moa.evaluation.haystack import Haystack, Question
+from moa.evaluation.summary import summarise
 
 
 def test_answers_are_counted_by_depth_and_against_the_dense_models(model):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moa.applied import apply
-from moa.evaluate import against, windows
+from moa.evaluation.tasks.text import against, windows
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.backward import response_hidden

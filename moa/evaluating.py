@@ -1,0 +1,65 @@
+"""`moa.evaluate_plans`: what plans cost in quality and save in memory, beside the dense model."""
+
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from moa.evaluation.comparison import Part, compare
+from moa.evaluation.journal import Journal
+from moa.evaluation.tasks import TASKS
+from moa.load import Given, check_options, loaded
+from moa.outputs import results, writable
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.plans.replace import replace_json
+from moa.progress import Progress, silent
+
+
+def evaluate_plans(
+    model: Given, plans: Mapping[str, Plan | str | PathLike[str]], *, lengths: Sequence[int] = (1024, 2048),
+    tasks: Mapping[str, int] | None = None, uniform: bool = True, backend: str | None = None, dtype: str = "auto",
+    seed: int = 0, output: str | PathLike[str] | None = None, progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
+
+    Args:
+        model: The model: its name, or what `moa.load_model` gave; it is left as it was.
+        plans: Plans, files or names of shipped plans, by what the rows are to be called.
+        lengths: Lengths to measure at, tokens.
+        tasks: Samples of each task per length, by the names in `moa.evaluation.tasks`; None for each one's default.
+        uniform: Whether a uniform window stands beside each plan.
+        backend: Back-end of the plans, None for the device's own.
+        dtype: Of a model that is named, as for `moa.load_model`.
+        seed: Seed of the samples.
+        output: Results to write (.json); every single one is kept beside it (.jsonl) as it comes, and looked for there.
+        progress: Called after each sample.
+
+    Returns:
+        JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
+
+    Raises:
+        MoaError: Something that cannot be measured, or a file that must not be replaced.
+        ModelMismatch: A plan made for another model.
+    """
+    counts = {name: task.default for name, task in TASKS.items()} if tasks is None else tasks
+    parts = [Part(n, counts) for n in lengths]
+    named = [(name, plan if isinstance(plan, Plan) else Plan.load(plan)) for name, plan in plans.items()]
+    path = None if output is None else Path(output)
+    if path is not None:
+        writable(path, "result of `moa eval`", results("environment", "rows"))
+        if path.suffix == ".jsonl":
+            raise MoaError(f"output must not end in .jsonl, where single results go; found {path}")
+    journal = Journal(None if path is None else path.with_suffix(".jsonl"))
+    files = {str(plans[name]) if not isinstance(plans[name], Plan) else name: plan.model for name, plan in named}
+    shape = check_options(model, files, backend=backend)
+    for part in parts:
+        part.check(shape)
+    network, tokenizer = loaded(model, dtype=dtype)
+    found = compare(
+        network, tokenizer, named, parts,
+        uniform=uniform, backend=backend, seed=seed, journal=journal, progress=progress,
+    )  # fmt: skip
+    if path is not None:
+        replace_json(path, found)
+    return found

@@ -1,0 +1,150 @@
+"""Rows (dense, plans, their uniform twins) measured on the same samples, each result kept as it comes."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from moa.environment import environment
+from moa.evaluation.journal import Journal, key
+from moa.evaluation.rows import Row, rows_at
+from moa.evaluation.summary import summarise
+from moa.evaluation.tasks import TASKS
+from moa.evaluation.tasks.task import Task
+from moa.kernels import backend as backends
+from moa.plans.errors import MoaError, brief
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+from moa.profiler.fingerprint import fingerprint
+from moa.profiler.settings import check_length
+from moa.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Part:
+    """How much is measured at one length.
+
+    Attributes:
+        length: Tokens.
+        counts: Samples of each task, by its name.
+        tasks: The tasks by name.
+    """
+
+    length: int
+    counts: Mapping[str, int]
+    tasks: Mapping[str, Task] = field(default_factory=lambda: TASKS)
+
+    def check(self, model: Any) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+            MoaError: Naming the rule, the value and the valid choices.
+        """
+        check_length(model, self.length)
+        if unknown := [name for name in self.counts if name not in self.tasks]:
+            raise MoaError(f"tasks must be of {', '.join(self.tasks)}, found {', '.join(map(brief, unknown))}")
+        if not self.counts or min(self.counts.values()) < 0 or not any(self.counts.values()):
+            kinds = ", ".join(f"{self.tasks[name].counted} ({count})" for name, count in self.counts.items())
+            raise MoaError(
+                f"samples of tasks must be 0 or more, and of one of them at least 1; found {kinds or 'none'}"
+            )
+
+    def samples(self, tokenizer: Any, seed: int) -> "list[Sample]":
+        """Return all samples of the length."""
+        found = []
+        for name, count in self.counts.items():
+            drawn = self.tasks[name].samples(tokenizer, self.length, count, seed) if count else []
+            found += [Sample(name, self.length, i, content) for i, content in enumerate(drawn)]
+        return found
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One thing measured for every row.
+
+    Attributes:
+        task: The task's name.
+        length: Tokens.
+        index: Which of its task and length.
+        content: What the task drew.
+    """
+
+    task: str
+    length: int
+    index: int
+    content: Any
+
+
+def compare(
+    model: Any, tokenizer: Any, plans: Sequence[tuple[str, Plan]], parts: Sequence[Part],
+    *, uniform: bool = True, backend: str | None = None, seed: int = 0, journal: Journal | None = None,
+    progress: Progress = silent,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
+
+    Args:
+        model: The dense model; it is left as it was.
+        tokenizer: Its tokenizer.
+        plans: (name, plan) of each.
+        parts: How much at each length.
+        uniform: Whether each plan gets a uniform twin.
+        backend: Back-end of the plans' rows, None for the device's own.
+        seed: Seed of the samples.
+        journal: Where finished results are kept and looked for.
+        progress: Called after each sample.
+
+    Returns:
+        JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
+
+    Raises:
+        MoaError: Parts that cannot be measured, or names that are not distinct.
+        ModelMismatch: A plan made for another model.
+    """
+    names = ["dense", *(name for name, _ in plans)]
+    if len(set(names)) < len(names):
+        raise MoaError(f"plans must have distinct names other than dense, found {', '.join(names[1:])}")
+    for _, plan in plans:
+        plan.check(model)
+    for part in parts:
+        part.check(model)
+    backend = backend or backends.pick(model.device)
+    backends.load(backend)
+    journal = journal or Journal(None)
+    about = {**environment(model, backend), "seed": seed}
+    identity = {"weights": fingerprint(model), "dtype": about["dtype"], "device": model.device.type}
+    tables = []
+    for part in parts:
+        rows, samples = rows_at(plans, part.length, uniform, backend), part.samples(tokenizer, seed)
+        tables.append((part, rows, samples, {row.name: [_key(identity, s, row) for s in samples] for row in rows}))
+    todo = [
+        (part.tasks[sample.task], sample, [(row, keys[row.name][i]) for row in missing])
+        for part, rows, samples, keys in tables
+        for i, sample in enumerate(samples)
+        if (missing := [row for row in rows if journal.get(keys[row.name][i]) is None])
+    ]
+    done, total = 0, sum(_cost(task, sample, [row for row, _ in keyed]) for task, sample, keyed in todo)
+    for task, sample, keyed in todo:
+        lacking, where = [row for row, _ in keyed], {row.name: name for row, name in keyed}
+        for row, result in task.measure(model, tokenizer, lacking, sample.content):
+            notes = {"row": row.name, "task": sample.task, "length": sample.length, "sample": sample.index}
+            journal.put(where[row.name], result, **notes)
+        done += _cost(task, sample, lacking)
+        progress(done, total, f"{sample.length} tokens, {sample.task} {sample.index + 1}")
+    info = ModelInfo.of(model)
+    summed = []
+    for part, rows, samples, keys in tables:
+        results = {row.name: [journal.get(k) for k in keys[row.name]] for row in rows}
+        for row in rows:
+            plan, mine = row.plan or Plan.dense(info), results[row.name]
+            summed.append(summarise(row.name, plan, samples, mine, results["dense"], model.dtype, part.tasks))
+    return {"model": info.model_dump(mode="json"), "environment": about, "rows": summed}
+
+
+def _key(identity: dict[str, Any], sample: Sample, row: Row) -> str:
+    """Names a result by all it depends on, so that a journal never answers for another model, plan or sample."""
+    plan = None if row.plan is None else row.plan.fingerprint()
+    return key(**identity, sample=repr(sample), plan=plan, backend=row.backend)
+
+
+def _cost(task: Task, sample: Sample, rows: Sequence[Row]) -> int:
+    """Tokens to run for these rows, those of the dense model besides."""
+    return sample.length * (len(rows) + (task.dense_besides and all(row.plan is not None for row in rows)))

@@ -1,0 +1,40 @@
+"""The rows of a comparison: the dense model, plans, and beside each plan a uniform window of its size."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
+from moa.timing import Variant
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: the dense model, or a plan at a length.
+
+    Attributes:
+        name: What the table calls it.
+        plan: None is the dense model.
+        backend: Back-end name, None for the device's own.
+    """
+
+    name: str
+    plan: Plan | None
+    backend: str | None = None
+
+    @property
+    def variant(self) -> Variant:
+        """How the model is run."""
+        return Variant(self.plan, backend=self.backend)
+
+
+def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:
+    """Dense, then each plan and, when asked, the least uniform window that keeps as much as the plan at `length`."""
+    rows = [Row("dense", None)]
+    for name, plan in plans:
+        rows.append(Row(name, plan, backend))
+        if uniform:
+            span = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)  # what a window can keep
+            twin = Plan.uniform(plan.model, span / length, at=length)
+            rows.append(Row(f"uniform like {name}", twin, backend))
+    return rows

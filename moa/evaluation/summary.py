@@ -1,0 +1,54 @@
+"""From the results of single samples to one row of the table."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from moa.evaluation.tasks import TASKS
+from moa.evaluation.tasks.task import Task
+from moa.plans.plan import Plan
+
+if TYPE_CHECKING:
+    from moa.evaluation.comparison import Sample
+
+COLUMNS = ("tokens", "row", "density", "KV cache, MiB", *(name for task in TASKS.values() for name in task.columns))
+
+
+def summarise(
+    name: str, plan: Plan, samples: Sequence["Sample"], results: Sequence[Any], dense: Sequence[Any], dtype: Any,
+    tasks: Mapping[str, Task] = TASKS,
+) -> dict[str, Any]:  # fmt: skip
+    """Return one row at one length.
+
+    Args:
+        name: The row's.
+        plan: The row's; `Plan.dense` for the dense model.
+        samples: All samples of the length.
+        results: The row's result of each.
+        dense: The dense model's result of each.
+        dtype: Of the cache.
+        tasks: Those that the samples are of.
+
+    Returns:
+        The entry of `rows` that `docs/evaluation.md` describes.
+    """
+    n = samples[0].length
+    row: dict[str, Any] = {"length": n, "row": name, "density": plan.density(n), "kv_bytes": plan.kv_bytes(n, 1, dtype)}
+    cached = [(len(s.content.ids), r) for s, r in zip(samples, results, strict=True) if "cache_bytes" in r]
+    if cached:
+        tokens, result = max(cached, key=lambda pair: pair[0])
+        expected = plan.kv_bytes(tokens, 1, dtype)
+        row["cache"] = {"tokens": tokens, "predicted": expected, "allocated": result["cache_bytes"]}
+    for task in tasks.values():
+        own = [(s.content, r, d) for s, r, d in zip(samples, results, dense, strict=True) if s.task == task.name]
+        if own:
+            row[task.name] = task.score(*zip(*own, strict=True))
+    return row
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """Return one row's cells under COLUMNS, `-` for what was not measured."""
+    held = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
+    found = [f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{held / 2**20:.1f}"]
+    for task in TASKS.values():
+        found += task.cells(row[task.name]) if task.name in row else ["-"] * len(task.columns)
+    return found

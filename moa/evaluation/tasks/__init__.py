@@ -1,0 +1,7 @@
+"""The tasks of the evaluation, by name. A task is one file beside this one, and its line here."""
+
+from moa.evaluation.tasks import needles, text
+from moa.evaluation.tasks.task import Task
+
+TASKS: dict[str, Task] = {task.name: task for task in (*text.TASKS, *needles.TASKS)}
+"""In the order of the table's columns."""

@@ -1,0 +1,139 @@
+"""Needle retrieval: facts hidden in a text that is cached once, and asked about."""
+
+import re
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from moa.evaluation.haystack import FORMATS, Format, Haystack, haystack
+from moa.evaluation.interval import paired, wilson
+from moa.evaluation.rows import Row
+from moa.evaluation.tasks.task import Task
+from moa.plans.errors import Unsupported
+from moa.step import longrope_limit
+from moa.timing import held_bytes
+
+ANSWER_TOKENS = 8
+"""Tokens generated per question at most; the answer counts when it stands at their start."""
+DEPTHS = 5
+"""Retrieval by depth is reported in fifths of the text."""
+
+
+@dataclass(frozen=True)
+class Needles(Task):
+    """Contexts with needles at stratified depths, and one question about each.
+
+    Attributes:
+        needles: In each context, at most one of each format.
+        formats: Kinds of needles.
+    """
+
+    needles: int = 1
+    formats: tuple[Format, ...] = FORMATS
+
+    def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Haystack]:
+        """Return the haystacks."""
+        return [haystack(tokenizer, length, self.needles, i, count, seed, self.formats) for i in range(count)]
+
+    def measure(
+        self, model: Any, tokenizer: Any, rows: Sequence[Row], content: Haystack
+    ) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield each row's answers as they come."""
+        for row in rows:
+            yield row, ask(model, tokenizer, row, content)
+
+    def score(self, contents: Sequence[Haystack], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
+        """Return the right answers."""
+        return retrieval(contents, results, dense)
+
+    def cells(self, score: dict[str, Any]) -> list[str]:
+        """Return the rate with its 95 % interval."""
+        low, high = score["interval"]
+        return [f"{score['rate']:.2f} ({low:.2f} to {high:.2f})"]
+
+
+@torch.inference_mode()
+def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
+    """Cache the text once, then answer every question greedily from a copy of the cache.
+
+    Returns:
+        `right`: one bool per question; `answers`: the texts generated; `cache_bytes`: what the cache holds of the text.
+
+    Raises:
+        Unsupported: The model rotates keys in another way once the answer is there than before the question.
+    """
+    longest = len(hay.ids) + max(len(q.ids) for q in hay.questions) + ANSWER_TOKENS
+    limit = longrope_limit(model.config.get_text_config())
+    if limit is not None and len(hay.ids) <= limit < longest:
+        raise Unsupported(
+            f"a text of {len(hay.ids)} tokens, with question and answer up to {longest}: the model rotates keys of "
+            f"texts over {limit} tokens in another way, so choose lengths up to {limit - ANSWER_TOKENS} or well over it"
+        )
+    with row.variant.on(model):
+        cache = row.variant.cache(model, len(hay.ids))
+        model(torch.tensor([hay.ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        held = held_bytes(cache)
+        answers = [_continue(model, tokenizer, deepcopy(cache), q.ids, q.answer) for q in hay.questions]
+    right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
+    return {"right": right, "answers": answers, "cache_bytes": held}
+
+
+def answered(text: str, answer: str) -> bool:
+    """Whether `text` starts with the words of `answer`, case and punctuation aside."""
+    wanted = _words(answer)
+    return _words(text)[: len(wanted)] == wanted
+
+
+def undecided(text: str, answer: str) -> bool:
+    """Whether more text could still tell whether it is the answer: quotes before it do not count, its end must show."""
+    said, wanted = " ".join(_words(text)), " ".join(_words(answer))
+    return wanted.startswith(said) and (said != wanted or text[-1:].isalnum())
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], answer: str) -> str:
+    """Greedy text after `ids`, no longer than it takes to tell whether it is the answer."""
+    stops = model.generation_config.eos_token_id
+    stops = {stops} if isinstance(stops, int) else set(stops or ())
+    out: list[int] = []
+    text, step = "", list(ids)
+    while len(out) < ANSWER_TOKENS and undecided(text, answer):
+        tokens = torch.tensor([step], device=model.device)
+        token = int(model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0, -1].argmax())
+        if token in stops:
+            break
+        out.append(token)
+        text, step = tokenizer.decode(out), [token]
+    return text
+
+
+def retrieval(contents: Sequence[Haystack], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
+    """Return right answers, also by question and depth, with 95 % intervals; `kept` is the part of dense's rate."""
+    right = [ok for r in results for ok in r["right"]]
+    base = [ok for r in dense for ok in r["right"]]
+    depths = [q.depth for hay in contents for q in hay.questions]
+    by_depth = [[ok for ok, d in zip(right, depths, strict=True) if int(d * DEPTHS) == i] for i in range(DEPTHS)]
+    low, high = wilson(sum(right), len(right))
+    difference = paired(right, base)
+    return {
+        "right": sum(right),
+        "questions": len(right),
+        "rate": sum(right) / len(right),
+        "interval": [low, high],
+        "minus_dense": list(difference),
+        "kept": sum(right) / sum(base) if any(base) else None,
+        "by_question": "".join(str(int(ok)) for ok in right),
+        "by_depth": [{"right": sum(group), "questions": len(group)} for group in by_depth],
+    }
+
+
+TASKS = (
+    Needles("single", ("one needle",), 20, "contexts with one needle", needles=1),
+    Needles("four", ("four needles",), 5, "contexts with four needles and a question about each", needles=4),
+)

@@ -1,0 +1,123 @@
+"""Perplexity and KL divergence from the dense model on windows of held-out text."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moa.evaluation.rows import Row
+from moa.evaluation.tasks.task import Task
+from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
+from moa.plans.errors import MoaError
+from moa.profiler.text import Part, split
+from moa.profiler.tokens import encode, start
+
+QUARTERS = 4
+"""Perplexity and KL are reported by quarter of the window."""
+
+
+@dataclass(frozen=True)
+class Text(Task):
+    """Windows of held-out text, one after the other."""
+
+    dense_besides = True
+
+    def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[list[int]]:
+        """Return the windows' token ids; the seed changes nothing.
+
+        Raises:
+            MoaError: The text has fewer windows.
+        """
+        found = windows(tokenizer, length, count)
+        if len(found) < count:
+            raise MoaError(f"held-out text gives {len(found)} windows of {length} tokens, {count} were asked for")
+        return found
+
+    def measure(
+        self, model: Any, tokenizer: Any, rows: Sequence[Row], content: list[int]
+    ) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield each row's negative log-likelihood and KL, by quarter of the window."""
+        found = divergence(model, rows, content)
+        yield from ((row, found[row.name]) for row in rows)
+
+    def score(self, contents: Sequence[list[int]], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
+        """Return perplexity and KL over all windows, and by quarter; every quarter has the same weight."""
+        nll, kl = (np.array([r[measure] for r in results]).mean(0) for measure in ("nll", "kl"))
+        base = np.array([r["nll"] for r in dense]).mean()
+        return {
+            "windows": len(results),
+            "perplexity": math.exp(nll.mean()),
+            "perplexity_against_dense": math.exp(nll.mean() - base),
+            "kl": float(kl.mean()),
+            "perplexity_by_quarter": np.exp(nll).tolist(),
+            "kl_by_quarter": kl.tolist(),
+        }
+
+    def cells(self, score: dict[str, Any]) -> list[str]:
+        """Return perplexity and KL."""
+        return [f"{score['perplexity']:.3f}", f"{score['kl']:.4f}"]
+
+
+def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") -> list[list[int]]:
+    """Up to `count` windows of `length` tokens of held-out text, one after the other, each behind `start`."""
+    first = start(tokenizer)
+    step = length - len(first)
+    ids: list[int] = []
+    for text in split(part):
+        ids += encode(tokenizer, text + "\n\n")
+        if len(ids) >= count * step:
+            break
+    return [first + ids[i * step : (i + 1) * step] for i in range(min(count, len(ids) // step))]
+
+
+@torch.inference_mode()
+def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[str, dict[str, list[float]]]:
+    """Negative log-likelihood and KL(dense || row) of one window, nats per token, by quarter of the window.
+
+    Args:
+        model: The model.
+        rows: What to compare; the dense model is run besides.
+        window: Token ids.
+
+    Returns:
+        Row name to `nll` and `kl`, one mean per quarter.
+    """
+    ids = torch.tensor([window], device=model.device)
+    dense = _hidden(model, Row("dense", None), ids)
+    out = {}
+    for row in rows:
+        hidden = dense if row.plan is None else _hidden(model, row, ids)
+        kl, given, _ = against(model, dense[:-1], hidden[:-1], ids[0, 1:])
+        out[row.name] = {
+            name: [float(q.mean()) for q in x.tensor_split(QUARTERS)] for name, x in (("nll", -given), ("kl", kl))
+        }
+    return out
+
+
+@torch.inference_mode()
+def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Next-token distributions from two models' last hidden states [tokens, d], a chunk of logits at a time.
+
+    Returns:
+        KL(dense || other) in nats, the other's log-probability of `ids`, and whether that is its choice: [tokens] each.
+    """
+    parts = []
+    for p, q, given in zip(*(x.split(HEAD_CHUNK) for x in (dense, hidden, ids)), strict=True):
+        log_p, log_q = (logits_of(model, h).log_softmax(-1) for h in (p, q))
+        chosen = log_q.gather(1, given[:, None])[:, 0]
+        parts.append(((log_p.exp() * (log_p - log_q)).sum(-1), chosen, log_q.argmax(-1) == given))
+    kl, chosen, right = (torch.cat(x) for x in zip(*parts, strict=True))
+    return kl, chosen, right
+
+
+def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
+    """Last hidden states [tokens, d]."""
+    with row.variant.on(model):
+        return hidden_of(model, ids)
+
+
+TASKS = (Text("text", ("perplexity", "KL, nats"), 2, "windows of held-out text"),)
