@@ -10,6 +10,7 @@ from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanErro
 
 if TYPE_CHECKING:
     from moa.applied import Applied, apply
+    from moa.benching import bench_plan
     from moa.cache import KVCache
     from moa.evaluating import evaluate_plans
     from moa.finding import find_front, find_plan
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from moa.measuring import measure_costs
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
+    from moa.profiling import profile_model
     from moa.refining import refine_plan
 
 __version__ = "0.1.0"
@@ -27,18 +29,20 @@ _HOMES = {
     "Plan": "moa.plans.plan",
     "Profile": "moa.profiler.profile",
     "apply": "moa.applied",
+    "bench_plan": "moa.benching",
     "evaluate_plans": "moa.evaluating",
     "find_front": "moa.finding",
     "find_plan": "moa.finding",
     "load_model": "moa.load",
     "measure_costs": "moa.measuring",
+    "profile_model": "moa.profiling",
     "refine_plan": "moa.refining",
 }
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "evaluate_plans", "find_front", "find_plan", "load_model", "measure_costs",
-    "refine_plan",
+    "ProfileError", "Unsupported", "apply", "bench_plan", "evaluate_plans", "find_front", "find_plan", "load_model",
+    "measure_costs", "profile_model", "refine_plan",
 ]  # fmt: skip
 
 

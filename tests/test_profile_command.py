@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from moa import profiling as command
 from moa.cli import main as cli
-from moa.cli import profile as command
 from moa.load import load_model
 from moa.profiler.calibration import SOURCES
 from moa.profiler.collect import collect
@@ -88,7 +88,7 @@ def test_on_resume_the_estimate_is_of_what_is_left(
 
     line = ["profile", str(model_folder), "-o", str(output), "--lengths", "768,832", "--samples", "2"]
     line += ["--source", "text", "--source", "facts"]
-    monkeypatch.setattr("moa.profiler.estimate.seconds", seconds)
+    monkeypatch.setattr("moa.profiling.seconds", seconds)
     with monkeypatch.context() as patch:
         patch.setattr("moa.cli.common.Bar.__call__", killed)
         patch.setattr(sys, "argv", ["moa", *line])

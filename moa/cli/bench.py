@@ -1,22 +1,14 @@
 """`moa bench MODEL --plan PLAN`: time and memory of a plan on this machine, beside the dense model."""
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
-from moa.plans.errors import MoaError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from moa.plans.plan import Plan, Predicted
-    from moa.timing import Times, Variant
-
 FULL = "does not fit"
-T = TypeVar("T")
 
 
 def command(
@@ -36,109 +28,18 @@ def command(
     """
     from rich.console import Console
 
+    import moa
     from moa.cli.common import Bar, numbers
-    from moa.load import check_options, load_model
-    from moa.outputs import results, writable
-    from moa.plans.plan import Plan
-    from moa.plans.replace import replace_json
 
-    chosen, sizes, counts = Plan.load(plan), numbers("lengths", lengths), numbers("batches", batches)
-    if counts[0] < 1:
-        raise MoaError(f"batches must be 1 or more, found {counts[0]}")
-    if output is not None:
-        writable(output, "result of `moa bench`", results("backend", "lengths"))
-    check_options(model, {plan: chosen.model}, lengths=sizes, backend=backend)
-    network, _ = load_model(model, dtype=dtype)
-    keep: Callable[[dict[str, Any]], object] = partial(replace_json, output) if output else lambda _found: None
     with Bar("measuring") as progress:
-        found = measure(network, chosen, sizes, counts, repeats, backend, progress, keep)
+        found = moa.bench_plan(
+            model, plan, lengths=numbers("lengths", lengths), batches=numbers("batches", batches), repeats=repeats,
+            backend=backend, dtype=dtype, output=output, progress=progress,
+        )  # fmt: skip
     console = Console(soft_wrap=True)
     console.print(*tables(found), sep="\n")
     if output is not None:
         Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
-
-
-def measure(
-    network: Any,
-    plan: "Plan",
-    lengths: tuple[int, ...],
-    batches: tuple[int, ...],
-    repeats: int,
-    backend: str | None,
-    progress: Any,
-    keep: Callable[[dict[str, Any]], object],
-) -> dict[str, Any]:
-    """Seconds and bytes by length, and by length and batch, in JSON types; None for what does not fit in memory.
-
-    `keep` gets what was found so far after each measurement.
-    """
-    import torch
-
-    from moa import timing
-    from moa.applied import apply
-    from moa.timing import Variant, alternate
-
-    with apply(network, plan, backend) as applied:  # refuses what cannot run before anything is timed
-        names = ", ".join(applied.backend)
-    ways = {"dense": Variant(), "plan": Variant(plan, backend=backend)}
-    nothing: list[float] = []
-    vocabulary = network.config.get_text_config().vocab_size
-    ids = torch.randint(vocabulary, (1, max(lengths)), generator=torch.Generator().manual_seed(0)).to(network.device)
-    for way in ways.values():  # warm up
-        timing.prefill(network, way, ids[:, :128])
-    done, total = 0, sum(lengths) * (1 + sum(batches))
-    found: dict[str, Any] = {"model": plan.model.name, "backend": names, "dtype": str(network.dtype), "lengths": []}
-    said = plan.predicted
-    if said is not None and said.device is not None:
-        found["predicted_for"] = {"device": said.device, "error": said.error or {}}
-    for n in lengths:
-        calls = {name: partial(timing.prefill, network, way, ids[:, :n]) for name, way in ways.items()}
-        times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
-        cell: dict[str, Any] = {"length": n, "density": plan.density(n), "prefill_kept": plan.prefill_fraction(n)}
-        steps: list[dict[str, Any]] = []
-        prefill = _json(times) | _said(said, "prefill_ms", n)
-        found["lengths"].append(cell | {"prefill": prefill, "decode": steps})
-        keep(found)
-        progress(done := done + n, total, f"prefill of {n:,}")
-        for batch in batches:
-            held = {name: _fitting(partial(_held, network, way, n, batch), None) for name, way in ways.items()}
-            calls = {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}
-            times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
-            about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": held}
-            steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))
-            keep(found)
-            progress(done := done + n * batch, total, f"decode at {n:,}, batch {batch}")
-    return found
-
-
-def _held(network: Any, way: "Variant", length: int, batch: int) -> int:
-    from moa import timing
-
-    return timing.held_bytes(timing.filled(network, way, length, batch))
-
-
-def _fitting(call: Callable[[], T], otherwise: T) -> T:
-    """What `call` gives, or `otherwise` where the device's memory does not suffice."""
-    import torch
-
-    try:
-        return call()
-    except torch.OutOfMemoryError:
-        pass  # what the call held is free only after this block
-    torch.cuda.empty_cache()
-    return otherwise
-
-
-def _said(predicted: "Predicted | None", what: str, length: int) -> dict[str, float]:
-    """The plan's own prediction, if it has one."""
-    figures = getattr(predicted, what, None)
-    if predicted is None or figures is None or length not in predicted.lengths:
-        return {}
-    return {"predicted_seconds": figures[predicted.lengths.index(length)] / 1e3}
-
-
-def _json(times: "dict[str, Times]") -> dict[str, Any]:
-    return {name: t.summary() if t.seconds else None for name, t in times.items()}
 
 
 def tables(found: dict[str, Any]) -> list["Table"]:

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from moa import journal, selftest, timing
+from moa import benching, selftest, timing
 from moa.cli import doctor
 from moa.kernels.backend import Backend, load
 from moa.plans.errors import Unsupported
@@ -78,7 +78,7 @@ def test_bench(run, folder, tmp_path):
 
 
 def test_bench_goes_on_where_memory_ends_and_keeps_each_measurement(run, monkeypatch, tmp_path):
-    prefill, replace_json, output, kept = timing.prefill, journal.replace_json, tmp_path / "bench.json", []
+    prefill, replace_json, output, kept = timing.prefill, benching.replace_json, tmp_path / "bench.json", []
 
     def full(model, variant, ids):
         if variant.plan is None and ids.shape[1] == 512:
@@ -90,7 +90,7 @@ def test_bench_goes_on_where_memory_ends_and_keeps_each_measurement(run, monkeyp
         kept.append(path.read_text())
 
     monkeypatch.setattr(timing, "prefill", full)
-    monkeypatch.setattr(journal, "replace_json", keep)
+    monkeypatch.setattr(benching, "replace_json", keep)
     where = ["--lengths", "256,512", "--repeats", "2", "-o", str(output)]
     code, out, _ = run("bench", ".", "--plan", "said.yaml", *where)
     assert code == 0

@@ -1,0 +1,128 @@
+"""`moa.profile_model`: measure how much harm each cut of each KV head does."""
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from itertools import accumulate
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from moa.load import Given, check_options, loaded
+from moa.outputs import writable
+from moa.plans.errors import MoaError, brief
+from moa.plans.plan import Plan
+from moa.profiler.calibration import DEFAULT, SOURCES, Labels, Loss
+from moa.profiler.collect import check_run, collect, sample_file
+from moa.profiler.documents import document_source
+from moa.profiler.estimate import peak_bytes, seconds
+from moa.profiler.profile import Profile
+from moa.profiler.settings import Settings, Task, tasks
+from moa.progress import Note, Progress, silent
+
+
+def profile_model(
+    model: Given, output: str | PathLike[str], *, lengths: Sequence[int] = (1024, 2048, 4096), samples: int = 4,
+    sources: Sequence[str] | None = None, data: str | None = None, sinks: Sequence[int] = (64,),
+    keydiff: Sequence[int] = (64,), estimator: str | None = None, labels: Labels | None = None,
+    loss: Loss | None = None, chat: bool = True, around: Plan | str | PathLike[str] | None = None,
+    retrieval_score: bool = False, add: str | PathLike[str] | None = None, seed: int = 0, dtype: str = "auto",
+    device_map: Any = None, progress: Progress = silent, note: Note = silent,
+) -> Profile | None:  # fmt: skip
+    """Measure the harm of every cut of every KV head on calibration text.
+
+    Stopped at any moment, the same call goes on from the last finished sample. Under `torchrun` the processes share the
+    samples.
+
+    Args:
+        model: The model: its name, or what `moa.load_model` gave.
+        output: Profile to write (.safetensors).
+        lengths: Lengths to measure, tokens.
+        samples: Samples per source and length.
+        sources: Names of built-in sources; None for the default ones, or none where there is `data`.
+        data: Documents as one more source: .jsonl, .txt, .parquet or hub:NAME.
+        sinks: Sizes to measure of sinks of first keys, multiples of 64.
+        keydiff: Sizes to measure of sinks of the keys most unlike others.
+        estimator: Estimator of every source; None for each one's own, as for `labels` and `loss`.
+        labels: sampled, greedy or given.
+        loss: nll or margin; with `around` also kl.
+        chat: Whether tasks are rendered with the chat template, where there is one.
+        around: Plan that the model runs under while it is measured; None for the dense model.
+        retrieval_score: Whether copy scores are measured besides.
+        add: Earlier profile, whose samples join the new ones.
+        seed: Seed of texts and sampled labels.
+        dtype: Of a model that is named, as for `moa.load_model`; so too `device_map`.
+        device_map: `auto` spreads the model over devices.
+        progress: Called after each sample with the tokens that are done.
+        note: Called with lines about the work ahead, and about sources that say nothing.
+
+    Returns:
+        The profile; None in all processes of `torchrun` but the first.
+
+    Raises:
+        MoaError: Something that cannot be measured, or a file that cannot be read or must not be replaced.
+    """
+    path = Path(output)
+    names = sources if sources is not None else ([] if data else list(DEFAULT))
+    if unknown := [name for name in names if name not in SOURCES]:
+        raise MoaError(f"source must be one of {', '.join(SOURCES)}, found {brief(unknown[0])}")
+    settings = Settings(
+        tuple(lengths), samples, seed, tuple(sinks), tuple(keydiff), estimator, labels, loss, chat, retrieval_score
+    )
+    rank, world, barrier = _processes(own_device=device_map is None)
+    writable(path, "profile", Profile.load)
+    plan = around if around is None or isinstance(around, Plan) else Plan.load(around)
+    earlier = None if add is None else Profile.load(Path(add))
+    given = {str(file): found.model for file, found in ((around, plan), (add, earlier)) if found is not None}
+    settings.check(check_options(model, given))
+    network, tokenizer = loaded(model, dtype=dtype, device_map=device_map)
+    chosen = [SOURCES[name] for name in names]
+    if data:
+        chosen.append(document_source(data, tokenizer, settings.lengths, chat))
+    check_run(network, tokenizer, settings, chosen, path, plan, earlier)
+    todo = tasks(settings, chosen)
+    mine = todo[rank::world]
+    if rank == 0:
+        for line in _ahead(network, tokenizer, settings, todo, mine, plan, path):
+            note(line)
+    done, tokens = accumulate(task.length for task in mine), sum(task.length for task in mine)
+    profile = collect(
+        network, tokenizer, settings, chosen, path, plan=plan, add=earlier, rank=rank, world=world, barrier=barrier,
+        progress=lambda task, _measured: progress(next(done), tokens, task.key),
+    )  # fmt: skip
+    if profile is not None:
+        for cut, table in profile.cuts.items():
+            if not table.any():
+                note(f"nothing is known from {cut[0]} at {cut[1]} tokens: the model gets no answer right")
+    return profile
+
+
+def _ahead(
+    network: Any, tokenizer: Any, settings: Settings, todo: Sequence[Task], mine: Sequence[Task], plan: Plan | None,
+    output: Path,
+) -> list[str]:  # fmt: skip
+    """Return what there is to do, what it takes, and what is measured at one length only."""
+    finished = {task for task in todo if sample_file(output, task).exists()}
+    minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
+    memory = peak_bytes(network, max(settings.lengths)) / 2**30
+    count = f"{len(todo)} samples" + (f", {len(finished)} of them finished" if finished else "")
+    lines = [f"{count}, about {minutes:.1f} minutes and {memory:.1f} GiB of memory"]
+    longer = {task.source.name for task in todo if task.length > min(settings.lengths)}
+    once = [name for name in dict.fromkeys(task.source.name for task in todo) if name not in longer]
+    if once and len(settings.lengths) > 1:
+        lines.append(f"{', '.join(once)}: measured at the shortest length only, {min(settings.lengths)} tokens")
+    return lines
+
+
+def _processes(*, own_device: bool) -> tuple[int, int, Callable[[], None]]:
+    """Rank, number of processes and their barrier, as torchrun set them up; with `own_device` each takes a GPU."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return 0, 1, lambda: None
+    import torch
+    import torch.distributed as dist
+
+    if own_device and torch.cuda.is_available():  # processes that see one device each share its number
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # shares are fixed: who is done waits for the others
+    return dist.get_rank(), world, dist.barrier
