@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 
 from moa.cli.common import Bar, numbers
-from moa.cli.eval import COLUMNS, cells
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.journal import Journal
+from moa.evaluation.summary import COLUMNS, cells
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan

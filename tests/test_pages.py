@@ -96,7 +96,7 @@ def test_aims_that_fail_are_named():
 
 
 def measured(length, name, kept, questions=40):
-    """A row as `moa.comparison.compare` writes it."""
+    """A row as `moa.evaluation.comparison.compare` writes it."""
     task = {
         "right": round(kept * questions), "questions": questions, "rate": kept, "interval": [kept - 0.1, kept],
         "minus_dense": [kept - 1, kept - 1.1, kept - 0.9], "kept": kept,

@@ -88,8 +88,8 @@ def test_one_table_at_equal_bytes_that_goes_on_where_it_stopped(run, baselines, 
         f"| {row['row']} | {row['density']:.3f} | {row['kv_bytes'] / 2**20:.2f} |" in page for row in found["rows"]
     )
 
-    monkeypatch.setattr("moa.evaluation.comparison.ask", None)  # nothing is measured again
-    monkeypatch.setattr("moa.evaluation.comparison.divergence", None)
+    monkeypatch.setattr("moa.evaluation.tasks.needles.ask", None)  # nothing is measured again
+    monkeypatch.setattr("moa.evaluation.tasks.text.divergence", None)
     assert run() == 0
     assert (out / "baselines.md").read_text() == page
 
