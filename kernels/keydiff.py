@@ -11,7 +11,6 @@ after RoPE, whose fast pairs turn several times within a block and say nothing o
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from moa.plans.span import BLOCK
 
@@ -29,8 +28,28 @@ def scores(k: Tensor) -> Tensor:
         float32 [..., n], -1 to 1.
     """
     slow = k.unflatten(-1, (2, -1))[..., k.shape[-1] // 4 :].flatten(-2)
-    unit = normalize(slow.float().unflatten(-2, (-1, BLOCK)), dim=-1)  # [..., blocks, 64, D/2]
-    return -(unit * normalize(unit.sum(-2, keepdim=True), dim=-1)).sum(-1).flatten(-2)
+    unit = _unit(slow.float().unflatten(-2, (-1, BLOCK)))  # [..., blocks, 64, D/2]
+    mean = _unit(_total(unit.transpose(-1, -2)).transpose(-1, -2))
+    return -_total(unit * mean).flatten(-3)
+
+
+def _unit(x: Tensor) -> Tensor:
+    """Vectors [..., D] at length 1; zeros stay zeros."""
+    return x / _total(x * x).sqrt().clamp(min=1e-12)
+
+
+def _total(x: Tensor) -> Tensor:
+    """Sums over the last dimension, which is kept: half is added to half until one number is left.
+
+    A library's sum goes in an order that depends on shape, strides, processor and device, and then rounds otherwise;
+    additions number by number round alike everywhere, so equal keys have equal scores in every call.
+    """
+    while x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        odd = x[..., 2 * half :]
+        x = x[..., :half] + x[..., half : 2 * half]
+        x = torch.cat([x, odd], -1) if odd.shape[-1] else x
+    return x
 
 
 def winners(score: Tensor, sink: int) -> Tensor:

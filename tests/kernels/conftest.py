@@ -12,7 +12,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from moa.kernels.backend import load
+from moa.kernels.sinks import Sinks
 from moa.kernels.store import Store, allocate, capacities
+from moa.kernels.walk import walk
 from moa.plans.span import first_block
 
 BLOCK = 64
@@ -164,6 +167,72 @@ def half_rounding(whole: Text, scale: float, dtype: torch.dtype) -> float:
     return error + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
 
 
+def texts_of_ties(lengths: list[int], groups: int, size: int, seed: int, dtype: torch.dtype) -> list[Tensor]:
+    """Keys [n, groups, size] per text, of `dtype`; groups but the first have few keys over and over, so scores tie."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for n in lengths:
+        k = torch.randn(n, groups, size, generator=generator)
+        few = torch.randn(24, groups - 1, size, generator=generator)
+        k[:, 1:] = few[torch.randint(24, (n,), generator=generator)]
+        k[128:192] = k[:64]  # and a whole block again
+        found.append(k.to(dtype))
+    return found
+
+
+def sinks_after(
+    name: str, keys: list[Tensor], ends: list[list[int]], rules: Rules, fill: float = float("nan")
+) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What keydiff sinks hold after texts went through calls of a back-end.
+
+    Args:
+        name: Of the back-end.
+        keys: Of each text [n, groups, size].
+        ends: Per call, each text's length after it. Where a text's next call ends lower, the last tokens of this one
+            are others than the text's, and are taken back.
+        rules: Of the groups.
+        fill: What memory holds that was never written.
+
+    Returns:
+        Positions, scores, keys and values per (text, group): [sink], and [sink, size].
+    """
+    backend, groups, size = load(name), keys[0].shape[1], keys[0].shape[2]
+    numbers, dtype = (rules.sink, rules.alpha, rules.beta256), keys[0].dtype
+    store = allocate(capacities(*numbers, np.max(ends, 0)), size, dtype, "cpu")
+    store.k.fill_(fill), store.v.fill_(fill)
+    sinks = Sinks(rules.sink, np.ones(groups, bool), len(keys), torch.device("cpu"))
+    tables, past = rules.tensors(int(np.max(ends))), np.zeros(len(keys), np.int64)
+
+    def edges(at: np.ndarray) -> np.ndarray:
+        return first_block(*(x[:, None] for x in numbers), np.asarray(at) // BLOCK).T
+
+    for i, end in enumerate(ends):
+        back = np.minimum(end, ends[i + 1] if i + 1 < len(ends) else end)
+        new = [k[b:e].clone() for k, b, e in zip(keys, past, end, strict=True)]
+        for x, b, left in zip(new, past, back, strict=True):
+            x[left - b :] = -x[left - b :]
+        k = torch.cat(new)
+        call = {
+            "q": k.repeat_interleave(3, 1), "k": k, "v": 2 * k, **tables, "store": store, "scale": size**-0.5,
+            "starts": torch.tensor([0, *np.cumsum(end - past)], dtype=torch.int32), "lengths": torch.from_numpy(past),
+        }  # fmt: skip
+        if (end - past == 1).all():
+            sinks.advance(store, edges(past))
+            out = backend.step(**call)
+        else:
+            out = walk(**call, sinks=sinks, edges=edges, backend=backend)
+        assert out.isfinite().all()
+        past = back
+    sinks.advance(store, edges(np.maximum(past - 1, 0)))
+    found = []
+    for s in range(len(keys)):
+        for g in range(groups):
+            at = slice(int(store.base[s, g]), int(store.base[s, g]) + int(rules.sink[g]))
+            mine = sinks._position[s, g, : rules.sink[g]], sinks._score[s, g, : rules.sink[g]]
+            found.append((*mine, store.k[at].clone(), store.v[at].clone()))
+    return found
+
+
 @st.composite
 def rule_sets(draw: st.DrawFn, groups: int) -> Rules:
     """Random rules; groups often share one."""
@@ -188,4 +257,6 @@ def kit() -> SimpleNamespace:
         biased=biased,
         half_rounding=half_rounding,
         rule_sets=rule_sets,
+        texts_of_ties=texts_of_ties,
+        sinks_after=sinks_after,
     )

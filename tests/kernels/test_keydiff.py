@@ -1,5 +1,6 @@
 """Which keys a sink of other keys holds."""
 
+import pytest
 import torch
 
 from moa.kernels.keydiff import PINNED, history, scores, winners
@@ -30,6 +31,25 @@ def test_fast_pairs_do_not_count() -> None:
     torch.testing.assert_close(scores(moved), scores(k))
     moved[..., 4] += 5
     assert (scores(moved) - scores(k)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [2, 4, 6, 8, 64, 80, 96, 128])
+def test_a_score_is_the_same_to_the_last_bit_in_every_call(size, dtype) -> None:
+    """Alone, with other blocks, groups and sequences, in any layout of memory: a sum's order may depend on those."""
+    k = torch.randn(3, 5 * 64, size, generator=torch.Generator().manual_seed(size)).to(dtype)
+    alone = torch.stack([torch.cat([scores(block.clone()) for block in group.split(64)]) for group in k])
+    for layout in ((0, 1, 2), (1, 0, 2), (2, 1, 0), (0, 2, 1), (2, 0, 1)):
+        back = [layout.index(dim) for dim in range(3)]
+        x = k.permute(layout).contiguous().permute(back)
+        for found in (
+            scores(x),
+            scores(x[None, :, None])[0, :, 0],
+            torch.stack([scores(group) for group in x]),
+            torch.cat([scores(part) for part in x.split([64, 192, 64], 1)], 1),
+            torch.cat([scores(part) for part in x.split(64, 1)], 1),
+        ):
+            assert torch.equal(found, alone)
 
 
 def test_of_equals_the_earlier_wins() -> None:
