@@ -24,8 +24,6 @@ from moa.evaluation.comparison import Part, compare
 from moa.evaluation.haystack import HELD_OUT
 from moa.evaluation.interval import paired
 from moa.evaluation.journal import Journal
-from moa.evaluation.tasks import TASKS as KNOWN
-from moa.evaluation.tasks.needles import Needles
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan

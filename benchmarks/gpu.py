@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moa.plans.replace import replace, replace_json
+from moa.evaluation.journal import replace_json
+from moa.plans.replace import replace
 
 PARTS = ("correctness", "kernels", "end-to-end", "influence")
 

@@ -20,7 +20,7 @@ import torch
 from scipy.stats import spearmanr
 
 from moa.applied import apply
-from moa.evaluation.journal import Journal, key
+from moa.evaluation.journal import Journal, key, replace_json
 from moa.hf.logits import hidden_of, logits_of
 from moa.load import load_model
 from moa.plans.errors import MoaError

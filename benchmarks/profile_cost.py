@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from moa.cli.common import numbers
-from moa.evaluation.journal import Journal, key
+from moa.evaluation.journal import Journal, key, replace_json
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.replace import replace, replace_json

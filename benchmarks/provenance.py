@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from moa.environment import environment
-from moa.plans.replace import replace, replace_json
+from moa.evaluation.journal import replace_json
+from moa.plans.replace import replace
 
 ROOT = Path(__file__).parents[1]
 

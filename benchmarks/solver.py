@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import scipy
 
+from moa.evaluation.journal import replace_json
 from moa.plans.model import ModelInfo
 from moa.plans.replace import replace, replace_json
 from moa.profiler.profile import Profile

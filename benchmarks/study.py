@@ -24,7 +24,7 @@ import optuna
 
 from moa.cli.common import Bar, numbers
 from moa.evaluation.comparison import Part, compare
-from moa.evaluation.journal import Journal
+from moa.evaluation.journal import Journal, replace_json
 from moa.evaluation.validation import Validation
 from moa.load import load_model
 from moa.plans.errors import MoaError

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import moa.evaluation.comparison
 from moa.plans.model import ModelInfo
-from moa.plans.plan import FULL, Plan
+from moa.plans.plan import FULL
 from moa.profiler.profile import Profile
 from moa.search.budget import Budget
 from moa.search.choose import choose
@@ -19,7 +20,7 @@ from moa.search.grid import grid
 from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, objective
 
-LENGTH, OTHER = 768, 576
+LENGTH, OTHER, LONGEST = 768, 576, 1536
 ABSOLUTE = "first-order-abs"
 SCORES = np.array([[0.0, 0.2], [0.7, 0.0]], np.float32)
 
@@ -37,11 +38,9 @@ def make_profile(info, seed, estimators):
 
 @pytest.fixture
 def baselines(monkeypatch):
-    """The script, with lengths and densities that suit a tiny model."""
+    """The script."""
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    module = import_module("baselines")
-    monkeypatch.setattr(module, "DENSITIES", {OTHER: (0.7,), LENGTH: (0.75, 0.5)})
-    return module
+    return import_module("baselines")
 
 
 @pytest.fixture
@@ -58,30 +57,39 @@ def run(baselines, fresh, tokenizer, tmp_path, monkeypatch):
 
     def run(*args, profile="p.safetensors", absolute="a.safetensors"):
         given = [tmp_path, tmp_path / profile, "--absolute", tmp_path / absolute, "--results", tmp_path / "out"]
-        monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, given), "--needles", "1", "--windows", "1", *args])
+        given += ["--length", LENGTH, "--longest", LONGEST, "--densities", 0.5, 0.25, "--needles", 1, "--windows", 1]
+        monkeypatch.setattr(sys, "argv", ["baselines.py", *map(str, given), *args])
         return baselines.main()
 
     return run
 
 
 def test_one_table_at_equal_bytes_that_goes_on_where_it_stopped(run, baselines, tmp_path, monkeypatch, capsys):
-    out = tmp_path / "out"
-    assert run("--lengths", str(LENGTH)) == 0
-    assert sorted(path.name for path in out.iterdir()) == ["baselines.partial"]
-    measured = len((out / "baselines.partial").read_text().splitlines())
-    assert measured == 2 * (1 + 2 * 6)
+    out, asked = tmp_path / "out", []
+
+    def stop(*args, ask=moa.evaluation.comparison.ask):
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        asked.append(args)
+        return ask(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("moa.evaluation.comparison.ask", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert [path.name for path in out.iterdir()] == ["baselines.partial"]
+    assert len((out / "baselines.partial").read_text().splitlines()) == 3
     assert run() == 0
-    assert len((out / "baselines.partial").read_text().splitlines()) == measured + 2 * (1 + 6)
+    assert len((out / "baselines.partial").read_text().splitlines()) == 2 * (1 + 2 * 6)
     found = json.loads((out / "baselines.json").read_text())
     kinds = ["exact", "first keys", "uniform", "two-group", "per-layer", ABSOLUTE]
-    for n, densities in baselines.DENSITIES.items():
-        rows = {row["row"]: row for row in found["rows"] if row["length"] == n}
-        assert list(rows) == ["dense", *(f"{kind} {density:g}" for density in densities for kind in kinds)]
-        for name, row in rows.items():
-            if name != "dense":
-                room = rows[f"uniform {name.split()[-1]}"]["kv_bytes"]
-                assert row["kv_bytes"] <= room
-                assert row["single"]["questions"] == row["text"]["windows"] == 1
+    rows = {row["row"]: row for row in found["rows"]}
+    assert list(rows) == ["dense", *(f"{kind} {density:g}" for density in (0.5, 0.25) for kind in kinds)]
+    for name, row in rows.items():
+        if name != "dense":
+            assert row["kv_bytes"] <= rows[f"exact {name.split()[-1]}"]["kv_bytes"]
+            assert row["single"]["questions"] == row["text"]["windows"] == 1
+    assert found["run"]["seed"] == 11
     assert found["absolute"]["estimators"] == dict.fromkeys(("text", "facts"), ABSOLUTE)
     page = (out / "baselines.md").read_text()
     assert all(
@@ -96,28 +104,33 @@ def test_one_table_at_equal_bytes_that_goes_on_where_it_stopped(run, baselines, 
 
 def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
     profile, absolute = (Profile.load(tmp_path / f"{name}.safetensors") for name in ("p", "a"))
-    plans = dict(baselines.plans(profile, absolute, LENGTH))
-    room = plans["uniform 0.75"].kv_bytes(LENGTH, dtype="bfloat16")
-    assert plans["uniform 0.75"] == Plan.uniform(profile.model, 0.75, at=LENGTH)
-    budget = Budget("kv_gb", room / 1e9, LENGTH, dtype="bfloat16")
-    windows = ["sink_window"]
-    for name, source in (("exact", profile), ("first keys", profile.only(windows)), (ABSOLUTE, absolute.only(windows))):
-        assert plans[f"{name} 0.75"] == choose(source, [budget], lengths=Lengths((LENGTH,)))[0]
-    assert plans["exact 0.75"] != plans["first keys 0.75"]
-    # 12 blocks when full, 4 with the smallest window; 10 for each of 4 groups when uniform: 3 are full.
-    full = {(layer, head) for layer in (0, 1) for head in (0, 1) if plans["two-group 0.75"].rule(layer, head) == FULL}
-    assert full == {(1, 0), (0, 1), (0, 0)}
-    assert plans["two-group 0.75"].spans(LENGTH)[1, 1] == 192
+    plans = dict(baselines.plans(profile, absolute, LENGTH, LONGEST, [0.5]))
+    lengths, windows = Lengths((OTHER, LENGTH), (LONGEST,)), ["sink_window"]
+    density = Budget("density", 0.5)
+    assert plans["exact 0.5"] == choose(profile, [density], lengths=lengths)[0]
+    room = plans["exact 0.5"].kv_bytes(LENGTH, dtype="bfloat16")
+    budgets = [density, Budget("kv_gb", room / 1e9, LENGTH, dtype="bfloat16")]
+    for name, source in (("first keys", profile.only(windows)), (ABSOLUTE, absolute.only(windows))):
+        assert plans[f"{name} 0.5"] == choose(source, budgets, lengths=lengths)[0]
+    assert plans["exact 0.5"].groups != plans["first keys 0.5"].groups
+    block = 64 * profile.model.token_bytes("bfloat16")
+    blocks = room // block  # of 4 groups, each of which has 12 when full
+    widest = plans["uniform 0.5"]
+    assert widest.kv_bytes(LENGTH, dtype="bfloat16") // block == blocks // 4 * 4
+    # 12 blocks when full, 4 with the smallest window.
+    full = [(layer, head) for layer in (0, 1) for head in (0, 1) if plans["two-group 0.5"].rule(layer, head) == FULL]
+    assert sorted(full, key=[(1, 0), (0, 1), (0, 0)].index) == [(1, 0), (0, 1), (0, 0)][: (blocks - 16) // 8]
+    assert plans["two-group 0.5"].spans(LENGTH)[1, 1] == 192
 
-    rules = grid((LENGTH,), [("sink_window", 64)])
-    harms = objective(profile, rules, PLAIN, Lengths((LENGTH,)))
+    rules = grid(lengths.all, [("sink_window", 64)])
+    harms = objective(profile.only(windows), rules, PLAIN, lengths)
     pairs = [(i, j) for i in range(len(rules)) for j in range(len(rules))]
-    blocks = rules.cache_blocks(LENGTH)
-    most = room // (64 * profile.model.token_bytes("bfloat16"))
+    held, spans = rules.cache_blocks(LENGTH), rules.spans(LONGEST)
     best = min(
-        harms[[0, 1, 2, 3], [i, i, j, j]].sum() for i, j in pairs if 2 * int(blocks[i] + blocks[j]) <= most
-    )  # brute force
-    found = plans["per-layer 0.75"]
+        harms[[0, 1, 2, 3], [i, i, j, j]].sum() for i, j in pairs
+        if 2 * int(held[i] + held[j]) <= blocks and 2 * (spans[i] + spans[j]) <= 0.5 * 4 * LONGEST
+    )  # fmt: skip  # brute force
+    found = plans["per-layer 0.5"]
     which = {rules.rule(i): i for i in range(len(rules))}
     assert all(found.rule(layer, 0) == found.rule(layer, 1) for layer in (0, 1))
     i, j = (which[found.rule(layer, 0)] for layer in (0, 1))
@@ -125,7 +138,7 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
 
 
 def test_without_absolute_there_is_no_such_row(run, baselines, tmp_path):
-    rows = baselines.plans(Profile.load(tmp_path / "p.safetensors"), None, OTHER)
+    rows = baselines.plans(Profile.load(tmp_path / "p.safetensors"), None, OTHER, LONGEST, [0.7])
     kinds = "exact", "first keys", "uniform", "two-group", "per-layer"
     assert [name for name, _ in rows] == [f"{kind} 0.7" for kind in kinds]
 
@@ -133,7 +146,7 @@ def test_without_absolute_there_is_no_such_row(run, baselines, tmp_path):
 @pytest.mark.parametrize(
     ("args", "files", "says"),
     [
-        (["--lengths", "100"], {}, "lengths must be of 576, 768, found 100"),
+        (["--longest", "100"], {}, "the longest intended length must be from 768"),
         (
             [],
             {"profile": "unscored.safetensors"},
