@@ -6,13 +6,12 @@ not change the answer are checked against the plain line's. Everything runs in t
 
     python tests/fuzz/fuzz_cli.py --seeds 0:250 -o build/fuzz-cli/0.json    run 250 cases; exit code 1 if one fails
     python tests/fuzz/fuzz_cli.py --seed 17                                 one case, shrunk to the changes that matter
-    python tests/fuzz/fuzz_cli.py --sum build/fuzz-cli/*.json -o RESULTS.json
+    python tests/fuzz/fuzz_cli.py --sum build/fuzz-cli/*.json -o RESULTS.json    several results of one commit as one
 """
 
 import argparse
 import json
 import os
-import platform
 import resource
 import shlex
 import sys
@@ -20,16 +19,18 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
 
 from fuzz_parts.cases import Base, Case, draw
 from fuzz_parts.rule import Outcome, judge
 from fuzz_parts.workplace import make
+from provenance import provenance
+
+from moa.plans.errors import MoaError
 
 MEMORY = 8 * 2**30
 """Bytes that a case may not pass: what a document claims must not decide what is allocated."""
@@ -70,29 +71,36 @@ def run(seeds: range, workplace: Path) -> dict[str, Any]:
                              "problems": problems, "error": found.err[-300:]})  # fmt: skip
     commands = sorted({command for command, _ in counts})
     return {
-        "seeds": [seeds.start, seeds.stop], "date": datetime.now(UTC).date().isoformat(),
-        "seconds": round(time.time() - began, 1), "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("moa-attention", "torch", "transformers")},
+        "run": provenance(), "seeds": [seeds.start, seeds.stop], "seconds": round(time.time() - began, 1),
         "commands": {c: {o: counts[c, o] for o in ("right", "refused")} for c in commands}, "compared": compared,
         "failures": failures,
     }  # fmt: skip
 
 
 def summed(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """Several runs as one."""
+    """Several runs as one: the same commit and versions, seeds that follow one another."""
     parts = sorted(parts, key=lambda part: part["seeds"])
-    whole = dict(parts[-1])
-    whole["seeds"] = [parts[0]["seeds"][0], parts[-1]["seeds"][1]]
-    whole["seconds"] = round(sum(part["seconds"] for part in parts), 1)
+    first, *others = parts
+    for before, part in zip(parts, others, strict=False):
+        if before["seeds"][1] != part["seeds"][0]:
+            raise MoaError(f"seeds must follow one another, found {before['seeds']} and then {part['seeds']}")
+    for part in others:
+        for name, value in first["run"].items():
+            if name not in ("command", "date") and part["run"].get(name) != value:
+                raise MoaError(f"results must be of one {name}, found {value} and {part['run'].get(name)}")
     total: dict[str, Counter[str]] = {}
     for part in parts:
         for command, counts in part["commands"].items():
             total.setdefault(command, Counter()).update(counts)
-    whole["commands"] = {command: dict(total[command]) for command in sorted(total)}
-    whole["compared"] = sum(part["compared"] for part in parts)
-    whole["cases"] = sum(sum(counts.values()) for counts in total.values())
-    whole["failures"] = [failure for part in parts for failure in part["failures"]]
-    return whole
+    return {
+        "run": provenance() | {"commit": first["run"]["commit"]},  # of the code that ran the cases
+        "seeds": [first["seeds"][0], parts[-1]["seeds"][1]],
+        "seconds": round(sum(part["seconds"] for part in parts), 1),
+        "commands": {command: dict(total[command]) for command in sorted(total)},
+        "compared": sum(part["compared"] for part in parts),
+        "cases": sum(sum(counts.values()) for counts in total.values()),
+        "failures": [failure for part in parts for failure in part["failures"]],
+    }
 
 
 def main() -> int:
@@ -104,7 +112,11 @@ def main() -> int:
     options = parser.parse_args()
     options.output = options.output and options.output.resolve()  # cases change the folder
     if options.sum:
-        found = summed([json.loads(path.read_text()) for path in options.sum])
+        try:
+            found = summed([json.loads(path.read_text()) for path in options.sum])
+        except MoaError as error:
+            print("error:", error, file=sys.stderr)
+            return 2
     else:
         resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
         first, last = (

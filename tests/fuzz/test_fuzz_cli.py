@@ -1,5 +1,6 @@
 """A slice of the fuzzed command lines, and that the judge sees each kind of fault."""
 
+import json
 import os
 import sys
 from importlib import import_module
@@ -104,3 +105,42 @@ def test_the_judge_sees_what_should_have_been_refused_and_what_was_changed(
     monkeypatch.setattr(moa.report, "costs", costs)
     assert judged(fuzz, "show plan.yaml") == ["refused, but changed plan.yaml"]
     assert os.stat(fuzz.folder / "plan.yaml").st_size  # the case had a copy
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.syspath_prepend(Path(__file__).parent)
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    return import_module("fuzz_cli")
+
+
+def result(first: int, last: int, **run: str) -> dict[str, Any]:
+    about = {"command": f"python x.py --seeds {first}:{last}", "commit": "abc", "date": "2026-11-28", "torch": "2.13"}
+    return {
+        "run": about | run, "seeds": [first, last], "seconds": 1.5, "compared": 2, "failures": [{"seed": first}],
+        "commands": {"show": {"right": 3, "refused": last - first - 3}},
+    }  # fmt: skip
+
+
+def test_results_of_one_commit_are_added_up(
+    script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def summed(*parts: dict[str, Any]) -> Any:
+        for i, part in enumerate(parts):
+            (tmp_path / f"{i}.json").write_text(json.dumps(part))
+        given = ["--sum", *(str(tmp_path / f"{i}.json") for i in range(len(parts))), "-o", str(tmp_path / "all.json")]
+        monkeypatch.setattr(sys, "argv", ["fuzz_cli.py", *given])
+        return script.main()
+
+    assert summed(result(10, 20), result(0, 10, date="2026-11-27")) == 1  # there are failures
+    found = json.loads((tmp_path / "all.json").read_text())
+    assert found["run"]["commit"] == "abc"
+    assert "--sum" in found["run"]["command"]
+    assert found["seeds"] == [0, 20]
+    assert found["commands"] == {"show": {"right": 6, "refused": 14}}
+    assert (found["cases"], found["compared"], found["seconds"]) == (20, 4, 3.0)
+    assert [failure["seed"] for failure in found["failures"]] == [0, 10]
+    assert summed(result(0, 10), result(10, 20, commit="def")) == 2
+    assert "must be of one commit, found abc and def" in capsys.readouterr().err
+    assert summed(result(0, 10), result(20, 30)) == 2
+    assert "seeds must follow one another" in capsys.readouterr().err
