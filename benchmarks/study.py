@@ -1,13 +1,14 @@
 """What trials against the model add to one exact solve, and what the exact core adds to trials alone.
 
-Three studies (seeds 0, 1, 2) at densities 0.25 and 0.125 of 1,024 to 4,096 tokens (the second 0.2 at 1,024, where sink
-and smallest window leave no plan of 0.125), short trials on validation text of 1,024; then each winner beside the
-single exact solve on evaluation text and needles at 2,048 and 4,096 tokens, which no study saw. At the first density
-the same again with random mixes, none stopped early: what the default sampler is compared with, and, as they are
-measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the window of every group, at
-density 0.25 of 1,024 tokens, scored as a study's trials. Writes study.json and study.md to
-`--results`. Stopped at any moment, the same command goes on from study.partial and study-trials.partial; several
-processes may take a seed each, then one takes all.
+Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, at densities 0.25 and 0.125; a study
+tries mixes of the same search. Three studies (seeds 4, 5, 6) take short trials on validation text and tasks of
+`--validate-length` tokens. What they chose is reported on what no study saw: tasks of another seed, evaluation text,
+and needles of formats and a seed that no choice of this project has seen, beside the single exact solve. At the first
+density the same again with random mixes, none stopped early: what the default sampler is compared with, and, as they
+are measured to the end, what pruners are replayed on. And 200 trials of Optuna alone, over the window and the sink of
+every group, at density 0.25 of 1,024 tokens, scored as a study's trials beside the exact solve for that length. Writes
+study.json and study.md to `--results`. Stopped at any moment, the same command goes on from study.partial and
+study-trials.partial; several processes may take a seed each, then one takes all. About two hours on 2 idle cores.
 
     python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -21,28 +22,25 @@ from typing import Any
 
 import numpy as np
 import optuna
+from provenance import about, provenance, said, write
 
-from moa.cli.common import Bar, numbers
 from moa.evaluation.comparison import Part, compare
-from moa.evaluation.journal import Journal, replace_json
-from moa.evaluation.validation import Validation
+from moa.evaluation.haystack import HELD_OUT
+from moa.evaluation.journal import Journal, key
 from moa.load import load_model
 from moa.plans.errors import MoaError
-from moa.plans.plan import FULL, Plan, Rule
-from moa.plans.replace import replace, replace_json
-from moa.profiler.profile import Profile
+from moa.plans.plan import FULL, Plan
+from moa.plans.rule import PATTERNS
+from moa.profiler.profile import Profile, describe, digest
 from moa.search.budget import parse
 from moa.search.choose import choose
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 
-VALIDATED = 1024
-"""Tokens of the samples that trials are measured on. Plans have a budget there too: else wide constant windows win."""
-CHECKED = Part(2048, {"single": 8, "text": 2}), Part(4096, {"single": 4, "text": 1})
+CHECKED = Part(2048, 16, 0, 2, HELD_OUT), Part(4096, 8, 0, 1, HELD_OUT)
 """How winners are measured."""
-BUDGETS = {"0.25": ("0.25",), "0.125": ("0.2@1024", "0.125@2048", "0.125@4096")}
-DENSITIES = tuple(BUDGETS)
+DENSITIES = "0.25", "0.125"
 ALONE = 0.25, 1024
 """Density and length of the trials of Optuna alone."""
 ENDED = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
@@ -56,21 +54,21 @@ WINDOWS = (64, 128, 256, 512)
 """Windows that Optuna alone chooses from, besides everything."""
 
 
-def searched(profile: Profile, budgets: Sequence[str], mix: Mix, lengths: Sequence[int]) -> Plan:
-    kept = [parse("density", budget) for budget in budgets]
-    return choose(profile, kept, mix=mix, lengths=Lengths(tuple(lengths)))[0]
+def searched(profile: Profile, density: str, mix: Mix, lengths: Lengths) -> Plan:
+    return choose(profile, [parse("density", density)], mix=mix, lengths=lengths)[0]
 
 
 def alone(
     profile: Profile, evaluate: Evaluate, density: float, length: int, trials: int, name: str, storage: str
 ) -> list[float]:  # fmt: skip
     """Optuna over the rule of every group; groups drawn last shrink until the budget is kept. The score by trial."""
-    kinds = [*(Rule(alpha=64 + window, beta=0) for window in WINDOWS), FULL]
+    sinks = [(PATTERNS[name], size) for name, size in profile.patterns]
+    kinds = [*(kind(sink=s, alpha=s + window, beta=0) for window in WINDOWS for kind, s in sinks), FULL]
     groups = [(layer, head) for layer in profile.model.ruled_layers for head in range(profile.model.kv_heads)]
 
     def plan_of(trial: optuna.Trial) -> Plan:
-        chosen = {g: trial.suggest_int(f"{g[0]}.{g[1]}", 0, len(WINDOWS)) for g in groups}
-        for i in np.random.default_rng(trial.number).permutation(len(groups) * len(WINDOWS)):
+        chosen = {g: trial.suggest_int(f"{g[0]}.{g[1]}", 0, len(kinds) - 1) for g in groups}
+        for i in np.random.default_rng(trial.number).permutation(len(groups) * (len(kinds) - 1)):
             plan = Plan.from_rules(
                 profile.model,
                 {
@@ -84,13 +82,12 @@ def alone(
             chosen[group] = max(0, chosen[group] - 1)
         return plan
 
-    *_, base = evaluate(searched(profile, [str(density)], Mix(), [length]))
-    raw = open_study(name, storage)
-    with Bar("Optuna alone") as bar:
-        while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
-            trial = raw.ask()
-            raw.sampler = optuna.samplers.TPESampler(seed=trial.number)
-            bar(done + 1, trials, measure(raw, trial, plan_of(trial), evaluate, base))
+    *_, base = evaluate(searched(profile, str(density), Mix(), Lengths((length,))))
+    raw, say = open_study(name, storage), said("Optuna alone")
+    while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
+        trial = raw.ask()
+        raw.sampler = optuna.samplers.TPESampler(seed=trial.number)
+        say(done + 1, trials, measure(raw, trial, plan_of(trial), evaluate, base))
     return [t.value for t in raw.trials if t.state == ENDED[0] and t.value is not None]
 
 
@@ -113,10 +110,22 @@ def replay(trials: list[optuna.trial.FrozenTrial], pruner: optuna.pruners.BasePr
     return measured / sum(len(t.intermediate_values) for t in trials), again.best_value
 
 
+def unseen(plans: Sequence[tuple[str, Plan]], check: Validation, journal: Journal, **what: Any) -> dict[str, Any]:
+    """What plans measure on tasks of a seed that no study saw, by name."""
+    found, say = {}, said("unseen tasks")
+    for i, (name, plan) in enumerate(plans):
+        place = key(plan=plan.fingerprint(), length=check.length, **what)
+        if journal.get(place) is None:
+            *_, measured = check(plan)
+            journal.put(place, asdict(measured), plan=name)
+        found[name] = journal.get(place)
+        say(i + 1, len(plans), name)
+    return found
+
+
 def markdown(found: dict[str, Any]) -> str:
-    about = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
     lines = [
-        f"{found['model']['name']}: {about}",
+        f"{found['model']['name']}; {about(found['run'])}",
         "",
         "On validation text, which the studies go by:",
         "",
@@ -129,6 +138,9 @@ def markdown(found: dict[str, Any]) -> str:
             f"| {s['density']} | {s['seed']} | {whole + stopped} ({stopped}) | {s['base']['kl']:.4f} | "
             f"{s['measured']['kl']:.4f} | {s['base']['recall']:.3f} | {s['measured']['recall']:.3f} |"
         )
+    lines += ["", "On tasks of another seed, which no study saw:", ""]
+    lines += ["| plan | answers' KL | answer tokens right |", "|---|---|---|"]
+    lines += [f"| {name} | {m['recall']:.3f} | {m['right']:.1%} |" for name, m in found["unseen"].items()]
     lines += ["", "On evaluation text and needles, which no study saw:", ""]
     lines += ["| tokens | plan | KL | perplexity against dense | needles found |", "|---|---|---|---|---|"]
     for row in found["rows"]:
@@ -160,7 +172,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile", type=Path)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[4, 5, 6], help="of studies and of their tasks")
+    parser.add_argument("--unseen", type=int, default=11, help="seed of the tasks and needles that are reported")
+    parser.add_argument("--longest", type=int, default=8192, help="longest intended length, where densities hold")
+    parser.add_argument("--validate-length", type=int, default=2048, help="tokens of what trials are measured on")
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--alone", type=int, default=200, help="trials of Optuna alone; 0: not now")
     parser.add_argument("--no-check", action="store_true", help="studies only")
@@ -168,29 +183,35 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        seeds, lengths = numbers("seeds", options.seeds), sorted({VALIDATED, *(part.length for part in CHECKED)})
         profile = Profile.load(options.profile)
+        lengths = Lengths.of(profile, longest=options.longest)
         options.results.mkdir(parents=True, exist_ok=True)
-        storage = str(options.results / "study-trials.partial")
+        storage, journal = str(options.results / "study-trials.partial"), Journal(options.results / "study.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)
+        identity = {"profile": digest(options.profile), "dtype": options.dtype, "longest": options.longest}
         bests: dict[tuple[str, int], Best] = {}
         drawn: list[dict[str, Any]] = []
 
-        def run(check: Evaluate, density: str, seed: int, name: str, **how: Any) -> Best:
-            with Bar(f"density {density}, seed {seed}") as bar:
-                return study(
-                    profile, lambda mix: searched(profile, BUDGETS[density], mix, lengths), check,
-                    trials=options.trials, lengths=lengths, name=f"{name}{density} {seed} {options.dtype}",
-                    storage=storage, seed=seed, progress=bar, **how,
-                )  # fmt: skip
+        def named(kind: str, **what: Any) -> str:
+            return f"{kind} {key(**identity, **what)[:16]}"
 
-        for seed in seeds:
-            check = Validation(model, tokenizer, VALIDATED, seed=seed)
+        def run(check: Evaluate, density: str, seed: int, kind: str, **how: Any) -> Best:
+            name = named(kind, density=density, seed=seed, length=options.validate_length)
+            return study(
+                profile, lambda mix: searched(profile, density, mix, lengths), check,
+                trials=options.trials, lengths=lengths.all, name=name, storage=storage, seed=seed,
+                progress=said(f"{kind}, density {density}, seed {seed}"), **how,
+            )  # fmt: skip
+
+        for seed in options.seeds:
+            check = Validation(model, tokenizer, options.validate_length, seed=seed)
             for density in DENSITIES:
-                bests[density, seed] = run(check, density, seed, "")
-            by_chance = run(check, DENSITIES[0], seed, "random ", pruner=PRUNERS["none"],
+                bests[density, seed] = run(check, density, seed, "study")
+            by_chance = run(check, DENSITIES[0], seed, "random", pruner=PRUNERS["none"],
                             sampler=lambda s: optuna.samplers.RandomSampler(seed=s))  # fmt: skip
-            recorded = trials_of(f"random {DENSITIES[0]} {seed} {options.dtype}", storage)
+            recorded = trials_of(
+                named("random", density=DENSITIES[0], seed=seed, length=options.validate_length), storage
+            )
             tpe = bests[DENSITIES[0], seed]
             drawn.append({
                 "seed": seed, "tpe": tpe.measured.score(tpe.base),
@@ -199,30 +220,35 @@ def main() -> int:
             })  # fmt: skip
         scores = []
         if options.alone:
-            check = Validation(model, tokenizer, ALONE[1], texts=2)
-            scores = alone(profile, check, *ALONE, options.alone, f"alone {options.dtype}", storage)
+            check = Validation(model, tokenizer, ALONE[1], texts=2, seed=options.seeds[0])
+            scores = alone(profile, check, *ALONE, options.alone, named("alone", seed=options.seeds[0]), storage)
         if options.no_check:
             return 0
-        plans = [(f"exact {density}", searched(profile, BUDGETS[density], Mix(), lengths)) for density in DENSITIES]
+        plans = [(f"exact {density}", searched(profile, density, Mix(), lengths)) for density in DENSITIES]
         plans += [(f"study {density}, seed {seed}", best.plan) for (density, seed), best in bests.items()]
-        with Bar("checking") as bar:
-            found = compare(
-                model, tokenizer, plans, CHECKED, uniform=False, progress=bar,
-                journal=Journal(options.results / "study.partial"),
-            )  # fmt: skip
+        check = Validation(model, tokenizer, options.validate_length, seed=options.unseen)
+        tasks = unseen(plans, check, journal, seed=options.unseen, **identity)
+        found = compare(
+            model, tokenizer, plans, CHECKED, uniform=False, seed=options.unseen, progress=said("evaluation"),
+            journal=journal,
+        )  # fmt: skip
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    found["studies"] = [
+    seeds = {"seeds": options.seeds, "unseen": options.unseen}
+    studies = [
         {"density": density, "seed": seed, "trials": best.trials, "base": asdict(best.base),
          "measured": asdict(best.measured), "mix": asdict(best.mix)}
         for (density, seed), best in bests.items()
     ]  # fmt: skip
-    found["random"] = drawn
-    found["alone"] = {"density": ALONE[0], "length": ALONE[1], "trials": options.alone, "scores": scores}
-    replace_json(options.results / "study.json", found)
-    replace(options.results / "study.md", markdown(found).encode())
-    print(markdown(found))
+    whole = {
+        "run": provenance(model) | seeds, "model": found["model"], "profile": describe(options.profile, profile),
+        "validate_length": options.validate_length, "studies": studies, "unseen": tasks, "rows": found["rows"],
+        "random": drawn,
+        "alone": {"density": ALONE[0], "length": ALONE[1], "trials": options.alone, "scores": scores},
+        "plans": {name: plan.to_dict() for name, plan in plans},
+    }  # fmt: skip
+    write(options.results, "study", whole, markdown(whole))
     return 0
 
 

@@ -16,9 +16,7 @@ from moa.evaluation.comparison import Part
 def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = import_module("study")
-    monkeypatch.setattr(module, "VALIDATED", 576)
-    monkeypatch.setattr(module, "CHECKED", (Part(576, {"single": 1, "text": 1}),))
-    monkeypatch.setattr(module, "BUDGETS", {"0.6": ("0.6",), "0.5": ("0.5@576",)})
+    monkeypatch.setattr(module, "CHECKED", (Part(576, single=1, four=0, windows=1),))
     monkeypatch.setattr(module, "DENSITIES", ("0.6", "0.5"))
     monkeypatch.setattr(module, "ALONE", (0.6, 576))
     profile = tmp_path / "p.safetensors"
@@ -27,12 +25,13 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
 
     def run(*given: str) -> int:
         fixed = [str(model_folder), str(profile), "--trials", "3", "--alone", "5", "--results", str(tmp_path)]
+        fixed += ["--longest", "576", "--validate-length", "576"]
         monkeypatch.setattr(sys, "argv", ["study.py", *fixed, *given])
         return module.main()
 
     assert run("--seeds", "1", "--no-check") == 0
     assert not (tmp_path / "study.json").exists()
-    assert run("--seeds", "0,1") == 0
+    assert run("--seeds", "0", "1") == 0
     found = json.loads((tmp_path / "study.json").read_text())
     assert [(s["density"], s["seed"]) for s in found["studies"]] == [("0.6", 0), ("0.5", 0), ("0.6", 1), ("0.5", 1)]
     assert all(sum(s["trials"]) == 3 for s in found["studies"])
@@ -41,6 +40,8 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
     }  # fmt: skip
     assert all(row["density"] <= 0.6 for row in found["rows"] if row["row"] != "dense")
     assert [r["seed"] for r in found["random"]] == [0, 1]
+    assert list(found["unseen"]) == [row["row"] for row in found["rows"][1:]]
+    assert found["run"]["seeds"] == [0, 1]
     assert 1 <= len(found["alone"]["scores"]) <= 5
     assert "Optuna alone, 5 trials at density 0.6" in (tmp_path / "study.md").read_text()
 
@@ -49,8 +50,8 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
 
     monkeypatch.setattr("moa.evaluation.validation.Validation.__call__", lambda self, plan: no_more())
     with pytest.raises(AssertionError, match="measured again"):  # Optuna alone is scored against the exact solve
-        run("--seeds", "0,1")
-    assert run("--seeds", "0,1", "--alone", "0") == 0
+        run("--seeds", "0", "1")
+    assert run("--seeds", "0", "1", "--alone", "0") == 0
     capsys.readouterr()
 
 
