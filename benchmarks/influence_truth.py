@@ -1,8 +1,10 @@
 """How well each estimator ranks KV heads by the harm of cutting them, on the real model.
 
-Truth: KL from the dense model's answer distribution when one group alone is cut to a quarter of the text. Writes
-influence_truth.json to `--results`. Stopped at any moment, the same command goes on from `influence_truth.partial`.
-About 25 minutes on 2 idle cores.
+Truth: what happens to the model's answers when one group alone is cut to a quarter of the text, once with a sink of the
+first keys and once with a keydiff sink: the KL divergence from the dense model's answer distribution, and what the
+margin of the given answer loses (of answers that the dense model gets right). Beside each estimator's ranks stands, for
+`fisher`, the size of its harm over the measured KL. Writes influence_truth.json and influence_truth.md to `--results`.
+Stopped at any moment, the same command goes on from `influence_truth.partial`. About 40 minutes on 2 idle cores.
 
     python benchmarks/influence_truth.py .model/SmolLM2-135M-Instruct
 """
@@ -17,22 +19,24 @@ from typing import Any
 
 import numpy as np
 import torch
+from provenance import about, provenance, write
 from scipy.stats import spearmanr
+from tables import claim, claimed, head, line
 
 from moa.applied import apply
-from moa.evaluation.journal import Journal, key, replace_json
+from moa.evaluation.journal import Journal, key
 from moa.hf.logits import hidden_of, logits_of
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
-from moa.plans.replace import replace_json
+from moa.plans.rule import PATTERNS
 from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.recorder import recording
+from moa.search.spread import iqr
 
-HERE = Path(__file__).parent
 MEASURES = [
     ("first-order", "greedy", "nll", "first order, signed (the paper's equation)"),
     ("first-order-abs", "greedy", "nll", "first order, absolute value per entry (the paper's code)"),
@@ -41,12 +45,16 @@ MEASURES = [
     ("fisher", "given", "margin", "fisher, margin of the given answer"),
     ("effect", "given", "margin", "signed effect of the whole cut on the margin of the given answer"),
 ]
+KINDS = {"sink_window": "first keys", "keydiff_window": "keydiff"}
+TRUTHS = {"kl": "KL", "margin": "margin"}
+COUNTED = 1e-3
+"""Groups of less than this share of the largest KL are left out of the ratio: theirs says nothing."""
 
 
-def samples(tokenizer: Any, length: int, count: int) -> list[Sample]:
+def samples(tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
     """Alternating fact and key-value samples."""
     kinds = [SOURCES["facts"], SOURCES["pairs"]]
-    return [kinds[i % 2].sample(tokenizer, length, random.Random(f"truth/{i}"), True) for i in range(count)]
+    return [kinds[i % 2].sample(tokenizer, length, random.Random(f"truth/{seed}/{i}"), True) for i in range(count)]
 
 
 @torch.inference_mode()
@@ -56,13 +64,19 @@ def answers(model: Any, sample: Sample) -> torch.Tensor:
     return logits_of(model, hidden[torch.tensor(sample.response) - 1]).log_softmax(-1)
 
 
-class Bench:
-    """The model, the texts and the cut; what is measured is kept in the journal."""
+def margins(logits: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+    """By how much each given answer is ahead of the best other [answers]."""
+    label = logits.gather(1, given[:, None])
+    return (label - logits.scatter(1, given[:, None], -torch.inf).amax(-1, keepdim=True))[:, 0]
 
-    def __init__(self, model: Any, texts: list[Sample], cut: Rule, journal: Journal) -> None:
-        self.model, self.texts, self.cut, self.journal = model, texts, cut, journal
+
+class Bench:
+    """The model, the texts and the cuts, one per kind of sink; what is measured is kept in the journal."""
+
+    def __init__(self, model: Any, texts: list[Sample], cuts: dict[str, Rule], journal: Journal) -> None:
+        self.model, self.texts, self.cuts, self.journal = model, texts, cuts, journal
         self.info = ModelInfo.from_config(model.config)
-        self.about = {"model": self.info.model_dump(), "texts": repr(texts), "cut": repr(cut)}
+        self.about = {"model": self.info.model_dump(), "texts": repr(texts), "cuts": repr(cuts)}
         self.dense: list[torch.Tensor] = []
 
     def kept(self, measure: Callable[[], Any], **what: Any) -> Any:
@@ -70,60 +84,106 @@ class Bench:
         name = key(**self.about, **what)
         if self.journal.get(name) is None:
             self.journal.put(name, measure(), **what)
-            print(*what.values(), flush=True)
+            print("measured", *what.values(), file=sys.stderr, flush=True)
         return self.journal.get(name)
 
-    def truth(self) -> np.ndarray:
-        """KL of each group's cut, mean over a text's answers, then over texts, nats: [layers * kv_heads]."""
-        return np.array(
-            [
-                self.kept(partial(self.divergence, layer, head), layer=layer, head=head)
-                for layer in self.info.ruled_layers
-                for head in range(self.info.kv_heads)
-            ]
-        )
+    def truth(self, kind: str) -> dict[str, np.ndarray]:
+        """What each group's cut does, mean over a text's answers, then over texts: [layers * kv_heads] each."""
+        found = [
+            self.kept(partial(self.harm, kind, layer, head), kind=kind, layer=layer, head=head)
+            for layer in self.info.ruled_layers
+            for head in range(self.info.kv_heads)
+        ]
+        return {name: np.array([each[name] for each in found]) for name in TRUTHS}
 
-    def divergence(self, layer: int, head: int) -> float:
+    def harm(self, kind: str, layer: int, head: int) -> dict[str, float]:
+        """KL in nats, and the fall of the margin in logits, of one group's cut."""
         self.dense = self.dense or [answers(self.model, text) for text in self.texts]
         rules = {other: [FULL] * self.info.kv_heads for other in self.info.ruled_layers}
-        rules[layer][head] = self.cut
+        rules[layer][head] = self.cuts[kind]
         with apply(self.model, Plan.from_rules(self.info, rules)):
             cut = [answers(self.model, text) for text in self.texts]
-        kl = [float((p.exp() * (p - q)).sum(-1).mean()) for p, q in zip(self.dense, cut, strict=True)]
-        return float(np.mean(kl))
+        kl, fall = [], []
+        for text, p, q in zip(self.texts, self.dense, cut, strict=True):
+            kl.append(float((p.exp() * (p - q)).sum(-1).mean()))
+            given = torch.tensor(text.ids)[list(text.response)]
+            before = margins(p, given)
+            fall.append(float(torch.where(before > 0, before - margins(q, given), 0.0).mean()))
+        return {"kl": float(np.mean(kl)), "margin": float(np.mean(fall))}
 
-    def score(self, estimator: str, labels: Any, loss: Any) -> np.ndarray:
-        """What one estimator says of the same cut, per answer, mean over texts: [layers * kv_heads]."""
-        return np.mean(
-            [
-                self.kept(
-                    partial(self.estimate, i, estimator, labels, loss),
-                    estimator=estimator, labels=labels, loss=loss, text=i,
-                )
-                for i in range(len(self.texts))
-            ],
-            axis=0,
-        )  # fmt: skip
+    def score(self, estimator: str, labels: Any, loss: Any) -> dict[str, np.ndarray]:
+        """What one estimator says of the same cuts, per answer, mean over texts: [layers * kv_heads] of each kind."""
+        found = [
+            self.kept(
+                partial(self.estimate, i, estimator, labels, loss),
+                estimator=estimator,
+                labels=labels,
+                loss=loss,
+                text=i,
+            )
+            for i in range(len(self.texts))
+        ]
+        return {kind: np.mean([each[kind] for each in found], axis=0) for kind in self.cuts}
 
-    def estimate(self, i: int, estimator: str, labels: Any, loss: Any) -> list[float]:
-        with recording(self.model, (self.cut.sink,), ESTIMATORS[estimator]) as recorder:
+    def estimate(self, i: int, estimator: str, labels: Any, loss: Any) -> dict[str, list[float]]:
+        sinks = {kind: (rule.sink,) for kind, rule in self.cuts.items()}
+        with recording(
+            self.model, sinks["sink_window"], ESTIMATORS[estimator], keydiff=sinks["keydiff_window"]
+        ) as recorder:
             run_backward(self.model, self.texts[i], labels, loss, torch.Generator().manual_seed(i))
-            table = recorder.take().double().numpy()[0]
-        rows = np.arange(table.shape[-1])
-        edges = first_block(self.cut.sink, self.cut.alpha, self.cut.beta256, rows)
-        kept = table[..., rows, np.where(edges > self.cut.sink // BLOCK, edges, 0)]
-        harm: list[float] = (kept.sum(-1).ravel() / len(self.texts[i].response)).tolist()
-        return harm
+            tables = recorder.take().double().numpy()
+        found = {}
+        for (kind, cut), table in zip(self.cuts.items(), tables, strict=True):
+            rows = np.arange(table.shape[-1])
+            edges = first_block(cut.sink, cut.alpha, cut.beta256, rows)
+            kept = table[..., rows, np.where(edges > cut.sink // BLOCK, edges, 0)]
+            found[kind] = (kept.sum(-1).ravel() / len(self.texts[i].response)).tolist()
+        return found
 
 
-def claims(found: dict[str, float]) -> list[dict[str, Any]]:
+def rank(score: np.ndarray, truth: np.ndarray) -> float | None:
+    """Spearman's correlation; None where all are alike, as margins are of a model that gets no answer right."""
+    if np.ptp(score) == 0 or np.ptp(truth) == 0:
+        return None
+    return round(float(spearmanr(score, truth).statistic), 3)
+
+
+def size(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
+    """The KL that `fisher` predicts over the measured one: median over groups, and its IQR."""
+    counted = truth > COUNTED * truth.max()
+    ratio = (score[counted] / 2 / truth[counted]).tolist()  # a quadratic form: half of it
+    return {"ratio": float(np.median(ratio)), "iqr": iqr(ratio), "groups": len(ratio)}
+
+
+def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What must hold, and what was measured."""
-    fisher = round(found[MEASURES[3][3]], 3)
-    ahead = round(fisher - found[MEASURES[1][3]], 3)
-    return [
-        {"claim": "fisher, Spearman at least", "measured": fisher, "bound": 0.9, "holds": fisher >= 0.9},
-        {"claim": "fisher over first-order-abs, at least", "measured": ahead, "bound": 0.25, "holds": ahead >= 0.25},
+    paper, fisher = rows[1]["spearman"], rows[3]["spearman"]
+    found = [
+        claim(f"fisher, {says}: Spearman with KL at least", fisher[kind]["kl"], 0.9) for kind, says in KINDS.items()
     ]
+    ahead = fisher["sink_window"]["kl"] - paper["sink_window"]["kl"]
+    return [*found, claim("fisher over first-order-abs, first keys: Spearman at least", round(ahead, 3), 0.25)]
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The page."""
+    columns = [f"{says}, {name}" for says in KINDS.values() for name in TRUTHS.values()]
+    lines = [
+        f"{found['model']}; {about(found['run'])}", "",
+        f"{found['length']:,} tokens, {found['samples']} samples, {found['groups']} groups; Spearman's correlation "
+        "with the truth:", "", *head(["estimator", *columns]),
+    ]  # fmt: skip
+    for row in found["rows"]:
+        found_ranks = (row["spearman"][kind][name] for kind in KINDS for name in TRUTHS)
+        lines.append(line(row["text"], *("-" if r is None else f"{r:.2f}" for r in found_ranks)))
+    lines.append("")
+    for kind, says in KINDS.items():
+        ratio = found["size"][kind]
+        lines.append(
+            f"KL by `fisher` over the measured, {says}: {ratio['ratio']:.2f} (IQR {ratio['iqr']:.0%}, "
+            f"{ratio['groups']} groups)  "
+        )
+    return "\n".join([*lines, "", *claimed(found["claims"])]) + "\n"
 
 
 def main() -> int:
@@ -133,31 +193,38 @@ def main() -> int:
     parser.add_argument(
         "--length", type=int, default=1024, help="tokens, at most 8192: up to there a profile's bins are blocks"
     )
-    parser.add_argument("--results", type=Path, default=HERE / "results")
+    parser.add_argument("--seed", type=int, default=11, help="of the samples")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / "influence_truth.partial")
         model, tokenizer = load_model(options.model, dtype="float32", device="cpu")
-        texts = samples(tokenizer, options.length, options.samples)
+        texts = samples(tokenizer, options.length, options.samples, options.seed)
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    bench = Bench(model, texts, Rule(sink=BLOCK, alpha=options.length // 4, beta=0), journal)
-    truth = bench.truth()
-    found = {text: float(spearmanr(bench.score(*measure), truth).statistic) for *measure, text in MEASURES}
-    held = claims(found)
-    about = {
-        "model": bench.info.name, "length": options.length, "samples": options.samples, "dtype": "float32",
-        "torch": torch.__version__,
-    }  # fmt: skip
+    cuts = {kind: PATTERNS[kind](sink=BLOCK, alpha=options.length // 4, beta=0) for kind in KINDS}
+    bench = Bench(model, texts, cuts, journal)
+    scores = [bench.score(*measure) for *measure, _ in MEASURES]
+    truth = {kind: bench.truth(kind) for kind in KINDS}
     rows = [
-        {"estimator": e, "labels": labels, "loss": loss, "text": text, "spearman": round(found[text], 3)}
-        for e, labels, loss, text in MEASURES
+        {
+            "estimator": e,
+            "labels": labels,
+            "loss": loss,
+            "text": text,
+            "spearman": {kind: {name: rank(score[kind], true) for name, true in truth[kind].items()} for kind in KINDS},
+        }
+        for (e, labels, loss, text), score in zip(MEASURES, scores, strict=True)
     ]
-    figures = [round(float(kl), 6) for kl in truth]
-    replace_json(options.results / "influence_truth.json", {**about, "rows": rows, "claims": held, "truth": figures})
-    print(*(f"{row['text']}: {row['spearman']:.2f}" for row in rows), *held, sep="\n")
+    found = {
+        "run": provenance(model) | {"seed": options.seed}, "model": bench.info.name, "length": options.length,
+        "samples": options.samples, "groups": len(truth["sink_window"]["kl"]), "rows": rows,
+        "size": {kind: size(scores[3][kind], truth[kind]["kl"]) for kind in KINDS}, "claims": claims(rows),
+        "truth": {k: {name: [round(x, 6) for x in true.tolist()] for name, true in truth[k].items()} for k in KINDS},
+    }  # fmt: skip
+    write(options.results, "influence_truth", found, markdown(found))
     return 0
 
 
