@@ -4,7 +4,8 @@ Both alternate in one process. First, in passes of their own, peak memory over w
 length, with a straight-line fit, and what a parabola's square term would add at the longest length. There, freed
 memory goes back to the system at once: glibc otherwise keeps it in pieces that do not fit, and peaks say more of the
 heap than of what is needed. Then time, as a ratio. Writes profile_cost.json and profile_cost.md to `--results`.
-Stopped at any moment, the same command goes on from `profile_cost.partial`.
+Stopped at any moment, the same command, of the same commit, goes on from `profile_cost.partial`. About 25 minutes on 2
+idle cores.
 
     python benchmarks/profile_cost.py .model/SmolLM2-135M-Instruct
 """
@@ -22,19 +23,19 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from provenance import about, provenance, write
+from tables import claim, claimed, head, line
 from torch import nn
 
-from moa.cli.common import numbers
-from moa.evaluation.journal import Journal, key, replace_json
+from moa.evaluation.journal import Journal, key
 from moa.load import load_model
 from moa.plans.errors import MoaError
-from moa.plans.replace import replace, replace_json
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.recorder import recording
+from moa.search.spread import iqr
 from moa.timing import peak_bytes, reset_peak
 
-RESULTS = Path(__file__).parent / "results"
 WARM_UP = 256
 """Tokens of a first pass that does not count."""
 
@@ -71,13 +72,13 @@ def measure(model: Any, length: int) -> dict[str, Any]:
 
 
 def row(length: int, runs: list[dict[str, Any]], exact: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds and ratio; peaks of the pass for memory."""
+    """Median seconds and ratio, with their IQR; peaks of the pass for memory."""
     both: dict[str, Any] = {"length": length}
     for name in ("plain", "fisher"):
-        seconds = statistics.median(run[name]["seconds"] for run in runs)
-        both[name] = {"seconds": seconds, "bytes": exact[name]["bytes"]}
-    both["ratio"] = statistics.median(run["fisher"]["seconds"] / run["plain"]["seconds"] for run in runs)
-    return both
+        seconds = [run[name]["seconds"] for run in runs]
+        both[name] = {"seconds": statistics.median(seconds), "iqr": iqr(seconds), "bytes": exact[name]["bytes"]}
+    ratios = [run["fisher"]["seconds"] / run["plain"]["seconds"] for run in runs]
+    return both | {"ratio": statistics.median(ratios), "iqr": iqr(ratios)}
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -95,68 +96,68 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def markdown(found: dict[str, Any]) -> str:
     """The page."""
+    columns = "length", "plain, s (IQR)", "with influence, s (IQR)", "ratio (IQR)"
     lines = [
-        f"{found['model']}, float32, {found['threads']} threads, torch {found['torch']}. "
-        f"Medians of {found['repeats']} runs.",
-        "",
-        "| length | plain, s | with influence, s | ratio | plain, peak MiB | with influence, peak MiB |",
-        "|---|---|---|---|---|---|",
-    ]
+        f"{found['model']}; {about(found['run'])}", "", f"Medians of {found['repeats']} runs.", "",
+        *head([*columns, "plain, peak MiB", "with influence, peak MiB"]),
+    ]  # fmt: skip
     for r in found["rows"]:
-        plain, ours = r["plain"], r["fisher"]
-        lines.append(
-            f"| {r['length']:,} | {plain['seconds']:.2f} | {ours['seconds']:.2f} | {r['ratio']:.2f} "
-            f"| {plain['bytes'] / 2**20:.0f} | {ours['bytes'] / 2**20:.0f} |"
-        )
-    line = found["memory_fit"]
-    if line:
+        both = r["plain"], r["fisher"]
+        seconds = (f"{x['seconds']:.2f} ({x['iqr']:.0%})" for x in both)
+        peaks = (f"{x['bytes'] / 2**20:.0f}" for x in both)
+        lines.append(line(f"{r['length']:,}", *seconds, f"{r['ratio']:.2f} ({r['iqr']:.0%})", *peaks))
+    straight = found["memory_fit"]
+    if straight:
         lines += [
             "",
-            f"Peak memory with influence on a line: {line['bytes_per_token']:,.0f} bytes per token, largest error "
-            f"{line['worst_relative_error']:.1%}; a parabola's square term at the longest length: "
-            f"{line['square_term_at_the_longest']:.1%} of the peak.",
+            f"Peak memory with influence on a line: {straight['bytes_per_token']:,.0f} bytes per token, largest error "
+            f"{straight['worst_relative_error']:.1%}; a parabola's square term at the longest length: "
+            f"{straight['square_term_at_the_longest']:.1%} of the peak.",
         ]
-    lines += ["", f"Claim: the ratio is at most 2. Measured {max(r['ratio'] for r in found['rows']):.2f}."]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *claimed(found["claims"])]) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--lengths", default="1024,2048,4096,8192")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 2048, 4096, 8192])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        lengths = numbers("lengths", options.lengths)
+        lengths = sorted(set(options.lengths))
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / "profile_cost.partial")
         model, _ = load_model(options.model, dtype="float32", device="cpu")
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    about = {"model": Path(options.model).name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    place = provenance(model)
+    identity = {name: value for name, value in place.items() if name not in ("command", "date")}
     warm: dict[str, Any] = {}
 
     def run(length: int, repeat: int, what: str) -> dict[str, Any]:
         nonlocal warm
         labels = {"length": length, "repeat": repeat, "for": what}
-        name = key(**about, **labels)
+        name = key(model=options.model, **identity, **labels)
         if journal.get(name) is None:
             warm = warm or measure(model, WARM_UP)
             journal.put(name, measure(model, length), **labels)
+            print("measured", *labels.values(), file=sys.stderr, flush=True)
         found: dict[str, Any] = journal.get(name)
-        print(length, what, {kind: (round(r["seconds"], 2), r["bytes"] >> 20) for kind, r in found.items()}, flush=True)
         return found
 
     map_from(1 << 20)
     exact = {length: run(length, 0, "memory") for length in lengths}
     map_from(32 << 20)  # where glibc's own threshold ends up once tensors of that size were freed
     rows = [row(n, [run(n, repeat, "time") for repeat in range(options.repeats)], exact[n]) for n in lengths]
-    found = {**about, "repeats": options.repeats, "rows": rows, "memory_fit": fit(rows) if len(rows) > 1 else None}
-    replace_json(options.results / "profile_cost.json", found)
-    replace(options.results / "profile_cost.md", markdown(found).encode())
-    print(markdown(found))
+    slowest = max(r["ratio"] for r in rows)
+    found = {
+        "run": place, "model": Path(options.model).name, "repeats": options.repeats, "rows": rows,
+        "memory_fit": fit(rows) if len(rows) > 1 else None,
+        "claims": [claim("with influence over plain, in seconds, at most", slowest, 2, at_most=True)],
+    }  # fmt: skip
+    write(options.results, "profile_cost", found, markdown(found))
     return 0
 
 

@@ -1,0 +1,38 @@
+"""`benchmarks/profile_cost.py` on a tiny model: both passes measured, going on where it stopped."""
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+
+def test_rows_and_going_on(model_folder, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
+    script = import_module("profile_cost")
+    monkeypatch.setattr(script, "map_from", lambda _size: None)  # of this whole process
+    options = ["--lengths", "192", "320", "--repeats", "2", "--results", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["profile_cost.py", str(model_folder), *options])
+    measured, calls = script.measure, []
+
+    def measure(model, length):
+        calls.append(length)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return measured(model, length)
+
+    monkeypatch.setattr(script, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        script.main()
+    assert script.main() == 0
+    assert calls == [256, 192, 320, 192, 256, 192, 192, 320, 320]  # each run begins with one to warm up
+    found = json.loads((tmp_path / "profile_cost.json").read_text())
+    assert [row["length"] for row in found["rows"]] == [192, 320]
+    for row in found["rows"]:
+        assert row["plain"]["seconds"] > 0
+        assert row["fisher"]["iqr"] >= 0
+    assert found["claims"][0]["measured"] == max(row["ratio"] for row in found["rows"])
+    assert found["run"]["commit"]
+    monkeypatch.setattr(script, "measure", None)
+    assert script.main() == 0
