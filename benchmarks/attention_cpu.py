@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moa.evaluation.journal import replace_json
 from moa.kernels import sdpa
 from moa.kernels.backend import load
 from moa.kernels.store import allocate, capacities

@@ -26,11 +26,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from held_out import TASKS
 from provenance import about, provenance, said, write
 from tables import head, line
 
 from moa.evaluation.comparison import Part, compare
-from moa.evaluation.haystack import HELD_OUT
 from moa.evaluation.journal import Journal
 from moa.evaluation.summary import COLUMNS, cells
 from moa.load import load_model
@@ -141,7 +141,7 @@ def main() -> int:
         options.results.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         measured = compare(
-            model, tokenizer, rows, [Part(options.length, options.needles, 0, options.windows, HELD_OUT)],
+            model, tokenizer, rows, [Part(options.length, {"single": options.needles, "text": options.windows}, TASKS)],
             uniform=False, seed=options.seed, journal=Journal(options.results / "baselines.partial"),
             progress=said(f"{options.length:,} tokens"),
         )  # fmt: skip

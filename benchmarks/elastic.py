@@ -17,11 +17,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from held_out import TASKS
 from provenance import about, provenance, said, write
 from tables import claim, claimed, compared, head
 
 from moa.evaluation.comparison import Part, compare
-from moa.evaluation.haystack import HELD_OUT
 from moa.evaluation.interval import paired
 from moa.evaluation.journal import Journal
 from moa.load import load_model
@@ -43,11 +43,6 @@ ANSWERED = 0.9
 UNIFORM = "uniform like plan 0.25"
 LONGER = 4.0
 """Effective context of plan 0.25 over that of the uniform window, at least."""
-TASKS = {
-    **KNOWN,
-    "single": Needles("single", ("one needle",), 0, "contexts", 1, HELD_OUT),
-    "four": Needles("four", ("four needles",), 0, "contexts", 4, HELD_OUT),
-}
 PARTS = {
     n: Part(n, {"single": s, "four": s, "text": w}, TASKS)
     for n, s, w in ((1024, 100, 8), (2048, 40, 4), (4096, 40, 2), (8192, 25, 2))

@@ -14,8 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moa.evaluation.journal import replace_json
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 
 PARTS = ("correctness", "kernels", "end-to-end", "influence")
 

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from moa.evaluation.journal import replace_json
 from moa.plans.errors import MoaError
 from moa.plans.replace import replace_json
 

@@ -12,8 +12,7 @@ from typing import Any
 import torch
 
 from moa.environment import environment
-from moa.evaluation.journal import replace_json
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 
 ROOT = Path(__file__).parents[1]
 

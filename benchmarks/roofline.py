@@ -9,8 +9,7 @@ A plan is stood in for by its density: keys kept over keys seen at the length.
 from dataclasses import dataclass
 from pathlib import Path
 
-from moa.evaluation.journal import replace_json
-from moa.plans.replace import replace
+from moa.plans.replace import replace, replace_json
 
 DEVICES = {"H100 SXM 80 GB": (3.35e12, 989e12, 80e9), "A100 SXM 80 GB": (2.039e12, 312e12, 80e9)}
 """Bytes/s, bf16 flop/s, bytes of memory."""

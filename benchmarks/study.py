@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 import optuna
+from held_out import TASKS
 from provenance import about, provenance, said, write
 
 from moa.evaluation.comparison import Part, compare
-from moa.evaluation.haystack import HELD_OUT
 from moa.evaluation.journal import Journal, key
+from moa.evaluation.validation import Validation
 from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, Plan
@@ -38,7 +39,7 @@ from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 
-CHECKED = Part(2048, 16, 0, 2, HELD_OUT), Part(4096, 8, 0, 1, HELD_OUT)
+CHECKED = Part(2048, {"single": 16, "text": 2}, TASKS), Part(4096, {"single": 8, "text": 1}, TASKS)
 """How winners are measured."""
 DENSITIES = "0.25", "0.125"
 ALONE = 0.25, 1024

@@ -21,7 +21,6 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from moa.evaluation.journal import replace_json
 from moa.kernels.triton.append import append_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel

@@ -1,26 +1,30 @@
 """Profiling: what it costs, and how well its estimators rank groups."""
 
-from pages_parts.common import MIB, Figures, claims, listed, span, table, wrapped
+from pages_parts.common import MIB, Figures, claims, listed, percent, span, table, wrapped
 
 
 def truth(found: Figures) -> str:
     """Rank correlation of every estimator with the harm of single cuts."""
-    if "run" not in found:  # of first keys and of KL alone
-        about = f"{found['length']:,} tokens, {found['samples']} samples, {len(found['truth'])} groups."
+    groups = found["groups"] if "groups" in found else len(found["truth"])
+    about = f"{found['length']:,} tokens, {found['samples']} samples, {groups} groups."
+    if "size" not in found:  # a file of before: cuts of first keys alone
         rows = [[row["text"], f"{row['spearman']:.2f}"] for row in found["rows"]]
         return "\n\n".join([about, table(["estimator", "Spearman with the truth"], rows), claims(found)])
     kinds = {"sink_window": "first keys", "keydiff_window": "keydiff"}
-    columns = [(kind, name) for kind in kinds for name in ("kl", "margin")]
-    rows = [[row["text"], *(f"{row['spearman'][kind][name]:.2f}" for kind, name in columns)] for row in found["rows"]]
-    names = [f"{kinds[kind]}, {'KL' if name == 'kl' else 'margin'}" for kind, name in columns]
-    sizes = listed([f"{found['size'][kind]['ratio']:.2f} with {says}" for kind, says in kinds.items()])
+    truths = {"kl": "KL", "margin": "margin"}
+    rows = []
+    for row in found["rows"]:
+        ranks = [row["spearman"][kind][name] for kind in kinds for name in truths]
+        rows.append([row["text"], *("-" if rank is None else f"{rank:.2f}" for rank in ranks)])
+    columns = [f"{says}, {name}" for says in kinds.values() for name in truths.values()]
+    sizes = [
+        f"{size['ratio']:.2f} times the measured one for {says} (IQR {percent(size['iqr'])})"
+        for size, says in ((found["size"][kind], says) for kind, says in kinds.items())
+    ]
     return "\n\n".join([
-        wrapped(
-            f"{found['length']:,} tokens, {found['samples']} samples, {found['groups']} groups; Spearman's correlation "
-            "with the truth, by the kind of sink: the KL divergence, and what the margin of the given answer loses."
-        ),
-        table(["estimator", *names], rows),
-        wrapped(f"The KL divergence by `fisher` over the measured one has a median over groups of {sizes}."),
+        about,
+        table(["Spearman with the truth", *columns], rows),
+        wrapped(f"In the median over groups the KL that `fisher` predicts is {listed(sizes)}."),
         claims(found),
     ])  # fmt: skip
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import moa.evaluation.comparison
+from moa.evaluation.tasks import needles
 from moa.plans.model import ModelInfo
 from moa.plans.plan import FULL
 from moa.profiler.profile import Profile
@@ -67,14 +67,14 @@ def run(baselines, fresh, tokenizer, tmp_path, monkeypatch):
 def test_one_table_at_equal_bytes_that_goes_on_where_it_stopped(run, baselines, tmp_path, monkeypatch, capsys):
     out, asked = tmp_path / "out", []
 
-    def stop(*args, ask=moa.evaluation.comparison.ask):
+    def stop(*args, ask=needles.ask):
         if len(asked) == 3:
             raise KeyboardInterrupt
         asked.append(args)
         return ask(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr("moa.evaluation.comparison.ask", stop)
+        patch.setattr("moa.evaluation.tasks.needles.ask", stop)
         with pytest.raises(KeyboardInterrupt):
             run()
     assert [path.name for path in out.iterdir()] == ["baselines.partial"]

@@ -16,7 +16,7 @@ from moa.evaluation.comparison import Part
 def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = import_module("study")
-    monkeypatch.setattr(module, "CHECKED", (Part(576, single=1, four=0, windows=1),))
+    monkeypatch.setattr(module, "CHECKED", (Part(576, {"single": 1, "text": 1}),))
     monkeypatch.setattr(module, "DENSITIES", ("0.6", "0.5"))
     monkeypatch.setattr(module, "ALONE", (0.6, 576))
     profile = tmp_path / "p.safetensors"

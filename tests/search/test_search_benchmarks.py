@@ -4,9 +4,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 
 from moa.search.cost import Costs
@@ -103,41 +101,41 @@ def test_cost_model(cost_model, capsys):
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_solver_sizes_are_searched_as_by_default_and_limits_are_claims(make_profile, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
-    module = script("solver")
-    path = tmp_path / "p.safetensors"
-    profile = make_profile(lengths=(1024, 4096), keydiff=(64,))
-    profile.save(path)
-    sizes = {"8B": (3, 4), "70B": (4, 4)}
-    monkeypatch.setattr(module, "SIZES", sizes)
-    monkeypatch.setattr(module, "GIGABYTES", {s: module.GIGABYTES["8B"] * n * m / 256 for s, (n, m) in sizes.items()})
-    monkeypatch.setattr(module, "GAP", 0.0)
-    large = module.resample(profile, 3, 4)
-    assert large.patterns == profile.patterns
-    small, table = (p.cuts["text", 1024].sum((0, 3, 4)).ravel() for p in (profile, large))
-    assert table.shape == (12,)
-    assert not np.isin(table, small).any()
+def test_a_model_that_is_slower_than_predicted_misses_error_and_bias(cost_model):
+    found = cost_model[0](*CELLS, timed=lambda work, ms, visit: 1.1 * ms)
+    missed = {claim["claim"] for claim in found["claims"] if not claim["holds"]}
+    kinds = ("decode", "prefill")
+    assert missed == {f"{k}: {what}, at most" for k in kinds for what in ("median error", "bias either way")}
 
-    def here(command, **_):
-        size = command[-1]
-        return SimpleNamespace(stdout=f"of HiGHS\n{json.dumps(module.run(size, path))}\n")
 
-    monkeypatch.setattr(module.subprocess, "run", here)
-    monkeypatch.setattr(module, "provenance", lambda: {"command": "python x.py", "commit": "abc"})
-    monkeypatch.setattr(sys, "argv", ["solver.py", str(path), "--results", str(tmp_path)])
-    assert module.main() == 0
-    found = json.loads((tmp_path / "solver.json").read_text())
-    grid = len(module.grid((1024, 4096, 8192, 16384), profile.patterns))
-    for size in found["sizes"]:
-        layers, heads = sizes[size["size"]]
-        assert size["rules"] == grid
-        assert [len(case["budgets"]) for case in size["cases"]] == [1, 1, 3, 3, 3]
-        for case in size["cases"]:
-            assert case["gap"] <= 1.1e-4
-            assert case["given"] == layers * heads * grid
-    assert len(found["claims"]) == 6
-    assert "| 8B: proven gap at most | 0 |" in (tmp_path / "solver.md").read_text()
-    monkeypatch.setattr(sys, "argv", ["solver.py", str(tmp_path / "none.safetensors")])
-    assert module.main() == 2
-    assert "no profile at" in capsys.readouterr().err
+def test_one_cell_in_the_wrong_order_misses_its_aim_and_no_other(cost_model):
+    def turned(work, ms, visit):
+        return 1e4 / ms if (work.kind, work.length, work.batch) == ("decode", 8192, 4) else ms
+
+    found = cost_model[0](*CELLS, timed=turned)
+    ranks = [claim for claim in found["claims"] if "rank" in claim["claim"]]
+    assert [claim["claim"] for claim in ranks if not claim["holds"]] == [
+        "decode at 8,192 tokens, batch 4: rank correlation, at least"
+    ]
+    assert min(claim["measured"] for claim in ranks) == pytest.approx(-1)
+
+
+def test_a_cell_that_never_settles_is_listed_as_unresolved(cost_model):
+    def unsteady(work, ms, visit):
+        return ms * (2 if (work.kind, visit % 2) == ("prefill", 1) else 1)
+
+    main, _, out = cost_model
+    found = main(*CELLS, "--prefill-rounds", "6", timed=unsteady)
+    assert {cell["rounds"] for cell in found["cells"] if cell["kind"] == "prefill"} == {6}
+    assert {cell["rounds"] for cell in found["cells"] if cell["kind"] == "decode"} == {4}
+    claim = next(claim for claim in found["claims"] if claim["claim"].startswith("prefill at 2,048"))
+    assert claim["claim"].endswith("(unresolved)")
+    assert (claim["measured"], claim["holds"]) == (None, False)
+    assert (
+        "largest standard error of a median: prefill at 2,048 tokens, batch 1 (" in out.with_suffix(".md").read_text()
+    )
+
+
+def test_only_plans_that_are_predicted_apart_are_ranked():
+    module = script("cost_model")
+    assert module.apart([1.0, 1.02, 1.031, 1.2, 1.21, 0.5]) == [5, 0, 2, 3]

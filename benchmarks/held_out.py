@@ -1,0 +1,11 @@
+"""The evaluation's tasks, with needles of formats that no choice of this project has seen."""
+
+from moa.evaluation.haystack import HELD_OUT
+from moa.evaluation.tasks import TASKS as KNOWN
+from moa.evaluation.tasks.needles import Needles
+
+TASKS = {
+    **KNOWN,
+    "single": Needles("single", ("one needle",), 0, "contexts", 1, HELD_OUT),
+    "four": Needles("four", ("four needles",), 0, "contexts", 4, HELD_OUT),
+}
