@@ -113,8 +113,8 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/study.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors
-	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --lengths 8192 --max-density 0.5 --pattern sink_window
-	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --lengths 8192 --max-density 0.25 --pattern sink_window
+	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --max-density 0.5
+	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --max-density 0.25
 	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
 	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)
