@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from provenance import provenance
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -25,6 +26,7 @@ from moa.kernels.backend import load
 from moa.kernels.store import allocate, capacities
 from moa.plans.replace import replace_json
 from moa.plans.span import first_block, span
+from moa.search.spread import iqr
 
 HEADS, GROUPS, SIZE = 9, 3, 64
 MIXES = {  # sink, alpha, beta256 per group; density at 8,192 about what the name says
@@ -37,7 +39,7 @@ Rules = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def timed(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median, fastest and slowest milliseconds of each, alternating."""
+    """Median milliseconds of each, alternating, with their IQR as a share."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(repeats + 1):
         for name, run in variants.items():
@@ -45,7 +47,7 @@ def timed(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
             run()
             if i:  # the first round warms up
                 times[name].append(1e3 * (time.perf_counter() - begin))
-    return {n: {"median": statistics.median(t), "min": min(t), "max": max(t)} for n, t in times.items()}
+    return {n: {"median": statistics.median(t), "iqr": iqr(t)} for n, t in times.items()}
 
 
 def tables(rules: Rules, length: int) -> dict[str, Tensor]:
@@ -142,7 +144,6 @@ def main() -> None:
     parser.add_argument("--json", help="also write the figures here")
     args = parser.parse_args()
     torch.manual_seed(0)
-    figures: dict[str, object] = {"torch": torch.__version__, "threads": torch.get_num_threads(), "results": []}
     ones = torch.ones(64 * 2**20)
     read = ones.nbytes / timed({"sum": ones.sum}, 5)["sum"]["median"] / 1e6
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, reads {read:.1f} GB/s (sum of 256 MiB)")
@@ -155,13 +156,8 @@ def main() -> None:
                 if "decode" in args.part:
                     results += [report(decode(length, b, args.layers, dtype, args.repeats)) for b in args.batch]
     if args.json:
-        figures = {
-            "torch": torch.__version__,
-            "threads": torch.get_num_threads(),
-            "read_GB/s": read,
-            "results": results,
-        }
-        replace_json(Path(args.json), figures)
+        run = provenance() | {"backend": "torch and numba", "dtype": " and ".join(args.dtype), "seed": 0}
+        replace_json(Path(args.json), {"run": run, "repeats": args.repeats, "read_GB/s": read, "results": results})
 
 
 def report(figures: dict[str, object]) -> dict[str, object]:
