@@ -11,7 +11,7 @@
 
 At the measured length the first row says how many bytes there are: every other row keeps at most as many. A row's
 density is that of the first row's budget, which holds at the longest intended length; at shorter ones plans keep more
-of the text. Needles have formats that no choice of this project has seen (`moa.haystack.HELD_OUT`). Writes
+of the text. Needles have formats that no choice of this project has seen (`moa.evaluation.haystack.HELD_OUT`). Writes
 baselines.json and baselines.md to `--results`. Stopped at any moment, the same command goes on from
 `baselines.partial`. About an hour on 2 idle cores.
 
@@ -33,7 +33,7 @@ from tables import head, line
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.summary import COLUMNS, cells
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Floats

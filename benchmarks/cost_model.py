@@ -23,13 +23,13 @@ from scipy.stats import spearmanr
 from tables import claim, claimed, head, line
 
 from moa.evaluation.journal import Journal, key
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.measuring import runner
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan, Rule
 from moa.plans.rule import KeyDiffWindow
 from moa.profiler.profile import Profile
-from moa.report import save
+from moa.report.plan import save
 from moa.search.budget import Budget
 from moa.search.choose import choose
 from moa.search.cost import PLACE, Costs, Kind, Work

@@ -32,13 +32,14 @@ from provenance import provenance, write
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from moa import timing
+from moa.bench import timing
+from moa.bench.timing import Times, alternate
 from moa.evaluation.journal import Journal, key
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.rule import SinkWindow
-from moa.timing import Times, Variant, alternate
+from moa.runtime.variant import Variant, held_bytes
 
 CHECKED = 1024
 """Tokens of the equality check."""
@@ -123,7 +124,7 @@ class Bench:
 
     def held(self, length: int, batch: int) -> dict[str, int]:
         """The bytes that each variant's cache holds."""
-        return {n: timing.held_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
+        return {n: held_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
 
     def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
         """Peak bytes of a process of its own; see `peaks`."""

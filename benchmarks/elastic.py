@@ -24,7 +24,7 @@ from tables import claim, claimed, compared, head
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.interval import paired
 from moa.evaluation.journal import Journal
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK

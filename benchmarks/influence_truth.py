@@ -23,10 +23,9 @@ from provenance import about, provenance, write
 from scipy.stats import spearmanr
 from tables import claim, claimed, head, line
 
-from moa.applied import apply
 from moa.evaluation.journal import Journal, key
+from moa.hf.load import load_model
 from moa.hf.logits import hidden_of, logits_of
-from moa.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
 from moa.plans.rule import PATTERNS
@@ -35,6 +34,7 @@ from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.recorder import recording
+from moa.runtime.applied import apply
 from moa.search.spread import iqr
 
 MEASURES = [

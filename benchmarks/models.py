@@ -50,7 +50,7 @@ def sweep(kinds: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each model type, and what was found."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
-        ["transformers.generation", "moa.applied", "moa.profiler.recorder", "moa.cli.main"]
+        ["transformers.generation", "moa.runtime.applied", "moa.profiler.recorder", "moa.cli.main"]
     )
     for kind in kinds:
         ours, theirs = processes.Pipe()

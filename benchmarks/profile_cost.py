@@ -27,14 +27,14 @@ from provenance import about, provenance, write
 from tables import claim, claimed, head, line
 from torch import nn
 
+from moa.bench.timing import peak_bytes, reset_peak
 from moa.evaluation.journal import Journal, key
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.recorder import recording
 from moa.search.spread import iqr
-from moa.timing import peak_bytes, reset_peak
 
 WARM_UP = 256
 """Tokens of a first pass that does not count."""

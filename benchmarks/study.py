@@ -28,7 +28,7 @@ from provenance import about, provenance, said, write
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.journal import Journal, key
 from moa.evaluation.validation import Validation
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import FULL, Plan
 from moa.plans.rule import PATTERNS

@@ -9,31 +9,31 @@ from typing import TYPE_CHECKING, Any
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanError, ProfileError, Unsupported
 
 if TYPE_CHECKING:
-    from moa.applied import Applied, apply
     from moa.benching import bench_plan
-    from moa.cache import KVCache
     from moa.evaluating import evaluate_plans
     from moa.finding import find_front, find_plan
-    from moa.load import load_model
+    from moa.hf.load import load_model
     from moa.measuring import measure_costs
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
     from moa.profiling import profile_model
     from moa.refining import refine_plan
+    from moa.runtime.applied import Applied, apply
+    from moa.runtime.cache import KVCache
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Applied": "moa.applied",
-    "KVCache": "moa.cache",
+    "Applied": "moa.runtime.applied",
+    "KVCache": "moa.runtime.cache",
     "Plan": "moa.plans.plan",
     "Profile": "moa.profiler.profile",
-    "apply": "moa.applied",
+    "apply": "moa.runtime.applied",
     "bench_plan": "moa.benching",
     "evaluate_plans": "moa.evaluating",
     "find_front": "moa.finding",
     "find_plan": "moa.finding",
-    "load_model": "moa.load",
+    "load_model": "moa.hf.load",
     "measure_costs": "moa.measuring",
     "profile_model": "moa.profiling",
     "refine_plan": "moa.refining",

@@ -8,15 +8,16 @@ from typing import Any, TypeVar
 
 import torch
 
-from moa import timing
-from moa.applied import apply
-from moa.load import Given, check_options, loaded
+from moa.bench import timing
+from moa.bench.timing import Times, alternate
+from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan, Predicted
 from moa.plans.replace import replace_json
 from moa.progress import Progress, silent
-from moa.timing import Times, Variant, alternate
+from moa.runtime.applied import apply
+from moa.runtime.variant import Variant, held_bytes
 
 T = TypeVar("T")
 
@@ -101,7 +102,7 @@ def _measure(
 
 
 def _held(network: Any, way: Variant, length: int, batch: int) -> int:
-    return timing.held_bytes(timing.filled(network, way, length, batch))
+    return held_bytes(timing.filled(network, way, length, batch))
 
 
 def _fitting(call: Callable[[], T], otherwise: T) -> T:

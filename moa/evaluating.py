@@ -8,7 +8,7 @@ from typing import Any
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.tasks import TASKS
-from moa.load import Given, check_options, loaded
+from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan

@@ -7,7 +7,7 @@ from statistics import median
 from typing import Unpack
 
 import moa
-from moa.load import Given
+from moa.hf.load import Given
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
@@ -142,7 +142,7 @@ def runner(question: Question, model: Given) -> Runner:
         MoaError: No costs to compare with, or costs of another place.
         ModelMismatch: Another model than was profiled.
     """
-    from moa.load import check_options
+    from moa.hf.load import check_options
     from moa.measuring import runner_of
 
     if question.costs is None:

@@ -5,12 +5,13 @@ from typing import Any
 
 import torch
 
-from moa import timing
+from moa.bench import timing
 from moa.environment import environment
-from moa.load import Given, load_model
+from moa.hf.load import Given, load_model
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.runtime.variant import Variant
 from moa.search.cost import PLACE, Costs, Work
 from moa.search.fit import measure
 
@@ -47,7 +48,7 @@ def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float
     """Runs plans on `model`: milliseconds of several decode steps, on random keys, or of one prefill."""
 
     def run(plan: Plan, work: Work) -> list[float]:
-        variant = timing.Variant(plan, backend=backend)
+        variant = Variant(plan, backend=backend)
         if work.kind == "decode":
             seconds = timing.decode(model, variant, work.length, work.batch)
         else:

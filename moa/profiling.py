@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from moa.load import Given, check_options, loaded
+from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, brief
 from moa.plans.plan import Plan

@@ -13,14 +13,14 @@ import moa
 from moa.environment import environment
 from moa.evaluation.validation import Validation
 from moa.finding import Timed, runner, timed
-from moa.load import Given, check_options, loaded
+from moa.hf.fingerprint import fingerprint
+from moa.hf.load import Given, check_options, loaded
+from moa.hf.tokens import start
 from moa.outputs import writable
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.profiler.fingerprint import fingerprint
 from moa.profiler.profile import Profile
-from moa.profiler.tokens import start
 from moa.progress import Note, Progress, silent
 from moa.rounds import Round
 from moa.search.calibrate import Scale, calibrate

@@ -7,13 +7,13 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from moa.hf.fingerprint import fingerprint
 from moa.outputs import writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.calibration import SOURCES, Source
 from moa.profiler.collect import collect
-from moa.profiler.fingerprint import fingerprint
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings, tasks
 from moa.progress import Progress

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, Literal
 
+from moa.hf.chat import MARK, pieces
+from moa.hf.tokens import begin, encode, start
 from moa.plans.errors import MoaError
-from moa.profiler.chat import MARK, pieces
 from moa.profiler.text import prose, scatter
-from moa.profiler.tokens import begin, encode, start
 from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]

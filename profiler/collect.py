@@ -21,6 +21,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from moa.hf.chat import has_template
+from moa.hf.fingerprint import fingerprint
+from moa.hf.tokens import start
 from moa.plans.config import longest_text
 from moa.plans.errors import MoaError, ProfileError
 from moa.plans.model import ModelInfo
@@ -28,15 +31,12 @@ from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.profiler.backward import dense_hidden, run_backward
 from moa.profiler.calibration import Sample, Source
-from moa.profiler.chat import has_template
 from moa.profiler.estimators import ESTIMATORS
-from moa.profiler.fingerprint import fingerprint
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 from moa.profiler.retrieval import Copies, scores
 from moa.profiler.sealed import seal, unseal
 from moa.profiler.settings import Settings, Task, tasks
-from moa.profiler.tokens import start
 
 NOTE = "settings.json"
 """Beside the finished samples: what they are samples of."""

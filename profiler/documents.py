@@ -10,11 +10,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from moa.hf.chat import MARK, has_template, pieces
+from moa.hf.tokens import begin, chat_tokens, encode, start
 from moa.plans.errors import MoaError, brief, shortened
 from moa.profiler.calibration import Sample, Source, whole_text
-from moa.profiler.chat import MARK, has_template, pieces
 from moa.profiler.files import COLUMNS, FORMATS, Rows, read_rows
-from moa.profiler.tokens import begin, chat_tokens, encode, start
 
 HUB = "hub:"
 _HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)

@@ -5,26 +5,10 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel
 
-from moa.plans.config import longest_text
+from moa.hf.limits import check_length
 from moa.plans.errors import MoaError, brief
 from moa.profiler.calibration import Labels, Loss, Source
 from moa.profiler.estimators import ESTIMATORS
-
-SHORTEST = 256
-"""Tokens; shorter texts have no cut worth measuring."""
-
-
-def check_length(model: PreTrainedModel, length: int) -> None:
-    """Refuse a length that nothing can be measured at.
-
-    Raises:
-        MoaError: Too short, or over the model's maximum.
-    """
-    longest = longest_text(model.config)
-    if length < SHORTEST:
-        raise MoaError(f"lengths must be at least {SHORTEST} tokens, found {length}")
-    if longest is not None and length > longest:
-        raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from itertools import cycle
 from pydoc_data.topics import topics
 from typing import Any, Literal
 
-from moa.profiler.tokens import encode
+from moa.hf.tokens import encode
 
 Part = Literal["calibration", "validation", "evaluation"]
 

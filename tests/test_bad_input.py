@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moa.cli import main as cli
-from moa.load import load_config
+from moa.hf.load import load_config
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile

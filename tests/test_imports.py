@@ -10,15 +10,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 NOTHING_OF_OURS: tuple[str, ...] = ()
+CORE = ("moa.plans", "moa.kernels", "moa.hf")
 MAY_IMPORT = {  # folder: prefixes of the modules of ours that it may import, its own besides
     "plans": NOTHING_OF_OURS,
     "kernels": ("moa.plans.span", "moa.plans.errors"),
-    "profiler": ("moa.plans", "moa.kernels", "moa.hf"),
+    "profiler": CORE,
     "search": ("moa.plans", "moa.profiler.profile"),
     "moa/hf": ("moa.plans", "moa.kernels"),
-    "moa": ("moa",),
+    "moa/runtime": CORE,
+    "moa/evaluation": (*CORE, "moa.runtime", "moa.profiler", "moa.search.study", "moa.environment", "moa.progress"),
+    "moa/bench": (*CORE, "moa.runtime", "moa.search.spread"),
+    "moa/report": ("moa.plans", "moa.search"),
+    "moa/cli": ("moa",),
+    "moa": (*CORE, "moa.profiler", "moa.search", "moa.runtime", "moa.evaluation", "moa.bench", "moa.report.plan"),
 }
-FILES = [(folder, path) for folder in MAY_IMPORT for path in sorted((ROOT / folder).rglob("*.py"))]
+ROOMS = sorted(MAY_IMPORT, key=len, reverse=True)
+FILES = [
+    (next(folder for folder in ROOMS if path.is_relative_to(ROOT / folder)), path)
+    for top in ("plans", "kernels", "profiler", "search", "moa")
+    for path in sorted((ROOT / top).rglob("*.py"))
+    if path != ROOT / "moa" / "__main__.py"  # starts the command line
+]
 
 
 def imported(source: str, package: str, modules: set[str]) -> Iterator[str]:
@@ -49,7 +61,9 @@ def within(name: str, prefixes: tuple[str, ...]) -> bool:
 def forbidden(folder: str, source: str, package: str, modules: set[str]) -> list[str]:
     own = module_name(ROOT / folder)
     ours = [name for name in imported(source, package, modules) if within(name, ("moa", *MAY_IMPORT))]
-    return [name for name in ours if not within(name, (*MAY_IMPORT[folder], own))]
+    rooms = [module_name(ROOT / room) for room in MAY_IMPORT if room != folder]
+    mine = [name for name in ours if within(name, (own,)) and not within(name, tuple(r for r in rooms if r != "moa"))]
+    return [name for name in ours if name not in mine and not within(name, MAY_IMPORT[folder])]
 
 
 @pytest.mark.parametrize(("folder", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES])
@@ -74,11 +88,13 @@ def test_arrows_between_folders(folder: str, path: Path) -> None:
         ("moa/hf", "from moa.plans.plan import Plan", None),
         ("moa/hf", "from moa.hf import logits", None),
         ("moa/hf", "from moa.profiler import collect", "moa.profiler.collect"),
-        ("moa/hf", "from moa.applied import apply", "moa.applied"),
+        ("moa/hf", "from moa.runtime.applied import apply", "moa.runtime.applied"),
     ],
 )
 def test_the_check_itself(folder: str, line: str, refused: str | None) -> None:
-    modules = {"moa.kernels.store", "moa.plans.span", "moa.plans.plan", "moa.profiler.collect"}
+    modules = {
+        "moa.kernels.store", "moa.plans.span", "moa.plans.plan", "moa.profiler.collect", "moa.bench.timing"
+    }  # fmt: skip
     assert forbidden(folder, line, f"moa.{folder}", modules) == ([refused] if refused else [])
 
 

@@ -16,7 +16,7 @@ import torch
 
 from moa import profiling as command
 from moa.cli import main as cli
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.profiler.calibration import SOURCES
 from moa.profiler.collect import collect
 from moa.profiler.profile import Profile

@@ -58,7 +58,7 @@ def command(
     verdict, right = _backend()
     console.print(verdict)
     if model is not None:
-        from moa.load import load_config
+        from moa.hf.load import load_config
         from moa.plans.config import longest_text
         from moa.plans.model import ModelInfo
         from moa.plans.plan import Plan
@@ -96,8 +96,8 @@ def _backend() -> tuple[str, bool]:
     """Which back-end would run and why, its self-test's outcome, and whether there is one that passed."""
     import torch
 
+    from moa.bench.selftest import deviation
     from moa.kernels.backend import load, pick
-    from moa.selftest import deviation
 
     device, sees = ("cuda", "a") if torch.cuda.is_available() else ("cpu", "no")
     name = pick(device)

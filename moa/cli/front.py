@@ -17,10 +17,10 @@ def write_front(found: "Front", folder: Path, console: "Console") -> None:
     """Save the plans of a front as they are found, then their table and picture."""
     from rich.console import Console
 
-    from moa.front import picture, table
     from moa.outputs import writable
     from moa.plans.replace import replace as replace_file
-    from moa.report import canvas
+    from moa.report.front import picture, table
+    from moa.report.plan import canvas
 
     question, kind = found.question, found.axis.kind.replace("_", "-")
     ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png|\.[0-9a-f]{{32}}\.tmp")  # the last: of a kill

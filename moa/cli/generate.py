@@ -23,9 +23,9 @@ def command(
 ) -> None:
     """Generate greedily under a plan. The last line says the speed and the memory of keys and values."""
     import moa
-    from moa.cli.greedy import settings
-    from moa.load import check_options, load_model
+    from moa.hf.load import check_options, load_model
     from moa.plans.plan import Plan
+    from moa.runtime.greedy import settings
 
     chosen, text = Plan.load(plan), _read(prompt_file)
     check_options(model, {plan: chosen.model}, backend=backend)
@@ -70,8 +70,8 @@ def _read(path: Path) -> str:
 def _encode(tokenizer: Any, text: str, chat: bool) -> "Tensor":
     import torch
 
-    from moa.profiler.chat import has_template
-    from moa.profiler.tokens import begin, chat_tokens, encode
+    from moa.hf.chat import has_template
+    from moa.hf.tokens import begin, chat_tokens, encode
 
     if chat and not has_template(tokenizer):
         raise MoaError("--chat needs a model with a chat template; this one has none")

@@ -23,7 +23,7 @@ def command(
     from rich.console import Console
 
     from moa.cli.common import Bar, numbers
-    from moa.load import check_options, load_model
+    from moa.hf.load import check_options, load_model
     from moa.measuring import measure_costs
     from moa.outputs import writable
     from moa.plans.replace import replace_json

@@ -23,11 +23,11 @@ def command(
     from rich.columns import Columns
     from rich.console import Console
 
-    from moa import report
     from moa.cli.common import choice, numbers, plan_name
     from moa.outputs import writable
     from moa.plans.model import DTYPES
     from moa.plans.plan import Plan
+    from moa.report import plan as report
 
     stored = choice("--kv-dtype", kv_dtype, DTYPES)
 

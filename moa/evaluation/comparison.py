@@ -10,12 +10,12 @@ from moa.evaluation.rows import Row, rows_at
 from moa.evaluation.summary import summarise
 from moa.evaluation.tasks import TASKS
 from moa.evaluation.tasks.task import Task
+from moa.hf.fingerprint import fingerprint
+from moa.hf.limits import check_length
 from moa.kernels import backend as backends
 from moa.plans.errors import MoaError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.profiler.fingerprint import fingerprint
-from moa.profiler.settings import check_length
 from moa.progress import Progress, silent
 
 

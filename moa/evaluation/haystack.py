@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from moa.hf.chat import MARK, has_template, pieces
+from moa.hf.tokens import begin, encode
 from moa.plans.errors import MoaError
-from moa.profiler.chat import MARK, has_template, pieces
 from moa.profiler.text import prose, scatter
-from moa.profiler.tokens import begin, encode
 
 
 @dataclass(frozen=True)

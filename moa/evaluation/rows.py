@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
-from moa.timing import Variant
+from moa.runtime.variant import Variant
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moa.applied import apply
 from moa.evaluation.tasks.text import against, windows
+from moa.hf.chat import has_template
+from moa.hf.limits import check_length
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.backward import response_hidden
 from moa.profiler.calibration import SOURCES, Sample, whole_text
-from moa.profiler.chat import has_template
-from moa.profiler.settings import check_length
+from moa.runtime.applied import apply
 from moa.search.study import Measured
 
 TASKS = ("facts", "pairs")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-import moa.report
+import moa.report.plan
 from moa.plans.errors import MoaError
 
 SLICE = range(120)
@@ -59,7 +59,7 @@ def test_cases_are_the_same_every_time(fuzz: Any) -> None:
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, said: str = "") -> None:
-    whole = moa.report.costs
+    whole = moa.report.plan.costs
 
     def costs(*args: Any) -> Any:
         if said:
@@ -70,7 +70,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, said: 
         table.title = "Other costs"
         return table
 
-    monkeypatch.setattr(moa.report, "costs", costs)
+    monkeypatch.setattr(moa.report.plan, "costs", costs)
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_the_judge_sees_what_should_have_been_refused_and_what_was_changed(
         Path("plan.yaml").write_text("")
         raise MoaError("the plan is empty now")
 
-    monkeypatch.setattr(moa.report, "costs", costs)
+    monkeypatch.setattr(moa.report.plan, "costs", costs)
     assert judged(fuzz, "show plan.yaml") == ["refused, but changed plan.yaml"]
     assert os.stat(fuzz.folder / "plan.yaml").st_size  # the case had a copy
 

@@ -21,7 +21,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import moa
 from moa.cli import main as cli
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.plan import Plan
 from moa.profiler.calibration import Sample, Source, whole_text
 from moa.profiler.collect import collect

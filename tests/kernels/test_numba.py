@@ -9,12 +9,12 @@ import pytest
 import torch
 from numba import njit
 
-from moa.attention import Backends
 from moa.kernels import backend
 from moa.kernels import numba as ours
 from moa.kernels.numba.decode import _exp, kernel
 from moa.kernels.numba.vectors import FAST
 from moa.plans.errors import Unsupported
+from moa.runtime.attention import Backends
 
 SCALE = 0.3
 
@@ -135,7 +135,7 @@ def test_numbers_of_threads_stay_the_callers():
     code = (
         "import numba, torch\n"
         "from moa.kernels.backend import load\n"
-        "from moa.selftest import deviation\n"
+        "from moa.bench.selftest import deviation\n"
         "torch.set_num_threads(3)\n"
         "assert deviation(load('numba')) < 1e-4\n"
         "assert torch.get_num_threads() == 3\n"

@@ -14,9 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
-from moa.attention import NAME
 from moa.cli import main as cli
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.runtime.attention import NAME
 
 VOCABULARY = 61
 

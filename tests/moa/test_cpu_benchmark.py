@@ -76,7 +76,8 @@ def test_wrong_logits_are_refused(benchmark, tmp_path, monkeypatch, capsys):
 
 
 def test_disagreement_sees_a_wrong_variant(fresh, random_plan, tokens):
-    from moa.timing import Variant, disagreement
+    from moa.bench.timing import disagreement
+    from moa.runtime.variant import Variant
 
     model = fresh(dtype=torch.float32)
     plan = random_plan(model, 1)

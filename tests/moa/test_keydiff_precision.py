@@ -13,8 +13,8 @@ from transformers import DynamicCache
 import moa
 from moa import KVCache, Plan
 from moa.kernels.keydiff import history
-from moa.layer import PlanLayer
 from moa.plans.plan import KeyDiffWindow
+from moa.runtime.layer import PlanLayer
 
 N, FIRST = 1230, 1100
 WAYS = {"one pass": [N], "chunks": [137] * 8 + [N - 8 * 137], "steps": [FIRST] + [1] * (N - FIRST)}

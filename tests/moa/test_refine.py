@@ -14,7 +14,7 @@ import moa
 from moa.cli.main import app
 from moa.environment import environment
 from moa.evaluation.validation import Validation
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan

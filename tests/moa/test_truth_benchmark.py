@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moa.evaluation.journal import Journal
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.rule import PATTERNS
 
 

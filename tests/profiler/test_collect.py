@@ -10,7 +10,6 @@ import torch
 from safetensors.numpy import load_file, save
 from tokenizers.processors import TemplateProcessing
 
-from moa.applied import apply
 from moa.hf.logits import HEAD_CHUNK
 from moa.kernels.sdpa import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
@@ -22,6 +21,7 @@ from moa.profiler.collect import _finished, _seed, collect
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, Task, tasks
+from moa.runtime.applied import apply
 from moa.search.grid import Grid
 from moa.search.harm import slope
 from moa.search.lengths import Lengths

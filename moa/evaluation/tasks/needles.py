@@ -13,8 +13,8 @@ from moa.evaluation.interval import paired, wilson
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.plans.errors import Unsupported
-from moa.step import longrope_limit
-from moa.timing import held_bytes
+from moa.runtime.step import longrope_limit
+from moa.runtime.variant import held_bytes
 
 ANSWER_TOKENS = 8
 """Tokens generated per question at most; the answer counts when it stands at their start."""

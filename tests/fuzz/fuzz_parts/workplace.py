@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 from moa.cli import main as cli
-from moa.load import load_config
+from moa.hf.load import load_config
 from moa.plans.model import ModelInfo
 from moa.plans.plan import KeyDiffWindow, Plan, Rule
 from moa.plans.replace import replace_json

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from moa.evaluation.haystack import haystack
-from moa.profiler.chat import DAY, render
+from moa.hf.chat import DAY, render
 
 TURN = [{"role": "user", "content": "hello"}]
 LLAMA = """

@@ -13,12 +13,12 @@ from tokenizers.processors import TemplateProcessing
 from moa.cli.generate import _encode
 from moa.evaluation.haystack import haystack
 from moa.evaluation.tasks.text import windows
+from moa.hf.chat import MARK, pieces, render
+from moa.hf.tokens import begin, chat_tokens, encode, start
 from moa.plans.errors import MoaError, Unsupported
 from moa.profiler import text
 from moa.profiler.calibration import SOURCES, Sample
-from moa.profiler.chat import MARK, pieces, render
 from moa.profiler.documents import document_source
-from moa.profiler.tokens import begin, chat_tokens, encode, start
 
 PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
 WITH_BOS = "{{ bos_token }}" + PLAIN

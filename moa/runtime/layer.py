@@ -27,11 +27,11 @@ from moa.kernels.store import Store, allocate, capacities, move, select
 from moa.kernels.walk import walk
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
-from moa.rules import Rules
-from moa.text import Call, Text
+from moa.runtime.rules import Rules
+from moa.runtime.text import Call, Text
 
 ATTRIBUTE = "_moa"
-"""The attribute of an attention module under a plan that holds its `moa.attention.LayerState`."""
+"""The attribute of an attention module under a plan that holds its `moa.runtime.attention.LayerState`."""
 
 
 class Staged:

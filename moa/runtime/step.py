@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moa.cache import KVCache
 from moa.plans.errors import Unsupported
+from moa.runtime.cache import KVCache
 
 GO_ON = "pass the whole text, that is what is cached and at least one new token, or reset the cache"
 

@@ -8,11 +8,12 @@ import torch
 from transformers import DynamicCache
 
 import moa
-from moa import KVCache, Unsupported, timing
+from moa import KVCache, Unsupported
+from moa.bench import timing
 from moa.evaluation.haystack import Haystack, Question
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.needles import ask
-from moa.timing import Variant
+from moa.runtime.variant import Variant
 
 LIMIT = 128
 ROPE = {

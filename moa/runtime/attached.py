@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from moa.attention import NAME, Backends, LayerState, register
 from moa.hf.attention import switch
-from moa.layer import ATTRIBUTE
 from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
-from moa.rules import Rules
+from moa.runtime.attention import NAME, Backends, LayerState, register
+from moa.runtime.layer import ATTRIBUTE
+from moa.runtime.rules import Rules
 
 
 class Attached:

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
-from moa.load import load_config, load_model
+from moa.hf.load import load_config, load_model
 from moa.plans.errors import MoaError
 
 
@@ -158,7 +158,7 @@ def test_missing_model_is_refused_in_one_line(load, name, says):
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])
 def test_gguf_says_which_package_is_missing(tmp_path, monkeypatch, package):
     (tmp_path / "m.gguf").write_bytes(b"GGUF")
-    monkeypatch.setattr("moa.load.find_spec", lambda name: None if name == package else True)
+    monkeypatch.setattr("moa.hf.load.find_spec", lambda name: None if name == package else True)
     with pytest.raises(MoaError, match=f"pip install {package}"):
         load_model(tmp_path / "m.gguf")
 

@@ -7,11 +7,11 @@ from torch import Tensor
 from transformers import GenerationMixin
 from transformers.generation.configuration_utils import GenerationMode
 
-from moa.cache import KVCache
 from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
-from moa.step import GO_ON, longrope_limit
+from moa.runtime.cache import KVCache
+from moa.runtime.step import GO_ON, longrope_limit
 
 PREPARE_CACHE, PREPARE_INPUTS = "_prepare_cache_for_generation", "prepare_inputs_for_generation"
 BATCHING = "init_continuous_batching"

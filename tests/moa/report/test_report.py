@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from moa import report
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo, Sliding
 from moa.plans.plan import FULL, KeyDiffWindow, Plan, Rule
+from moa.report import plan as report
 
 NARROW, GROWING = Rule(alpha=128, beta=0), Rule(alpha=0, beta=0.25)
 INFO = ModelInfo(

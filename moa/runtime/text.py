@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moa.padding import Packing
+from moa.hf.padding import Packing
 from moa.plans.errors import Unsupported
 from moa.plans.span import Ints
 

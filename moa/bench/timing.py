@@ -8,8 +8,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,45 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
-from moa.applied import apply
-from moa.cache import KVCache
 from moa.kernels.backend import Backend, load
 from moa.plans.model import ModelInfo
-from moa.plans.plan import Plan
+from moa.runtime.cache import KVCache
+from moa.runtime.variant import Variant
 from moa.search.spread import iqr
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to run a model.
-
-    Attributes:
-        plan: The plan, or None for the model as it comes.
-        fixed: Whether its cache is allocated once (`KVCache` with max_length, `StaticCache`) or grows.
-        backend: Of a plan; by default the device's own.
-    """
-
-    plan: Plan | None = None
-    fixed: bool = False
-    backend: str | None = None
-
-    @contextmanager
-    def on(self, model: Any) -> Iterator[None]:
-        """`model`, in place, run this way for a while."""
-        if self.plan is None:
-            yield
-        else:
-            with apply(model, self.plan, self.backend):
-                yield
-
-    def cache(self, model: Any, room: int) -> Any:
-        """An empty cache for texts of up to `room` tokens."""
-        if self.plan is not None:
-            return KVCache(self.plan, room if self.fixed else None)
-        return StaticCache(config=model.config, max_cache_len=room) if self.fixed else DynamicCache(config=model.config)
 
 
 @dataclass(frozen=True)
@@ -185,13 +152,6 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
             [model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0] for part in parts]
         )
     return float((found - expected).abs().max() / expected.std())
-
-
-def held_bytes(cache: Cache) -> int:
-    """Bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
-    if isinstance(cache, KVCache):
-        return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
 
 
 def peak_bytes(device: torch.device) -> int:

@@ -6,7 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from moa import benching, selftest, timing
+from moa import benching
+from moa.bench import selftest, timing
 from moa.cli import doctor
 from moa.kernels.backend import Backend, load
 from moa.plans.errors import Unsupported

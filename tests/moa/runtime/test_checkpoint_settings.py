@@ -10,7 +10,7 @@ from transformers import AutoConfig, DynamicCache, GenerationMixin
 
 import moa
 from moa import KVCache, Plan, Unsupported
-from moa.load import load_model
+from moa.hf.load import load_model
 from moa.plans.plan import Rule
 
 PROMPT = "The sea is calm today. " * 12

@@ -9,15 +9,15 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
-from moa.attached import Attached
-from moa.attention import Backends
-from moa.cache import KVCache
-from moa.generation import Generator
 from moa.hf.attention import attention_modules, decoder_of
 from moa.kernels import forks
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
-from moa.step import check
+from moa.runtime.attached import Attached
+from moa.runtime.attention import Backends
+from moa.runtime.cache import KVCache
+from moa.runtime.generation import Generator
+from moa.runtime.step import check
 
 
 def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = None) -> "Applied":

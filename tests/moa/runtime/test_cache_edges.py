@@ -10,8 +10,8 @@ import moa
 from moa import KVCache, Plan, Unsupported
 from moa.kernels.slabs import _width
 from moa.plans.plan import Rule
-from moa.rules import Rules
-from moa.text import Text
+from moa.runtime.rules import Rules
+from moa.runtime.text import Text
 
 
 def step(model, cache, ids):

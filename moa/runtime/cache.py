@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
 
-from moa.fixed import FixedPlanLayer
-from moa.layer import PlanLayer
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
-from moa.rules import Rules
-from moa.text import Text
-from moa.transcript import Transcript
+from moa.runtime.fixed import FixedPlanLayer
+from moa.runtime.layer import PlanLayer
+from moa.runtime.rules import Rules
+from moa.runtime.text import Text
+from moa.runtime.transcript import Transcript
 
 
 class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
@@ -26,8 +26,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     Attributes:
         plan: The plan.
         max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
-        beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways (`moa.step`); None
-            before the first call.
+        beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways
+            (`moa.runtime.step`); None before the first call.
         transcript: Which tokens its columns hold.
     """
 
@@ -76,7 +76,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Stage the new keys and values [batch, kv_heads, new, D] of a layer; see `moa.layer`.
+        """Stage the new keys and values [batch, kv_heads, new, D] of a layer; see `moa.runtime.layer`.
 
         Raises:
             Unsupported: The layers are out of step, because an earlier forward call was cut short.

@@ -9,7 +9,7 @@ from transformers import GenerationMixin, TextIteratorStreamer, pipeline
 
 import moa
 from moa import KVCache, Unsupported
-from moa.generation import prepare_cache
+from moa.runtime.generation import prepare_cache
 
 
 @pytest.fixture(params=["reference", "torch", "numba"])

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor
 
 from moa.kernels.store import Store, select
-from moa.layer import PlanLayer
 from moa.plans.span import Ints
-from moa.rules import Rules
-from moa.text import FixedText, Text
+from moa.runtime.layer import PlanLayer
+from moa.runtime.rules import Rules
+from moa.runtime.text import FixedText, Text
 
 
 class FixedPlanLayer(PlanLayer):

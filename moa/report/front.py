@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.table import Table
 
-from moa.report import canvas, save
+from moa.report.plan import canvas, save
 from moa.search.cost import Costs, Work
 from moa.search.front import Point
 

@@ -154,8 +154,8 @@ def check_options(
         ModelMismatch: Naming each field that differs.
         Unsupported: A model that takes no rules, or a back-end that cannot run here.
     """
+    from moa.hf.limits import check_length
     from moa.kernels.backend import load
-    from moa.profiler.settings import check_length
 
     if backend is not None:
         load(backend)

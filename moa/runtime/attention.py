@@ -18,16 +18,16 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from moa.hf.attention import check_heads
 from moa.hf.masks import is_causal, is_sliding
+from moa.hf.padding import Packing
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate
 from moa.kernels.walk import walk
-from moa.layer import ATTRIBUTE, Staged
-from moa.padding import Packing
 from moa.plans.config import window_of
 from moa.plans.errors import Unsupported, brief
 from moa.plans.span import BLOCK
-from moa.rules import Rules
+from moa.runtime.layer import ATTRIBUTE, Staged
+from moa.runtime.rules import Rules
 
 NAME = "moa"
 """The attention implementation's name in transformers."""

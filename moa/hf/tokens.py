@@ -7,8 +7,8 @@ texts that begin alike. Some models are lost without their first token.
 from collections.abc import Sequence
 from typing import Any
 
+from moa.hf.chat import render
 from moa.plans.errors import Unsupported
-from moa.profiler.chat import render
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
@@ -41,5 +41,5 @@ def begin(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 def chat_tokens(
     tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False, now: bool = False
 ) -> list[int]:
-    """Tokens of a chat; the arguments are those of `moa.profiler.chat.render`."""
+    """Tokens of a chat; the arguments are those of `moa.hf.chat.render`."""
     return begin(tokenizer, encode(tokenizer, render(tokenizer, turns, answer=answer, now=now)))

@@ -8,7 +8,7 @@ import torch
 
 import moa
 from moa import KVCache, Unsupported
-from moa.attention import ATTRIBUTE
+from moa.runtime.attention import ATTRIBUTE
 
 OURS = ("_prepare_cache_for_generation", "init_continuous_batching", "prepare_inputs_for_generation")
 

@@ -8,7 +8,7 @@ import torch
 import moa
 from moa import KVCache, Unsupported
 from moa.plans.plan import Plan, Rule
-from moa.transcript import MOST, Transcript
+from moa.runtime.transcript import MOST, Transcript
 
 NEW = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moa.padding import Packing
+from moa.hf.padding import Packing
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,1 @@
+"""Plans and fronts as tables and pictures."""

@@ -1,0 +1,1 @@
+"""The model under a plan: attention, layers, cache, generation."""

@@ -1,0 +1,50 @@
+"""Ways to run a model, and what their caches hold."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import Cache
+
+from moa.plans.plan import Plan
+from moa.runtime.applied import apply
+from moa.runtime.cache import KVCache
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to run a model.
+
+    Attributes:
+        plan: The plan, or None for the model as it comes.
+        fixed: Whether its cache is allocated once (`KVCache` with max_length, `StaticCache`) or grows.
+        backend: Of a plan; by default the device's own.
+    """
+
+    plan: Plan | None = None
+    fixed: bool = False
+    backend: str | None = None
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """`model`, in place, run this way for a while."""
+        if self.plan is None:
+            yield
+        else:
+            with apply(model, self.plan, self.backend):
+                yield
+
+    def cache(self, model: Any, room: int) -> Any:
+        """An empty cache for texts of up to `room` tokens."""
+        if self.plan is not None:
+            return KVCache(self.plan, room if self.fixed else None)
+        return StaticCache(config=model.config, max_cache_len=room) if self.fixed else DynamicCache(config=model.config)
+
+
+def held_bytes(cache: Cache) -> int:
+    """Bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
+    if isinstance(cache, KVCache):
+        return cache.nbytes
+    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
