@@ -1,47 +1,63 @@
 """What decode steps and prefills take on this device: runs plans, and fits the costs that predict any plan's time."""
 
 from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from moa.bench import timing
 from moa.environment import environment
-from moa.hf.load import Given, load_model
+from moa.hf.load import Given, check_options, load_model, loaded
+from moa.outputs import writable
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.plans.replace import replace_json
+from moa.progress import Progress, silent
 from moa.runtime.variant import Variant
 from moa.search.cost import PLACE, Costs, Work
 from moa.search.fit import measure
 
 
 def measure_costs(
-    model: Any, *, lengths: Sequence[int] = (1024, 4096), batches: Sequence[int] = (1, 4), rounds: int = 8,
-    backend: str | None = None, progress: Callable[[int, int, str], None] | None = None,
+    model: Given, *, lengths: Sequence[int] = (1024, 4096), batches: Sequence[int] = (1, 4), rounds: int = 8,
+    backend: str | None = None, dtype: str = "auto", output: str | PathLike[str] | None = None,
+    progress: Progress = silent,
 ) -> Costs:  # fmt: skip
     """Time the model under a few plans and fit costs, for budgets in milliseconds.
 
     Args:
-        model: A loaded transformers model, without a plan.
+        model: The model: its name, or what `moa.load_model` gave.
         lengths: To measure at, two or more, tokens.
         batches: Sequences in a decode step; prefills take one.
         rounds: Measure everything in turn, at most this many times over, until medians are sure
             (`moa.search.fit.in_turn`).
         backend: reference, torch, numba or triton; None for the device's own.
+        dtype: Of a model that is named, as for `moa.load_model`.
+        output: Costs to write (.json).
         progress: Called after each measurement with how many are done, how many there are, and the last one's name.
 
     Raises:
-        MoaError: Lengths, batches or rounds out of range.
+        MoaError: Lengths, batches or rounds out of range, or a file that must not be replaced.
         Unsupported: The back-end, or the model.
     """
     if min(*lengths, *batches, rounds) < 1 or len(set(lengths)) < 2:
         raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
+    path = None if output is None else Path(output)
+    if path is not None:
+        writable(path, "file of costs", Costs.read)
+    check_options(model, {}, lengths=lengths, backend=backend)
+    network, _ = loaded(model, dtype=dtype)
     works = [Work("decode", n, batch) for n in lengths for batch in batches] + [Work("prefill", n) for n in lengths]
-    return measure(
-        ModelInfo.of(model), works, runner(model, backend),
-        environment=environment(model, backend), rounds=rounds, progress=progress,
+    costs = measure(
+        ModelInfo.of(network), works, runner(network, backend),
+        environment=environment(network, backend), rounds=rounds, progress=progress,
     )  # fmt: skip
+    if path is not None:
+        replace_json(path, costs.model_dump(mode="json"))
+    return costs
 
 
 def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float]]:

@@ -5,8 +5,6 @@ from typing import Annotated
 
 import typer
 
-from moa.plans.errors import MoaError
-
 
 def command(
     model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
@@ -22,25 +20,15 @@ def command(
     """Time the model under a few plans and fit costs that `moa search --costs` predicts the time of any plan with."""
     from rich.console import Console
 
+    import moa
     from moa.cli.common import Bar, numbers
-    from moa.hf.load import check_options, load_model
-    from moa.measuring import measure_costs
-    from moa.outputs import writable
-    from moa.plans.replace import replace_json
-    from moa.search.cost import Costs
     from moa.search.spread import SURE
 
-    sizes, sequences = numbers("lengths", lengths), numbers("batches", batches)
-    if min(*sizes, *sequences, rounds) < 1 or len(sizes) < 2:
-        raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
-    writable(output, "file of costs", Costs.read)
-    check_options(model, {}, lengths=sizes, backend=backend)
-    network, _ = load_model(model, dtype=dtype)
     with Bar("measuring") as progress:
-        costs = measure_costs(
-            network, lengths=sizes, batches=sequences, rounds=rounds, backend=backend, progress=progress
-        )
-    replace_json(output, costs.model_dump(mode="json"))
+        costs = moa.measure_costs(
+            model, lengths=numbers("lengths", lengths), batches=numbers("batches", batches), rounds=rounds,
+            backend=backend, dtype=dtype, output=output, progress=progress,
+        )  # fmt: skip
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     for kind, terms in costs.terms.items():
         console.print(f"{kind}: median error of the fit {costs.error[kind]:.1%}; terms in ms:", end=" ")

@@ -1,29 +1,57 @@
 """The public functions and the commands that call them say the same by default."""
 
 from importlib import import_module
-from inspect import signature
+from inspect import Parameter, signature
+from pathlib import Path
 
 import pytest
 
 import moa
+from moa.evaluation.tasks import TASKS
 from moa.search.question import Question
 
-SAME = {
-    "search": (Question.of, ()),
-    "refine": (moa.refine_plan, ()),
+FUNCTIONS = {
+    "bench": moa.bench_plan,
+    "eval": moa.evaluate_plans,
+    "measure": moa.measure_costs,
+    "profile": moa.profile_model,
+    "refine": moa.refine_plan,
+    "search": Question.of,
 }
 
 
-@pytest.mark.parametrize("command", SAME)
+@pytest.mark.parametrize("command", FUNCTIONS)
 def test_defaults_of_a_command_are_those_of_its_function(command: str) -> None:
-    function, other = SAME[command]
-    ours = signature(function).parameters
     theirs = signature(import_module(f"moa.cli.{command}").command).parameters
-    shared = [
-        name for name in theirs.keys() & ours.keys() if name not in other and ours[name].default is not ours[name].empty
-    ]
+    ours = signature(FUNCTIONS[command]).parameters
+    empty = Parameter.empty
+    shared = [name for name in theirs.keys() & ours.keys() if empty not in (ours[name].default, theirs[name].default)]
     assert shared
-    assert {name: theirs[name].default for name in shared} == {name: ours[name].default for name in shared}
+    for name in shared:
+        said = theirs[name].default
+        if isinstance(ours[name].default, tuple):  # numbers
+            said = tuple(map(int, said.split(",")))
+        assert said == ours[name].default, name
+
+
+def test_eval_asks_for_as_much_of_each_task_by_default() -> None:
+    said = signature(import_module("moa.cli.eval").command).parameters
+    options = {"text": "ppl_windows", "single": "needles", "four": "four_needles"}
+    assert {name: said[option].default for name, option in options.items()} == {n: t.default for n, t in TASKS.items()}
+
+
+def test_a_front_from_python(tmp_path) -> None:
+    profile = moa.Profile.load(Path(__file__).parents[1] / "golden" / "tiny.safetensors")
+    points = list(moa.find_front(profile, 3, {"density": "0.9@512"}, lengths=[512]))
+    assert [point.solution.value for point in points] == sorted((p.solution.value for p in points), reverse=True)
+    assert all(point.plan.density(512) <= 0.9 for point in points)
+    found = moa.find_plan(profile, {"density": [0.5, "0.4@1024"]}, lengths=[1024])
+    assert found.plan.density(1024) <= 0.4
+    assert found.plan.provenance.budget == "density<=0.5@1024, density<=0.4@1024, for 1024"
+    with pytest.raises(moa.MoaError, match="a front makes harm least"):
+        moa.find_front(profile, 3, {"harm": 1}, minimise="density@512")
+    with pytest.raises(moa.BudgetInfeasible, match="smallest feasible value"):
+        moa.find_plan(profile, {"density": 1e-6})
 
 
 def test_functions_have_types_and_documents() -> None:

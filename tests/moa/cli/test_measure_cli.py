@@ -156,7 +156,7 @@ def test_costs_of_an_older_version_are_refused_and_may_be_replaced(run, costs, f
     assert code == 2
     assert err.startswith(f"error: {path}: terms of decode must be step, sequence, block, keydiff, 0 or more, found")
     assert err.count("\n") == 1
-    monkeypatch.setattr("moa.measuring.measure_costs", lambda *_, **__: costs)
+    monkeypatch.setattr("moa.measuring.measure", lambda *_, **__: costs)
     code, _, err = run("measure", str(folder), "-o", str(path), "--lengths", "256,512")
     assert code == 0
     assert f"of {len(costs.measured)} medians have a standard error over 2%, or too few rounds" in " ".join(err.split())
