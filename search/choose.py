@@ -18,7 +18,7 @@ from moa.search.cost import Costs, Work
 from moa.search.descent import Descent
 from moa.search.grid import Grid
 from moa.search.lengths import Lengths
-from moa.search.objective import PLAIN, Mix, candidates, objective, parts
+from moa.search.objective import PLAIN, Harms, Mix, candidates, measured, parts
 from moa.search.solver import Limit, Solution, check, solve
 
 
@@ -30,6 +30,7 @@ class Problem:
         rules: Candidate rules.
         text: What they cost in harm, by sources that are read: [groups, rules].
         recall: And by those that ask for facts.
+        harms: What both are mixed from.
         limits: All budgets.
         least: The cost to make least; None is the harm.
     """
@@ -37,6 +38,7 @@ class Problem:
     rules: Grid
     text: Floats
     recall: Floats
+    harms: Harms
     limits: list[Limit]
     least: Limit | None
 
@@ -71,11 +73,11 @@ def choose(
     kv_dtype = kv_dtype or profile.dtype or ASSUMED
     lengths = lengths or Lengths.of(profile)
     problem = pose(profile, budgets, mix=mix, costs=costs, minimise=minimise, lengths=lengths, kv_dtype=kv_dtype)
-    rules, harms = problem.rules, problem.text + problem.recall
+    rules, whole = problem.rules, problem.text + problem.recall
     if descent is not None:
         goal = descent.objective(problem.text, problem.recall, rules, mix)
     else:
-        goal = harms if problem.least is None else problem.least.cost
+        goal = whole if problem.least is None else problem.least.cost
     solution = solve(goal, problem.limits, time_limit=time_limit)
     if problem.least is not None:
         solution = solution.plus(problem.least.fixed)
@@ -91,7 +93,7 @@ def choose(
         density=[round(plan.density(n), 4) for n in lengths.all],
         kv_bytes=[plan.kv_bytes(n, dtype=kv_dtype) for n in lengths.all],
         kv_dtype=kv_dtype,
-        harm=_harms(profile, rules, mix, lengths, harms, solution.choice),
+        harm=_harms(profile, problem, mix, lengths, solution.choice),
         **({} if costs is None else _times(costs, plan, lengths.all)),
     )
     return plan.model_copy(update={"predicted": predicted, "provenance": provenance}), solution
@@ -116,7 +118,8 @@ def pose(
         if most and budget.length and budget.length > most:
             raise MoaError(f"the length of {budget} must be at most {most}, the longest text that the model takes")
     rules = candidates(profile, mix, lengths)
-    text, recall = parts(profile, rules, mix, lengths)
+    harms = measured(profile, rules, lengths)
+    text, recall = parts(profile, rules, mix, lengths, harms)
 
     def limited(budget: Budget) -> Limit:
         if budget.kind == "harm":
@@ -125,17 +128,16 @@ def pose(
 
     kept = [limited(budget) for budget in budgets]
     check(kept)
-    return Problem(rules, text, recall, kept, None if minimise is None else limited(minimise))
+    return Problem(rules, text, recall, harms, kept, None if minimise is None else limited(minimise))
 
 
-def _harms(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths, whole: Floats, choice: Ints) -> list[float]:
-    """The objective of a choice, were each length the only one; `whole` is that of all together."""
+def _harms(profile: Profile, problem: Problem, mix: Mix, lengths: Lengths, choice: Ints) -> list[float]:
+    """The objective of a choice, were each length the only one."""
+    tables = [problem.text + problem.recall]
     if len(lengths.all) > 1:
         nothing = dict.fromkeys(lengths.all, 0.0)
         alone = [replace(mix, lengths={**nothing, n: 1.0}) for n in lengths.all]
-        tables = [objective(profile, rules, each, lengths) for each in alone]
-    else:
-        tables = [whole]
+        tables = [sum(parts(profile, problem.rules, each, lengths, problem.harms)) for each in alone]
     return [float(f"{table[np.arange(len(choice)), choice].sum():.4g}") for table in tables]
 
 

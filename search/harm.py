@@ -54,17 +54,19 @@ def _look(
     which = np.array([profile.patterns.index((str(p), int(s))) for p, s in zip(grid.pattern, grid.sink, strict=True)])
     by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.patterns), -1, table.shape[4])
     last = np.arange(3 * bins // 4, bins, max(1, bins // 32))  # eight rows stand for all of the last quarter
-    total = np.zeros((by_row.shape[2], len(grid)))
+    total = np.zeros((len(grid), by_row.shape[2]))
     for row in range(total_bins):
         edge = np.minimum(shortest[:, row], row)
         if row < bins:
             lost = by_row[row, which, :, edge]
         else:
-            alike = np.maximum(np.rint(edge[:, None] * last / row).astype(np.int64), edge[:, None] > 0)  # same share
-            lost = by_row[last, which[:, None], :, alike].mean(1)
-        total += lost.T * rows[:, row]
+            each, same = np.unique(which * total_bins + edge, return_inverse=True)
+            kind, edge = (x[:, None] for x in divmod(each, total_bins))
+            alike = np.maximum(np.rint(edge * last / row).astype(np.int64), edge > 0)  # same share
+            lost = by_row[last, kind, :, alike].mean(1)[same]
+        total += lost * rows[:, row, None]
     tokens = profile.tokens[cut] * length / cut[1]
-    return total / (tokens * (2 if profile.estimator(cut[0]) == "fisher" else 1))
+    return total.T / (tokens * (2 if profile.estimator(cut[0]) == "fisher" else 1))
 
 
 def monotone(table: npt.NDArray[np.float32]) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 
 from moa.plans.errors import MoaError, shortened
 from moa.plans.span import Floats
-from moa.profiler.profile import Profile
+from moa.profiler.profile import Cut, Profile
 from moa.search.grid import Grid, grid
 from moa.search.harm import harm
 from moa.search.lengths import Lengths
@@ -95,27 +95,53 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None =
     return text + recall
 
 
-def parts(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None) -> tuple[Floats, Floats]:
-    """The objective's two parts: sources that are read, and those that ask for facts."""
+Harms = Mapping[Cut, Floats]
+"""Harm of every rule in every group by source and length, [groups, rules] each."""
+
+
+def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
+    """Return the harms that the objective mixes: of tasks at the shortest length, of others at every one.
+
+    They take nearly all of the time of an objective, and no mix changes them.
+    """
+    found: dict[Cut, Floats] = {}
+    for source in profile.sources:
+        if profile.estimator(source) == "effect":
+            shortest = source, min(n for other, n in profile.cuts if other == source)
+            found[shortest] = harm(profile, rules, shortest)
+            continue
+        there = [n for n in lengths.profiled if (source, n) in profile.cuts]
+        found |= {(source, n): harm(profile, rules, (source, n)) for n in there}
+        if there:
+            found |= {(source, n): harm(profile, rules, (source, there[-1]), n) for n in lengths.ahead}
+    return found
+
+
+def parts(
+    profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None, harms: Harms | None = None
+) -> tuple[Floats, Floats]:
+    """Return the objective's two parts: sources that are read, and those that ask for facts.
+
+    `harms` are those of `measured`, where they are known already.
+    """
     lengths = lengths or Lengths(profile.lengths)
     mix.check(profile, lengths)
     share = {n: mix.lengths.get(n, 1.0) for n in lengths.all}
     if not any(share.values()):
         raise MoaError(f"length weights must leave one of {_list(lengths.all)} over 0")
+    harms = measured(profile, rules, lengths) if harms is None else harms
     reach = _reach(rules, [n for n in lengths.all if share[n]])
     layers, groups = len(profile.model.ruled_layers), profile.model.kv_heads
     text, recall = np.zeros((2, layers * groups, len(rules)))
     for source in profile.sources:
         asks = profile.estimator(source) == "effect"
         total = recall if asks else text
+        own = {n: harm for (other, n), harm in harms.items() if other == source}
         if asks:
-            own = harm(profile, rules, (source, min(n for other, n in profile.cuts if other == source)))
-            costs = [((1 - mix.own) * own.max(1)[:, None] * reach + mix.own * own, 1.0)]
+            (alone,) = own.values()
+            costs = [((1 - mix.own) * alone.max(1)[:, None] * reach + mix.own * alone, 1.0)]
         else:
-            there = [n for n in lengths.profiled if (source, n) in profile.cuts]
-            costs = [(harm(profile, rules, (source, n)) ** mix.power, share[n]) for n in there]
-            for n in lengths.ahead if there else ():
-                costs.append((harm(profile, rules, (source, there[-1]), n) ** mix.power, share[n]))
+            costs = [(harm**mix.power, share[n]) for n, harm in own.items()]
         counted = sum(weight for _, weight in costs)
         for cost, weight in costs:
             narrowest = cost.max(1).sum()
