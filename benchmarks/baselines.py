@@ -104,7 +104,7 @@ def per_layer(profile: Profile, budgets: Sequence[Budget], longest: int) -> Plan
     kept = [replace(limit, cost=summed(limit.cost)) for limit in problem.limits]
     choice = solve(summed(problem.text + problem.recall), kept).choice
     chosen = zip(model.ruled_layers, choice, strict=True)
-    return Plan.from_rules(model, {layer: [problem.rules.rule(int(i))] * model.kv_heads for layer, i in chosen})
+    return Plan.from_rules(model, {layer: [problem.rules.rules[int(i)]] * model.kv_heads for layer, i in chosen})
 
 
 def markdown(found: dict[str, Any]) -> str:

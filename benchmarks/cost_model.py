@@ -26,8 +26,8 @@ from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
 from moa.measuring import runner
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import PATTERNS
 from moa.plans.plan import Plan, Rule
-from moa.plans.rule import KeyDiffWindow
 from moa.profiler.profile import Profile
 from moa.report.plan import save
 from moa.search.budget import Budget
@@ -53,7 +53,7 @@ def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
     rng = np.random.default_rng(seed)
 
     def rule() -> Rule:
-        kind, shape = (Rule, KeyDiffWindow)[rng.integers(2)], rng.integers(3)
+        kind, shape = list(PATTERNS.values())[rng.integers(2)], rng.integers(3)
         if shape == 0:
             return kind(alpha=64 + 64 * int(rng.integers(1, longest // 64)), beta=0)
         return kind(alpha=0, beta=int(rng.integers(8, 257)) / 256) if shape == 1 else Rule(alpha=0, beta=1)

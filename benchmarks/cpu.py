@@ -37,8 +37,8 @@ from moa.bench.timing import Times, alternate
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
+from moa.plans.patterns import Rule
 from moa.plans.plan import Plan
-from moa.plans.rule import SinkWindow
 from moa.runtime.variant import Variant, held_bytes
 
 CHECKED = 1024
@@ -53,10 +53,7 @@ ROUNDS = {"prefill": 5, "decode": 6}
 
 def first_keys(plan: Plan) -> Plan:
     """Return the plan with the same numbers whose sinks hold the first keys."""
-    rules = {
-        layer: [SinkWindow(sink=rule.sink, alpha=rule.alpha, beta=rule.beta) for rule in rules]
-        for layer, rules in plan.groups.items()
-    }
+    rules = {layer: [Rule(sink=rule.sink, **rule.shown) for rule in rules] for layer, rules in plan.groups.items()}
     return Plan.from_rules(plan.model, rules)
 
 

@@ -52,7 +52,7 @@ def rows(profile: Profile) -> list[dict[str, Any]]:
         raise MoaError(f"the profile must have text at two lengths or more, found {len(lengths)}")
     found = []
     for short, long in combinations(lengths, 2):
-        rules = grid((lengths[0], long), profile.patterns)
+        rules = grid((lengths[0], long), profile.variants)
         true = harm(profile, rules, ("text", long))
         extrapolated = compare(true, harm(profile, rules, ("text", short), long))
         unchanged = compare(true, harm(profile, rules, ("text", short)))

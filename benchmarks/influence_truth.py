@@ -27,8 +27,8 @@ from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
 from moa.hf.logits import hidden_of, logits_of
 from moa.plans.errors import MoaError
+from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
-from moa.plans.rule import PATTERNS
 from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import SOURCES, Sample
@@ -126,10 +126,7 @@ class Bench:
         return {kind: np.mean([each[kind] for each in found], axis=0) for kind in self.cuts}
 
     def estimate(self, i: int, estimator: str, labels: Any, loss: Any) -> dict[str, list[float]]:
-        sinks = {kind: (rule.sink,) for kind, rule in self.cuts.items()}
-        with recording(
-            self.model, sinks["sink_window"], ESTIMATORS[estimator], keydiff=sinks["keydiff_window"]
-        ) as recorder:
+        with recording(self.model, [rule.variant for rule in self.cuts.values()], ESTIMATORS[estimator]) as recorder:
             run_backward(self.model, self.texts[i], labels, loss, torch.Generator().manual_seed(i))
             tables = recorder.take().double().numpy()
         found = {}

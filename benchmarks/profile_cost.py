@@ -62,7 +62,7 @@ def measure(model: Any, length: int) -> dict[str, Any]:
     found = {}
     for name in ("plain", "fisher"):
         place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
-        with place, recording(model, (64,), keydiff=(64,)):
+        with place, recording(model, [("sink_window", 64), ("keydiff_window", 64)]):
             reset_peak(model.device)
             before = peak_bytes(model.device)  # what is held now
             start = time.perf_counter()

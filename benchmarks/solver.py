@@ -88,7 +88,7 @@ def run(size: str, path: str) -> dict[str, Any]:
             "seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu,
         })  # fmt: skip
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    rules = len(grid(Lengths.of(profile).all, profile.patterns))
+    rules = len(grid(Lengths.of(profile).all, profile.variants))
     return {"size": size, "rules": rules, "cases": cases, "profile_peak_bytes": made, "peak_bytes": peak}
 
 

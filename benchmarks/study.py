@@ -30,8 +30,8 @@ from moa.evaluation.journal import Journal, key
 from moa.evaluation.validation import Validation
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
+from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan
-from moa.plans.rule import PATTERNS
 from moa.profiler.profile import Profile, describe, digest
 from moa.search.budget import parse
 from moa.search.choose import choose
@@ -63,7 +63,7 @@ def alone(
     profile: Profile, evaluate: Evaluate, density: float, length: int, trials: int, name: str, storage: str
 ) -> list[float]:  # fmt: skip
     """Optuna over the rule of every group; groups drawn last shrink until the budget is kept. The score by trial."""
-    sinks = [(PATTERNS[name], size) for name, size in profile.patterns]
+    sinks = [(PATTERNS[name], size) for name, size in profile.variants]
     kinds = [*(kind(sink=s, alpha=s + window, beta=0) for window in WINDOWS for kind, s in sinks), FULL]
     groups = [(layer, head) for layer in profile.model.ruled_layers for head in range(profile.model.kv_heads)]
 

@@ -8,16 +8,29 @@ an N x N tensor. What a cut costs, given a tile, is the caller's `estimator`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from moa.kernels.keydiff import history
+from moa.kernels.held import History, Sink
 from moa.plans.span import BLOCK
 
 NO_MASS = 1e-6
 """Kept attention mass below which a cut is taken to remove the whole output."""
+
+
+@dataclass(frozen=True)
+class First:
+    """The first keys of the text.
+
+    Attributes:
+        sink: Slots, tokens.
+    """
+
+    sink: int
+
+    def sums(self, x: Tensor, edges: int) -> Tensor:
+        """Sum of `x` [heads, rows, keys] over them: [heads, rows, 1], the same at each edge."""
+        return x[..., : self.sink].sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -55,20 +68,18 @@ class Tile:
         a: Attention weights [heads, rows, keys], zero above the diagonal.
         dp: Gradient of the loss at the weights, dO_i . V_j [heads, rows, keys].
         d: Row sums of a * dp, equal to dO_i . O_i [heads, rows, 1].
-        sinks: Sink sizes in tokens, of sinks that hold the first keys.
+        sinks: What the sinks to measure hold.
         bin_size: Tokens per edge bin.
-        others: Sinks that hold other keys.
     """
 
     a: Tensor
     dp: Tensor
     d: Tensor
-    sinks: Sequence[int]
+    sinks: Sequence[First | Held]
     bin_size: int
-    others: Sequence["Held"] = ()
 
     def kept(self, x: Tensor) -> Tensor:
-        """Sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks + others, heads, rows, edges].
+        """Sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks, heads, rows, edges].
 
         A cut at edge e keeps the sink and every key from e * bin_size on; everything when the two meet.
         """
@@ -76,13 +87,12 @@ class Tile:
         bins = torch.nn.functional.pad(x, (0, pad)).unflatten(-1, (-1, self.bin_size)).sum(-1)
         suffix = bins.flip(-1).cumsum(-1).flip(-1)
         starts = torch.arange(bins.shape[-1], device=x.device) * self.bin_size
-        held = [(sink, x[..., :sink].sum(-1, keepdim=True)) for sink in self.sinks]
-        held += [(other.sink, other.sums(x, len(starts))) for other in self.others]
+        held = [(sink.sink, sink.sums(x, len(starts))) for sink in self.sinks]
         return torch.stack([torch.where(starts > sink, suffix + sums, suffix[..., :1]) for sink, sums in held])
 
 
 Estimator = Callable[[Tile], Tensor]
-"""From a tile to the harm of every cut [sinks + others, rows, edges], the group's heads taken together."""
+"""From a tile to the harm of every cut [sinks, rows, edges], the group's heads taken together."""
 
 
 def influence_backward(
@@ -93,12 +103,11 @@ def influence_backward(
     *,
     scale: float,
     estimator: Estimator,
-    sinks: Sequence[int],
+    sinks: Sequence[Sink],
     bin_size: int,
-    keydiff: Sequence[int] = (),
     first: Tensor | None = None,
     sink: Tensor | None = None,
-    others: npt.NDArray[np.bool_] | None = None,
+    held: Sequence[History | None] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of causal attention, and the summed harm of every cut.
 
@@ -112,28 +121,30 @@ def influence_backward(
         dout: Gradient at the attention output [query_heads, N, D].
         scale: Softmax scale.
         estimator: Harm of every cut, given a tile.
-        sinks: Sink sizes to measure, tokens.
+        sinks: Sinks to measure.
         bin_size: Tokens per row and edge bin, a multiple of 64.
-        keydiff: Sink sizes to measure of sinks that hold the keys of `moa.kernels.keydiff`, tokens.
         first: First block each query block sees besides the sink, int [kv_heads, blocks]; None is full attention.
         sink: Sink of each group, tokens, int [kv_heads].
-        others: Groups whose sinks hold the keys of `moa.kernels.keydiff` under the rules [kv_heads].
+        held: Which keys the sinks hold under the rules, for each group; None is the first.
 
     Returns:
-        dq, dk, dv like q, k, v; and the table, float32 [sinks + keydiff, kv_heads, rows, edges], rows and edges in
-        bins of `bin_size`: the estimator's values summed over the rows of a bin.
+        dq, dk, dv like q, k, v; and the table, float32 [sinks, kv_heads, rows, edges], rows and edges in bins
+        of `bin_size`: the estimator's values summed over the rows of a bin.
     """
     groups, n, dim = k.shape
     heads = q.shape[0] // groups
     count = -(-n // bin_size)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=_sum(k)), torch.zeros_like(v, dtype=_sum(v))
-    table = q.new_zeros((len(sinks) + len(keydiff), groups, count, count), dtype=torch.float32)
-    held = [history(k, size, bin_size) for size in keydiff]
+    table = q.new_zeros((len(sinks), groups, count, count), dtype=torch.float32)
+    positions = [sink.history and sink.history(k, sink.slots, bin_size) for sink in sinks]
     for g in range(groups):
-        measured = [Held.of(positions[:, g], _sum(q)) for positions in held]
+        measured = [
+            First(sink.slots) if of is None else Held.of(of[:, g], _sum(q))
+            for sink, of in zip(sinks, positions, strict=True)
+        ]
         ours = None  # what this group's sink holds under the rules
-        if sink is not None and others is not None and others[g]:
-            ours = history(k[g : g + 1], int(sink[g]), BLOCK)
+        if sink is not None and held and (keys_of := held[g]) is not None:
+            ours = keys_of(k[g : g + 1], int(sink[g]), BLOCK)
         mine = slice(g * heads, (g + 1) * heads)
         wide_k, wide_v = k[g].to(_sum(k)), v[g].to(_sum(v))  # products in half precision can overflow
         for start in range(0, n, BLOCK):
@@ -146,7 +157,7 @@ def influence_backward(
             a = scores.softmax(-1)
             dp = (dt @ values.T).unflatten(0, (heads, rows))
             d = (a * dp).sum(-1, keepdim=True)
-            harm = estimator(Tile(a, dp, d, sinks, bin_size, measured))  # [sinks, rows, edges]
+            harm = estimator(Tile(a, dp, d, measured, bin_size))  # [sinks, rows, edges]
             table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
             if first is not None and sink is not None:
                 edge = int(first[g, start // BLOCK])

@@ -23,8 +23,8 @@ class Sinks:
         folded: Blocks before it have left the window for the sink, on the host [sequences, kv_heads].
     """
 
-    def __init__(self, sink: Ints, keydiff: npt.NDArray[np.bool_], sequences: int, device: torch.device) -> None:
-        self.groups = np.flatnonzero(keydiff)
+    def __init__(self, sink: Ints, moves_keys: npt.NDArray[np.bool_], sequences: int, device: torch.device) -> None:
+        self.groups = np.flatnonzero(moves_keys)
         self._sink, self._start = sink, sink // BLOCK
         self.folded = np.tile(self._start, (sequences, 1))
         self._can_undo = np.zeros(self.folded.shape, np.bool_)

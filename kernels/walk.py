@@ -156,14 +156,14 @@ def _alike(wanted: Ints, sinks: Sinks) -> list[list[int]]:
 
 
 def attend_alone(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, keydiff: npt.NDArray[np.bool_] | None,
+    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, moves_keys: npt.NDArray[np.bool_] | None,
     scale: float, backend: Backend,
 ) -> Tensor:  # fmt: skip
     """Attention of one text to itself, nothing stored.
 
     Args:
         q, k, v, first, sink, scale: See `moa.kernels.reference.attend`.
-        keydiff: Whose sinks hold the keys of `moa.kernels.keydiff`, bool [kv_heads].
+        moves_keys: Whose sinks hold the keys of `moa.kernels.keydiff`, bool [kv_heads].
         backend: Attends.
 
     Returns:
@@ -172,11 +172,11 @@ def attend_alone(
     tokens, groups, size = k.shape
     starts = torch.tensor([0, tokens], dtype=torch.int32, device=k.device)
     lengths = torch.zeros(1, dtype=torch.int64, device=k.device)
-    if keydiff is None or not keydiff.any():
+    if moves_keys is None or not moves_keys.any():
         return backend.attend(q, k, v, first=first, sink=sink, starts=starts, lengths=lengths, scale=scale)
     store = allocate(np.full((1, groups), -(-tokens // BLOCK) * BLOCK), size, k.dtype, k.device)
     table, host = first.cpu().numpy().astype(np.int64), sink.cpu().numpy().astype(np.int64)
-    sinks = Sinks(host, keydiff, 1, k.device)
+    sinks = Sinks(host, moves_keys, 1, k.device)
     return walk(
         q, k, v, first=first, sink=sink, store=store, sinks=sinks, edges=lambda at: table[:, at // BLOCK].T,
         starts=starts, lengths=lengths, scale=scale, backend=backend,

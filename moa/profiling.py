@@ -11,20 +11,21 @@ from typing import Any
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, brief
+from moa.plans.patterns import Variant
 from moa.plans.plan import Plan
 from moa.profiler.calibration import DEFAULT, SOURCES, Labels, Loss
 from moa.profiler.collect import check_run, collect, sample_file
 from moa.profiler.documents import document_source
 from moa.profiler.estimate import peak_bytes, seconds
 from moa.profiler.profile import Profile
-from moa.profiler.settings import Settings, Task, tasks
+from moa.profiler.settings import Settings, Task, every, tasks
 from moa.progress import Note, Progress, silent
 
 
 def profile_model(
     model: Given, output: str | PathLike[str], *, lengths: Sequence[int] = (1024, 2048, 4096), samples: int = 4,
-    sources: Sequence[str] | None = None, data: str | None = None, sinks: Sequence[int] = (64,),
-    keydiff: Sequence[int] = (64,), estimator: str | None = None, labels: Labels | None = None,
+    sources: Sequence[str] | None = None, data: str | None = None,
+    variants: Sequence[Variant] | None = None, estimator: str | None = None, labels: Labels | None = None,
     loss: Loss | None = None, chat: bool = True, around: Plan | str | PathLike[str] | None = None,
     retrieval_score: bool = False, add: str | PathLike[str] | None = None, seed: int = 0, dtype: str = "auto",
     device_map: Any = None, progress: Progress = silent, note: Note = silent,
@@ -41,8 +42,7 @@ def profile_model(
         samples: Samples per source and length.
         sources: Names of built-in sources; None for the default ones, or none where there is `data`.
         data: Documents as one more source: .jsonl, .txt, .parquet or hub:NAME.
-        sinks: Sizes to measure of sinks of first keys, multiples of 64.
-        keydiff: Sizes to measure of sinks of the keys most unlike others.
+        variants: What to measure: patterns and sizes of sinks, multiples of 64; None for every pattern at 64.
         estimator: Estimator of every source; None for each one's own, as for `labels` and `loss`.
         labels: sampled, greedy or given.
         loss: nll or margin; with `around` also kl.
@@ -67,8 +67,9 @@ def profile_model(
     if unknown := [name for name in names if name not in SOURCES]:
         raise MoaError(f"source must be one of {', '.join(SOURCES)}, found {brief(unknown[0])}")
     settings = Settings(
-        tuple(lengths), samples, seed, tuple(sinks), tuple(keydiff), estimator, labels, loss, chat, retrieval_score
-    )
+        tuple(lengths), samples, seed, every() if variants is None else tuple(variants), estimator, labels, loss, chat,
+        retrieval_score,
+    )  # fmt: skip
     rank, world, barrier = _processes(own_device=device_map is None)
     writable(path, "profile", Profile.load)
     plan = around if around is None or isinstance(around, Plan) else Plan.load(around)

@@ -219,7 +219,7 @@ def _name(question: Question, network: Any, length: int, seed: int) -> str:
 
 def _tables(profile: Profile) -> str:
     """Digest of what the profile says of every rule."""
-    told = sha256(repr((profile.patterns, sorted(profile.tokens.items()), sorted(profile.estimators.items()))).encode())
+    told = sha256(repr((profile.variants, sorted(profile.tokens.items()), sorted(profile.estimators.items()))).encode())
     for cut in sorted(profile.cuts):
         told.update(profile.cuts[cut].tobytes())
     return told.hexdigest()

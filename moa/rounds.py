@@ -11,7 +11,6 @@ from moa.hf.fingerprint import fingerprint
 from moa.outputs import writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.plans.span import BLOCK
 from moa.profiler.calibration import SOURCES, Source
 from moa.profiler.collect import collect
 from moa.profiler.profile import Profile
@@ -54,9 +53,9 @@ class Round:
             raise MoaError("--rounds measures text, at the plan's lengths; this profile has none there")
         if not (text := [name for name in text if mix.sources.get(name, 1.0)]):
             raise MoaError("--rounds measures text: its --source-weight must be over 0")
-        settings = Settings(  # a profile has a table of a sink of first keys, also where the search leaves those out
-            tuple(there), samples, seed + number, profile.sinks or (BLOCK,), profile.keydiff, "effect",
-            loss="kl", chat=profile.meta.get("chat", True),
+        settings = Settings(
+            tuple(there), samples, seed + number, profile.variants, "effect", loss="kl",
+            chat=profile.meta.get("chat", True),
         )  # fmt: skip
         path = output.with_suffix(f".round-{number}.safetensors")
         return cls(settings, [SOURCES[name] for name in text], path, profile.meta.get("start"))
@@ -87,7 +86,7 @@ class Round:
         if model is not None:
             said |= {"weights": fingerprint(model), "dtype": str(model.dtype)}
         same = (
-            (found.sinks, found.keydiff) == (settings.sinks, settings.keydiff)
+            set(found.variants) >= set(settings.variants)  # older rounds measured first keys besides
             and set(found.cuts) == {(s.name, n) for s in self.sources for n in settings.lengths}
             and set(found.estimators.values()) == {settings.estimator}
             and {name: found.meta.get(name) for name in said} == json.loads(json.dumps(said))

@@ -7,12 +7,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from moa.plans.errors import PlanError, brief
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import AnyRule, Rule
 from moa.plans.plan import Plan
 from moa.plans.record import Predicted, Provenance
-from moa.plans.rule import Pattern, Rule
 from moa.plans.schema import ProblemError, Strict, problem
 
-_PATTERN: TypeAdapter[Rule] = TypeAdapter(Pattern)
+_RULE: TypeAdapter[Rule] = TypeAdapter(AnyRule)
 
 
 class _Document(Strict):
@@ -20,7 +20,7 @@ class _Document(Strict):
 
     version: Literal[1]
     model: ModelInfo
-    defaults: Pattern
+    defaults: AnyRule
     layers: dict[int, dict[str, Any]] = Field(default_factory=dict)
     predicted: Predicted | None = None
     provenance: Provenance | None = None
@@ -92,7 +92,7 @@ def _override(rule: Rule, changes: Any, place: tuple[str | int, ...]) -> Rule:
     if not isinstance(changes, Mapping):
         raise ProblemError(place, f"must be `default` or a mapping of a rule's keys, found {brief(changes)}")
     try:
-        return _PATTERN.validate_python({**rule.model_dump(), **changes})
+        return _RULE.validate_python({**rule.model_dump(), **changes})
     except ValidationError as error:
         raise problem(error, place) from None
 

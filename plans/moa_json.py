@@ -17,10 +17,10 @@ import numpy.typing as npt
 
 from moa.plans.errors import PlanError, Unsupported
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import LIMIT, Rule
 from moa.plans.plan import Plan
 from moa.plans.record import Provenance
 from moa.plans.replace import read_json
-from moa.plans.rule import LIMIT, Rule
 from moa.plans.span import BETA_STEPS
 
 

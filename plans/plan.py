@@ -15,12 +15,12 @@ from pydantic import ValidationError, model_validator
 from moa.plans import span as spans_
 from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
 from moa.plans.model import Dtype, ModelInfo, batch_lengths
+from moa.plans.patterns import FULL, AnyRule, Rule, reach
 from moa.plans.record import Predicted, Provenance
-from moa.plans.rule import FULL, KeyDiffWindow, Pattern, Rule
 from moa.plans.schema import Strict, problem
-from moa.plans.span import BLOCK, Ints
+from moa.plans.span import BLOCK, Ints, Reach
 
-__all__ = ["FULL", "KeyDiffWindow", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
+__all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
 
 
 class Plan(Strict):
@@ -33,12 +33,12 @@ class Plan(Strict):
     """
 
     model: ModelInfo
-    groups: dict[int, tuple[Pattern, ...]]
-    defaults: Pattern
+    groups: dict[int, tuple[AnyRule, ...]]
+    defaults: AnyRule
     predicted: Predicted | None = None
     provenance: Provenance | None = None
 
-    __slots__ = ("_made",)  # arrays, where neither == nor a copy takes them along
+    __slots__ = ("_made",)  # a `Reach`, where neither == nor a copy takes them along
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.groups.items())), self.defaults))  # the model's rope is a dict
@@ -198,33 +198,29 @@ class Plan(Strict):
             raise PlanError(f"KV head must be from 0 to {len(rules) - 1}, found {head}")
         return rules[head]
 
-    def rules(self, layer: int) -> tuple[Ints, Ints, Ints]:
-        """Sink, alpha and beta (in 1/256) of the layer's groups: three int64 arrays [kv_heads]."""
-        row = self.model.ruled_layers.index(self._ruled(layer))
-        sink, alpha, beta256 = self._arrays
-        return sink[row], alpha[row], beta256[row]
+    def reach(self, layer: int) -> Reach:
+        """What the layer's groups see: of shape [kv_heads]."""
+        return self._reach[self.model.ruled_layers.index(self._ruled(layer))]
 
-    def keydiff(self, layer: int) -> npt.NDArray[np.bool_]:
-        """Which of the layer's groups have a `KeyDiffWindow`: bool [kv_heads]."""
-        return np.array([isinstance(rule, KeyDiffWindow) for rule in self.groups[self._ruled(layer)]])
+    def moves_keys(self, layer: int) -> npt.NDArray[np.bool_]:
+        """Into the sinks of which of the layer's groups the host moves keys: bool [kv_heads]."""
+        return np.array([rule.moves_keys() for rule in self.groups[self._ruled(layer)]])
 
     def first_table(self, layer: int, blocks: int) -> npt.NDArray[np.int32]:
         """First block kept besides the sink, per group and query block: int32 [kv_heads, blocks]."""
-        sink, alpha, beta256 = self.rules(layer)
-        table = spans_.first_block(sink[:, None], alpha[:, None], beta256[:, None], np.arange(blocks))
-        return table.astype(np.int32)
+        return self.reach(layer).first(np.arange(blocks)).astype(np.int32)
 
     def spans(self, n: int) -> Ints:
         """Keys visible to the query at length `n`: int64 [layers, kv_heads], sliding layers included."""
         spans = np.empty((self.model.layers, self.model.kv_heads), np.int64)
-        spans[list(self.model.ruled_layers)] = spans_.span(*self._arrays, _length(n))
+        spans[list(self.model.ruled_layers)] = self._reach.span(_length(n))
         if self.model.sliding:
             spans[list(self.model.sliding.layers)] = min(n, self.model.sliding.window)
         return spans
 
     def density(self, n: int) -> float:
         """Mean of span/n over the groups that have rules, at length `n`."""
-        return float(spans_.span(*self._arrays, _length(n)).mean() / n)
+        return float(self._reach.span(_length(n)).mean() / n)
 
     def prefill_fraction(self, n: int) -> float:
         """Part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.
@@ -236,9 +232,9 @@ class Plan(Strict):
         rows[-1] = n - BLOCK * (blocks - 1)
         lost = 0
         for layer in self.model.ruled_layers:
-            sink = self.rules(layer)[0]
+            sink = self.reach(layer).sink
             lost += BLOCK * int(((self.first_table(layer, blocks) - sink[:, None] // BLOCK) @ rows).sum())
-        return 1.0 - lost / (n * (n + 1) // 2 * self._arrays[0].size)
+        return 1.0 - lost / (n * (n + 1) // 2 * self._reach.sink.size)
 
     def kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
         """Bytes that the cache allocates for a batch.
@@ -251,7 +247,7 @@ class Plan(Strict):
             dtype: Of the cache: a name such as "bfloat16", a torch dtype, or the bytes of one element.
         """
         lengths = batch_lengths(n, batch_size)
-        blocks = sum(int(spans_.cache_blocks(*self._arrays, length).sum()) for length in lengths)
+        blocks = sum(int(self._reach.cache_blocks(length).sum()) for length in lengths)
         return blocks * BLOCK * self.model.token_bytes(dtype) + self.model.sliding_kv_bytes(lengths, dtype)
 
     @property
@@ -260,21 +256,14 @@ class Plan(Strict):
         return (self.predicted and self.predicted.kv_dtype) or "bfloat16"
 
     @property
-    def _arrays(self) -> tuple[Ints, Ints, Ints]:
-        """Sink, alpha, beta in 1/256: int64 [ruled layers, kv_heads] each; made on first use."""
-        made: tuple[Ints, Ints, Ints] | None = getattr(self, "_made", None)
+    def _reach(self) -> Reach:
+        """Of shape [ruled layers, kv_heads]; made on first use."""
+        made: Reach | None = getattr(self, "_made", None)
         if made is None:
-            made = self._make_arrays()
+            rules = list(chain.from_iterable(self.groups[layer] for layer in self.model.ruled_layers))
+            made = reach(rules).reshape(len(self.model.ruled_layers), self.model.kv_heads)
             object.__setattr__(self, "_made", made)
         return made
-
-    def _make_arrays(self) -> tuple[Ints, Ints, Ints]:
-        layers = [self.groups[layer] for layer in self.model.ruled_layers]
-        rules = [[(rule.sink, rule.alpha, rule.beta256) for rule in heads] for heads in layers]
-        table = np.array(rules, np.int64)
-        table.flags.writeable = False  # views of it are handed out
-        sink, alpha, beta256 = np.moveaxis(table, -1, 0)
-        return sink, alpha, beta256
 
     def _ruled(self, layer: int) -> int:
         if layer not in self.groups:

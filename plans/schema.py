@@ -7,9 +7,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from moa.plans.errors import brief, shortened
 
-PATTERN_NAMES = ("sink_window", "keydiff_window")
-"""Patterns that a rule may name, in the order of the union in `moa.plans.rule`."""
-
 
 class Strict(BaseModel):
     """Base of every part of the plan file: immutable, unknown keys refused."""
@@ -44,11 +41,6 @@ def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
         what = "unknown key"
     elif kind == "missing":
         what = "is missing"
-    elif kind == "union_tag_not_found":
-        what = f"needs the key {first['ctx']['discriminator']}"
-    elif kind == "union_tag_invalid":
-        what = f"pattern must be {first['ctx']['expected_tags']}, found {brief(first['ctx']['tag'])}"
     else:
         what = f"{message[0].lower()}{message[1:]}, found {value}"
-    # Pydantic puts the pattern's name into the path; the file has no such key.
-    return ProblemError((*place, *(key for key in first["loc"] if key not in PATTERN_NAMES)), what)
+    return ProblemError((*place, *first["loc"]), what)

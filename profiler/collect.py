@@ -109,7 +109,7 @@ def collect(
     todo = tasks(settings, sources)
     folder = _open_folder(output, settings, sources, model, tokenizer, plan, rank)
     barrier()
-    with recording(model, settings.sinks, plan=plan, keydiff=settings.keydiff) as recorder:
+    with recording(model, settings.variants, plan=plan) as recorder:
         for task in todo[rank::world]:
             path = sample_file(output, task)
             measured = not _finished(path)
@@ -240,7 +240,7 @@ def _blank(
     """The profile to come, its tables empty."""
     info = ModelInfo.from_config(model.config)
     cuts = dict.fromkeys((task.source.name, task.length) for task in todo)
-    apart = ("lengths", "sinks", "keydiff", "estimator", "retrieval_score")  # said elsewhere in the file
+    apart = ("lengths", "variants", "estimator", "retrieval_score")  # said elsewhere in the file
     meta = {name: value for name, value in asdict(settings).items() if name not in apart}
     meta |= {} if plan is None else {"around": plan.to_dict()}
     digests = {t.source.name: t.source.digest for t in todo if t.source.digest}
@@ -254,8 +254,8 @@ def _blank(
     }
     estimators = {t.source.name: settings.estimator or t.source.estimator for t in todo}
     return Profile(
-        info, settings.sinks, dict.fromkeys(cuts, np.empty(0, np.float32)), dict.fromkeys(cuts, 0),
-        dict.fromkeys(cuts, settings.samples), meta, estimators, keydiff=settings.keydiff,
+        info, settings.variants, dict.fromkeys(cuts, np.empty(0, np.float32)), dict.fromkeys(cuts, 0),
+        dict.fromkeys(cuts, settings.samples), meta, estimators,
     )  # fmt: skip
 
 

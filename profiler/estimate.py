@@ -27,7 +27,7 @@ def seconds(
     """Time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
     took = []
-    with recording(model, settings.sinks, plan=plan, keydiff=settings.keydiff) as recorder:
+    with recording(model, settings.variants, plan=plan) as recorder:
         for n in (PROBES[0], *PROBES):  # the first pass only warms up
             sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(n)])
             start = time.perf_counter()

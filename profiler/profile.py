@@ -1,9 +1,9 @@
 """The profile: what the profiler measured, as one safetensors file.
 
-Tensors `cut.<source>.<length>` are float32 [sinks + keydiff, layers, groups, rows, edges]; layers are the model's ruled
-layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the estimator's effect, summed over the
-bin's rows and over all samples, when the first key kept besides the sink is at the edge. The tensor
-`retrieval`, where measured, is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
+Tensors `cut.<source>.<length>` are float32 [variants, layers, groups, rows, edges]; a variant is a pattern and a sink
+size, layers are the model's ruled layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the
+estimator's effect, summed over the bin's rows and over all samples, when the first key kept besides the sink is at the
+edge. The tensor `retrieval`, where measured, is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
 """
 
 import dataclasses
@@ -12,48 +12,20 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
 
 from moa.plans.errors import ProfileError
 from moa.plans.model import DTYPES, Dtype, ModelInfo
+from moa.plans.patterns import Variant
 from moa.plans.replace import replace
-from moa.plans.schema import Strict, problem
-from moa.plans.span import BLOCK
+from moa.profiler.header import FORMAT, read_header
 from moa.profiler.sealed import seal, unseal
 
 Cut = tuple[str, int]
 """A kind of calibration text and a length in tokens."""
-
-FORMAT: Literal["moa-profile-1"] = "moa-profile-1"
-
-
-_Size = Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)]
-
-
-class _Table(Strict):
-    """What the header says of one table."""
-
-    source: str
-    length: int = Field(ge=1)
-    tokens: int = Field(ge=1)
-    samples: int = Field(ge=1)
-
-
-class _Header(Strict):
-    """The header's JSON."""
-
-    format: Literal["moa-profile-1"]
-    model: ModelInfo
-    sinks: tuple[_Size, ...] = Field(min_length=1)
-    keydiff: tuple[_Size, ...] = ()
-    cuts: tuple[_Table, ...] = Field(min_length=1)
-    estimators: dict[str, str] = Field(default_factory=dict)
-    retrieval_tokens: int = Field(default=0, ge=0)
-    meta: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -62,19 +34,18 @@ class Profile:
 
     Attributes:
         model: The model's fingerprint.
-        sinks: Sizes measured of sinks that hold the first keys, tokens.
-        cuts: Table per (source, length): float32 [sinks + keydiff, layers, groups, rows, edges], summed over samples.
+        variants: What was measured: patterns and sizes of sinks, tokens; the tables' first axis.
+        cuts: Table per (source, length): float32 [variants, layers, groups, rows, edges], summed over samples.
         tokens: Response tokens T per (source, length), over all samples.
         samples: Samples per (source, length).
         meta: Labels, losses, seed, versions: what a reader wants to know.
         estimators: Estimator per source; `fisher` where not named.
         retrieval: Copy score of every group, 0 to 1: float32 [layers, groups]; None where not measured.
         retrieval_tokens: Answer tokens behind it, over all samples.
-        keydiff: Sizes measured of sinks that hold the keys most unlike others, tokens.
     """
 
     model: ModelInfo
-    sinks: tuple[int, ...]
+    variants: tuple[Variant, ...]
     cuts: Mapping[Cut, npt.NDArray[np.float32]]
     tokens: Mapping[Cut, int]
     samples: Mapping[Cut, int]
@@ -82,12 +53,6 @@ class Profile:
     estimators: Mapping[str, str] = field(default_factory=dict)
     retrieval: npt.NDArray[np.float32] | None = None
     retrieval_tokens: int = 0
-    keydiff: tuple[int, ...] = ()
-
-    @property
-    def patterns(self) -> tuple[tuple[str, int], ...]:
-        """The tables' first axis: pattern and sink size."""
-        return (*(("sink_window", s) for s in self.sinks), *(("keydiff_window", s) for s in self.keydiff))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -114,7 +79,7 @@ class Profile:
     def shape(self, length: int) -> tuple[int, ...]:
         """Of a table at that length."""
         count = -(-length // bin_size(length))
-        return len(self.patterns), len(self.model.ruled_layers), self.model.kv_heads, count, count
+        return len(self.variants), len(self.model.ruled_layers), self.model.kv_heads, count, count
 
     def estimator(self, source: str) -> str:
         """How the harm of `source` was estimated; `fisher` where the file does not say."""
@@ -126,14 +91,13 @@ class Profile:
         Raises:
             ProfileError: A pattern that was not profiled.
         """
-        there = dict.fromkeys(name for name, _ in self.patterns)
+        there = dict.fromkeys(name for name, _ in self.variants)
         if unknown := [name for name in patterns if name not in there]:
             raise ProfileError(f"patterns of this profile are {', '.join(there)}, found {', '.join(unknown)}")
-        kept = [i for i, (name, _) in enumerate(self.patterns) if name in patterns]
+        kept = [i for i, (name, _) in enumerate(self.variants) if name in patterns]
         return dataclasses.replace(
-            self, cuts={cut: table[kept] for cut, table in self.cuts.items()},
-            sinks=self.sinks if "sink_window" in patterns else (),
-            keydiff=self.keydiff if "keydiff_window" in patterns else (),
+            self, variants=tuple(self.variants[i] for i in kept),
+            cuts={cut: table[kept] for cut, table in self.cuts.items()},
         )  # fmt: skip
 
     def check_plus(self, other: "Profile") -> None:
@@ -144,8 +108,8 @@ class Profile:
         """
         if differences := self.model.differences(other.model):
             raise ProfileError(f"profiles to add must be of one model; they differ in {', '.join(differences)}")
-        if self.patterns != other.patterns:
-            mine, its = (", ".join(f"{name} {size}" for name, size in p.patterns) for p in (self, other))
+        if self.variants != other.variants:
+            mine, its = (", ".join(f"{name} {size}" for name, size in p.variants) for p in (self, other))
             raise ProfileError(f"profiles to add must have the same sinks, found {mine} and {its}")
         for source in set(self.sources) & set(other.sources):
             mine, its = (p.estimator(source) for p in (self, other))
@@ -189,13 +153,13 @@ class Profile:
         copyable = sum(tokens for _, tokens in scored)
         copied = [score.astype(np.float64) * tokens for score, tokens in scored]
         return Profile(
-            self.model, self.sinks,
+            self.model, self.variants,
             {cut: np.sum([p.cuts[cut] for p in (self, other) if cut in p.cuts], axis=0) for cut in both},
             {cut: self.tokens.get(cut, 0) + other.tokens.get(cut, 0) for cut in both},
             {cut: self.samples.get(cut, 0) + other.samples.get(cut, 0) for cut in both},
             {**self.meta, "added": [*self.meta.get("added", []), dict(other.meta)]},
             {**other.estimators, **self.estimators},
-            (np.sum(copied, axis=0) / copyable).astype(np.float32) if scored else None, copyable, self.keydiff,
+            (np.sum(copied, axis=0) / copyable).astype(np.float32) if scored else None, copyable,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -207,8 +171,7 @@ class Profile:
         header: dict[str, Any] = {
             "format": FORMAT,
             "model": self.model.model_dump(mode="json", exclude_none=True),
-            "sinks": list(self.sinks),
-            "keydiff": list(self.keydiff),
+            "variants": [list(variant) for variant in self.variants],
             "cuts": [
                 {"source": s, "length": n, "tokens": self.tokens[s, n], "samples": self.samples[s, n]}
                 for s, n in self.cuts
@@ -235,7 +198,7 @@ class Profile:
         if not Path(path).is_file():
             raise ProfileError(f"no profile at {path}; make one with `moa profile MODEL -o {path}`")
         tables, found = unseal(path, sealed=False)
-        header = _read_header(found, path)
+        header = read_header(found, path)
         try:
             cuts = {(t.source, t.length): tables[f"cut.{t.source}.{t.length}"] for t in header.cuts}
             retrieval = tables["retrieval"] if header.retrieval_tokens else None
@@ -244,8 +207,8 @@ class Profile:
         tokens = {(t.source, t.length): t.tokens for t in header.cuts}
         samples = {(t.source, t.length): t.samples for t in header.cuts}
         profile = cls(
-            header.model, header.sinks, cuts, tokens, samples, header.meta, header.estimators,
-            retrieval, header.retrieval_tokens, header.keydiff,
+            header.model, header.variants, cuts, tokens, samples, header.meta, header.estimators,
+            retrieval, header.retrieval_tokens,
         )  # fmt: skip
         profile._check(path)
         return profile
@@ -266,14 +229,6 @@ class Profile:
 def _check_tensor(path: str | Path, name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if found.shape != shape or found.dtype != np.float32:
         raise ProfileError(f"{path}: {name} must be float32 {list(shape)}, found {found.dtype} {list(found.shape)}")
-
-
-def _read_header(found: dict[str, Any], path: str | Path) -> _Header:
-    """The header, checked."""
-    try:
-        return _Header.model_validate_json(json.dumps(found))
-    except ValidationError as e:
-        raise ProfileError(f"{path}: broken header: {problem(e)}") from None
 
 
 def bin_size(length: int) -> int:

@@ -22,11 +22,13 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.logits import check_head
 from moa.kernels.backend import load, pick
+from moa.kernels.held import HISTORIES, History, sinks
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.walk import attend_alone
 from moa.plans.config import window_of
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import PATTERNS, Variant
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.estimators import effect, fisher
@@ -44,17 +46,16 @@ class Recorder:
         model: The model's shape.
         estimator: Harm of every cut, given a tile; may be changed between samples.
         plan: What the model runs under; None is dense.
-        tables: Layer index to float32 [sinks + keydiff, kv_heads, rows, edges], on the CPU.
+        tables: Layer index to float32 [variants, kv_heads, rows, edges], on the CPU.
         watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
 
     def __init__(
-        self, model: ModelInfo, sinks: Sequence[int], estimator: Estimator, plan: Plan | None = None,
-        keydiff: Sequence[int] = (),
-    ) -> None:  # fmt: skip
+        self, model: ModelInfo, variants: Sequence[Variant], estimator: Estimator, plan: Plan | None = None
+    ) -> None:
         self.model, self.layers = model, frozenset(model.ruled_layers)
         self.estimator, self.plan = estimator, plan
-        self.sinks, self.keydiff = tuple(sinks), tuple(keydiff)
+        self.sinks = tuple(sinks(PATTERNS[name].holds, size)[0] for name, size in variants)
         self.tables: dict[int, Tensor] = {}
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
@@ -68,12 +69,16 @@ class Recorder:
         if self.plan is None:
             return None, None
         first = torch.from_numpy(self.plan.first_table(layer, -(-length // BLOCK)))
-        sink = torch.from_numpy(self.plan.rules(layer)[0].astype("int32"))
+        sink = torch.from_numpy(self.plan.reach(layer).sink.astype("int32"))
         return first.to(device), sink.to(device)
 
-    def others(self, layer: int) -> npt.NDArray[np.bool_] | None:
-        """Groups of a layer whose sinks hold other keys than the first under the plan: bool [kv_heads]."""
-        return None if self.plan is None else self.plan.keydiff(layer)
+    def moves_keys(self, layer: int) -> npt.NDArray[np.bool_] | None:
+        """Into the sinks of which of a layer's groups the plan lets the host move keys: bool [kv_heads]."""
+        return None if self.plan is None else self.plan.moves_keys(layer)
+
+    def held(self, layer: int) -> list[History | None]:
+        """Which keys the sinks of a layer's groups hold under the plan."""
+        return [] if self.plan is None else [HISTORIES[rule.holds] for rule in self.plan.groups[layer]]
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -85,7 +90,7 @@ class Recorder:
             self.plan = plan
 
     def take(self) -> Tensor:
-        """The finished sample's table [sinks + keydiff, layers, kv_heads, rows, edges]; empties the recorder."""
+        """The finished sample's table [variants, layers, kv_heads, rows, edges]; empties the recorder."""
         missing = self.layers - self.tables.keys()
         if missing:
             raise Unsupported(
@@ -114,7 +119,7 @@ class _Recorded(torch.autograd.Function):
         first, sink = recorder.rules(layer, q.shape[1], q.device)
         if first is not None and sink is not None:
             apart = attend_alone(
-                *(x.transpose(0, 1) for x in (q, k, v)), first=first, sink=sink, keydiff=recorder.others(layer),
+                *(x.transpose(0, 1) for x in (q, k, v)), first=first, sink=sink, moves_keys=recorder.moves_keys(layer),
                 scale=scale, backend=load("torch"),
             )  # fmt: skip
             return apart.transpose(0, 1)
@@ -134,13 +139,13 @@ class _Recorded(torch.autograd.Function):
             out, lse = ours
             dq, dk, dv, table = triton.influence_backward(
                 q, k, v, out, lse, grads[0].contiguous(), scale=ctx.scale, sinks=recorder.sinks, bin_size=size,
-                keydiff=recorder.keydiff, squared=recorder.estimator is fisher,
+                squared=recorder.estimator is fisher,
             )  # fmt: skip
         else:
             first, sink = recorder.rules(ctx.layer, q.shape[1], q.device)
             dq, dk, dv, table = influence_backward(
                 q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks, bin_size=size,
-                keydiff=recorder.keydiff, first=first, sink=sink, others=recorder.others(ctx.layer),
+                first=first, sink=sink, held=recorder.held(ctx.layer),
             )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None
@@ -178,20 +183,18 @@ AttentionMaskInterface.register(NAME, _mask)
 
 @contextmanager
 def recording(
-    model: PreTrainedModel, sinks: Sequence[int], estimator: Estimator = fisher, plan: Plan | None = None,
-    keydiff: Sequence[int] = (),
-) -> Iterator[Recorder]:  # fmt: skip
+    model: PreTrainedModel, variants: Sequence[Variant], estimator: Estimator = fisher, plan: Plan | None = None
+) -> Iterator[Recorder]:
     """Within the block, backward passes through `model` record; afterwards the model is as it was.
 
     Args:
         model: The model; it runs under `plan` within the block.
-        sinks: Sink sizes to measure, tokens.
+        variants: What to measure: patterns and sizes of sinks, tokens.
         estimator: Harm of every cut, given a tile.
         plan: None is dense.
-        keydiff: Likewise sizes of sinks that hold the keys of `moa.kernels.keydiff`.
     """
     info = ModelInfo.of(model)
-    recorder = Recorder(info, sinks, estimator, plan, keydiff)
+    recorder = Recorder(info, variants, estimator, plan)
     attention = attention_modules(model, info)
     decoder = decoder_of(model, attention)
     check_head(model)

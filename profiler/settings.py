@@ -1,14 +1,21 @@
 """What is measured, and the samples that it comes to."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel
 
 from moa.hf.limits import check_length
 from moa.plans.errors import MoaError, brief
+from moa.plans.patterns import PATTERNS, Variant
+from moa.plans.span import BLOCK
 from moa.profiler.calibration import Labels, Loss, Source
 from moa.profiler.estimators import ESTIMATORS
+
+
+def every() -> tuple[Variant, ...]:
+    """Return every pattern with a sink of one block."""
+    return tuple((name, BLOCK) for name in PATTERNS)
 
 
 @dataclass(frozen=True)
@@ -19,8 +26,7 @@ class Settings:
         lengths: Profiled lengths, tokens.
         samples: Samples per source and length.
         seed: Seed of texts and sampled labels.
-        sinks: Sizes measured of sinks that hold the first keys (pattern sink_window), tokens.
-        keydiff: Sizes measured of sinks that hold the keys most unlike others (pattern keydiff_window), tokens.
+        variants: What is measured: patterns and sizes of sinks, tokens.
         estimator: Estimator of every source, a name in `ESTIMATORS`; None for each source's own.
         labels: Labels of every source, None for each source's own.
         loss: Loss of every source, None for each source's own.
@@ -31,8 +37,7 @@ class Settings:
     lengths: tuple[int, ...]
     samples: int = 8
     seed: int = 0
-    sinks: tuple[int, ...] = (64,)
-    keydiff: tuple[int, ...] = (64,)
+    variants: tuple[Variant, ...] = field(default_factory=every)
     estimator: str | None = None
     labels: Labels | None = None
     loss: Loss | None = None
@@ -51,13 +56,17 @@ class Settings:
             check_length(model, length)
         if self.samples < 1:
             raise MoaError(f"samples must be at least 1, found {self.samples}")
-        for name, sizes in (("sinks", self.sinks), ("keydiff", self.keydiff)):
-            if any(s < 64 or s % 64 for s in sizes):
-                raise MoaError(f"{name} must be positive multiples of 64, found {list(sizes)}")
-            if sizes and max(sizes) > max(self.lengths):
-                raise MoaError(f"{name} must be at most the longest length, {max(self.lengths)}, found {max(sizes)}")
-        if not self.sinks:
-            raise MoaError("give at least one size of sinks")
+        for name, size in self.variants:
+            if name not in PATTERNS:
+                raise MoaError(f"patterns to measure are {', '.join(PATTERNS)}, found {brief(name)}")
+            if size < BLOCK or size % BLOCK:
+                raise MoaError(f"sinks of {name} must be positive multiples of {BLOCK}, found {size}")
+            if size > max(self.lengths):
+                raise MoaError(f"sinks of {name} must be at most the longest length, {max(self.lengths)}, found {size}")
+        if not self.variants:
+            raise MoaError(f"give at least one pattern to measure of {', '.join(PATTERNS)}")
+        if len(set(self.variants)) < len(self.variants):
+            raise MoaError(f"variants must differ, found {', '.join(f'{name}:{size}' for name, size in self.variants)}")
         if self.estimator is not None and self.estimator not in ESTIMATORS:
             raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {brief(self.estimator)}")
 

@@ -154,7 +154,7 @@ def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs) ->
     """Predicted time of a decode step or a prefill."""
     assert budget.length is not None
     groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, budget.length)
-    row = costs.per_group(what, grid.sink, grid.alpha, grid.beta256, grid.keydiff)
+    row = costs.per_group(what, grid.reach, grid.moves_keys)
     return Limit(str(budget), _every_group(row, groups), budget.most, costs.fixed(what))
 
 

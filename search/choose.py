@@ -82,7 +82,7 @@ def choose(
     if problem.least is not None:
         solution = solution.plus(problem.least.fixed)
     model = profile.model
-    chosen = [rules.rule(int(i)) for i in solution.choice]
+    chosen = [rules.rules[int(i)] for i in solution.choice]
     by_layer = np.arange(len(chosen)).reshape(-1, model.kv_heads)
     plan = Plan.from_rules(
         model, {layer: [chosen[i] for i in row] for layer, row in zip(model.ruled_layers, by_layer, strict=True)}

@@ -26,7 +26,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.replace import read
 from moa.plans.schema import Strict, problem
-from moa.plans.span import BLOCK, Floats, Ints, cache_blocks, first_block
+from moa.plans.span import BLOCK, Floats, Reach
 from moa.search.spread import SURE
 
 Kind = Literal["decode", "prefill"]
@@ -138,16 +138,16 @@ class Costs(Strict):
         terms = self._terms(work.kind)
         return float(_fixed(work) @ [terms[name] for name in FIXED[work.kind]])
 
-    def per_group(self, work: Work, sink: Ints, alpha: Ints, beta256: Ints, keydiff: Bools) -> Floats:
+    def per_group(self, work: Work, reach: Reach, moves_keys: Bools) -> Floats:
         """Milliseconds that a group adds under each of some rules: [rules].
 
         Args:
             work: What takes them.
-            sink, alpha, beta256: Of the rules, see `moa.plans.span`: [rules].
-            keydiff: Whose sinks hold other keys than the first: [rules].
+            reach: What the rules see: of shape [rules].
+            moves_keys: Under which of them the host moves keys: [rules].
         """
         terms = self._terms(work.kind)
-        each: Floats = _per_group(work, sink, alpha, beta256, keydiff) @ [terms[name] for name in PER_GROUP[work.kind]]
+        each: Floats = _per_group(work, reach, moves_keys) @ [terms[name] for name in PER_GROUP[work.kind]]
         return each
 
     def predict(self, plan: Plan, work: Work) -> float:
@@ -164,7 +164,7 @@ class Costs(Strict):
 def counts(plan: Plan, work: Work) -> Floats:
     """How often each term of FIXED and PER_GROUP occurs."""
     layers = plan.model.ruled_layers
-    groups = [_per_group(work, *plan.rules(layer), plan.keydiff(layer)).sum(0) for layer in layers]
+    groups = [_per_group(work, plan.reach(layer), plan.moves_keys(layer)).sum(0) for layer in layers]
     return np.concatenate([_fixed(work), np.sum(groups, 0)])
 
 
@@ -173,22 +173,21 @@ def _fixed(work: Work) -> Floats:
     return np.array([1.0, work.batch * (work.length if work.kind == "prefill" else 1)])
 
 
-def _per_group(work: Work, sink: Ints, alpha: Ints, beta256: Ints, keydiff: Bools) -> Floats:
+def _per_group(work: Work, reach: Reach, moves_keys: Bools) -> Floats:
     """How often each term of PER_GROUP occurs for a group under each rule: [rules, terms]."""
     if work.kind == "decode":
-        return np.stack([work.batch * cache_blocks(sink, alpha, beta256, work.length), keydiff], 1).astype(np.float64)
-    rules = zip(sink, alpha, beta256, keydiff, strict=True)
-    return work.batch * np.array([_prefilled(work.length, *rule) for rule in rules])
+        return np.stack([work.batch * reach.cache_blocks(work.length), moves_keys], 1).astype(np.float64)
+    return work.batch * np.array([_prefilled(work.length, reach[i], bool(moves_keys[i])) for i in range(len(reach))])
 
 
-def _prefilled(length: int, sink: int, alpha: int, beta256: int, keydiff: bool) -> tuple[float, ...]:
+def _prefilled(length: int, reach: Reach, moves_keys: bool) -> tuple[float, ...]:
     """Of one rule: all rules' blocks of a long text fill the memory."""
     blocks = np.arange(-(-length // BLOCK))
-    first = first_block(sink, alpha, beta256, blocks)
+    first, start = reach.first(blocks), reach.sink // BLOCK
     rows = np.minimum(BLOCK, length - BLOCK * blocks)
-    keys = BLOCK * (blocks - (first - sink // BLOCK)) + (rows + 1) / 2  # seen by the mean row of a block
-    windowed = first > sink // BLOCK
+    keys = BLOCK * (blocks - (first - start)) + (rows + 1) / 2  # seen by the mean row of a block
+    windowed = first > start
     pairs = rows * keys
-    if keydiff:
+    if moves_keys:
         return 0.0, 0.0, 0.0, float(pairs.sum()), float(len(blocks))
     return float(pairs[~windowed].sum()), float(pairs[windowed].sum()), float(windowed.sum()), 0.0, 0.0

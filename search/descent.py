@@ -71,6 +71,6 @@ class Descent:
 
 def _of(plan: Plan, harms: Floats, rules: Grid) -> Floats:
     """What the plan's rules cost: [groups]."""
-    known = {rules.rule(i): i for i in range(len(rules))}
+    known = {rule: i for i, rule in enumerate(rules.rules)}
     choice: Ints = np.array([known[rule] for layer in plan.model.ruled_layers for rule in plan.groups[layer]])
     return harms[np.arange(len(choice)), choice]

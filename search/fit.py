@@ -11,8 +11,8 @@ from scipy.optimize import nnls
 
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan, Rule
-from moa.plans.rule import KeyDiffWindow
 from moa.plans.span import BLOCK
 from moa.search.cost import FIXED, PER_GROUP, Costs, Kind, Measured, Work, counts
 from moa.search.spread import SURE, iqr, standard_error
@@ -57,6 +57,7 @@ def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
 
     As in plans that were searched for, groups of a layer differ, so that no two of them share a call.
     """
+    moving = next(kind for kind in PATTERNS.values() if kind.moves_keys())
     wide, narrow = longest // 2 // BLOCK * BLOCK, max(BLOCK, longest // 16 // BLOCK * BLOCK)
 
     def windows(kind: type[Rule], window: int) -> Plan:
@@ -65,15 +66,15 @@ def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
 
     sizes = [max(BLOCK, longest // part // BLOCK * BLOCK) for part in (16, 8, 4, 2)]
     each = [{"alpha": BLOCK + size, "beta": 0.0} for size in sizes] + [{"alpha": 0, "beta": b} for b in (0.25, 0.5)]
-    kinds = [FULL, FULL, *(Rule(**one) for one in each), *(KeyDiffWindow(**one) for one in each)]
+    kinds = [FULL, FULL, *(Rule(**one) for one in each), *(moving(**one) for one in each)]
     drawn = np.random.default_rng(0).integers(len(kinds), size=(len(model.ruled_layers), model.kv_heads))
     mixed = {layer: [kinds[i] for i in row] for layer, row in zip(model.ruled_layers, drawn, strict=True)}
     return {
         "dense": Plan.dense(model),
         "wide": windows(Rule, wide),
         "narrow": windows(Rule, narrow),
-        "keydiff wide": windows(KeyDiffWindow, wide),
-        "keydiff narrow": windows(KeyDiffWindow, narrow),
+        "keydiff wide": windows(moving, wide),
+        "keydiff narrow": windows(moving, narrow),
         "mixed": Plan.from_rules(model, mixed),
     }
 

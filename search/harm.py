@@ -47,12 +47,12 @@ def _look(
     first = grid.first(length)
     blocks, total_bins = first.shape[1], -(-first.shape[1] // per_bin)
     # With bins of several blocks the sink may end inside one: full rows are edge 0 whatever the bins are.
-    edges = np.where(first > grid.sink[:, None] // BLOCK, -(-first // per_bin), 0)
+    edges = np.where(first > grid.reach.sink[:, None] // BLOCK, -(-first // per_bin), 0)
     within = edges > np.arange(blocks) // per_bin
     rows = 1 + twice * np.add.reduceat(within, np.arange(0, blocks, per_bin), axis=1, dtype=np.int64)
     shortest = edges[:, np.minimum(per_bin * np.arange(1, total_bins + 1), blocks) - 1]  # edges never fall
-    which = np.array([profile.patterns.index((str(p), int(s))) for p, s in zip(grid.pattern, grid.sink, strict=True)])
-    by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.patterns), -1, table.shape[4])
+    which = np.array([profile.variants.index(rule.variant) for rule in grid.rules])
+    by_row = np.moveaxis(table, 3, 0).reshape(bins, len(profile.variants), -1, table.shape[4])
     last = np.arange(3 * bins // 4, bins, max(1, bins // 32))  # eight rows stand for all of the last quarter
     total = np.zeros((len(grid), by_row.shape[2]))
     for row in range(total_bins):

@@ -51,7 +51,7 @@ class Mix:
         """
         _known("sources", self.sources, profile.sources)
         _known("lengths", self.lengths, (*profile.lengths, *lengths.ahead))
-        _known("sinks", self.sinks or (), sorted({size for _, size in profile.patterns}))
+        _known("sinks", self.sinks or (), sorted({size for _, size in profile.variants}))
         for what, weights in (("source", self.sources), ("length", self.lengths)):
             if not all(0 <= weight < inf for weight in weights.values()):
                 raise MoaError(f"{what} weights must be 0 or more, found {dict(weights)}")
@@ -69,7 +69,7 @@ PLAIN = Mix()
 def candidates(profile: Profile, mix: Mix, lengths: Lengths) -> Grid:
     """The rules that `mix` lets the search choose from, for a plan for these lengths."""
     mix.check(profile, lengths)
-    chosen = [(name, size) for name, size in profile.patterns if size in (mix.sinks or [size])]
+    chosen = [(name, size) for name, size in profile.variants if size in (mix.sinks or [size])]
     return grid(lengths.all, chosen)
 
 

@@ -186,7 +186,7 @@ def mix_of(trial: optuna.trial.BaseTrial, profile: Profile, lengths: Sequence[in
 
     sources = dict(zip(profile.sources, weights("source", profile.sources, 4), strict=True))
     effect = any(profile.estimator(source) == "effect" for source in profile.sources)
-    sizes = list(dict.fromkeys(size for _, size in profile.patterns))
+    sizes = list(dict.fromkeys(size for _, size in profile.variants))
     sink = trial.suggest_categorical("sink", [ALL, *sizes]) if len(sizes) > 1 else ALL
     return Mix(
         sources=sources,

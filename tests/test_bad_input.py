@@ -39,11 +39,12 @@ def workplace(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     (here / "binary.yaml").write_bytes(bytes(range(256)))
 
     cuts = {("text", 512): np.zeros((1, 2, 2, 8, 8), np.float32)}
-    Profile(info, (64,), cuts, {("text", 512): 9}, {("text", 512): 1}).save(here / "good.safetensors")
+    Profile(info, (("sink_window", 64),), cuts, {("text", 512): 9}, {("text", 512): 1}).save(here / "good.safetensors")
     about = {"seed": 0, "chat": True, "sources": {"text": ["sampled", "nll"]}}
     for name, model, meta in (("first", info, about), ("other", info.model_copy(update={"layers": 3}), {})):
         table = np.zeros((2, model.layers, 2, 8, 8), np.float32)
-        one = Profile(model, (64,), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}, meta, keydiff=(64,))
+        both = (("sink_window", 64), ("keydiff_window", 64))
+        one = Profile(model, both, {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}, meta)
         one.save(here / f"{name}.safetensors")
     place = Costs(model=info, environment={}, terms={}, error={}, measured=())
     (here / "placeless.json").write_text(place.model_dump_json())
@@ -153,10 +154,26 @@ NUMBERS = [
     ("profile model -o out.safetensors --samples 0", "samples must be at least 1, found 0"),
     ("profile model -o out.safetensors --samples -1", "samples must be at least 1, found -1"),
     ("profile model -o out.safetensors --samples two", "--samples"),
-    ("profile model -o out.safetensors --sinks 65", "sinks must be positive multiples of 64"),
-    ("profile model -o out.safetensors --keydiff 65", "keydiff must be positive multiples of 64"),
-    ("profile model -o out.safetensors --lengths 512 --sinks 64,576", "sinks must be at most the longest length, 512"),
-    ("profile model -o out.safetensors --lengths 512 --keydiff 16777216", "keydiff must be at most the longest"),
+    ("profile model -o out.safetensors --sinks 65", "sinks of sink_window must be positive multiples of 64"),
+    (
+        "profile model -o out.safetensors --variant keydiff_window:65",
+        "sinks of keydiff_window must be positive multiples of 64",
+    ),
+    (
+        "profile model -o out.safetensors --lengths 512 --sinks 64,576",
+        "sinks of sink_window must be at most the longest length, 512",
+    ),
+    (
+        "profile model -o out.safetensors --lengths 512 --variant keydiff_window:16777216",
+        "sinks of keydiff_window must be at most the longest",
+    ),
+    (
+        "profile model -o out.safetensors --variant quest:64",
+        "a variant is PATTERN:SINK, of sink_window, keydiff_window",
+    ),
+    ("profile model -o out.safetensors --variant sink_window", "a variant is PATTERN:SINK"),
+    ("profile model -o out.safetensors --variant sink_window:-64", "a variant is PATTERN:SINK"),
+    ("profile model -o out.safetensors --variant sink_window:64 --keydiff ''", "no --sinks or --keydiff with it"),
     (
         "search good.safetensors -o out.yaml --max-density 0.5 --pattern keydiff_window",
         "patterns of this profile are sink_window, found keydiff_window",

@@ -12,6 +12,7 @@ from torch import Tensor
 from moa.kernels import influence as plain
 from moa.kernels import reference
 from moa.kernels import triton as kernels
+from moa.kernels.held import sinks
 from moa.kernels.store import Store
 from moa.kernels.triton.influence import forward, influence_backward
 
@@ -75,7 +76,7 @@ def fisher(bench: Bench, dim: int, dtype: torch.dtype) -> Row:
     q, k, v, dout = (
         torch.randn(h, n, dim, device=bench.device).to(dtype) for h in (groups * heads, groups, groups, groups * heads)
     )
-    call = {"scale": dim**-0.5, "sinks": (64, 128), "keydiff": (64,), "bin_size": 64}
+    call = {"scale": dim**-0.5, "sinks": sinks("first", 64, 128) + sinks("keydiff", 64), "bin_size": 64}
     got = influence_backward(q, k, v, *forward(q, k, v, scale=call["scale"]), dout, **call)
     want = plain.influence_backward(q.double(), k.double(), v.double(), dout.double(), estimator=_fisher, **call)
     results = [_compare(mine, theirs, dtype, 2.0) for mine, theirs in zip(got, want, strict=True)]

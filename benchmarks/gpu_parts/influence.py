@@ -8,6 +8,7 @@ from gpu_parts.measure import Bench
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from moa.kernels.held import sinks
 from moa.kernels.triton.influence import forward, influence_backward
 
 Row = dict[str, Any]
@@ -36,8 +37,9 @@ def one(bench: Bench, n: int, heads: int, groups: int, dim: int) -> Row:
     scale = dim**-0.5
     out, lse = forward(q, k, v, scale=scale)
 
-    def ours(keydiff: tuple[int, ...] = ()) -> object:
-        return influence_backward(q, k, v, out, lse, dout, scale=scale, sinks=(64,), bin_size=bin_size, keydiff=keydiff)
+    def ours(others: tuple[int, ...] = ()) -> object:
+        measured = sinks("first", 64) + sinks("keydiff", *others)
+        return influence_backward(q, k, v, out, lse, dout, scale=scale, sinks=measured, bin_size=bin_size)
 
     leaves = [x[None].requires_grad_() for x in (q, *(x.repeat_interleave(heads // groups, 0) for x in (k, v)))]
     with sdpa_kernel(SDPBackend.MATH if bench.dry else SDPBackend.FLASH_ATTENTION):

@@ -32,7 +32,7 @@ import torch
 import triton
 from torch import Tensor
 
-from moa.kernels.keydiff import history
+from moa.kernels.held import Sink
 from moa.kernels.triton.common import BLOCK, on_device, require_supported
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
@@ -68,8 +68,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
 
 
 def influence_backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, scale: float, sinks: Sequence[int],
-    bin_size: int, keydiff: Sequence[int] = (), squared: bool = True,
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, scale: float, sinks: Sequence[Sink],
+    bin_size: int, squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of causal attention, and the summed harm of every cut.
 
@@ -77,7 +77,7 @@ def influence_backward(
         q, k, v, scale: As in `forward`; the last dimension is contiguous, here and below.
         out, lse: What `forward` gave.
         dout: Gradient at the output [query_heads, N, D].
-        sinks, keydiff: Sink sizes to measure, tokens, multiples of 64.
+        sinks: Sinks to measure.
         bin_size: Tokens per row and edge bin, a multiple of 64.
         squared: Whether harm is the squared effect (`fisher`) or the effect itself (`effect`).
 
@@ -95,31 +95,38 @@ def influence_backward(
     count = bins * (bin_size // positions)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty((n, heads), dtype=torch.float32, device=q.device)
+    first = [sink.slots for sink in sinks if sink.history is None] or [BLOCK.value]  # `gradient_q_kernel` needs one
+    others = [sink for sink in sinks if sink.history is not None]
     cuts, held_cuts = (
-        torch.zeros((count, groups, len(x), bins), dtype=torch.float32, device=q.device) for x in (sinks, keydiff)
+        torch.zeros((count, groups, len(x), bins), dtype=torch.float32, device=q.device) for x in (first, others)
     )
     used = -(-n // positions)
-    sizes, held_sizes = (torch.tensor(x, dtype=torch.int32).to(q.device, non_blocking=True) for x in (sinks, keydiff))
+    sizes, held_sizes = (
+        torch.tensor(x, dtype=torch.int32).to(q.device, non_blocking=True)
+        for x in (first, [sink.slots for sink in others])
+    )
     strides = [s for x in (q, k, v, out, dout) for s in x.stride()[:2]]
     counts = n, groups, used, bins, bin_size // BLOCK.value
     rows = {"HEADS": per_group, "HEADS_UP": heads_up, "POSITIONS": positions, "SQUARED": squared, **_meta(shape, dim)}
     with on_device(q):
         gradient_q_kernel[(used * groups,)](
-            q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, *counts, len(sinks), max(sinks) // BLOCK.value,
-            *strides, SINKS_UP=triton.next_power_of_2(len(sinks)), **rows,
+            q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, *counts, len(first), max(first) // BLOCK.value,
+            *strides, SINKS_UP=triton.next_power_of_2(len(first)), **rows,
         )  # fmt: skip
         gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
             q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], HEADS=per_group,
             **_meta(shape_kv, dim),
         )  # fmt: skip
-        if keydiff:
-            held = torch.cat([history(k, size, bin_size).flatten().int() for size in keydiff])
+        if others:
+            held = torch.cat([x.history(k, x.slots, bin_size).flatten().int() for x in others if x.history is not None])
             held_kernel[(used * groups,)](
-                q, k, v, dout, lse, delta, held_cuts, held, held_sizes, scale, *counts, len(keydiff), *strides[:6],
+                q, k, v, dout, lse, delta, held_cuts, held, held_sizes, scale, *counts, len(others), *strides[:6],
                 *strides[8:], **rows,
             )  # fmt: skip
-    table = torch.cat([cuts, held_cuts], 2).unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, sinks, edges]
-    return dq, dk, dv, table.permute(2, 1, 0, 3).contiguous()
+    table = torch.cat([cuts, held_cuts], 2).unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, first + others, edges]
+    places = iter(range(len(first))), iter(range(len(first), len(first) + len(others)))
+    order = [next(places[sink.history is not None]) for sink in sinks]
+    return dq, dk, dv, table.permute(2, 1, 0, 3)[order].contiguous()
 
 
 def _meta(shape: Tiles, dim: int) -> dict[str, Any]:

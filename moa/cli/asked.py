@@ -43,7 +43,7 @@ Longest = Annotated[
 ]
 Weights = Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")]
 Patterns = Annotated[
-    list[str] | None, typer.Option(help="sink_window, keydiff_window; repeatable. Default: all that were profiled.")
+    list[str] | None, typer.Option(help="Pattern to choose from, repeatable. Default: all that were profiled.")
 ]
 Seconds = Annotated[float, typer.Option(help="Seconds for the solver, per plan.")]
 

@@ -2,11 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from moa.plans.patterns import Variant
+
 SOURCES = "text, facts, pairs, lines"
+MOVED = (
+    "--sinks 64 --keydiff 64 is now --variant sink_window:64 --variant keydiff_window:64, and will be gone from the "
+    "next release"
+)
 
 
 def command(
@@ -19,10 +26,12 @@ def command(
         str | None,
         typer.Option(help="Your documents as one more source: .jsonl, .txt, .parquet or hub:NAME."),
     ] = None,
-    sinks: Annotated[str, typer.Option(help="Sizes to measure of sinks of first keys, multiples of 64.")] = "64",
-    keydiff: Annotated[
-        str, typer.Option(help="Sizes to measure of sinks of the keys most unlike others; '' for none.")
-    ] = "64",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="PATTERN:SINK to measure, such as sink_window:64; repeatable. Default: every pattern at 64."),
+    ] = None,
+    sinks: Annotated[str | None, typer.Option(hidden=True)] = None,
+    keydiff: Annotated[str | None, typer.Option(hidden=True)] = None,
     estimator: Annotated[str | None, typer.Option(help="fisher, effect, first-order, first-order-abs, mass.")] = None,
     labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
     loss: Annotated[str | None, typer.Option(help="nll, margin; with --around also kl. Default: per source.")] = None,
@@ -52,7 +61,7 @@ def command(
     with Bar("profiling", console) as bar:
         profile = moa.profile_model(
             model, output, lengths=numbers("lengths", lengths), samples=samples, sources=source, data=data,
-            sinks=numbers("sinks", sinks), keydiff=numbers("keydiff", keydiff) if keydiff else (), estimator=estimator,
+            variants=_variants(variant, sinks, keydiff), estimator=estimator,
             labels=choice("labels", labels, ("sampled", "greedy", "given")),
             loss=choice("loss", loss, ("nll", "margin", "kl")), chat=chat, around=around,
             retrieval_score=retrieval_score, add=add, seed=seed, dtype=dtype, device_map=device_map, progress=bar,
@@ -61,3 +70,24 @@ def command(
     if profile is not None:
         after = "" if loss == "kl" else f"; next: moa search {output} -o plan.yaml --max-density 0.5"
         console.print(f"wrote {output}{after}", soft_wrap=True)
+
+
+def _variants(texts: list[str] | None, sinks: str | None, keydiff: str | None) -> "list[Variant] | None":
+    """What is measured, from PATTERN:SINK or in the words of the release before; None where nothing is said."""
+    from moa.cli.common import numbers
+    from moa.plans.errors import MoaError, brief
+    from moa.plans.patterns import PATTERNS
+
+    if sinks is not None or keydiff is not None:
+        if texts:
+            raise MoaError("--variant says what is measured: no --sinks or --keydiff with it")
+        typer.echo(MOVED, err=True)
+        old = {"sink_window": "64" if sinks is None else sinks, "keydiff_window": "64" if keydiff is None else keydiff}
+        return [(name, size) for name, sizes in old.items() for size in (numbers(name, sizes) if sizes else ())]
+    found = []
+    for text in texts or ():
+        name, _, size = text.partition(":")
+        if name not in PATTERNS or not size.isdecimal():
+            raise MoaError(f"a variant is PATTERN:SINK, of {', '.join(PATTERNS)}; found {brief(text)}")
+        found.append((name, numbers("sinks", size)[0]))
+    return found or None

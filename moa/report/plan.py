@@ -11,9 +11,10 @@ from rich.text import Text
 
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import Dtype
-from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.plans.patterns import PATTERNS, Rule, reach
+from moa.plans.plan import Plan
 from moa.plans.replace import replace
-from moa.plans.span import BLOCK, Ints, first_block
+from moa.plans.span import BLOCK, Ints
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,9 +33,10 @@ MOST = 10
 
 def growth(rule: Rule) -> str:
     """How the span grows with the length: `full`, `constant`, or `growing`."""
-    if first_block(rule.sink, rule.alpha, rule.beta256, FAR) == rule.sink // BLOCK:
+    near, far = reach([rule]).live_blocks([BLOCK * FAR // 2, BLOCK * FAR])[0]
+    if far == FAR:
         return "full"
-    return "growing" if rule.beta256 else "constant"
+    return "growing" if far > near else "constant"
 
 
 def same_model(plans: Sequence[Plan]) -> None:
@@ -68,19 +70,23 @@ def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Ta
 
 
 def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
-    """The rules by how they grow: number of groups, ranges of alpha and beta, pattern, mean density at each length."""
-    table = Table("span", "groups", "alpha", "beta", "keydiff", *(f"at {n:,}" for n in lengths), title=Text(title))
-    table.caption = "keydiff: groups whose sinks hold other keys than the first; right of it: density at each length"
+    """The rules by how they grow: number of groups, ranges of numbers, patterns, mean density at each length."""
     places = [(layer, head) for layer in plan.model.ruled_layers for head in range(plan.model.kv_heads)]
+    numbers = list(dict.fromkeys(name for place in places for name in plan.rule(*place).shown))
+    labelled = [kind for kind in PATTERNS.values() if kind.label]
+    labels = [kind.label for kind in labelled]
+    table = Table("span", "groups", *numbers, *labels, *(f"at {n:,}" for n in lengths), title=Text(title))
+    meanings = "".join(f"{kind.label}: {kind.about}; " for kind in labelled)
+    table.caption = f"{meanings}right of {'it' if len(labels) == 1 else 'them'}: density at each length"
     for kind in KINDS:
         found = [place for place in places if growth(plan.rule(*place)) == kind]
         if found:
             ruled = [plan.rule(*place) for place in found]
             index = tuple(np.transpose(found))
             density = [f"{plan.spans(n)[index].mean() / n:.3f}" for n in lengths]
-            alpha, beta = _range([r.alpha for r in ruled]), _range([r.beta for r in ruled])
-            keydiff = str(sum(isinstance(rule, KeyDiffWindow) for rule in ruled))
-            table.add_row(kind, str(len(found)), alpha, beta, keydiff, *density)
+            ranges = [_range([rule.shown[name] for rule in ruled if name in rule.shown]) for name in numbers]
+            counts = [str(sum(type(rule) is pattern for rule in ruled)) for pattern in labelled]
+            table.add_row(kind, str(len(found)), *ranges, *counts, *density)
     return table
 
 
@@ -181,5 +187,7 @@ def _map(plan: Plan, cells: Mapping[str, Ints], marks: str, title: str) -> Table
 
 
 def _range(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
     low, high = min(values), max(values)
     return f"{low:g}" if low == high else f"{low:g} to {high:g}"

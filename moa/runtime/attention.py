@@ -256,8 +256,8 @@ def _without_cache(
     rules = layer.tables(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
     store = None
-    if past or layer.moves_keys:
-        slots = np.full((batch, groups), -(-(columns if layer.moves_keys else past) // BLOCK) * BLOCK)
+    if past or layer.moving:
+        slots = np.full((batch, groups), -(-(columns if layer.moving else past) // BLOCK) * BLOCK)
         store = allocate(slots, head_size, key.dtype, device)
     if past:
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
@@ -266,9 +266,9 @@ def _without_cache(
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
-    if layer.moves_keys:
+    if layer.moving:
         assert store is not None
-        sinks = Sinks(layer.sink, layer.keydiff, batch, device)  # folds the past at once: the store holds all of it
+        sinks = Sinks(layer.reach.sink, layer.moves, batch, device)  # folds the past at once: the store holds all of it
         out = walk(
             q, k, v, **rules, store=store, sinks=sinks, edges=layer.first, starts=now.starts, lengths=lengths,
             scale=scale, backend=backend,

@@ -38,7 +38,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             plan: A plan, the path of a plan file, or the name of a shipped plan.
             max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
                 everything is allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step waits
-                for nothing on the device, and `torch.compile` works; under rules of pattern keydiff_window it may wait
+                for nothing on the device, and `torch.compile` works; under rules whose pattern moves keys it may wait
                 where a block begins, and graphs are refused.
         """
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)

@@ -27,7 +27,7 @@ class FixedPlanLayer(PlanLayer):
     @property
     def is_compileable(self) -> bool:
         """Whether compiled graphs may hold it: not where the host moves keys to the sinks."""
-        return not self.rules.moves_keys
+        return not self.rules.moving
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""

@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from moa.kernels.backend import Backend
 from moa.kernels.sinks import Sinks
-from moa.kernels.store import Store, allocate, capacities, move, select
+from moa.kernels.store import Store, allocate, move, select
 from moa.kernels.walk import walk
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
@@ -126,8 +126,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.is_initialized = True
 
     def _new_sinks(self, batch: int) -> None:
-        if self.rules.moves_keys:
-            self.sinks = Sinks(self.rules.sink, self.rules.keydiff, batch, self.device)
+        if self.rules.moving:
+            self.sinks = Sinks(self.rules.reach.sink, self.rules.moves, batch, self.device)
 
     def foresee(self, key_states: Tensor, value_states: Tensor) -> None:
         """Initialise by another layer's first keys; undone if this layer's own turn out to be on another device."""
@@ -198,9 +198,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         assert self.sinks is not None
         assert self.store is not None
         if torch.compiler.is_compiling():
-            raise Unsupported(
-                "rules of pattern keydiff_window inside a compiled graph: the host moves keys to the sinks"
-            )
+            moving = ", ".join(self.rules.moving)
+            raise Unsupported(f"rules of pattern {moving} inside a compiled graph: the host moves keys to the sinks")
         if self.sinks.due(self.rules.first(self._bound())).any():
             self.sinks.advance(self.store, self.rules.first(call.lengths.cpu().numpy()))
 
@@ -226,8 +225,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.store = store
 
     def _allocate(self) -> Store:
-        slots = capacities(self.rules.sink, self.rules.alpha, self.rules.beta256, self._room)
-        self._ring = (slots - self.rules.sink) // BLOCK
+        slots = self.rules.capacities(self._room)
+        self._ring = (slots - self.rules.reach.sink) // BLOCK
         return allocate(slots, self._head_size, self.dtype, self.device)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

@@ -47,6 +47,9 @@ SEARCHES = {  # name of the plan: profile and options
 }
 
 
+VARIANTS = (("sink_window", 64), ("sink_window", 128), ("keydiff_window", 64))
+
+
 def passage(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
     ids = tokenizer(LICENSE, add_special_tokens=False)["input_ids"]
     begin = rng.randrange(len(ids) - length)
@@ -73,7 +76,7 @@ def tiny(tokenizer: Any, dtype: torch.dtype) -> Any:
     ],
 )
 def test_the_profile_of_a_tiny_model(tokenizer: Any, tmp_path: Path, dtype: torch.dtype, tolerance: float) -> None:
-    settings = Settings((256, 512, 1024), samples=2, seed=3, sinks=(64, 128), keydiff=(64,))
+    settings = Settings((256, 512, 1024), samples=2, seed=3, variants=VARIANTS)
     found = collect(tiny(tokenizer, dtype), tokenizer, settings, SOURCES, tmp_path / "profile.safetensors")
     assert found is not None
     if RECORD and dtype == torch.float64:
@@ -94,7 +97,7 @@ def test_the_profile_of_the_real_model(real_model: Path, tmp_path: Path) -> None
 
 
 def same_profile(found: Profile, golden: Profile, tolerance: float) -> None:
-    for name in ("model", "patterns", "tokens", "samples", "estimators"):
+    for name in ("model", "variants", "tokens", "samples", "estimators"):
         assert getattr(found, name) == getattr(golden, name)
     mine, its = ({name: said for name, said in p.meta.items() if name not in MADE_BY} for p in (found, golden))
     assert mine == its

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.backend import load
+from moa.kernels.held import sinks
 from moa.kernels.influence import influence_backward
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate, capacities
@@ -96,13 +97,14 @@ def test_influence_with_such_scores(kit, dtype, rules):
     q, k, v = (getattr(whole, n)[0].transpose(0, 1) for n in "qkv")
     dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
     under = {"first": torch.tensor([[0, 1, 1, 2]] * GROUPS), "sink": torch.full((GROUPS,), 64)} if rules else {}
+    measured = sinks("first", 64) + sinks("keydiff", 64)
     results = []
     for kind in (torch.float64, dtype):
         results.append(
             [
                 influence_backward(
-                    *(x.to(kind) for x in (q, k, v, dout)), scale=SIZE**-1.0, estimator=estimator, sinks=(64,),
-                    keydiff=(64,), bin_size=64, **under,
+                    *(x.to(kind) for x in (q, k, v, dout)), scale=SIZE**-1.0, estimator=estimator, sinks=measured,
+                    bin_size=64, **under,
                 )
                 for estimator in (fisher, effect)
             ]

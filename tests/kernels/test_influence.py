@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moa.kernels.influence import Tile, influence_backward
+from moa.kernels.held import sinks
+from moa.kernels.influence import First, Tile, influence_backward
 from moa.profiler.estimators import ESTIMATORS, fisher
 
 SHAPES = [(1, 1, 1, 8), (63, 2, 1, 8), (64, 4, 4, 16), (65, 3, 1, 8), (111, 6, 2, 16), (333, 8, 1, 8)]
@@ -29,7 +30,7 @@ def test_gradients_are_those_of_autograd(n: int, heads: int, groups: int, dim: i
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     _, out = eager(*leaves, torch.ones(n, n, dtype=torch.bool).tril())
     out.backward(dout)
-    *grads, _ = influence_backward(q, k, v, dout, scale=0.3, estimator=fisher, sinks=(64,), bin_size=64)
+    *grads, _ = influence_backward(q, k, v, dout, scale=0.3, estimator=fisher, sinks=sinks("first", 64), bin_size=64)
     for mine, leaf in zip(grads, leaves, strict=True):
         torch.testing.assert_close(mine, leaf.grad, rtol=1e-10, atol=1e-10)
 
@@ -46,7 +47,7 @@ def test_gradients_under_rules_are_those_of_autograd_and_harm_is_from_full_atten
     leaves = [x.clone().requires_grad_() for x in (q, k, v)]
     _, out = eager(*leaves, mask)
     out.backward(dout)
-    call = {"scale": 0.3, "estimator": fisher, "sinks": (64,), "bin_size": 64}
+    call = {"scale": 0.3, "estimator": fisher, "sinks": sinks("first", 64), "bin_size": 64}
     *grads, table = influence_backward(q, k, v, dout, **call, first=first, sink=sink)
     for mine, leaf in zip(grads, leaves, strict=True):
         torch.testing.assert_close(mine, leaf.grad, rtol=1e-10, atol=1e-10)
@@ -107,7 +108,7 @@ def test_table_is_the_effect_of_every_cut(name: str, sink: int, bin_size: int, k
     q, k, v, dout = tensors(n, heads, groups, 8)
     *_, table = influence_backward(
         q, k, v, dout, scale=0.3, estimator=ESTIMATORS[name], bin_size=bin_size,
-        sinks=(64,) if keydiff else (64, sink), keydiff=(sink,) if keydiff else (),
+        sinks=sinks("first", 64) + sinks("keydiff" if keydiff else "first", sink),
     )  # fmt: skip
     count = -(-n // bin_size)
     assert table.shape == (2, groups, count, count)
@@ -124,5 +125,5 @@ def test_table_is_the_effect_of_every_cut(name: str, sink: int, bin_size: int, k
 def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
     a, dp = torch.zeros(1, 1, 192), torch.ones(1, 1, 192)
     a[..., 80] = 1.0
-    harm = fisher(Tile(a, dp, (a * dp).sum(-1, keepdim=True), (64,), 64))
+    harm = fisher(Tile(a, dp, (a * dp).sum(-1, keepdim=True), (First(64),), 64))
     assert harm[0, 0].tolist() == [0.0, 0.0, 1.0]

@@ -15,7 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from moa.cli import main as cli
-from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.plans.patterns import KeyDiffWindow, Rule
+from moa.plans.plan import Plan
 from moa.runtime.attention import NAME
 
 VOCABULARY = 61
@@ -70,7 +71,7 @@ def _oracle_attention(plan, module, query, key, value, mask, scaling=None, **kwa
         i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
         whole = spans[:, None] == i + 1
         in_sink = np.broadcast_to(j < sink, (n, n, len(sink))).copy()
-        for group in np.flatnonzero(plan.keydiff(layer)):
+        for group in np.flatnonzero(plan.moves_keys(layer)):
             edges = np.arange(n) + 1 - (spans[:, group] - sink[group])  # first key of the window
             in_sink[:, :, group] = _held(key[0, group].float(), int(sink[group]))[np.clip(edges, 0, n)]
         seen = (j <= i) & (whole | in_sink | (j > i - (spans[:, None] - sink)))

@@ -21,6 +21,7 @@ from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, objective
 
 LENGTH, OTHER, LONGEST = 768, 576, 1536
+VARIANTS = (("sink_window", 64), ("keydiff_window", 64))
 ABSOLUTE = "first-order-abs"
 SCORES = np.array([[0.0, 0.2], [0.7, 0.0]], np.float32)
 
@@ -33,7 +34,7 @@ def make_profile(info, seed, estimators):
             table[..., 0] = 0
             cuts[source, n] = table
     counts = dict.fromkeys(cuts, 9), dict.fromkeys(cuts, 1)
-    return Profile(info, (64,), cuts, *counts, {"seed": seed}, estimators, keydiff=(64,))
+    return Profile(info, VARIANTS, cuts, *counts, {"seed": seed}, estimators)
 
 
 @pytest.fixture
@@ -131,7 +132,7 @@ def test_each_plan_is_what_its_row_says(run, baselines, tmp_path):
         if 2 * int(held[i] + held[j]) <= blocks and 2 * (spans[i] + spans[j]) <= 0.5 * 4 * LONGEST
     )  # fmt: skip  # brute force
     found = plans["per-layer 0.5"]
-    which = {rules.rule(i): i for i in range(len(rules))}
+    which = {rule: i for i, rule in enumerate(rules.rules)}
     assert all(found.rule(layer, 0) == found.rule(layer, 1) for layer in (0, 1))
     i, j = (which[found.rule(layer, 0)] for layer in (0, 1))
     assert harms[[0, 1, 2, 3], [i, i, j, j]].sum() == pytest.approx(best, rel=1e-4)

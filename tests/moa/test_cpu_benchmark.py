@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from moa.plans.patterns import KeyDiffWindow, SinkWindow
 from moa.plans.plan import Plan, Rule
-from moa.plans.rule import KeyDiffWindow, SinkWindow
 
 
 @pytest.fixture

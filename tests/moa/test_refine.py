@@ -57,7 +57,7 @@ def made_up(model_folder):
         table[..., 0] = 0
     counts = dict.fromkeys(cuts, 1)
     meta = {"seed": 0, "samples": 1, "labels": "greedy", "loss": None, "chat": False}
-    return Profile(info, (64,), cuts, counts, counts, meta, {"text": "fisher", "facts": "effect"})
+    return Profile(info, (("sink_window", 64),), cuts, counts, counts, meta, {"text": "fisher", "facts": "effect"})
 
 
 @pytest.fixture
@@ -196,7 +196,7 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(model_folder, made_up, t
 def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
     path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
     both = {cut: np.concatenate([table, 0.5 * table]) for cut, table in made_up.cuts.items()}
-    replace(made_up, cuts=both, keydiff=(64,)).save(path)
+    replace(made_up, cuts=both, variants=(("sink_window", 64), ("keydiff_window", 64))).save(path)
     done = refine(
         str(path), str(model_folder), "-o", str(plan), "--max-density", "0.5", "--lengths", "512", "--trials", "1",
         "--pattern", "keydiff_window", "--rounds", "1", "--round-samples", "1",
@@ -205,7 +205,7 @@ def test_rounds_of_keydiff_sinks_alone(model_folder, made_up, tmp_path):
     assert "round 1: " in done.output
     rules = [rule for layer in Plan.load(plan).groups.values() for rule in layer]
     assert {rule.pattern for rule in rules} == {"keydiff_window"}
-    assert Profile.load(tmp_path / "plan.round-1.safetensors").keydiff == (64,)
+    assert Profile.load(tmp_path / "plan.round-1.safetensors").variants == (("keydiff_window", 64),)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from moa.evaluation.journal import Journal
 from moa.hf.load import load_model
-from moa.plans.rule import PATTERNS
+from moa.plans.patterns import PATTERNS
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError, Unsupported
 from moa.plans.model import ModelInfo, Sliding
+from moa.plans.patterns import SinkWindow
 from moa.plans.plan import FULL, Plan, Predicted, Rule
-from moa.plans.span import BLOCK, cache_blocks, first_block, span
+from moa.plans.span import BLOCK, cache_blocks, first_block, live_blocks, span
 
 MODEL = ModelInfo(
     architecture="LlamaForCausalLM",
@@ -27,7 +28,7 @@ HYBRID = MODEL.model_copy(update={"sliding": Sliding(window=32, layers=(0, 2))})
 MHA = MODEL.model_copy(update={"kv_heads": 6})
 
 RULES = st.builds(
-    Rule,
+    SinkWindow,
     sink=st.integers(1, 4).map(lambda s: s * BLOCK),
     alpha=st.integers(-2048, 4096),
     beta=st.integers(0, 256).map(lambda k: k / 256),
@@ -105,21 +106,25 @@ def test_dense_is_the_model_s_own_cache_rounded_up_to_blocks():
 @given(plans(), st.integers(1, 500))
 def test_tables_and_arrays_agree_with_the_rules(plan, blocks):
     for layer in plan.model.ruled_layers:
-        sink, alpha, beta256 = plan.rules(layer)
+        reach = plan.reach(layer)
         table = plan.first_table(layer, blocks)
         assert table.dtype == np.int32
         assert table.shape == (plan.model.kv_heads, blocks)
-        assert sink.dtype == alpha.dtype == beta256.dtype == np.int64
+        assert reach.sink.dtype == np.int64
+        assert reach.sink.shape == (plan.model.kv_heads,)
         for head in range(plan.model.kv_heads):
             rule = plan.rule(layer, head)
-            assert (sink[head], alpha[head], beta256[head]) == (rule.sink, rule.alpha, rule.beta * 256)
-            expected = first_block(rule.sink, rule.alpha, rule.beta256, np.arange(blocks))
-            assert table[head].tolist() == expected.tolist()
+            assert reach.sink[head] == rule.sink
+            numbers = rule.sink, rule.alpha, int(rule.beta * 256)
+            assert table[head].tolist() == first_block(*numbers, np.arange(blocks)).tolist()
+            for what in (span, live_blocks, cache_blocks):
+                mine = getattr(reach, what.__name__)(np.arange(1, blocks))[head]
+                assert mine.tolist() == what(*numbers, np.arange(1, blocks)).tolist()
 
 
 def test_places_without_rules_are_refused_by_name():
     plan = Plan.dense(HYBRID)
-    for call in (lambda: plan.rule(0, 0), lambda: plan.rules(2), lambda: plan.first_table(9, 1)):
+    for call in (lambda: plan.rule(0, 0), lambda: plan.reach(2), lambda: plan.first_table(9, 1)):
         with pytest.raises(PlanError, match=r"has no rules; the layers that have are \[1, 3\]"):
             call()
     with pytest.raises(PlanError, match="KV head must be from 0 to 1, found 2"):
@@ -134,7 +139,7 @@ def test_a_plan_cannot_be_changed():
     with pytest.raises(ValidationError):
         plan.defaults = FULL
     with pytest.raises(ValueError, match="read-only"):
-        plan.rules(0)[0][:] = 0
+        plan.reach(0).sink[:] = 0
 
 
 def test_check_names_each_field_that_differs():

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from moa.plans import file as plan_file
 from moa.plans.errors import PlanError
 from moa.plans.model import ModelInfo
-from moa.plans.plan import FULL, KeyDiffWindow, Plan, Predicted, Provenance, Rule
+from moa.plans.patterns import FULL, KeyDiffWindow, Rule, SinkWindow
+from moa.plans.plan import Plan, Predicted, Provenance
 
 TEXT = """\
 version: 1
@@ -73,7 +74,7 @@ def test_form_is_compact():
 
 
 RULES = st.builds(
-    Rule,
+    SinkWindow,
     sink=st.integers(1, 3).map(lambda s: s * 64),
     alpha=st.sampled_from([-64, 0, 128, 2**31 - 1]),
     beta=st.integers(0, 256).map(lambda k: k / 256),
@@ -166,8 +167,8 @@ def test_patterns_stand_side_by_side():
     other = KeyDiffWindow(alpha=128, beta=0)
     assert plan.groups[3] == (other, KeyDiffWindow(alpha=256, beta=0.25), Rule(alpha=128, beta=0))
     assert other != Rule(alpha=128, beta=0)
-    assert plan.keydiff(3).tolist() == [True, True, False]
-    assert not plan.keydiff(1).any()
+    assert plan.moves_keys(3).tolist() == [True, True, False]
+    assert not plan.moves_keys(1).any()
     assert parse(plan_file.render(plan)) == plan
     plain = parse(text.replace("pattern: keydiff_window, ", ""))
     assert (plan.density(2000), plan.kv_bytes(2000)) == (plain.density(2000), plain.kv_bytes(2000))

@@ -14,7 +14,8 @@ from moa.hf.logits import HEAD_CHUNK
 from moa.kernels.sdpa import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
 from moa.plans.model import ModelInfo
-from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.plans.patterns import KeyDiffWindow, Rule
+from moa.plans.plan import Plan
 from moa.profiler.backward import response_hidden, run_backward
 from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
 from moa.profiler.collect import _finished, _seed, collect
@@ -26,7 +27,9 @@ from moa.search.grid import Grid
 from moa.search.harm import slope
 from moa.search.lengths import Lengths
 
-SETTINGS = Settings(lengths=(320, 256), samples=2, sinks=(64, 128))
+SETTINGS = Settings(
+    lengths=(320, 256), samples=2, variants=(("sink_window", 64), ("sink_window", 128), ("keydiff_window", 64))
+)
 
 
 def noise(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
@@ -74,7 +77,7 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert profile.lengths == (256, 320)
     assert profile.sources == ("noise", "known")
     assert profile.cuts["noise", 320].shape == (3, 2, 2, 5, 5)
-    assert profile.patterns == (("sink_window", 64), ("sink_window", 128), ("keydiff_window", 64))
+    assert profile.variants == (("sink_window", 64), ("sink_window", 128), ("keydiff_window", 64))
     assert profile.tokens["known", 256] == 2 * 255
     assert (profile.cuts["known", 256] < 0).any()  # an effect keeps its sign
     table = profile.cuts["noise", 320]
@@ -83,9 +86,9 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert (table[1, ..., :3] < 1e-12).all()  # a sink of 128 reaches edge 2
     assert (np.triu(np.ones((5, 5)), 1) * table == 0).all()  # no row lies before its edge
     loaded = Profile.load(tmp_path / "p.safetensors")
-    assert (loaded.model, loaded.patterns) == (profile.model, profile.patterns)
+    assert (loaded.model, loaded.variants) == (profile.model, profile.variants)
     other = loaded.only(["keydiff_window"])
-    assert other.patterns == (("keydiff_window", 64),)
+    assert other.variants == (("keydiff_window", 64),)
     np.testing.assert_array_equal(other.cuts["noise", 320], table[2:])
     assert (table[2, ..., 4, 2:] != table[0, ..., 4, 2:]).all()  # other keys, other harm
     with pytest.raises(ProfileError, match="patterns of this profile are sink_window, keydiff_window, found quest"):
@@ -215,7 +218,13 @@ def test_sampled_labels_repeat_by_seed(tmp_path: Path, model: Any, tokenizer: An
         ({"lengths": (8192,)}, "over the model's maximum of 4096"),
         ({"lengths": (100,)}, "at least 256"),
         ({"samples": 0}, "samples must be at least 1, found 0"),
-        ({"sinks": (65,)}, "multiples of 64"),
+        ({"variants": (("sink_window", 65),)}, "sinks of sink_window must be positive multiples of 64, found 65"),
+        ({"variants": (("quest", 64),)}, "patterns to measure are sink_window, keydiff_window, found 'quest'"),
+        (
+            {"variants": (("keydiff_window", 64),) * 2},
+            "variants must differ, found keydiff_window:64, keydiff_window:64",
+        ),
+        ({"variants": ()}, "at least one pattern"),
         ({"estimator": "magic"}, "fisher, effect"),
         ({"loss": "kl"}, "give --around PLAN"),
     ],
@@ -356,8 +365,8 @@ def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any, kind: type[
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"sinks": (64,)}, "same sinks"),
-        ({"keydiff": ()}, "same sinks"),
+        ({"variants": SETTINGS.variants[:2]}, "same sinks"),
+        ({"variants": SETTINGS.variants[::-1]}, "same sinks"),
         ({"estimator": "mass"}, "one estimator of known, found effect and mass|one estimator of noise"),
         ({}, "the same of known, noise in both: measure with another --seed"),
     ],
@@ -410,7 +419,7 @@ def test_samples_that_begin_otherwise_are_not_mixed(tmp_path: Path, model: Any, 
 def test_documents_are_not_mixed_with_those_that_a_profile_does_not_name(tmp_path: Path, model: Any) -> None:
     cuts = {("data", 256): np.zeros((1, 2, 2, 4, 4), np.float32)}
     parts = [
-        Profile(ModelInfo.of(model), (64,), cuts, {("data", 256): 9}, {("data", 256): 1}, meta)
+        Profile(ModelInfo.of(model), (("sink_window", 64),), cuts, {("data", 256): 9}, {("data", 256): 1}, meta)
         for meta in (
             {"seed": 0, "sources": {"data": ["sampled", "nll"]}},
             {"seed": 1, "sources": {"data": ["sampled", "nll"]}, "documents": {"data": "a"}},

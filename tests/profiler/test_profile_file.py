@@ -23,9 +23,12 @@ MODEL = ModelInfo(
 )
 
 
+VARIANTS = (("sink_window", 64), ("keydiff_window", 128))
+
+
 def make() -> Profile:
     cuts = {("text", n): np.random.default_rng(n).random((2, 2, 2, n // 64, n // 64), np.float32) for n in (256, 512)}
-    return Profile(MODEL, (64, 128), cuts, dict.fromkeys(cuts, 9), dict.fromkeys(cuts, 1), {"seed": 3, "loss": None})
+    return Profile(MODEL, VARIANTS, cuts, dict.fromkeys(cuts, 9), dict.fromkeys(cuts, 1), {"seed": 3, "loss": None})
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +40,8 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_read_as_written(path: Path) -> None:
     wrote, read = make(), Profile.load(path)
-    assert (read.model, read.sinks, read.tokens, read.samples, read.meta) == (
-        wrote.model, wrote.sinks, wrote.tokens, wrote.samples, wrote.meta,
+    assert (read.model, read.variants, read.tokens, read.samples, read.meta) == (
+        wrote.model, wrote.variants, wrote.tokens, wrote.samples, wrote.meta,
     )  # fmt: skip
     assert read.cuts.keys() == wrote.cuts.keys()
     for cut, table in wrote.cuts.items():
@@ -86,6 +89,33 @@ def rewrite(path: Path, to: Path, change: Callable[[dict[str, Any]], object]) ->
     save_file(tensors, to, {"profile": json.dumps(header)})
 
 
+def older(header: dict[str, Any], **sinks: list[int]) -> None:
+    """The header as moa 0.1 wrote it, which had a list of sizes for each of the two patterns that there were."""
+    del header["variants"]
+    header.update(format="moa-profile-1", **sinks)
+
+
+@pytest.mark.parametrize(
+    ("sinks", "variants"),
+    [
+        ({"sinks": [64], "keydiff": [128]}, (("sink_window", 64), ("keydiff_window", 128))),
+        ({"sinks": [128, 64], "keydiff": []}, (("sink_window", 128), ("sink_window", 64))),
+        ({"sinks": [64, 192]}, (("sink_window", 64), ("sink_window", 192))),
+    ],
+)
+def test_headers_of_the_first_format_are_read(
+    path: Path, tmp_path: Path, sinks: dict[str, list[int]], variants: tuple[tuple[str, int], ...]
+) -> None:
+    rewrite(path, tmp_path / "old.safetensors", lambda header: older(header, **sinks))
+    old, new = Profile.load(tmp_path / "old.safetensors"), Profile.load(path)
+    assert old.variants == variants
+    assert old.model == new.model
+    for cut, table in new.cuts.items():
+        np.testing.assert_array_equal(old.cuts[cut], table)
+    old.save(tmp_path / "new.safetensors")
+    assert Profile.load(tmp_path / "new.safetensors").variants == variants
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -94,9 +124,15 @@ def rewrite(path: Path, to: Path, change: Callable[[dict[str, Any]], object]) ->
         (lambda h: h["model"].update(heads=3), "model.heads: unknown key"),
         (lambda h: h["model"].update(kv_heads=3), "query_heads 4 must be a multiple of kv_heads 3"),
         (lambda h: h.pop("model"), "model: is missing"),
-        (lambda h: h.update(sinks=[]), "sinks: "),
-        (lambda h: h.update(sinks=[64, 100]), "sinks.1: .*multiple of 64, found 100"),
-        (lambda h: h.update(sinks=[64]), r"cut.text.256 must be float32 \[1, 2, 2, 4, 4\]"),
+        (lambda h: h.update(variants=[]), "variants: "),
+        (lambda h: h["variants"][1].append(3), "variants.1: "),
+        (lambda h: h["variants"][1].__setitem__(1, 100), "variants.1.1: .*multiple of 64, found 100"),
+        (lambda h: h["variants"][1].__setitem__(0, "quest"), "variants.1.0: pattern must be 'sink_window'.*'quest'"),
+        (lambda h: h["variants"].pop(), r"cut.text.256 must be float32 \[1, 2, 2, 4, 4\]"),
+        (lambda h: h.update(sinks=[64]), "sinks: unknown key"),
+        (lambda h: older(h, sinks=[], keydiff=[64, 64]), "sinks: "),
+        (lambda h: older(h, sinks=[64, 100]), "sinks.1: .*multiple of 64, found 100"),
+        (lambda h: older(h), "sinks: is missing"),
         (lambda h: h.update(cuts=[]), "cuts: "),
         (lambda h: h.update(cuts=7), "cuts: "),
         (lambda h: h["cuts"][0].update(tokens=0), "cuts.0.tokens: .*found 0"),
@@ -160,7 +196,7 @@ def test_profiles_add_up_sample_by_sample(tmp_path: Path) -> None:
     twice.save(tmp_path / "p.safetensors")
     assert Profile.load(tmp_path / "p.safetensors").cuts.keys() == one.cuts.keys()
     for changed, says in (
-        ({"sinks": (128,)}, "same sinks"),
+        ({"variants": VARIANTS[::-1]}, "same sinks"),
         ({"model": one.model.model_copy(update={"layers": 9})}, "one model"),
         ({"estimators": {"text": "mass"}}, "one estimator of text, found fisher and mass"),
     ):

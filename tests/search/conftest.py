@@ -18,17 +18,18 @@ def synthetic(
         architecture="LlamaForCausalLM", layers=layers, query_heads=4, kv_heads=2, head_size=64,
         rope={"theta": 1e4, "type": "default"}, sliding=sliding,
     )  # fmt: skip
+    variants = (*(("sink_window", size) for size in sinks), *(("keydiff_window", size) for size in keydiff))
     rng = np.random.default_rng(seed)
     cuts = {}
     for source in sources:
         for n in lengths:
             bins = -(-n // bin_size(n))
-            shape = (len(sinks) + len(keydiff), len(info.ruled_layers), info.kv_heads, bins, bins)
+            shape = (len(variants), len(info.ruled_layers), info.kv_heads, bins, bins)
             table = np.tril(rng.exponential(1.0, shape)).astype(np.float32)
             table[..., 0] = 0
             cuts[source, n] = table
     tokens = {cut: 10 + i for i, cut in enumerate(cuts)}
-    return Profile(info, tuple(sinks), cuts, tokens, dict.fromkeys(cuts, 1), {"seed": 3}, keydiff=tuple(keydiff))
+    return Profile(info, variants, cuts, tokens, dict.fromkeys(cuts, 1), {"seed": 3})
 
 
 @pytest.fixture(scope="session")

@@ -51,7 +51,7 @@ def test_costs_are_the_plans_own_figures(make_profile, data, sliding, length, ba
     rules = grid(LENGTHS, [("sink_window", 64), ("sink_window", 128)])
     groups = len(info.ruled_layers) * info.kv_heads
     choice = np.array(data.draw(st.lists(st.integers(0, len(rules) - 1), min_size=groups, max_size=groups)))
-    chosen = [rules.rule(int(i)) for i in choice]
+    chosen = [rules.rules[int(i)] for i in choice]
     plan = Plan.from_rules(info, {layer: chosen[2 * i : 2 * i + 2] for i, layer in enumerate(info.ruled_layers)})
     for kind, figure in {
         "density": plan.density(length),

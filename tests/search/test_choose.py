@@ -76,7 +76,7 @@ def test_all_of_it_is_dense(make_profile):
 
 def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
     profile = make_profile()
-    rules = grid(profile.lengths, profile.patterns)
+    rules = grid(profile.lengths, profile.variants)
     weights = {"text": 3.0}
     expected = 0.0
     for source, weight in (("text", 3.0), ("facts", 1.0)):
@@ -88,7 +88,7 @@ def test_objective_is_the_mean_of_harms_on_one_scale(make_profile):
 
 def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
     profile = replace(make_profile(), estimators={"facts": "effect"})
-    rules = grid(profile.lengths, profile.patterns)
+    rules = grid(profile.lengths, profile.variants)
     mix = Mix({"text": 0.0}, own=0.25)
     found = objective(profile, rules, mix)
     own = harm(profile, rules, ("facts", 512))
@@ -103,7 +103,7 @@ def test_groups_that_recall_pay_for_what_they_do_not_see(make_profile):
 
 def test_power_of_harm_and_weights_of_layers(make_profile):
     profile = make_profile((512,), sources=("text",), layers=4)
-    rules = grid(profile.lengths, profile.patterns)
+    rules = grid(profile.lengths, profile.variants)
     table = harm(profile, rules, ("text", 512)) ** 0.5
     expected = table / table.max(1).sum()
     assert np.allclose(objective(profile, rules, Mix(power=0.5)), expected)
@@ -113,7 +113,7 @@ def test_power_of_harm_and_weights_of_layers(make_profile):
 
 def test_a_source_without_weight_does_not_count(make_profile):
     profile = make_profile()
-    rules = grid(profile.lengths, profile.patterns)
+    rules = grid(profile.lengths, profile.variants)
     alone = objective(profile, rules, Mix({"facts": 0.0}))
     for cut in [cut for cut in profile.cuts if cut[0] == "facts"]:
         profile.cuts[cut][:] = 0
@@ -122,7 +122,7 @@ def test_a_source_without_weight_does_not_count(make_profile):
 
 def test_unit_of_a_source_does_not_count(make_profile):
     profile = make_profile()
-    rules = grid(profile.lengths, profile.patterns)
+    rules = grid(profile.lengths, profile.variants)
     before = objective(profile, rules, Mix())
     for cut in profile.cuts:
         if cut[0] == "facts":
@@ -162,7 +162,7 @@ def test_a_plan_for_some_of_the_lengths_is_that_of_a_profile_of_them(make_profil
     only = Lengths((1024,))
     plan, _ = choose(profile, budget, lengths=only)
     alone = replace(profile, cuts={cut: t for cut, t in profile.cuts.items() if cut != ("text", 512)})
-    rules = grid((1024,), profile.patterns)
+    rules = grid((1024,), profile.variants)
     assert np.allclose(objective(profile, rules, Mix(), only), objective(alone, rules, Mix(), only))
     assert plan.predicted.lengths == (1024,)
     assert plan.density(1024) <= 0.5

@@ -4,9 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch
+from moa.plans.patterns import KeyDiffWindow
 from moa.plans.plan import Plan, Rule
-from moa.plans.rule import KeyDiffWindow
-from moa.plans.span import span
 from moa.search.budget import Budget, limit, parse
 from moa.search.choose import choose
 from moa.search.cost import Costs, Measured, Work
@@ -48,7 +47,7 @@ def test_pairs_are_those_of_the_mask(make_profile, kind, sink, alpha, beta256, n
     rule = kind(sink=sink, alpha=alpha, beta=beta256 / 256)
     plan = Plan.from_rules(info, {0: [rule, Rule(alpha=0, beta=1)]})
     moves = kind is KeyDiffWindow
-    pairs = span(*(x[:, None] for x in plan.rules(0)), np.arange(1, n + 1)).sum()
+    pairs = plan.reach(0).span(np.arange(1, n + 1)).sum()
     assert counts.predict(plan, Work("prefill", n, 3)) == pytest.approx(3 * (pairs + moves * 1e6 * -(-n // 64)))
     assert counts.predict(plan, Work("decode", n, 3)) == pytest.approx(
         3 * plan.kv_bytes(n) / plan.model.token_bytes("float32") / 64 + moves * 1000
@@ -98,8 +97,8 @@ def test_time_budgets_are_the_costs_own_predictions(info, known, text):
     kept = limit(budget, rules, info, 1024, known)
     assert kept.name == str(budget) == f"decode_ms<={text}"
     choice = np.arange(8) * 3
-    assert len(set(rules.keydiff[choice])) == 2
-    plan = Plan.from_rules(info, {i: [rules.rule(int(r)) for r in choice[2 * i : 2 * i + 2]] for i in range(4)})
+    assert len(set(rules.moves_keys[choice])) == 2
+    plan = Plan.from_rules(info, {i: [rules.rules[int(r)] for r in choice[2 * i : 2 * i + 2]] for i in range(4)})
     found = kept.fixed + kept.cost[np.arange(8), choice].sum()
     assert found == pytest.approx(known.predict(plan, Work("decode", budget.length, budget.batch)))
 

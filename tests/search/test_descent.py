@@ -74,7 +74,7 @@ def test_the_next_plan_gives_what_the_slopes_ask_for_and_less_with_more_damping(
 
 def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
     profile = make_asking()
-    rules = grid((N,), profile.patterns)
+    rules = grid((N,), profile.variants)
     plan, _ = choose(profile, BUDGET, lengths=Lengths((N,)))
     text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
     one, two = (around(profile, {(0, 0): cost}) for cost in (1.0, 3.0))
@@ -93,11 +93,11 @@ def test_slopes_count_by_their_mean_and_as_the_harm_of_the_start(make_asking):
 
 def test_a_step_is_held_back_from_the_last_plan_not_the_first(make_asking):
     profile = make_asking()
-    rules = grid((N,), profile.patterns)
+    rules = grid((N,), profile.variants)
     start, last = (choose(profile, [parse("density", d)], lengths=Lengths((N,)))[0] for d in ("0.6", "0.3"))
     text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
     total = Descent(start, last, (around(profile, {}),), 1.0).objective(text, 0 * recall, rules, PLAIN)
-    numbers = [rules.rule(i) for i in range(len(rules))]
+    numbers = list(rules.rules)
     stays = [numbers.index(rule) for layer in last.model.ruled_layers for rule in last.groups[layer]]
     assert np.allclose(total[np.arange(len(total)), stays], 0)
     assert (total > 0).mean() > 0.5
@@ -106,7 +106,7 @@ def test_a_step_is_held_back_from_the_last_plan_not_the_first(make_asking):
 @pytest.mark.parametrize("more", [{}, {"keydiff": (64,)}, {"sinks": (64, 128), "keydiff": (128, 64)}])
 def test_the_start_is_judged_by_its_objective(make_asking, more):
     profile = make_asking(**more)
-    rules = grid((N,), profile.patterns)
+    rules = grid((N,), profile.variants)
     plan, solution = choose(profile, BUDGET, lengths=Lengths((N,)))
     text, recall = parts(profile, rules, PLAIN, Lengths((N,)))
     assert recall.max() > 0
@@ -119,7 +119,7 @@ def test_the_start_is_judged_by_its_objective(make_asking, more):
 
 def test_slopes_keep_their_sign(make_profile):
     profile = make_profile()
-    rules = grid((N,), profile.patterns)
+    rules = grid((N,), profile.variants)
     [cut, *_] = [c for c in profile.cuts if c[1] == N]
     signed = replace(profile, cuts={cut: -profile.cuts[cut]})
     assert harm(signed, rules, cut).max() == 0  # as harm, what a cut improves does not count

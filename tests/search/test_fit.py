@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from moa.plans.errors import MoaError
+from moa.plans.patterns import KeyDiffWindow
 from moa.plans.plan import Plan, Rule
-from moa.plans.rule import KeyDiffWindow
 from moa.search.cost import Costs, Work
 from moa.search.fit import LEAST, in_turn, measure, probes
 from moa.search.spread import SURE, standard_error
@@ -67,8 +67,8 @@ def test_no_two_groups_of_a_probe_share_a_call_and_both_kinds_are_there(info):
     for name in ("wide", "narrow", "keydiff wide", "keydiff narrow"):
         for layer in info.ruled_layers:
             assert len(set(found[name].groups[layer])) == info.kv_heads
-            assert found[name].keydiff(layer).all() == name.startswith("keydiff")
-    assert len({found["mixed"].keydiff(layer).sum() for layer in info.ruled_layers}) > 1
+            assert found[name].moves_keys(layer).all() == name.startswith("keydiff")
+    assert len({found["mixed"].moves_keys(layer).sum() for layer in info.ruled_layers}) > 1
 
 
 def test_growth_with_the_length_needs_two_lengths(info):

@@ -17,7 +17,7 @@ def slow_harm(profile, cut, group, rule, signed=False):
     length = cut[1]
     per_bin = bin_size(length) // 64
     layer, head = divmod(group, profile.model.kv_heads)
-    table = profile.cuts[cut][profile.patterns.index((rule.pattern, rule.sink)), layer, head]
+    table = profile.cuts[cut][profile.variants.index((rule.pattern, rule.sink)), layer, head]
     blocks = ceil(length / 64)
     total = 0.0
     for row in range(ceil(blocks / per_bin)):
@@ -47,16 +47,16 @@ def slow_harm(profile, cut, group, rule, signed=False):
 )
 def test_harm_is_the_formula(make_profile, lengths, sinks, keydiff):
     profile = make_profile(lengths, sinks=sinks, keydiff=keydiff)
-    rules = grid(lengths, profile.patterns, levels=6)
+    rules = grid(lengths, profile.variants, levels=6)
     for cut in profile.cuts:
         table = harm(profile, rules, cut)
         assert table.shape == (4, len(rules))
         for i in range(0, len(rules), max(1, len(rules) // 12)):
             for group in (0, 3):
-                assert table[group, i] == pytest.approx(slow_harm(profile, cut, group, rules.rule(i)), rel=1e-9)
+                assert table[group, i] == pytest.approx(slow_harm(profile, cut, group, rules.rules[i]), rel=1e-9)
         slopes = slope(profile, rules, cut)
         i = len(rules) // 3
-        assert slopes[0, i] == pytest.approx(slow_harm(profile, cut, 0, rules.rule(i), signed=True), rel=1e-9)
+        assert slopes[0, i] == pytest.approx(slow_harm(profile, cut, 0, rules.rules[i], signed=True), rel=1e-9)
 
 
 @pytest.mark.parametrize("alike", [False, True])
@@ -129,14 +129,14 @@ def test_full_attention_costs_nothing(make_profile):
 @pytest.mark.parametrize(("profiled", "length"), [(512, 1024), (1000, 3000), (9000, 20000)])
 def test_harm_of_a_longer_text_is_the_formula(make_profile, profiled, length):
     profile = make_profile((profiled,), sinks=(64, 128))
-    rules = grid((profiled, length), profile.patterns, levels=6)
+    rules = grid((profiled, length), profile.variants, levels=6)
     cut, per_bin = ("text", profiled), bin_size(profiled) // 64
     table = monotone(profile.cuts[cut])
     bins, blocks = table.shape[3], ceil(length / 64)
     found = harm(profile, rules, cut, length)
     for i in range(0, len(rules), max(1, len(rules) // 15)):
-        rule = rules.rule(i)
-        mine = table[profile.patterns.index((rule.pattern, rule.sink)), 1, 1]
+        rule = rules.rules[i]
+        mine = table[profile.variants.index((rule.pattern, rule.sink)), 1, 1]
         firsts, total = rules.first(length)[i], 0.0
         for row in range(ceil(blocks / per_bin)):
             here = firsts[row * per_bin : (row + 1) * per_bin]
@@ -155,7 +155,7 @@ def test_harm_of_a_longer_text_is_the_formula(make_profile, profiled, length):
 
 def test_a_text_no_longer_than_profiled_costs_what_was_measured(make_profile):
     profile = make_profile((512, 1024), sources=("text",))
-    rules = grid((512, 2048), profile.patterns)
+    rules = grid((512, 2048), profile.variants)
     assert (harm(profile, rules, ("text", 1024), 1024) == harm(profile, rules, ("text", 1024))).all()
 
 

@@ -58,7 +58,7 @@ def test_recall_counts_where_a_rule_hides_most(make_profile):
     """Rules that see everything up to the profiled lengths are told apart by what they hide beyond."""
     profile = replace(make_profile(sources=("facts",)), estimators={"facts": "effect"})
     lengths = Lengths.of(profile)
-    rules = grid(lengths.all, profile.patterns)
+    rules = grid(lengths.all, profile.variants)
     found = objective(profile, rules, Mix(own=0.0), lengths)[0]
     unseen = (rules.spans(1024) == 1024) & (rules.spans(4096) < 4096)
     assert unseen.sum() > 3

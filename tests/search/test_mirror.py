@@ -14,7 +14,7 @@ from moa.search.objective import PLAIN, objective
 
 def harm_of(profile, solution):
     lengths = Lengths.of(profile)
-    table = objective(profile, grid(lengths.all, profile.patterns), PLAIN, lengths)
+    table = objective(profile, grid(lengths.all, profile.variants), PLAIN, lengths)
     return float(table[np.arange(len(table)), solution.choice].sum())
 
 

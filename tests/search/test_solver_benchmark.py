@@ -20,7 +20,7 @@ def test_solver_sizes_are_searched_as_by_default_and_limits_are_claims(make_prof
     monkeypatch.setattr(module, "GIGABYTES", {s: module.GIGABYTES["8B"] * n * m / 256 for s, (n, m) in sizes.items()})
     monkeypatch.setattr(module, "GAP", 0.0)
     large = module.resample(profile, 3, 4)
-    assert large.patterns == profile.patterns
+    assert large.variants == profile.variants
     small, table = (p.cuts["text", 1024].sum((0, 3, 4)).ravel() for p in (profile, large))
     assert table.shape == (12,)
     assert not np.isin(table, small).any()
@@ -34,7 +34,7 @@ def test_solver_sizes_are_searched_as_by_default_and_limits_are_claims(make_prof
     monkeypatch.setattr(sys, "argv", ["solver.py", str(path), "--results", str(tmp_path)])
     assert module.main() == 0
     found = json.loads((tmp_path / "solver.json").read_text())
-    grid = len(module.grid((1024, 4096, 8192, 16384), profile.patterns))
+    grid = len(module.grid((1024, 4096, 8192, 16384), profile.variants))
     for size in found["sizes"]:
         layers, heads = sizes[size["size"]]
         assert size["rules"] == grid

@@ -63,7 +63,7 @@ def _profile(found: Profile) -> Any:
     tables = {cut: table.tobytes() for cut, table in found.cuts.items()}
     return (
         found.model.model_dump(exclude={"name"}),
-        found.patterns,
+        found.variants,
         tables,
         found.tokens,
         found.samples,

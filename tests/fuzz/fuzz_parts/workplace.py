@@ -11,7 +11,8 @@ from unittest.mock import patch
 from moa.cli import main as cli
 from moa.hf.load import load_config
 from moa.plans.model import ModelInfo
-from moa.plans.plan import KeyDiffWindow, Plan, Rule
+from moa.plans.patterns import KeyDiffWindow, Rule
+from moa.plans.plan import Plan
 from moa.plans.replace import replace_json
 from moa.search.cost import FIXED, PER_GROUP, PLACE, Costs
 

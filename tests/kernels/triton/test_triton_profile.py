@@ -10,6 +10,8 @@ from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.estimators import effect, fisher, mass
 
+VARIANTS = (("keydiff_window", 128), ("sink_window", 64), ("keydiff_window", 64))
+
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
@@ -27,7 +29,7 @@ def test_fused_tables_are_the_plain_ones(model: LlamaForCausalLM, monkeypatch: p
         tables = []
         for name in ("torch", "triton"):
             monkeypatch.setattr(recorder, "pick", lambda _device, name=name: name)
-            with recorder.recording(model, (64,), estimator, keydiff=(128, 64)) as recording:
+            with recorder.recording(model, VARIANTS, estimator) as recording:
                 assert recording.fused(torch.zeros(1)) is (name == "triton")
                 run_backward(model, sample, "given", "nll", torch.Generator())
                 tables.append(recording.take())

@@ -8,7 +8,8 @@ from rich.console import Console
 
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo, Sliding
-from moa.plans.plan import FULL, KeyDiffWindow, Plan, Rule
+from moa.plans.patterns import FULL, KeyDiffWindow, Rule
+from moa.plans.plan import Plan
 from moa.report import plan as report
 
 NARROW, GROWING = Rule(alpha=128, beta=0), Rule(alpha=0, beta=0.25)

@@ -33,9 +33,7 @@ def test_slabs_of_a_batch_grow_together_and_seldom(model, plan, lengths):
 
 
 def slots_of(rules: Rules, lengths) -> int:
-    from moa.kernels.store import capacities
-
-    return int(capacities(rules.sink, rules.alpha, rules.beta256, lengths).sum())
+    return int(rules.capacities(lengths).sum())
 
 
 def test_a_step_is_as_wide_as_its_longest_sequence():

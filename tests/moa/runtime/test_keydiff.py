@@ -8,7 +8,7 @@ from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Plan, Unsupported
-from moa.plans.plan import KeyDiffWindow, Rule
+from moa.plans.patterns import KeyDiffWindow, Rule
 
 BACKENDS = ["reference", "torch", "numba"]
 

@@ -1,0 +1,23 @@
+"""The patterns: one registered class per file. `docs/plan.md` says what each keeps, CONTRIBUTING how to add one."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, SerializeAsAny
+
+from moa.plans.patterns.rule import FIRST_KEYS, LIMIT, PATTERNS, Rule, Variant, parse, reach, register
+from moa.plans.patterns.sink_window import SinkWindow
+
+# isort: split
+# Others come after the pattern that a rule has which names none: in this order patterns are listed.
+from moa.plans.patterns.keydiff_window import KeyDiffWindow
+
+__all__ = [
+    "FIRST_KEYS", "FULL", "LIMIT", "PATTERNS", "AnyRule", "KeyDiffWindow", "Rule", "SinkWindow", "Variant", "parse",
+    "reach", "register",
+]  # fmt: skip
+
+AnyRule = Annotated[SerializeAsAny[Rule], BeforeValidator(parse)]
+"""A rule of any pattern, in a model of pydantic's."""
+
+FULL = Rule(alpha=0, beta=1)
+"""Full attention."""

@@ -1,0 +1,71 @@
+"""MoA's elastic rule (arXiv 2406.14909, section 4): a window that grows in a line with the length."""
+
+import math
+from collections.abc import Sequence
+from numbers import Real
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer
+
+from moa.plans.errors import brief
+from moa.plans.patterns.rule import LIMIT, Numbers, Rule, integer
+from moa.plans.span import BETA_STEPS, BLOCK
+
+
+def _beta(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"must be a number from 0 to 1, found {brief(value)}")
+    steps = float(value) * BETA_STEPS
+    if not steps.is_integer():
+        low = math.floor(steps)
+        raise ValueError(
+            f"must be a multiple of 1/{BETA_STEPS}, found {value}; "
+            f"the nearest are {low / BETA_STEPS} and {(low + 1) / BETA_STEPS}"
+        )
+    return steps / BETA_STEPS
+
+
+def _plain(beta: float) -> float | int:
+    return int(beta) if beta.is_integer() else beta
+
+
+class ElasticRule(Rule):
+    """The span aimed at is alpha + beta*n, the sink included; full attention is alpha 0, beta 1."""
+
+    alpha: Annotated[int, BeforeValidator(integer), Field(ge=-LIMIT, le=LIMIT)]
+    """Constant part of the span, tokens; may be negative."""
+    beta: Annotated[float, BeforeValidator(_beta), PlainSerializer(_plain)]
+    """Part of the length that is kept, 0 to 1 in steps of 1/256."""
+
+    @property
+    def beta256(self) -> int:
+        """Beta in steps of 1/256, 0 to 256."""
+        return int(self.beta * BETA_STEPS)
+
+    @property
+    def numbers(self) -> Numbers:
+        """Sink, alpha, beta in 1/256."""
+        return self.sink, self.alpha, self.beta256
+
+    @classmethod
+    def of(cls, numbers: Numbers) -> "ElasticRule":
+        """Return the rule of these `numbers`."""
+        sink, alpha, beta256 = map(int, numbers)
+        return cls(sink=sink, alpha=alpha, beta=beta256 / BETA_STEPS)
+
+    @classmethod
+    def candidates(
+        cls, sink: int, near: Sequence[int], far: Sequence[int], short: int, longest: int
+    ) -> Sequence[Numbers]:
+        """Return full attention first, then windows in proportion to the length, then all lines through two windows."""
+        found = [(sink, 0, BETA_STEPS)]
+        found += [(sink, 0, round(BETA_STEPS * w / longest)) for w in far]
+        for at_short in sorted({*near, *far}):  # wider than the short length: everything is seen there
+            for at_longest in far:
+                growth = (at_longest - at_short) / (longest - short)
+                if 0 <= growth <= 1:
+                    beta256 = round(BETA_STEPS * growth)
+                    # Exact at the longest length: the row that decides there is the first of its block.
+                    row = (longest - 1) // BLOCK * BLOCK + 1
+                    found.append((sink, sink + at_longest - beta256 * row // BETA_STEPS, beta256))
+        return found

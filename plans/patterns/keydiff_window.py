@@ -1,0 +1,21 @@
+"""Pattern `keydiff_window`: a sink of the keys most unlike the others, and a window that grows with the text."""
+
+from typing import ClassVar, Literal
+
+from moa.plans.patterns.elastic import ElasticRule
+from moa.plans.patterns.rule import register
+
+
+@register
+class KeyDiffWindow(ElasticRule):
+    """A rule of the spans of a `sink_window`, whose sink holds other keys than the first once keys leave the window.
+
+    Those are the first 4 of the text and, of all that left, the keys most unlike the others of their block
+    (`moa.kernels.keydiff` says which). Memory and density are those of a `sink_window` of the same numbers.
+    """
+
+    pattern: Literal["keydiff_window"] = "keydiff_window"
+
+    holds: ClassVar[str] = "keydiff"
+    label: ClassVar[str] = "keydiff"
+    about: ClassVar[str] = "groups whose sinks hold other keys than the first"
