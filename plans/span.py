@@ -113,9 +113,9 @@ class Reach:
     def __len__(self) -> int:
         return len(self.sink)
 
-    def __getitem__(self, index: object) -> "Reach":
-        """Some of the rules, by an index of numpy's."""
-        return self._changed(lambda array: np.asarray(array[index]))  # type: ignore[index]
+    def __getitem__(self, index: int | slice | Ints) -> "Reach":
+        """Return some of the rules, by an index of numpy's."""
+        return self._changed(lambda array: np.asarray(array[index]))
 
     def reshape(self, *shape: int) -> "Reach":
         """Return the same rules in another shape."""

@@ -33,7 +33,7 @@ MOST = 10
 
 def growth(rule: Rule) -> str:
     """How the span grows with the length: `full`, `constant`, or `growing`."""
-    near, far = reach([rule]).live_blocks([BLOCK * FAR // 2, BLOCK * FAR])[0]
+    near, far = reach([rule]).live_blocks(np.array([BLOCK * FAR // 2, BLOCK * FAR]))[0]
     if far == FAR:
         return "full"
     return "growing" if far > near else "constant"

@@ -51,7 +51,7 @@ class ElasticRule(Rule):
     def of(cls, numbers: Numbers) -> "ElasticRule":
         """Return the rule of these `numbers`."""
         sink, alpha, beta256 = map(int, numbers)
-        return cls(sink=sink, alpha=alpha, beta=beta256 / BETA_STEPS)
+        return cls.model_validate({"sink": sink, "alpha": alpha, "beta": beta256 / BETA_STEPS})
 
     @classmethod
     def candidates(

@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator
 
@@ -66,7 +66,7 @@ class Rule(Strict):
     def __new__(cls, **numbers: Any) -> "Rule":
         """Return a rule of the pattern that the numbers name."""
         if cls is not Rule:
-            return cast(Rule, super().__new__(cls))
+            return super().__new__(cls)
         return _kind(numbers.get("pattern", "sink_window"))(**numbers)
 
     @property
@@ -116,7 +116,8 @@ Kind = TypeVar("Kind", bound=type[Rule])
 
 def register(kind: Kind) -> Kind:
     """Make a pattern known; a decorator."""
-    PATTERNS[kind.model_fields["pattern"].default] = kind
+    rule: type[Rule] = kind
+    PATTERNS[rule.model_fields["pattern"].default] = rule
     return kind
 
 
