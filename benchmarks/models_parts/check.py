@@ -158,7 +158,7 @@ def check(model: Any, stage: Callable[[str], None]) -> dict[str, float]:
         assert torch.equal(padded[0], alone[0]), "left padding: other tokens than alone"
     stage("profile")
     compare("head", logits_of(model, hidden_of(model, ids)), bare, CLOSE_FLOAT32)
-    with torch.enable_grad(), recording(model, (64,)) as recorder:
+    with torch.enable_grad(), recording(model, [("sink_window", 64)]) as recorder:
         run_backward(model, whole_text(ids[0].tolist()), "given", "nll", torch.Generator())
         assert recorder.take().isfinite().all(), "profile: a table that is not finite"
     assert peak_bytes(model, 1024) > 0

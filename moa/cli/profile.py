@@ -67,6 +67,8 @@ def command(
             retrieval_score=retrieval_score, add=add, seed=seed, dtype=dtype, device_map=device_map, progress=bar,
             note=console.print,
         )  # fmt: skip
+    if sinks is not None or keydiff is not None:
+        console.print(MOVED, soft_wrap=True)
     if profile is not None:
         after = "" if loss == "kl" else f"; next: moa search {output} -o plan.yaml --max-density 0.5"
         console.print(f"wrote {output}{after}", soft_wrap=True)
@@ -81,7 +83,6 @@ def _variants(texts: list[str] | None, sinks: str | None, keydiff: str | None) -
     if sinks is not None or keydiff is not None:
         if texts:
             raise MoaError("--variant says what is measured: no --sinks or --keydiff with it")
-        typer.echo(MOVED, err=True)
         old = {"sink_window": "64" if sinks is None else sinks, "keydiff_window": "64" if keydiff is None else keydiff}
         return [(name, size) for name, sizes in old.items() for size in (numbers(name, sizes) if sizes else ())]
     found = []

@@ -120,7 +120,7 @@ def test_gradient_in_chunks_is_that_of_the_whole_loss(model: Any, labels: Any, l
     grads = []
     hook = model.model.layers[0].register_full_backward_hook(lambda _m, _i, out: grads.append(out[0]))
     other = torch.randn(len(sample.response), model.config.hidden_size, dtype=torch.float64)
-    with recording(model, (64,)):
+    with recording(model, [("sink_window", 64)]):
         run_backward(model, sample, labels, loss, torch.Generator(), other if loss == "kl" else None)
     model.get_input_embeddings().weight.requires_grad_(False)
     out = model(inputs_embeds=model.get_input_embeddings()(ids).requires_grad_()).logits[0, :-1].float()
@@ -157,7 +157,7 @@ def test_a_slope_is_the_derivative_of_the_divergence(
     plan, layer, head, n = Plan.uniform(model, 0.6, at=320), 0, 1, 320
     profile = collect(model, tokenizer, SLOPES, NOISE[:1], tmp_path / "p.safetensors", plan=plan)
     assert profile is not None
-    rules = Grid(*(np.array([x]) for x in (64, 128, 0, "sink_window")))
+    rules = Grid([Rule(alpha=128, beta=0)])
     found = slope(profile, rules, ("noise", n)).reshape(2, 2)[layer, head] * profile.tokens["noise", n]
     sample = NOISE[0].sample(tokenizer, n, random.Random(_seed(SLOPES, tasks(SLOPES, NOISE[:1])[0], "text")), True)
     first, calls, move = torch.from_numpy(rules.first(n)).to(torch.int32).expand(2, -1), [0], [0.0]
@@ -176,7 +176,7 @@ def test_a_slope_is_the_derivative_of_the_divergence(
 
     def divergence(by: float) -> float:
         calls[0], move[0] = 0, by
-        with recording(model, (64,), plan=plan) as recorder, torch.no_grad():
+        with recording(model, [("sink_window", 64)], plan=plan) as recorder, torch.no_grad():
             with recorder.dense():
                 wanted = model.lm_head(response_hidden(model, sample)).log_softmax(-1)
             given = model.lm_head(response_hidden(model, sample)).log_softmax(-1)
@@ -343,7 +343,7 @@ def test_gradients_under_a_plan_are_those_of_the_runtime(model: Any, kind: type[
     model.double()
     embeddings: list[torch.Tensor] = []
     hook = model.get_input_embeddings().register_forward_hook(lambda _m, _i, out: embeddings.append(out))
-    with recording(model, (64,), plan=plan):
+    with recording(model, [("sink_window", 64)], plan=plan):
         run_backward(model, sample, "given", "nll", torch.Generator())
     hook.remove()
     step = torch.zeros(320, embeddings[0].shape[-1], dtype=torch.float64)

@@ -45,7 +45,7 @@ def test_families_whose_modules_or_configs_name_things_otherwise(name: str) -> N
     before = model(tokens).logits
     with moa.apply(model, Plan.dense(model)), torch.no_grad():
         torch.testing.assert_close(model(tokens, use_cache=False).logits, before)
-    with recording(model, (64,)) as recorder:
+    with recording(model, [("sink_window", 64)]) as recorder:
         run_backward(model, whole_text(ids), "given", "nll", torch.Generator())
         table = recorder.take()
     assert table.shape == (1, 2, Plan.dense(model).model.kv_heads, 3, 3)
@@ -63,7 +63,7 @@ def test_heads_that_the_config_says_and_the_model_has_not() -> None:
         for cache in (None, moa.KVCache(Plan.dense(model)), transformers.DynamicCache()):
             with pytest.raises(Unsupported, match=refused):
                 model(torch.tensor([ids]), past_key_values=cache)
-    with pytest.raises(Unsupported, match=refused), recording(model, (64,)):
+    with pytest.raises(Unsupported, match=refused), recording(model, [("sink_window", 64)]):
         run_backward(model, whole_text(ids), "given", "nll", torch.Generator())
 
 
@@ -72,10 +72,10 @@ def test_a_model_is_not_profiled_under_an_applied_plan() -> None:
     with (
         moa.apply(model, Plan.dense(model)),
         pytest.raises(Unsupported, match="under a plan: remove it first"),
-        recording(model, (64,)),
+        recording(model, [("sink_window", 64)]),
     ):
         pass
-    with recording(model, (64,)), pytest.raises(Unsupported, match="being profiled"):
+    with recording(model, [("sink_window", 64)]), pytest.raises(Unsupported, match="being profiled"):
         moa.apply(model, Plan.dense(model))
     moa.apply(model, Plan.dense(model)).remove()
 
@@ -84,6 +84,6 @@ def test_what_no_plan_can_honour_is_not_profiled() -> None:
     config = transformers.GPT2Config(**GPT2, add_cross_attention=True)
     with (
         pytest.raises(Unsupported, match="GPT2Attention attends to another model"),
-        recording(transformers.GPT2LMHeadModel(config), (64,)),
+        recording(transformers.GPT2LMHeadModel(config), [("sink_window", 64)]),
     ):
         pass

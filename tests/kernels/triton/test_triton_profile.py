@@ -42,5 +42,5 @@ def test_what_the_kernels_do_not_hold_is_measured_by_the_plain_form(
     monkeypatch.setattr(recorder, "pick", lambda _device: "triton")
     for estimator, plan, dtype in ((mass, None, torch.float32), (fisher, Plan.dense(model), torch.float32),
                                    (fisher, None, torch.float64)):  # fmt: skip
-        with recorder.recording(model, (64,), estimator, plan) as recording:
+        with recorder.recording(model, [("sink_window", 64)], estimator, plan) as recording:
             assert not recording.fused(torch.zeros(1, dtype=dtype))

@@ -104,7 +104,7 @@ def test_a_window_no_shorter_than_the_longest_text_is_none(family, fresh, tokens
         assert torch.equal(found[:, 60:], model.generate(ids, max_new_tokens=8, do_sample=False))
         with pytest.raises(moa.Unsupported, match="packed sequences"):
             model(ids[:, :8], position_ids=torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]), use_cache=False)
-    with recording(model, (64,)) as recorder:
+    with recording(model, [("sink_window", 64)]) as recorder:
         run_backward(model, whole_text(ids[0].tolist()), "given", "nll", torch.Generator())
         assert (recorder.take()[:, :, :, 5, 2:] > 0).all()
 

@@ -1,0 +1,134 @@
+"""What every pattern keeps to. A test class inherits it and names the pattern and a few of its rules."""
+
+import random
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import moa
+from moa.kernels.held import HISTORIES
+from moa.plans.patterns import PATTERNS, Rule, parse, reach
+from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
+from moa.profiler.backward import run_backward
+from moa.profiler.calibration import whole_text
+from moa.profiler.estimators import mass
+from moa.profiler.recorder import recording
+from moa.search.grid import grid
+
+N = 400
+VOCABULARY = 61
+
+
+class Contract:
+    """Each test is of one promise; `kind` is the pattern, `rules` are some of its rules, that cut texts of `N`."""
+
+    kind: ClassVar[type[Rule]]
+    rules: ClassVar[tuple[Rule, ...]]
+
+    @pytest.fixture(autouse=True)
+    def known(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Patterns of tests are known to their tests alone."""
+        monkeypatch.setitem(PATTERNS, self.kind.model_fields["pattern"].default, self.kind)
+
+    @pytest.fixture
+    def model(self) -> Any:
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=VOCABULARY, hidden_size=64, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, head_dim=16, max_position_embeddings=2048, initializer_range=0.2,
+        )  # fmt: skip
+        return LlamaForCausalLM(config).double().eval()
+
+    def plan(self, model: Any) -> Plan:
+        """Its rules, one after the other."""
+        of = [self.rules[i % len(self.rules)] for i in range(4)]
+        return Plan.from_rules(model, {0: of[:2], 1: of[2:]})
+
+    def test_the_first_block_never_falls_and_rises_by_at_most_one(self) -> None:
+        blocks = np.arange(3000)
+        sees = reach(self.rules)
+        first = sees.first(blocks)
+        steps = np.diff(first)
+        assert ((steps == 0) | (steps == 1)).all()
+        assert (first <= np.maximum(blocks, sees.sink[:, None] // BLOCK)).all()
+        assert (first[:, N // BLOCK] > sees.sink // BLOCK).all(), "rules of the contract cut texts of N tokens"
+        lengths = np.arange(1, 3000)
+        assert (sees.live_blocks(lengths) <= sees.cache_blocks(lengths)).all()
+        assert (sees.span(lengths) <= lengths).all()
+
+    def test_a_rule_is_read_as_written(self, model: Any, tmp_path: Path) -> None:
+        plan = self.plan(model)
+        plan.save(tmp_path / "plan.yaml")
+        read = Plan.load(tmp_path / "plan.yaml")
+        assert read == plan
+        read.save(tmp_path / "again.yaml")
+        assert (tmp_path / "again.yaml").read_bytes() == (tmp_path / "plan.yaml").read_bytes()
+        for rule in self.rules:
+            assert parse(rule.model_dump()) == rule == self.kind.of(rule.numbers)
+
+    @pytest.mark.parametrize("backend", ["torch", "numba"])
+    def test_back_ends_compute_what_the_reference_does_however_the_text_is_cut(self, model: Any, backend: str) -> None:
+        plan, ids = self.plan(model), torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (2, N)))
+        want = self.logits(model, plan, "reference", ids, [N])
+        assert not torch.allclose(want, model(ids).logits)
+        for sizes in ([N], [130, 1, 63, 64, 65, 77], [N - 3, 1, 1, 1]):
+            torch.testing.assert_close(self.logits(model, plan, backend, ids, sizes), want, rtol=1e-9, atol=1e-9)
+
+    def test_bytes_predicted_are_those_allocated(self, model: Any) -> None:
+        plan = self.plan(model)
+        with torch.no_grad(), moa.apply(model, plan, backend="torch"):
+            cache = moa.KVCache(plan, max_length=N)
+            model(torch.ones(2, N, dtype=torch.int64), past_key_values=cache)
+        assert cache.nbytes == plan.kv_bytes(N, 2, dtype="float64")
+
+    def test_its_table_in_a_profile_is_that_of_a_direct_loop(self, model: Any) -> None:
+        name, sink = self.rules[0].variant
+        keys: dict[int, tuple[Tensor, Tensor]] = {}
+        sample = whole_text([random.Random(0).randrange(VOCABULARY) for _ in range(256)])
+        with recording(model, [("sink_window", 128), (name, sink)], mass) as recorder:
+            recorder.watch = lambda layer, q, k: keys.__setitem__(layer, (q.detach(), k.detach()))
+            run_backward(model, sample, "given", "nll", torch.Generator())
+            table = recorder.take()[1]  # [layers, groups, rows, edges]
+        history = HISTORIES[PATTERNS[name].holds]
+        for layer, (q, k) in keys.items():
+            scores = (q @ k.repeat_interleave(2, 0).mT / 4).masked_fill(~torch.ones(256, 256).tril().bool(), -torch.inf)
+            weights = scores.softmax(-1).unflatten(0, (2, 2)).sum(1)  # the heads of a group together
+            for group in range(2):
+                for row in range(256):
+                    weights[group, row, row + 1 :] = 0
+                for edge in range(4):
+                    dropped = torch.ones(256, dtype=torch.bool)
+                    dropped[BLOCK * edge :] = False
+                    held = (
+                        torch.arange(sink) if history is None else history(k[group : group + 1], sink, BLOCK)[edge, 0]
+                    )
+                    dropped[held] = False
+                    lost = weights[group][:, dropped].sum(1) if edge * BLOCK > sink else torch.zeros(256).double()
+                    want = lost.unflatten(0, (4, 64)).sum(1)[edge:]
+                    torch.testing.assert_close(
+                        table[layer, group, edge:, edge].double(),
+                        want,
+                        rtol=1e-5,
+                        atol=1e-5,
+                        msg=f"{layer} {group} {edge}",
+                    )
+
+    def test_the_search_can_choose_it(self) -> None:
+        rules = grid((512, 2048), [self.rules[0].variant]).rules
+        assert len(rules) > 10
+        assert {type(rule) for rule in rules} == {self.kind}
+        assert len({rule.variant for rule in rules}) == 1
+        spans = reach(rules).span(2048)
+        assert spans.max() == 2048
+        assert spans.min() <= 256
+
+    def logits(self, model: Any, plan: Plan, backend: str, ids: Tensor, sizes: list[int]) -> Tensor:
+        with torch.no_grad(), moa.apply(model, plan, backend=backend):
+            cache = moa.KVCache(plan)
+            return torch.cat([model(part, past_key_values=cache).logits for part in ids.split(sizes, 1)], 1)
