@@ -11,7 +11,6 @@ idle cores.
 """
 
 import argparse
-import ctypes
 import random
 import statistics
 import sys
@@ -27,6 +26,7 @@ from provenance import about, provenance, write
 from tables import claim, claimed, head, line
 from torch import nn
 
+from moa.bench.heap import return_freed
 from moa.bench.timing import peak_bytes, reset_peak
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
@@ -47,12 +47,6 @@ class Plain:
     def apply(q: Any, k: Any, v: Any, scale: float, recorder: Any, layer: int) -> Any:
         k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], 0)[None] for x in (k, v))
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
-
-
-def map_from(size: int) -> None:
-    """From now on every new allocation of `size` bytes or more is the system's own, and goes back when freed."""
-    threshold = -3  # M_MMAP_THRESHOLD in glibc's malloc.h
-    assert ctypes.CDLL(None).mallopt(threshold, size)
 
 
 def measure(model: Any, length: int) -> dict[str, Any]:
@@ -147,9 +141,9 @@ def main() -> int:
         found: dict[str, Any] = journal.get(name)
         return found
 
-    map_from(1 << 20)
+    return_freed(1 << 20)
     exact = {length: run(length, 0, "memory") for length in lengths}
-    map_from(32 << 20)  # where glibc's own threshold ends up once tensors of that size were freed
+    return_freed(32 << 20)  # where glibc's own threshold ends up once tensors of that size were freed
     rows = [row(n, [run(n, repeat, "time") for repeat in range(options.repeats)], exact[n]) for n in lengths]
     slowest = max(r["ratio"] for r in rows)
     found = {

@@ -4,10 +4,12 @@ import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from itertools import accumulate
+from math import ceil
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from moa.bench import timing
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, brief
@@ -105,9 +107,14 @@ def _ahead(
     """Return what there is to do, what it takes, and what is measured at one length only."""
     finished = {task for task in todo if sample_file(output, task).exists()}
     minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
-    memory = peak_bytes(network, max(settings.lengths)) / 2**30
+    memory, held = 0, None
+    if network.device.type == "cpu":  # then the process counts: what loading took, and what it holds now
+        memory = timing.peak_bytes(network.device)
+        timing.reset_peak(network.device)
+        held = timing.peak_bytes(network.device)
+    tenths = ceil(max(memory, peak_bytes(network, max(settings.lengths), held)) / 2**30 * 10)
     count = f"{len(todo)} samples" + (f", {len(finished)} of them finished" if finished else "")
-    lines = [f"{count}, about {minutes:.1f} minutes and {memory:.1f} GiB of memory"]
+    lines = [f"{count}, about {minutes:.1f} minutes and {tenths / 10:.1f} GiB of memory"]
     longer = {task.source.name for task in todo if task.length > min(settings.lengths)}
     once = [name for name in dict.fromkeys(task.source.name for task in todo) if name not in longer]
     if once and len(settings.lengths) > 1:

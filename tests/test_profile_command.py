@@ -1,6 +1,7 @@
 """`moa profile` as a process: killed, shared between processes, on a model spread over devices."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -99,6 +100,21 @@ def test_on_resume_the_estimate_is_of_what_is_left(
     err = capfd.readouterr().err
     assert "6 samples, 3 of them finished, about" in err
     assert "facts: measured at the shortest length only, 768 tokens" in err
+
+
+def test_the_memory_that_it_tells_is_what_the_process_takes(model_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys, torch; from moa.cli import main; from moa.bench.timing import peak_bytes\n"
+        "code = main.main(); print(peak_bytes(torch.device('cpu'))); sys.exit(code)"
+    )
+    line = ["profile", str(model_folder), "-o", str(tmp_path / "p.safetensors"), "--lengths", "4096", "--samples", "1"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *line, "--source", "text"], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told = float(re.search(r"and (\d+\.\d) GiB of memory", " ".join(done.stderr.split()))[1])  # type: ignore[index]
+    taken = int(done.stdout.split()[-1]) / 2**30
+    assert taken <= told <= 1.25 * taken + 0.1
 
 
 def test_each_process_takes_a_device_and_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,9 +55,11 @@ def command(
     from rich.console import Console
 
     import moa
+    from moa.bench.heap import return_freed
     from moa.cli.common import Bar, choice, numbers
 
     console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)  # of torchrun, the first one speaks
+    return_freed()
     with Bar("profiling", console) as bar:
         profile = moa.profile_model(
             model, output, lengths=numbers("lengths", lengths), samples=samples, sources=source, data=data,
