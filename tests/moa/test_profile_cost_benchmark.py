@@ -11,7 +11,7 @@ import pytest
 def test_rows_and_going_on(model_folder, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     script = import_module("profile_cost")
-    monkeypatch.setattr(script, "map_from", lambda _size: None)  # of this whole process
+    monkeypatch.setattr(script, "return_freed", lambda _size: None)  # of this whole process
     options = ["--lengths", "192", "320", "--repeats", "2", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["profile_cost.py", str(model_folder), *options])
     measured, calls = script.measure, []
