@@ -137,7 +137,7 @@ def _harms(profile: Profile, problem: Problem, mix: Mix, lengths: Lengths, choic
     if len(lengths.all) > 1:
         nothing = dict.fromkeys(lengths.all, 0.0)
         alone = [replace(mix, lengths={**nothing, n: 1.0}) for n in lengths.all]
-        tables = [sum(parts(profile, problem.rules, each, lengths, problem.harms)) for each in alone]
+        tables = [np.add(*parts(profile, problem.rules, each, lengths, problem.harms)) for each in alone]
     return [float(f"{table[np.arange(len(choice)), choice].sum():.4g}") for table in tables]
 
 

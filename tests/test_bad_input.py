@@ -202,7 +202,7 @@ NUMBERS = [
     ("eval model -o out.json --lengths 8192", "length 8192 is over the model's maximum of 4096"),
     ("eval model -o out.json --lengths 0", "at least 256 tokens, found 0"),
     ("eval model -o out.json --needles 0 --four-needles 0 --ppl-windows 0", "one of them at least 1"),
-    ("eval model -o out.json --ppl-windows -1", "found 20, 5 and -1"),
+    ("eval model -o out.json --ppl-windows -1", "found windows of held-out text (-1), contexts with one needle (20)"),
     ("eval model -o out.json --dtype int3", "dtype must be one of auto"),
     ("show plan.yaml --lengths 0", "length must be 1 or more, found 0"),
     ("show plan.yaml --lengths ''", "lengths must be whole numbers"),
