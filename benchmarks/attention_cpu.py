@@ -21,9 +21,9 @@ from provenance import provenance
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moa.kernels import sdpa
 from moa.kernels.backend import load
 from moa.kernels.store import allocate, capacities
+from moa.kernels.torch.operations import attend
 from moa.plans.replace import replace_json
 from moa.plans.span import first_block, span
 from moa.search.spread import iqr
@@ -63,7 +63,7 @@ def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
 
     def ours(rules: Rules) -> Callable[[], object]:
         table = tables(rules, length)
-        return lambda: sdpa.attend(**packed, **table, starts=starts, lengths=lengths, scale=SIZE**-0.5)
+        return lambda: attend(**packed, **table, starts=starts, lengths=lengths, scale=SIZE**-0.5)
 
     def dense() -> object:
         return scaled_dot_product_attention(

@@ -1,22 +1,18 @@
-"""The back-ends by name. None stands in for another in silence: what cannot run is refused, and why."""
+"""Back-ends, loaded by name. None stands in for another in silence: what cannot run is refused, and why."""
 
-import os
 from collections.abc import Callable
 from importlib import import_module
-from importlib.util import find_spec
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from moa.plans.errors import Unsupported, brief
+from moa.kernels import registry
+from moa.plans.errors import Unsupported
 
-MODULES = {
-    "reference": "moa.kernels.reference",
-    "torch": "moa.kernels.sdpa",
-    "numba": "moa.kernels.numba",
-    "triton": "moa.kernels.triton",
-}
+DEVICES = {"cpu": "CPU", "cuda": "GPU"}
+"""What types of device are called in sentences."""
 
 
 def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
@@ -26,43 +22,50 @@ def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
 class Backend(NamedTuple):
     """One implementation of the three operations; `moa.kernels.reference` documents their arguments.
 
-    `ready` makes ahead what the first step would wait for: (query heads per KV head, head size, dtype of the cache).
+    `warm_up` makes ahead what the first step would wait for: (query heads per KV head, head size, dtype of the cache).
     """
 
     name: str
     attend: Callable[..., Tensor]
     append: Callable[..., None]
     step: Callable[..., Tensor]
-    ready: Callable[[int, int, torch.dtype], None] = _nothing
+    warm_up: Callable[[int, int, torch.dtype], None] = _nothing
 
 
-def load(name: str) -> Backend:
-    """The back-end called `name`: reference, torch, numba or triton.
+def load(name: str, device: torch.device | None = None) -> Backend:
+    """Return the back-end called `name`, one of `moa.kernels.registry`.
+
+    Args:
+        name: What users call it.
+        device: Where it shall compute; None checks only that it could somewhere here.
 
     Raises:
-        Unsupported: Unknown name, or it cannot run on this machine.
+        Unsupported: Unknown name, or it cannot run on this machine or device.
     """
-    if name not in MODULES:
-        raise Unsupported(f"unknown back-end {brief(name)}: choose one of {', '.join(MODULES)}")
-    if name == "triton":
-        _require_triton()
-    if name == "numba" and find_spec("numba") is None:
-        raise Unsupported("back-end numba needs the numba package: pip install 'moa-attention[cpu]', or choose torch")
+    spec = registry.find(name)
+    if spec.missing:
+        raise Unsupported(f"back-end {name} needs the {spec.missing[0]} package: {spec.hint}, or choose torch")
+    if not spec.emulated:
+        if spec.devices == ("cuda",) and not torch.cuda.is_available():
+            raise Unsupported(f"back-end {name} needs a GPU, none is visible: choose torch, or set {spec.emulation}=1")
+        if device is not None and not spec.takes(device.type):
+            choices = " or ".join(other.name for other in registry.preferred(device.type))
+            raise Unsupported(
+                f"back-end {name} is for {DEVICES[spec.devices[0]]}s, the model is on {device.type}: choose {choices}"
+            )
     try:
-        module = import_module(MODULES[name])
+        module = import_module(spec.module)
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose torch: {error}") from error
-    return Backend(name, module.attend, module.append, module.step, getattr(module, "ready", _nothing))
+    return Backend(name, module.attend, module.append, module.step, getattr(module, "warm_up", _nothing))
 
 
 def pick(device: torch.device | str) -> str:
-    """The name of the back-end for tensors on `device`: triton on GPUs, numba on CPUs where installed, else torch."""
-    kind = torch.device(device).type
-    return "triton" if kind == "cuda" else "numba" if kind == "cpu" and find_spec("numba") else "torch"
+    """Return the name of the back-end for tensors on `device`, unless asked for another."""
+    return registry.default(torch.device(device).type).name
 
 
-def _require_triton() -> None:
-    if find_spec("triton") is None:
-        raise Unsupported("back-end triton needs the triton package: pip install 'moa-attention[gpu]', or choose torch")
-    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
-        raise Unsupported("back-end triton needs a GPU, none is visible: choose torch, or set TRITON_INTERPRET=1")
+def influence(name: str) -> ModuleType | None:
+    """Return the back-end's module of fused influence kernels; None where it has none (`moa.kernels.influence`)."""
+    spec = registry.find(name)
+    return import_module(f"{spec.module.rpartition('.')[0]}.influence") if "influence" in spec.can else None

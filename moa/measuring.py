@@ -34,7 +34,7 @@ def measure_costs(
         batches: Sequences in a decode step; prefills take one.
         rounds: Measure everything in turn, at most this many times over, until medians are sure
             (`moa.search.fit.in_turn`).
-        backend: reference, torch, numba or triton; None for the device's own.
+        backend: Name of a back-end, None for the device's own.
         dtype: Of a model that is named, as for `moa.load_model`.
         output: Costs to write (.json).
         progress: Called after each measurement with how many are done, how many there are, and the last one's name.

@@ -21,7 +21,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.logits import check_head
-from moa.kernels.backend import load, pick
+from moa.kernels.backend import influence, load, pick
 from moa.kernels.held import HISTORIES, History, sinks
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.walk import attend_alone
@@ -60,9 +60,9 @@ class Recorder:
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     def fused(self, q: Tensor) -> bool:
-        """Whether the Triton kernels measure: on a GPU, the estimators they hold, of a dense model."""
+        """Whether the back-end's fused kernels measure: those it has, the estimators they hold, of a dense model."""
         held = self.plan is None and self.estimator in (fisher, effect)
-        return held and q.dtype != torch.float64 and pick(q.device) == "triton"
+        return held and q.dtype != torch.float64 and influence(pick(q.device)) is not None
 
     def rules(self, layer: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
         """`first` and `sink` of a layer under the plan, None when dense."""
@@ -110,11 +110,11 @@ class _Recorded(torch.autograd.Function):
         """q [query_heads, N, D]; k, v [kv_heads, N, D]; returns [query_heads, N, D]."""
         ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
         if recorder.fused(q):
-            from moa.kernels.triton.influence import forward
-
-            out, lse = forward(q, k, v, scale=scale)
+            kernels = influence(pick(q.device))
+            assert kernels is not None
+            out, lse = kernels.forward(q, k, v, scale=scale)
             ctx.save_for_backward(q, k, v, out, lse)
-            return out
+            return out  # type: ignore[no-any-return]
         ctx.save_for_backward(q, k, v)
         first, sink = recorder.rules(layer, q.shape[1], q.device)
         if first is not None and sink is not None:
@@ -134,10 +134,9 @@ class _Recorded(torch.autograd.Function):
         recorder: Recorder = ctx.recorder
         size = bin_size(q.shape[1])
         if ours:
-            from moa.kernels.triton import influence as triton
-
-            out, lse = ours
-            dq, dk, dv, table = triton.influence_backward(
+            kernels, (out, lse) = influence(pick(q.device)), ours
+            assert kernels is not None
+            dq, dk, dv, table = kernels.influence_backward(
                 q, k, v, out, lse, grads[0].contiguous(), scale=ctx.scale, sinks=recorder.sinks, bin_size=size,
                 squared=recorder.estimator is fisher,
             )  # fmt: skip

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from moa.kernels import influence as plain
 from moa.kernels import reference
-from moa.kernels import triton as kernels
 from moa.kernels.held import sinks
 from moa.kernels.store import Store
+from moa.kernels.triton import operations as kernels
 from moa.kernels.triton.influence import forward, influence_backward
 
 Row = dict[str, Any]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from moa.kernels import triton as kernels
+from moa.kernels.triton import operations as kernels
 
 Row = dict[str, Any]
 HEADS, GROUPS, DIM = 32, 8, 128  # one layer of Llama-3-8B

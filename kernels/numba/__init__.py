@@ -1,118 +1,13 @@
-"""Back-end `numba`, for CPUs: prefill as in back-end `torch`, decode as one compiled call that reads the slabs once.
+"""Back-end `numba`, for CPUs: prefill as in back-end `torch`, decode as one compiled call that reads the slabs once."""
 
-Library attention multiplies a slab by the few rows of a decode step far below the speed of memory; here each key and
-value is loaded once, for all heads of its group. numba compiles on first use, some seconds, and keeps the code on disk.
-"""
+from moa.kernels.spec import Spec
 
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import cache
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
-
-from moa.kernels import slabs
-from moa.kernels.numba.decode import kernel
-from moa.kernels.numba.threads import check, shared
-from moa.kernels.numba.vectors import SIZE
-from moa.kernels.sdpa import append, attend
-from moa.kernels.store import Store, allocate
-from moa.plans.span import BLOCK
-
-__all__ = ["append", "attend", "ready", "step"]
-
-KINDS = {getattr(torch, name): name for name in SIZE}
-
-
-def step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    first: Tensor,
-    sink: Tensor,
-    store: Store,
-    starts: Tensor,
-    lengths: Tensor,
-    scale: float,
-) -> Tensor:
-    """The decode form, for 1 to 64 new tokens of every sequence: append, then attend from the slabs alone.
-
-    In a graph of `torch.compile` it is that of back-end `torch`, which the compiler can look into.
-
-    Returns:
-        [tokens, query_heads, D].
-    """
-    if torch.compiler.is_compiling():
-        return slabs.step(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
-    assert q.dtype == k.dtype == v.dtype == store.k.dtype
-    groups, size = k.shape[1:]
-    heads = q.shape[1] // groups
-    queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous()
-    out = torch.empty_like(queries)
-    shares = _shares()
-    with shared() if shares > 1 else nullcontext():
-        whole = kernel(heads, size, KINDS[q.dtype], shares > 1)(
-            *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v),
-            *_unchanging(store, first, sink, starts), lengths.numpy(), float(scale), shares,
-        )  # fmt: skip
-    if not whole:
-        raise RuntimeError("step needs a new token of every sequence")
-    return out.to(q.dtype)
-
-
-@dataclass
-class _Unchanging:
-    """What is alike from step to step, as arrays, and what it was made from; arrays share the tensors' memory."""
-
-    first: Tensor
-    sink: Tensor
-    starts: Tensor
-    arrays: list[Any]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copied store makes its own: copied arrays would share no memory with its tensors."""
-
-
-def _unchanging(store: Store, first: Tensor, sink: Tensor, starts: Tensor) -> list[Any]:
-    """The store's keys, values and layout, and the tables: making an array of a tensor takes as long as 300 keys."""
-    kept = store.scratch.get("arrays")
-    if not (kept and kept.first is first and kept.sink is sink and kept.starts is starts):
-        layout = (store.order, store.base, store.capacity, first, sink, starts)
-        arrays = [_array(store.k), _array(store.v), *(x.numpy() for x in layout)]
-        kept = store.scratch["arrays"] = _Unchanging(first, sink, starts, arrays)
-    return kept.arrays
-
-
-def ready(heads: int, size: int, dtype: torch.dtype) -> None:
-    """Compile what a step of this shape needs, or read it from disk; it starts threads.
-
-    Raises:
-        Unsupported: Threads that were started before a fork are lost.
-    """
-    check()
-    if dtype in KINDS:
-        _take_one(heads, size, dtype, _shares() > 1)
-
-
-@cache
-def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None:
-    none, one = torch.zeros(1, dtype=torch.int64, device="cpu"), torch.zeros(1, 1, size, dtype=dtype, device="cpu")
-    step(
-        one.expand(1, heads, size), one, one, first=none[None].int(), sink=none.int(), lengths=none, scale=1.0,
-        store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
-        starts=torch.arange(2, dtype=torch.int32, device="cpu"),
-    )  # fmt: skip
-
-
-def _shares() -> int:
-    """Into how many runs, one per thread, a step deals out the blocks."""
-    return torch.get_num_threads()
-
-
-def _array(x: Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as an array of the same memory; half precision as bits."""
-    x = x.contiguous()
-    return (x.view(torch.int16) if x.dtype.itemsize == 2 else x).numpy()
+SPEC = Spec(
+    "numba",
+    module="moa.kernels.numba.operations",
+    can=("prefill", "decode", "graph"),
+    devices=("cpu",),
+    packages=("numba",),
+    hint="pip install 'moa-attention[cpu]'",
+    optional=True,
+)

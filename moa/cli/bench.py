@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moa.cli.common import Backend
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -17,7 +19,7 @@ def command(
     lengths: Annotated[str, typer.Option(help="Lengths to measure at, tokens.")] = "1024,2048",
     batches: Annotated[str, typer.Option(help="Batch sizes of decode steps.")] = "1",
     repeats: Annotated[int, typer.Option(help="Times that dense and plan take turns.", min=1)] = 3,
-    backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
+    backend: Backend = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
 ) -> None:

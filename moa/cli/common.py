@@ -2,13 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from moa.kernels.registry import names
 from moa.plans.errors import MoaError, brief
 from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+Backend = Annotated[str | None, typer.Option(help=f"{names()}; else the device's own.")]
+"""The option `--backend`."""
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:

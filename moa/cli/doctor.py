@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moa.kernels.registry import optional_packages, preferred
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.span import LONGEST
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from moa.plans.plan import Plan
 
-PACKAGES = ("moa-attention", "torch", "transformers", "triton", "numba", "numpy", "scipy", "optuna", "gguf")
+PACKAGES = ("moa-attention", "torch", "transformers", *optional_packages(), "numpy", "scipy", "optuna", "gguf")
 LENGTHS = (1024, 4096, 16384, 65536)
 CLOSE = 1e-4
 """Largest difference to the reference that a back-end may have in float32."""
@@ -107,7 +108,8 @@ def _backend() -> tuple[str, bool]:
         return f"back-end here: none; {error}", False
     found = deviation(backend, device)
     verdict = "passed" if found <= CLOSE else "FAILED: do not use it"
-    slower = "; decode is faster with numba: pip install 'moa-attention[cpu]'" if name == "torch" else ""
+    better = preferred(device)[0]
+    slower = "" if better.name == name else f"; decode is faster with {better.name}: {better.hint}"
     return (
         f"back-end here: {name} (torch sees {sees} CUDA device{slower})\n"
         f"self-test against the reference: {verdict}; largest difference {found:.1e}, at most {CLOSE:.0e} is right"

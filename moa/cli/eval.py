@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moa.cli.common import Backend
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -20,7 +22,7 @@ def command(
         list[str] | None, typer.Option(help="NAME=COUNT, repeatable: samples of any task per length, by its name.")
     ] = None,
     uniform: Annotated[bool, typer.Option(help="Beside each plan, the uniform window of at least its density.")] = True,
-    backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
+    backend: Backend = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,

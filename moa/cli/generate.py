@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moa.cli.common import Backend
 from moa.plans.errors import MoaError, shortened
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def command(
     prompt_file: Annotated[Path, typer.Option(help="Text to go on from, UTF-8.")],
     chat: Annotated[bool, typer.Option("--chat", help="Ask it as a user's turn, by the chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 256,
-    backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
+    backend: Backend = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Generate greedily under a plan. The last line says the speed and the memory of keys and values."""

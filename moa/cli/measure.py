@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from moa.cli.common import Backend
+
 
 def command(
     model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
@@ -14,7 +16,7 @@ def command(
     rounds: Annotated[
         int, typer.Option(help="Measure everything in turn, at most this many times over, until medians are sure.")
     ] = 8,
-    backend: Annotated[str | None, typer.Option(help="reference, torch, numba, triton; else the device's own.")] = None,
+    backend: Backend = None,
     dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
 ) -> None:
     """Time the model under a few plans and fit costs that `moa search --costs` predicts the time of any plan with."""

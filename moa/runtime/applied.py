@@ -29,7 +29,7 @@ def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = No
     Args:
         model: A transformers decoder-only model in evaluation mode, bare or wrapped (peft).
         plan: A plan made for it, the path of a plan file, or the name of a shipped plan.
-        backend: reference, torch, numba or triton; by default the one meant for each layer's device.
+        backend: Name of a back-end (`moa.kernels.registry`); by default the one meant for each layer's device.
 
     Returns:
         The handle that takes the plan off.
@@ -88,7 +88,7 @@ def _check_call(
             forks.check()
         heads = plan.model.query_heads // plan.model.kv_heads
         for backend in backends.loaded():
-            backend.ready(heads, plan.model.head_size, decoder.dtype)
+            backend.warm_up(heads, plan.model.head_size, decoder.dtype)
     call = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) if args else {}
     call |= kwargs
     if call.get("output_attentions", decoder.config.output_attentions):

@@ -44,10 +44,7 @@ class Backends:
         """The back-end for tensors on `device`; the model's own device may differ when weights are offloaded."""
         backend = self._loaded.get(device.type)
         if backend is None:
-            name = self._name or pick(device)
-            if name == "numba" and device.type != "cpu":
-                raise Unsupported(f"back-end numba is for CPUs, the model is on {device.type}: choose triton or torch")
-            backend = self._loaded[device.type] = load(name)
+            backend = self._loaded[device.type] = load(self._name or pick(device), device)
         return backend
 
     def loaded(self) -> list[Backend]:

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from moa.kernels.backend import load
 from moa.kernels.held import sinks
 from moa.kernels.influence import influence_backward
+from moa.kernels.registry import BACKENDS
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate, capacities
 from moa.kernels.walk import walk
@@ -17,7 +18,7 @@ from moa.profiler.estimators import effect, fisher
 
 HALVES = [torch.float16, torch.bfloat16]
 SIZE, HEADS, GROUPS = 16, 6, 2
-each = pytest.mark.parametrize("name", ["reference", "torch", "numba"])
+each = pytest.mark.parametrize("name", [spec.name for spec in BACKENDS if spec.takes("cpu")])
 halves = pytest.mark.parametrize("dtype", HALVES)
 
 

@@ -10,7 +10,7 @@ import torch
 from numba import njit
 
 from moa.kernels import backend
-from moa.kernels import numba as ours
+from moa.kernels.numba import operations as ours
 from moa.kernels.numba.decode import _exp, kernel
 from moa.kernels.numba.vectors import FAST
 from moa.plans.errors import Unsupported
@@ -111,13 +111,13 @@ def test_ready_compiles_what_the_first_step_needs(kit, rules, monkeypatch):
     ours._take_one.cache_clear()
     monkeypatch.setattr(ours, "_shares", lambda: 2)
     monkeypatch.setattr(ours, "kernel", lambda *shape: made.append(shape) or kernel(*shape))
-    ours.ready(3, 8, torch.float64)
+    ours.warm_up(3, 8, torch.float64)
     whole = kit.text([5], 12, 4, 8, 0)
     signatures = list(kernel(3, 8, "float64", True).signatures)
     ours.step(**whole.new([3], [5]), **rules.tensors(5), store=kit.store_of(whole, rules, [3]), scale=SCALE)
     assert made == 2 * [(3, 8, "float64", True)]
     assert list(kernel(3, 8, "float64", True).signatures) == signatures
-    ours.ready(3, 8, torch.float8_e5m2)
+    ours.warm_up(3, 8, torch.float8_e5m2)
     assert len(made) == 2
 
 
@@ -168,7 +168,7 @@ def test_without_a_folder_for_code_it_is_compiled_anew(kit, rules, monkeypatch):
 
 
 def test_without_numba_the_back_end_is_refused_and_not_picked(monkeypatch):
-    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    monkeypatch.setattr("moa.kernels.spec.find_spec", lambda name: None)
     with pytest.raises(Unsupported, match=r"pip install 'moa-attention\[cpu\]'"):
         backend.load("numba")
     assert backend.pick("cpu") == "torch"

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save
 from tokenizers.processors import TemplateProcessing
 
 from moa.hf.logits import HEAD_CHUNK
-from moa.kernels.sdpa import attend
+from moa.kernels.torch.operations import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import KeyDiffWindow, Rule
@@ -172,7 +172,7 @@ def test_a_slope_is_the_derivative_of_the_divergence(
         calls[0] += 1
         return out
 
-    monkeypatch.setattr("moa.kernels.sdpa.attend", moved)
+    monkeypatch.setattr("moa.kernels.torch.operations.attend", moved)
 
     def divergence(by: float) -> float:
         calls[0], move[0] = 0, by

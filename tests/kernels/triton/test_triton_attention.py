@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moa.kernels import reference
-from moa.kernels import triton as kernels
 from moa.kernels.store import Store, allocate, capacities, slots
+from moa.kernels.triton import operations as kernels
 from moa.kernels.triton import tiles
 from moa.kernels.triton.common import on_device, require_supported
 from moa.kernels.triton.decode import pieces

@@ -8,7 +8,7 @@ import torch
 
 import moa
 from moa import KVCache, Plan, Unsupported
-from moa.kernels.slabs import _width
+from moa.kernels.torch.decode import _width
 from moa.plans.plan import Rule
 from moa.runtime.rules import Rules
 from moa.runtime.text import Text

@@ -1,22 +1,20 @@
-"""Back-end `torch`: library attention in an order that follows the plan. Fast on CPU, runs anywhere.
+"""Prefill of back-end `torch`, over torch's library attention.
 
-Prefill takes groups whose rules give the same table together and walks over their query blocks. A buffer holds their
+It takes groups whose rules give the same table together and walks over their query blocks. A buffer holds their
 keys in the order of the text; before each chunk of rows the sink's keys are written just below the window's first
 block, over keys that no later row wants, so that every chunk reads one contiguous slice [sink | window | own]. The rows
 of a fresh text that see all of it are one causal call.
 
-Arguments are those of `moa.kernels.reference`. `step`, the decode form, is in `moa.kernels.slabs`.
+Arguments are those of `moa.kernels.reference`.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moa.kernels.slabs import step, threads
 from moa.kernels.store import Store, find_tokens, slots
+from moa.kernels.torch.decode import threads
 from moa.plans.span import BLOCK
-
-__all__ = ["append", "attend", "step"]
 
 HALF_CHUNK = 3
 """Blocks in a chunk of rows in half precision: library attention takes tiles of 64 rows, not 32, from 192 rows on."""

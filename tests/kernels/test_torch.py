@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels import sdpa, slabs
+from moa.kernels.torch import decode
+from moa.kernels.torch import operations as ours
 
 SCALE = 0.3
 
@@ -21,7 +22,7 @@ def test_chunk_size_follows_the_threads_and_changes_nothing(kit, rules, monkeypa
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     whole = kit.text([900], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [past])
-    out = sdpa.attend(**whole.new([past], [900]), **rules.tensors(900), store=store, scale=SCALE)
+    out = ours.attend(**whole.new([past], [900]), **rules.tensors(900), store=store, scale=SCALE)
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
 
 
@@ -32,7 +33,7 @@ def test_single_and_half_precision(kit, rules, dtype):
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
     store = kit.store_of(whole, rules, past, fill=0, dtype=dtype)
     tokens, bound = whole.new(past, total, dtype), kit.rounding(whole, SCALE, dtype)
-    for run in (sdpa.attend, sdpa.step):
+    for run in (ours.attend, ours.step):
         out = run(**tokens, **rules.tensors(500), store=store, scale=SCALE)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=bound, rtol=0)
@@ -46,20 +47,20 @@ def test_attend_leaves_its_inputs_alone(kit, rules, past):
     tokens = whole.new([past], [900])
     tokens |= {n: tokens[n].transpose(0, 1).contiguous().transpose(0, 1) for n in "qkv"}
     before = [x.clone() for x in (*tokens.values(), store.k, store.v)]
-    out = sdpa.attend(**tokens, **rules.tensors(900), store=store, scale=SCALE)
+    out = ours.attend(**tokens, **rules.tensors(900), store=store, scale=SCALE)
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
     assert all(torch.equal(x, y) for x, y in zip((*tokens.values(), store.k, store.v), before, strict=True))
 
 
 def test_large_slabs_are_shared_among_threads(kit, monkeypatch):
     """One and three slabs, cut into four pieces each, give what uncut ones give."""
-    monkeypatch.setattr(slabs, "LARGE", 1)
-    monkeypatch.setattr(slabs, "threads", lambda: 4)
+    monkeypatch.setattr(decode, "LARGE", 1)
+    monkeypatch.setattr(decode, "threads", lambda: 4)
     for groups in (1, 3):
         rules = kit.Rules(np.full(groups, 64), np.full(groups, 300), np.zeros(groups, np.int64))
         whole = kit.text([700], 3 * groups, groups, 4, 0)
         store = kit.store_of(whole, rules, [695], fill=1e3)
-        out = sdpa.step(**whole.new([695], [700]), **rules.tensors(700), store=store, scale=SCALE)
+        out = ours.step(**whole.new([695], [700]), **rules.tensors(700), store=store, scale=SCALE)
         torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][695:], atol=1e-10, rtol=0)
 
 
@@ -69,7 +70,7 @@ def test_step_is_one_graph_of_fixed_shapes(kit, rules):
     store = kit.store_of(whole, rules, [460, 260], fill=0)
     tensors, expected = rules.tensors(600), kit.oracle(whole, rules, SCALE)
     torch._dynamo.reset()
-    compiled = torch.compile(sdpa.step, backend="eager", fullgraph=True, dynamic=False)
+    compiled = torch.compile(ours.step, backend="eager", fullgraph=True, dynamic=False)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for n in range(60, 70):
             begin, end = [400 + n, 200 + n], [401 + n, 201 + n]
@@ -87,12 +88,12 @@ def test_steps_in_a_row(kit, rules):
     for n in (*range(90), *range(70, 130)):
         begin = [200 + n, 160 + n // 2]
         end = [b + 1 for b in begin]
-        out = sdpa.step(**whole.new(begin, end) | tensors, store=store, scale=SCALE)
+        out = ours.step(**whole.new(begin, end) | tensors, store=store, scale=SCALE)
         rows = torch.stack([x[b] for x, b in zip(expected, begin, strict=True)])
         torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
         if n % 2:
             again = [200 + n + 1, 160 + n // 2 + 1]  # every length one more, as the kept bias expects
-            out = sdpa.step(**whole.new(again, [b + 1 for b in again]) | tensors, store=store, scale=SCALE)
+            out = ours.step(**whole.new(again, [b + 1 for b in again]) | tensors, store=store, scale=SCALE)
             rows = torch.stack([x[b] for x, b in zip(expected, again, strict=True)])
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
 
@@ -101,4 +102,4 @@ def test_step_refuses_a_sequence_without_a_new_token(kit, rules):
     whole = kit.text([5, 5], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [3, 5], fill=0)
     with pytest.raises(RuntimeError, match="a new token of every sequence"):
-        sdpa.step(**whole.new([3, 5], [5, 5]), **rules.tensors(5), store=store, scale=SCALE)
+        ours.step(**whole.new([3, 5], [5, 5]), **rules.tensors(5), store=store, scale=SCALE)

@@ -1,0 +1,44 @@
+"""The list of back-ends: what names them, chooses among them or says how to get one reads it, without torch."""
+
+from moa.kernels.numba import SPEC as NUMBA
+from moa.kernels.spec import Spec
+from moa.kernels.torch import SPEC as TORCH
+from moa.kernels.triton import SPEC as TRITON
+from moa.plans.errors import Unsupported, brief
+
+REFERENCE = Spec("reference", module="moa.kernels.reference", can=("prefill", "decode"))
+
+BACKENDS = (REFERENCE, TORCH, NUMBA, TRITON)
+"""All back-ends; of those that take a device, the last one is its default."""
+
+
+def names() -> str:
+    """Return the names of all back-ends, in a row."""
+    return ", ".join(spec.name for spec in BACKENDS)
+
+
+def find(name: str) -> Spec:
+    """Return the back-end called `name`.
+
+    Raises:
+        Unsupported: There is none.
+    """
+    for spec in BACKENDS:
+        if spec.name == name:
+            return spec
+    raise Unsupported(f"unknown back-end {brief(name)}: choose one of {names()}")
+
+
+def preferred(device: str) -> list[Spec]:
+    """Return the back-ends for a type of device, the best first; the last of them runs everywhere."""
+    return [spec for spec in reversed(BACKENDS) if spec.takes(device) and spec is not REFERENCE]
+
+
+def default(device: str) -> Spec:
+    """Return the back-end that a type of device gets unless the user asks for another."""
+    return next(spec for spec in preferred(device) if not (spec.optional and spec.missing))
+
+
+def optional_packages() -> tuple[str, ...]:
+    """Return the packages that only some back-ends need."""
+    return tuple(package for spec in reversed(BACKENDS) for package in spec.packages)

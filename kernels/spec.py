@@ -1,0 +1,50 @@
+"""What is known of a back-end before any of it is imported: its folder's `SPEC`, listed in `moa.kernels.registry`."""
+
+import os
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Literal
+
+Ability = Literal["prefill", "decode", "influence", "graph"]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One back-end. None of this needs torch, so that help texts can name back-ends without loading it.
+
+    Attributes:
+        name: What users call it.
+        module: The module with `attend`, `append` and `step`, which `moa.kernels.reference` documents, and with
+            `warm_up` where the first call would have to wait for something.
+        can: What it does: `prefill`, `decode`, `influence` (the profiler's backward pass in fused kernels, in
+            `influence.py` beside the module), `graph` (its `step` may lie in a graph of `torch.compile`).
+        devices: Types of device that it computes on; none means any.
+        packages: The packages that it needs besides those that moa always needs.
+        hint: How to install them.
+        optional: Whether the next choice stands in for it, by default, where its packages are missing; otherwise that
+            is refused.
+        emulation: The environment variable that, set to 1, lets it compute on any device, slowly.
+    """
+
+    name: str
+    module: str
+    can: tuple[Ability, ...]
+    devices: tuple[str, ...] = ()
+    packages: tuple[str, ...] = ()
+    hint: str = ""
+    optional: bool = False
+    emulation: str = ""
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The packages that it needs and that are not installed."""
+        return tuple(package for package in self.packages if find_spec(package) is None)
+
+    @property
+    def emulated(self) -> bool:
+        """Whether its emulation is on."""
+        return bool(self.emulation) and os.environ.get(self.emulation) == "1"
+
+    def takes(self, device: str) -> bool:
+        """Whether it is meant for this type of device."""
+        return not self.devices or device in self.devices
