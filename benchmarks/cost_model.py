@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--decode-lengths", type=int, nargs="*", default=[2048, 8192])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--prefill-lengths", type=int, nargs="*", default=[2048, 8192])
-    parser.add_argument("--rounds", type=int, default=12, help="of decode steps, at most")
+    parser.add_argument("--rounds", type=int, default=20, help="of decode steps, at most")
     parser.add_argument("--prefill-rounds", type=int, default=5, help="of prefills, at most")
     parser.add_argument("--output", type=Path, default=RESULTS / "cost_model", help="without its ending")
     options = parser.parse_args()
