@@ -45,7 +45,7 @@ def profile() -> Profile:
     table = np.tril(rng.exponential(1.0, (1, 4, 2, N // 64, N // 64))).astype(np.float32)
     table[..., 0] = 0
     counts = {("text", N): 10}
-    return Profile(info, (64,), {("text", N): table}, counts, counts, {"seed": 3}, {"text": "fisher"})
+    return Profile(info, (("sink_window", 64),), {("text", N): table}, counts, counts, {"seed": 3}, {"text": "fisher"})
 
 
 @pytest.fixture

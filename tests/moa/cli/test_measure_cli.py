@@ -28,7 +28,7 @@ def folder(fresh, tokenizer, tmp_path_factory):
     table = np.tril(rng.exponential(1.0, (1, 2, 2, 8, 8))).astype(np.float32)
     table[..., 0] = 0
     for name, shape in (("profile", info), ("other", info.model_copy(update={"head_size": 32}))):
-        Profile(shape, (64,), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}).save(
+        Profile(shape, (("sink_window", 64),), {("text", 512): table}, {("text", 512): 9}, {("text", 512): 1}).save(
             path / f"{name}.safetensors"
         )
     return path
