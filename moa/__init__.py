@@ -10,8 +10,10 @@ from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanErro
 
 if TYPE_CHECKING:
     from moa.benching import bench_plan
+    from moa.diagnosing import diagnose
     from moa.evaluating import evaluate_plans
     from moa.finding import find_front, find_plan
+    from moa.generating import generate_text
     from moa.hf.load import load_model
     from moa.measuring import measure_costs
     from moa.plans.plan import Plan
@@ -30,9 +32,11 @@ _HOMES = {
     "Profile": "moa.profiler.profile",
     "apply": "moa.runtime.applied",
     "bench_plan": "moa.benching",
+    "diagnose": "moa.diagnosing",
     "evaluate_plans": "moa.evaluating",
     "find_front": "moa.finding",
     "find_plan": "moa.finding",
+    "generate_text": "moa.generating",
     "load_model": "moa.hf.load",
     "measure_costs": "moa.measuring",
     "profile_model": "moa.profiling",
@@ -41,8 +45,8 @@ _HOMES = {
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "bench_plan", "evaluate_plans", "find_front", "find_plan", "load_model",
-    "measure_costs", "profile_model", "refine_plan",
+    "ProfileError", "Unsupported", "apply", "bench_plan", "diagnose", "evaluate_plans", "find_front",
+    "find_plan", "generate_text", "load_model", "measure_costs", "profile_model", "refine_plan",
 ]  # fmt: skip
 
 

@@ -1,15 +1,9 @@
 """`moa doctor`: what is installed, what would run here and why, what a model and a plan would cost."""
 
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moa.kernels.registry import optional_packages, preferred
-from moa.plans.errors import MoaError, Unsupported
 from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
@@ -17,14 +11,7 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from moa.plans.plan import Plan
-
-PACKAGES = ("moa-attention", "torch", "transformers", *optional_packages(), "numpy", "scipy", "optuna", "gguf")
-LENGTHS = (1024, 4096, 16384, 65536)
-CLOSE = 1e-4
-"""Largest difference to the reference that a back-end may have in float32."""
-WORTH = 0.95
-"""A plan gains something where it keeps at most this part of attention's work, of the keys read, or of the memory."""
+    from moa.diagnosing import Check, Kept, Machine, Prospect
 
 
 def command(
@@ -40,88 +27,62 @@ def command(
 
     Exit code 1 when no back-end runs here or its self-test fails.
     """
-    import torch
     from rich.console import Console
-    from rich.table import Table
 
-    if length is not None and plan is None:
-        raise MoaError("--length says what a plan gains there: give a model and a plan")
+    import moa
+
     console = Console(soft_wrap=True, highlight=False)
-    versions = Table("package", "version", title=f"Python {platform.python_version()}, {platform.machine()}")
-    for package in PACKAGES:
-        versions.add_row(package, _version(package))
-    console.print(versions)
-    console.print(f"CPU: {os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads")
-    for index in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(index)
-        memory = card.total_memory / 2**30
-        console.print(f"cuda:{index}: {card.name}, {memory:.0f} GiB, compute {card.major}.{card.minor}")
-    verdict, right = _backend()
-    console.print(verdict)
-    if model is not None:
-        from moa.hf.load import load_config
-        from moa.plans.config import longest_text
-        from moa.plans.model import ModelInfo
-        from moa.plans.plan import Plan
-
-        config = load_config(model)
-        info, longest = ModelInfo.of(config), longest_text(config)
-        if length is not None and longest is not None and length > longest:
-            raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
+    found = moa.diagnose(model, plan, length)
+    console.print(_versions(found.machine))
+    console.print(f"CPU: {found.machine.cores} cores, torch uses {found.machine.threads} threads")
+    for index, card in enumerate(found.machine.cards):
+        console.print(f"cuda:{index}: {card}")
+    console.print(_backend(found.backend))
+    if (prospect := found.prospect) is not None:
+        info, longest = prospect.model, prospect.longest
         console.print(
             f"{info.architecture}: {info.layers} layers, {len(info.ruled_layers)} of them take rules; "
             f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
             + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )
-        chosen = Plan.dense(info) if plan is None else Plan.load(plan)
-        chosen.check(info)
-        asked = {longest or LENGTHS[-1]} if length is None else {length}
-        shown = sorted(asked | {n for n in LENGTHS if longest is None or n <= longest})
-        console.print(_costs(chosen, plan or "dense", shown))
+        console.print(_costs(prospect, plan or "dense"))
+        if prospect.here is not None:
+            console.print(_gain(prospect.here))
         if plan is not None:
-            if length is not None:
-                console.print(_gain(chosen, length))
-            console.print(_where(chosen, length))
-    if not right:
+            console.print(_where(prospect.runs))
+    if not found.backend.right:
         raise typer.Exit(1)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def _backend() -> tuple[str, bool]:
-    """Which back-end would run and why, its self-test's outcome, and whether there is one that passed."""
-    import torch
-
-    from moa.bench.selftest import deviation
-    from moa.kernels.backend import load, pick
-
-    device, sees = ("cuda", "a") if torch.cuda.is_available() else ("cpu", "no")
-    name = pick(device)
-    try:
-        backend = load(name)
-    except Unsupported as error:
-        return f"back-end here: none; {error}", False
-    found = deviation(backend, device)
-    verdict = "passed" if found <= CLOSE else "FAILED: do not use it"
-    better = preferred(device)[0]
-    slower = "" if better.name == name else f"; decode is faster with {better.name}: {better.hint}"
-    return (
-        f"back-end here: {name} (torch sees {sees} CUDA device{slower})\n"
-        f"self-test against the reference: {verdict}; largest difference {found:.1e}, at most {CLOSE:.0e} is right"
-    ), found <= CLOSE
-
-
-def _costs(plan: "Plan", title: str, lengths: "Sequence[int]") -> "Table":
+def _versions(machine: "Machine") -> "Table":
     from rich.table import Table
 
+    table = Table("package", "version", title=f"Python {machine.python}")
+    for package, version in machine.packages.items():
+        table.add_row(package, version or "not installed")
+    return table
+
+
+def _backend(check: "Check") -> str:
+    from moa.diagnosing import CLOSE
+
+    if check.name is None:
+        return f"back-end here: none; {check.why}"
+    sees = "a" if check.device == "cuda" else "no"
+    return (
+        f"back-end here: {check.name} (torch sees {sees} CUDA device{'; ' if check.why else ''}{check.why})\n"
+        f"self-test against the reference: {'passed' if check.right else 'FAILED: do not use it'}; largest difference "
+        f"{check.deviation:.1e}, at most {CLOSE:.0e} is right"
+    )
+
+
+def _costs(prospect: "Prospect", title: str) -> "Table":
+    from rich.table import Table
+
+    plan = prospect.plan
     columns = "density", "prefill kept", "KV cache, MiB", "dense, MiB", "saved, MiB"
     table = Table("tokens", *columns, title=f"{title}: batch 1, {plan.kv_dtype}")
-    for n in lengths:
+    for n in prospect.lengths:
         kept = plan.kv_bytes(n, dtype=plan.kv_dtype) / 2**20
         whole = plan.model.dense_kv_bytes(n, dtype=plan.kv_dtype) / 2**20
         shares = f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}"
@@ -129,29 +90,24 @@ def _costs(plan: "Plan", title: str, lengths: "Sequence[int]") -> "Table":
     return table
 
 
-def _kept(plan: "Plan", n: int) -> dict[str, float]:
-    memory = plan.kv_bytes(n) / plan.model.dense_kv_bytes(n)
-    return {"prefill's attention": plan.prefill_fraction(n), "keys read per step": plan.density(n), "KV memory": memory}
+def _gain(kept: "Kept") -> str:
+    gains = "gains" if kept.gains else "gains nothing"
+    return (
+        f"at {kept.length:,} tokens this plan {gains}: it keeps {kept.prefill:.2f} of prefill's attention, "
+        f"{kept.read:.2f} of keys read per step, {kept.memory:.2f} of KV memory"
+    )
 
 
-def _gain(plan: "Plan", n: int) -> str:
-    kept = _kept(plan, n)
-    shares = ", ".join(f"{share:.2f} of {what}" for what, share in kept.items())
-    gains = "gains nothing" if min(kept.values()) > WORTH else "gains"
-    return f"at {n:,} tokens this plan {gains}: it keeps {shares}"
-
-
-def _where(plan: "Plan", length: int | None) -> str:
-    """At which lengths there is a gain, of powers of two and `length`: figures change slowly between them.
+def _where(runs: "Sequence[tuple[bool, Sequence[int]]]") -> str:
+    """At which lengths there is a gain.
 
     A gain may end: a plan that drops as many tokens at every length drops next to nothing of a long text.
     """
-    lengths = sorted({*(2**power for power in range(7, 21)), length or 128})
-    runs = [(gains, list(run)) for gains, run in groupby(lengths, lambda n: min(_kept(plan, n).values()) <= WORTH)]
-    if runs == [(False, lengths)]:
-        return f"this plan gains nothing up to {lengths[-1]:,} tokens"
+    longest = runs[-1][1][-1]
+    if not any(gains for gains, _ in runs):
+        return f"this plan gains nothing up to {longest:,} tokens"
     before = "" if runs[0][0] else f"nothing at {runs[0][1][-1]:,} tokens and below; "
-    return f"{before}this plan gains {' and '.join(_run(run, lengths[-1]) for gains, run in runs if gains)}"
+    return f"{before}this plan gains {' and '.join(_run(run, longest) for gains, run in runs if gains)}"
 
 
 def _run(lengths: "Sequence[int]", longest: int) -> str:

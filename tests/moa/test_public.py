@@ -12,7 +12,9 @@ from moa.search.question import Question
 
 FUNCTIONS = {
     "bench": moa.bench_plan,
+    "doctor": moa.diagnose,
     "eval": moa.evaluate_plans,
+    "generate": moa.generate_text,
     "measure": moa.measure_costs,
     "profile": moa.profile_model,
     "refine": moa.refine_plan,

@@ -6,9 +6,8 @@ from functools import partial
 import pytest
 import torch
 
-from moa import benching
+from moa import benching, diagnosing
 from moa.bench import selftest, timing
-from moa.cli import doctor
 from moa.kernels.backend import Backend, load
 from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan, Predicted, Rule
@@ -142,7 +141,7 @@ def test_doctor_says_what_a_plan_gains(run, plan, length, says):
 def test_self_test_finds_a_wrong_back_end(monkeypatch, run):
     right = load("torch")
     wrong = Backend("torch", right.attend, right.append, lambda *a, **k: right.step(*a, **k) * 1.001)
-    assert selftest.deviation(right) <= doctor.CLOSE < selftest.deviation(wrong)
+    assert selftest.deviation(right) <= diagnosing.CLOSE < selftest.deviation(wrong)
     broken = Backend("torch", lambda *a, **k: right.attend(*a, **k) * float("nan"), right.append, right.step)
     assert selftest.deviation(broken) == float("inf")
     monkeypatch.setattr("moa.kernels.backend.load", lambda name: wrong if name == "numba" else load(name))

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from tokenizers.processors import TemplateProcessing
 
-from moa.cli.generate import _encode
 from moa.evaluation.haystack import haystack
 from moa.evaluation.tasks.text import windows
+from moa.generating import _encode
 from moa.hf.chat import MARK, pieces, render
 from moa.hf.tokens import begin, chat_tokens, encode, start
 from moa.plans.errors import MoaError, Unsupported

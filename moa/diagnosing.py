@@ -1,0 +1,197 @@
+"""`moa.diagnose`: what is installed, which back-end would run here and whether it is right, what a plan would gain."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+
+import torch
+
+from moa.bench.selftest import deviation
+from moa.hf.load import load_config
+from moa.kernels import backend as backends
+from moa.kernels.registry import optional_packages, preferred
+from moa.plans.config import longest_text
+from moa.plans.errors import MoaError, Unsupported
+from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
+
+PACKAGES = ("moa-attention", "torch", "transformers", *optional_packages(), "numpy", "scipy", "optuna", "gguf")
+LENGTHS = (1024, 4096, 16384, 65536)
+CLOSE = 1e-4
+"""Largest difference to the reference that a back-end may have in float32."""
+WORTH = 0.95
+"""A plan gains something where it keeps at most this part of attention's work, of the keys read, or of the memory."""
+SPAN = tuple(2**power for power in range(7, 21))
+"""Lengths that are looked at for gains: figures change slowly between them."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """The back-end that would run here.
+
+    Attributes:
+        name: It; None where none runs.
+        device: Type of device, as torch calls it.
+        why: Why none runs; of a slower one, how to get the faster; else empty.
+        deviation: Largest difference to the reference.
+    """
+
+    name: str | None
+    device: str
+    why: str = ""
+    deviation: float = 0.0
+
+    @property
+    def right(self) -> bool:
+        """Whether there is one, and it computes right."""
+        return self.name is not None and self.deviation <= CLOSE
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a plan keeps at one length, as shares of the dense model's.
+
+    Attributes:
+        length: Tokens.
+        prefill: Of attention's work in a prefill.
+        read: Of the keys read per decode step.
+        memory: Of the bytes of keys and values.
+    """
+
+    length: int
+    prefill: float
+    read: float
+    memory: float
+
+    @classmethod
+    def of(cls, plan: Plan, n: int) -> "Kept":
+        """What `plan` keeps at `n` tokens."""
+        return cls(n, plan.prefill_fraction(n), plan.density(n), plan.kv_bytes(n) / plan.model.dense_kv_bytes(n))
+
+    @property
+    def gains(self) -> bool:
+        """Whether anything worth while is saved."""
+        return min(self.prefill, self.read, self.memory) <= WORTH
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where this runs.
+
+    Attributes:
+        python: Its version, and the architecture.
+        packages: Versions by name; None for what is not installed.
+        cores: Of the CPU.
+        threads: That torch uses.
+        cards: What torch says of each GPU.
+    """
+
+    python: str
+    packages: dict[str, str | None]
+    cores: int | None
+    threads: int
+    cards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What a plan would do for a model.
+
+    Attributes:
+        model: Shape of the model.
+        longest: The longest text that it takes, tokens, if it says so.
+        plan: The plan; the dense model's where none was named.
+        lengths: Where to show what the plan costs.
+        here: What the plan keeps at the length asked for.
+        runs: Lengths that follow one another, by whether the plan gains there.
+    """
+
+    model: ModelInfo
+    longest: int | None
+    plan: Plan
+    lengths: tuple[int, ...]
+    here: Kept | None
+    runs: tuple[tuple[bool, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        machine: Where this runs.
+        backend: The back-end that would run.
+        prospect: What the plan would do, where a model was named.
+    """
+
+    machine: Machine
+    backend: Check
+    prospect: Prospect | None
+
+
+def diagnose(
+    model: str | Path | None = None, plan: Plan | str | PathLike[str] | None = None, length: int | None = None
+) -> Diagnosis:
+    """Say what is installed, which back-end would run here and whether it computes right, what a plan would gain.
+
+    Args:
+        model: Name of a model, as for `moa.load_model`; only its config is read.
+        plan: A plan for it, its file, or the name of a shipped one.
+        length: Tokens of the user's texts: what the plan gains there.
+
+    Raises:
+        MoaError: A plan without a model, a length without a plan, or one over the model's maximum.
+        ModelMismatch: A plan made for another model.
+    """
+    if (length is not None and plan is None) or (plan is not None and model is None):
+        raise MoaError("--length says what a plan gains there: give a model and a plan")
+    prospect = None if model is None else _prospect(model, plan, length)
+    machine = Machine(
+        f"{platform.python_version()}, {platform.machine()}", {name: _version(name) for name in PACKAGES},
+        os.cpu_count(), torch.get_num_threads(), tuple(map(_card, range(torch.cuda.device_count()))),
+    )  # fmt: skip
+    return Diagnosis(machine, _check(), prospect)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _card(index: int) -> str:
+    card = torch.cuda.get_device_properties(index)
+    return f"{card.name}, {card.total_memory / 2**30:.0f} GiB, compute {card.major}.{card.minor}"
+
+
+def _check() -> Check:
+    """Find the back-end that would run, and hold it against the reference."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = backends.pick(device)
+    try:
+        backend = backends.load(name)
+    except Unsupported as error:
+        return Check(None, device, str(error))
+    better = preferred(device)[0]
+    slower = "" if better.name == name else f"decode is faster with {better.name}: {better.hint}"
+    return Check(name, device, slower, deviation(backend, device))
+
+
+def _prospect(model: str | Path, plan: Plan | str | PathLike[str] | None, length: int | None) -> Prospect:
+    config = load_config(model)
+    info, longest = ModelInfo.of(config), longest_text(config)
+    if length is not None and longest is not None and length > longest:
+        raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
+    chosen = Plan.dense(info) if plan is None else plan if isinstance(plan, Plan) else Plan.load(plan)
+    chosen.check(info)
+    shown = {longest or LENGTHS[-1]} if length is None else {length}
+    shown |= {n for n in LENGTHS if longest is None or n <= longest}
+    looked = sorted({*SPAN, length or SPAN[0]})
+    runs = tuple((gains, tuple(run)) for gains, run in groupby(looked, lambda n: Kept.of(chosen, n).gains))
+    here = None if length is None else Kept.of(chosen, length)
+    return Prospect(info, longest, chosen, tuple(sorted(shown)), here, runs)

@@ -1,0 +1,132 @@
+"""`moa.generate_text`: greedy text under a plan, and what it took."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import TextStreamer
+
+from moa.hf.chat import has_template
+from moa.hf.load import Given, check_options, loaded
+from moa.hf.tokens import begin, chat_tokens, encode
+from moa.plans.config import longest_text
+from moa.plans.errors import MoaError, shortened
+from moa.plans.plan import Plan
+from moa.progress import Note, silent
+from moa.runtime.applied import apply
+from moa.runtime.cache import KVCache
+from moa.runtime.greedy import settings
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A text, and what it took.
+
+    Attributes:
+        text: What follows the prompt, without special tokens.
+        prompt: Tokens of the prompt.
+        length: Tokens that the cache has seen.
+        seconds: From the prompt to the first new token, and from there to the last.
+        steps: New tokens after the first.
+        kv_bytes: Of the cache.
+        dense_kv_bytes: What the dense model's cache would hold of as many tokens.
+    """
+
+    text: str
+    prompt: int
+    length: int
+    seconds: tuple[float, float]
+    steps: int
+    kv_bytes: int
+    dense_kv_bytes: int
+
+
+def generate_text(
+    model: Given, plan: Plan | str | PathLike[str], prompt: str, *, chat: bool = False, max_new_tokens: int = 256,
+    backend: str | None = None, dtype: str = "auto", stream: Callable[[str], object] = silent, note: Note = silent,
+) -> Generated:  # fmt: skip
+    """Generate greedily under a plan. `moa.apply` and the model's own `generate` do all else.
+
+    Args:
+        model: The model: its name, or what `moa.load_model` gave; it is left as it was.
+        plan: A plan, its file, or the name of a shipped one.
+        prompt: Text to go on from.
+        chat: Whether it is asked as a user's turn, by the chat template.
+        max_new_tokens: Most tokens to generate.
+        backend: Back-end of the plan, None for the device's own.
+        dtype: Of a model that is named, as for `moa.load_model`.
+        stream: Called with each piece of the text as it comes.
+        note: Called with a line about the checkpoint's settings that do not apply.
+
+    Raises:
+        MoaError: No prompt, no chat template, no room for the text, or settings that transformers cannot follow.
+        ModelMismatch: A plan made for another model.
+        Unsupported: The back-end, or the model.
+    """
+    chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
+    if not prompt.strip():
+        raise MoaError("the prompt is empty; it must have text")
+    check_options(model, {"the plan" if isinstance(plan, Plan) else str(plan): chosen.model}, backend=backend)
+    network, tokenizer = loaded(model, dtype=dtype)
+    ids = _encode(tokenizer, prompt, chat).to(network.device)
+    n, longest = ids.shape[1], longest_text(network.config)
+    if longest is not None and n + max_new_tokens > longest:
+        raise MoaError(
+            f"prompt and max-new-tokens are {n + max_new_tokens} tokens, over the model's maximum of {longest}"
+        )
+    cache, streamer, theirs = KVCache(chosen), _Timed(tokenizer, stream), network.generation_config
+    network.generation_config, said = settings(network, n, max_new_tokens)
+    if said:
+        note(said)
+    ends = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    try:
+        with apply(network, chosen, backend):
+            network.generate(
+                ids, attention_mask=ids.new_ones(ids.shape), past_key_values=cache, streamer=streamer,
+                pad_token_id=ends, tokenizer=tokenizer,
+            )  # fmt: skip
+    except MoaError:
+        raise
+    except (ValueError, TypeError) as error:
+        if len(streamer.times) > 1:  # tokens came: it is not for the settings
+            raise
+        why = shortened(str(error), 200)
+        raise MoaError(f"transformers cannot generate by the model's generation_config.json: {why}") from error
+    finally:
+        network.generation_config = theirs
+    begun, first, *_, last = *streamer.times, streamer.times[-1]
+    length = int(cache.get_seq_length())
+    return Generated(
+        "".join(streamer.pieces), n, length, (first - begun, last - first), len(streamer.times) - 2, cache.nbytes,
+        chosen.model.dense_kv_bytes(length, dtype=network.dtype),
+    )  # fmt: skip
+
+
+def _encode(tokenizer: Any, text: str, chat: bool) -> Tensor:
+    if chat and not has_template(tokenizer):
+        raise MoaError("--chat needs a model with a chat template; this one has none")
+    turn = [{"role": "user", "content": text}]
+    ids = chat_tokens(tokenizer, turn, answer=True, now=True) if chat else begin(tokenizer, encode(tokenizer, text))
+    return torch.tensor([ids])
+
+
+class _Timed(TextStreamer):  # type: ignore[misc]  # transformers has no types
+    """Hands text on as it comes, and notes when tokens do: first the prompt, then one by one."""
+
+    def __init__(self, tokenizer: Any, stream: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.times: list[float] = []
+        self.pieces: list[str] = []
+        self.stream = stream
+
+    def put(self, value: Any) -> None:
+        self.times.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.pieces.append(text)
+        self.stream(text)
