@@ -73,21 +73,3 @@ def test_wrong_logits_are_refused(benchmark, tmp_path, monkeypatch, capsys):
     assert benchmark.main() == 2
     assert "logits must be within" in capsys.readouterr().err
     assert not [*tmp_path.glob("cpu*.json")]
-
-
-def test_disagreement_sees_a_wrong_variant(fresh, random_plan, tokens):
-    from moa.bench.timing import disagreement
-    from moa.runtime.variant import Variant
-
-    model = fresh(dtype=torch.float32)
-    plan = random_plan(model, 1)
-    assert disagreement(model, Variant(plan, fixed=True), tokens(1, 300)) < 1e-3
-
-    class Other(Variant):
-        def on(self, model):
-            return Variant(random_plan(model, 2)).on(model)
-
-        def cache(self, model, room):
-            return Variant(random_plan(model, 2)).cache(model, room)
-
-    assert disagreement(model, Other(plan), tokens(1, 300)) > 1e-3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moa import KVCache
-from moa.bench.timing import Times, alternate, decode, fill, peak_bytes, prefill, reset_peak
+from moa.bench.timing import Times, alternate, decode, disagreement, fill, peak_bytes, prefill, reset_peak
 from moa.runtime.variant import Variant, held_bytes
 
 
@@ -115,3 +115,18 @@ def test_freed_memory_between_what_is_held_does_not_count():
     reset_peak(cpu)
     assert peak_bytes(cpu) < held - (200 << 20)
     assert len(kept) == 100
+
+
+def test_disagreement_sees_a_wrong_variant(fresh, random_plan, tokens):
+    model = fresh(dtype=torch.float32)
+    plan = random_plan(model, 1)
+    assert disagreement(model, Variant(plan, fixed=True), tokens(1, 300)) < 1e-3
+
+    class Other(Variant):
+        def on(self, model):
+            return Variant(random_plan(model, 2)).on(model)
+
+        def cache(self, model, room):
+            return Variant(random_plan(model, 2)).cache(model, room)
+
+    assert disagreement(model, Other(plan), tokens(1, 300)) > 1e-3
