@@ -7,12 +7,12 @@ from statistics import median
 from typing import Unpack
 
 import moa
-from moa.hf.load import Given
-from moa.plans.errors import MoaError
+from moa.hf.load import Given, check_options, loaded
+from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.budget import Budget, work
-from moa.search.cost import Work
+from moa.search.cost import Costs, Work
 from moa.search.front import Point, front
 from moa.search.question import Figures, Options, Question
 from moa.search.solver import Solution
@@ -65,7 +65,7 @@ def find_plan(
         profile: A profile, or its file.
         budgets: Figures by kind (`density`, `kv_gb`, `decode_ms`, `prefill_ms`; `harm` with `minimise`): 0.25,
             "0.25@4096", "1.5@4096x8", or several. Without a length a budget holds at the longest intended one.
-        measure: Model to time the plan on, beside what `costs` predict.
+        measure: Model to time the plan on, beside what `costs` predict; one that is named is loaded in their dtype.
         **options: As `moa.search.question.Options` describes them.
 
     Returns:
@@ -142,14 +142,29 @@ def runner(question: Question, model: Given) -> Runner:
         MoaError: No costs to compare with, or costs of another place.
         ModelMismatch: Another model than was profiled.
     """
-    from moa.hf.load import check_options
     from moa.measuring import runner_of
 
-    if question.costs is None:
-        raise MoaError("--measure compares with predicted times: give --costs")
+    costs, dtype = timed_by(question, model)
     question.check()
     check_options(model, {"the profile": question.profile.model})
-    return runner_of(question.costs, model)
+    network, _ = loaded(model, dtype=dtype)
+    return runner_of(costs, network)
+
+
+def timed_by(question: Question, model: Given, dtype: str = "auto") -> tuple[Costs, str]:
+    """Return the costs that times are compared with, and the dtype to load `model` in, which is theirs.
+
+    Raises:
+        MoaError: No costs to compare with.
+        ModelMismatch: Another dtype than theirs was asked for.
+    """
+    costs = question.costs
+    if costs is None:
+        raise MoaError("--measure compares with predicted times: give --costs")
+    theirs = str(costs.environment["dtype"])
+    if dtype not in ("auto", theirs):
+        raise ModelMismatch(f"costs measured elsewhere (costs against here): dtype: {theirs} against {dtype}")
+    return costs, dtype if isinstance(model, tuple) else theirs
 
 
 def timed(plan: Plan, question: Question, run: Runner | None) -> tuple[Timed, ...]:

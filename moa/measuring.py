@@ -9,7 +9,7 @@ import torch
 
 from moa.bench import timing
 from moa.environment import environment
-from moa.hf.load import Given, check_options, load_model, loaded
+from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
@@ -76,10 +76,9 @@ def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float
     return run
 
 
-def runner_of(costs: Costs, model: Given) -> Callable[[Plan, Work], list[float]]:
+def runner_of(costs: Costs, network: Any) -> Callable[[Plan, Work], list[float]]:
     """Runs plans on the model that `costs` are of, where they were measured."""
-    dtype, backend = (str(costs.environment[name]) for name in ("dtype", "backend"))
-    network, _ = model if isinstance(model, tuple) else load_model(model, dtype=dtype)
+    backend = str(costs.environment["backend"])
     costs.check(ModelInfo.of(network))
     check_place(costs, environment(network, backend))
     return runner(network, backend)
