@@ -13,13 +13,13 @@ from moa.outputs import results, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.replace import replace_json
-from moa.progress import Progress, silent
+from moa.progress import Note, Progress, silent
 
 
 def evaluate_plans(
     model: Given, plans: Mapping[str, Plan | str | PathLike[str]], *, lengths: Sequence[int] = (1024, 2048),
     tasks: Mapping[str, int] | None = None, uniform: bool = True, backend: str | None = None, dtype: str = "auto",
-    seed: int = 0, output: str | PathLike[str] | None = None, progress: Progress = silent,
+    seed: int = 0, output: str | PathLike[str] | None = None, progress: Progress = silent, note: Note = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
 
@@ -34,6 +34,7 @@ def evaluate_plans(
         seed: Seed of the samples.
         output: Results to write (.json); every single one is kept beside it (.jsonl) as it comes, and looked for there.
         progress: Called after each sample.
+        note: Called with a line where single results are there already, but of something else.
 
     Returns:
         JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
@@ -58,7 +59,7 @@ def evaluate_plans(
     network, tokenizer = loaded(model, dtype=dtype)
     found = compare(
         network, tokenizer, named, parts,
-        uniform=uniform, backend=backend, seed=seed, journal=journal, progress=progress,
+        uniform=uniform, backend=backend, seed=seed, journal=journal, progress=progress, note=note,
     )  # fmt: skip
     if path is not None:
         replace_json(path, found)

@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import moa
 from moa.environment import environment
 from moa.evaluation.validation import Validation
-from moa.finding import Timed, runner, timed
+from moa.finding import Timed, runner, timed, timed_by
 from moa.hf.fingerprint import fingerprint
 from moa.hf.load import Given, check_options, loaded
 from moa.hf.tokens import start
@@ -28,7 +28,7 @@ from moa.search.objective import Mix
 from moa.search.question import Figures, Options, Question
 from moa.search.rounds import descend
 from moa.search.solver import Solution
-from moa.search.storage import open_storage
+from moa.search.storage import anew, open_storage
 from moa.search.study import Best, Measured, study
 
 TRIALS = 12
@@ -86,7 +86,7 @@ def refine_plan(
         storage: Journal file or database URL of the trials; workers that share it join forces. None is memory.
         seed: Of the trials, of the held-out tasks and of rounds.
         dtype: Of a model that is named, as for `moa.load_model`.
-        measure: Whether to time the plan, beside what `costs` predict.
+        measure: Whether to time the plan, beside what `costs` predict; a model that is named is loaded in their dtype.
         progress: Called after every step.
         note: Called with a line about every better plan.
         **options: As for `moa.find_plan`.
@@ -120,6 +120,8 @@ def refine_plan(
     for each in ahead:
         each.check()
     length = validate_length or question.lengths.profiled[0]
+    if measure:
+        _, dtype = timed_by(question, model, dtype)
     network, tokenizer = _loaded(question.profile, model, dtype, length)
     check = Validation(network, tokenizer, length, seed=seed)
     run = runner(question, (network, tokenizer)) if measure else None
@@ -151,9 +153,12 @@ def refine_plan(
     def solve(mix: Mix) -> Plan:
         return first if mix == question.mix else question.solve(mix)[0]
 
+    name = _name(question, network, length, seed)
+    if said := anew(storage, name):
+        note(said)
     best = study(
         question.profile, solve, check, trials=trials, lengths=question.lengths.all, plain=question.mix,
-        name=_name(question, network, length, seed), storage=storage, seed=seed, found=keep, progress=progress,
+        name=name, storage=storage, seed=seed, found=keep, progress=progress,
     )  # fmt: skip
 
     def slopes(number: int, plan: Plan) -> Profile:

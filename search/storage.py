@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from optuna import get_all_study_names
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
@@ -37,6 +38,18 @@ def open_storage(where: str | None) -> BaseStorage | None:
         said = error.strerror if isinstance(error, OSError) else str(error)
         reason = (said or type(error).__name__).splitlines()[0]
         raise MoaError(f"cannot open --storage {where}: {reason}") from None
+
+
+def anew(where: str | None, name: str) -> str:
+    """Return a line where the storage has studies but none of that name, so that trials begin anew; else nothing.
+
+    Names are made of all that figures depend on, so the studies there cannot say what sets them apart from this one.
+    """
+    there = get_all_study_names(open_storage(where)) if where is not None else []
+    if not there or name in there:
+        return ""
+    count = "1 study" if len(there) == 1 else f"{len(there)} studies"
+    return f"{where} has {count}, not of this model, profile, budget and seed by this version of moa: trials begin anew"
 
 
 class _Lock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna has no types here

@@ -35,18 +35,21 @@ def command(
 
     import moa
     from moa.cli.common import Bar, counts, distinct, numbers, plan_name
+    from moa.evaluation.tasks import TASKS
 
-    asked = {"text": ppl_windows, "single": needles, "four": four_needles, **counts("--task", task or [])}
+    asked = {name: known.default for name, known in TASKS.items()}
+    asked |= {"text": ppl_windows, "single": needles, "four": four_needles, **counts("--task", task or [])}
     paths = plan or []
     plans = dict(zip(distinct(list(map(plan_name, paths))), paths, strict=True))
-    with Bar("evaluating") as progress:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    with Bar("evaluating", console) as progress:
         found = moa.evaluate_plans(
             model, plans, lengths=numbers("lengths", lengths), tasks=asked, uniform=uniform, backend=backend,
-            dtype=dtype, seed=seed, output=output, progress=progress,
+            dtype=dtype, seed=seed, output=output, progress=progress, note=console.print,
         )  # fmt: skip
     Console(soft_wrap=True).print(table(found))
     if output is not None:
-        Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
+        console.print(f"wrote {output}")
 
 
 def table(found: dict[str, Any]) -> "Table":

@@ -16,7 +16,7 @@ from moa.kernels import backend as backends
 from moa.plans.errors import MoaError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.progress import Progress, silent
+from moa.progress import Note, Progress, silent
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Sample:
 def compare(
     model: Any, tokenizer: Any, plans: Sequence[tuple[str, Plan]], parts: Sequence[Part],
     *, uniform: bool = True, backend: str | None = None, seed: int = 0, journal: Journal | None = None,
-    progress: Progress = silent,
+    progress: Progress = silent, note: Note = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
 
@@ -91,6 +91,7 @@ def compare(
         seed: Seed of the samples.
         journal: Where finished results are kept and looked for.
         progress: Called after each sample.
+        note: Called with a line where the journal has such results, but of something else.
 
     Returns:
         JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
@@ -121,12 +122,17 @@ def compare(
         for i, sample in enumerate(samples)
         if (missing := [row for row in rows if journal.get(keys[row.name][i]) is None])
     ]
+    others = sum(journal.has_other(name, **_notes(s, row)) for _, s, keyed in todo for row, name in keyed)
+    if others:
+        note(
+            f"{journal.path}: {others} results of these rows and samples are of another model, plan, seed, back-end or "
+            "dtype, or by another version of moa; they stay there, and the rows are measured again"
+        )
     done, total = 0, sum(_cost(task, sample, [row for row, _ in keyed]) for task, sample, keyed in todo)
     for task, sample, keyed in todo:
         lacking, where = [row for row, _ in keyed], {row.name: name for row, name in keyed}
         for row, result in task.measure(model, tokenizer, lacking, sample.content):
-            notes = {"row": row.name, "task": sample.task, "length": sample.length, "sample": sample.index}
-            journal.put(where[row.name], result, **notes)
+            journal.put(where[row.name], result, **_notes(sample, row))
         done += _cost(task, sample, lacking)
         progress(done, total, f"{sample.length} tokens, {sample.task} {sample.index + 1}")
     info = ModelInfo.of(model)
@@ -137,6 +143,11 @@ def compare(
             plan, mine = row.plan or Plan.dense(info), results[row.name]
             summed.append(summarise(row.name, plan, samples, mine, results["dense"], model.dtype, part.tasks))
     return {"model": info.model_dump(mode="json"), "environment": about, "rows": summed}
+
+
+def _notes(sample: Sample, row: Row) -> dict[str, Any]:
+    """What people read of a result, and by which earlier ones are told."""
+    return {"row": row.name, "task": sample.task, "length": sample.length, "sample": sample.index}
 
 
 def _key(identity: dict[str, Any], sample: Sample, row: Row) -> str:

@@ -22,13 +22,20 @@ class Journal:
         """
         self.path = path
         self._results: dict[str, Any] = {}
+        self._earlier: set[str] = set()
         if path is not None and path.exists():
             with _locked(path) as lines:
-                self._results = {entry["key"]: entry["result"] for entry in lines.read()}
+                entries = lines.read()
+            self._results = {entry["key"]: entry["result"] for entry in entries}
+            self._earlier = {_said({k: v for k, v in entry.items() if k not in ("key", "result")}) for entry in entries}
 
     def get(self, key: str) -> Any:
         """The result under `key`, or None."""
         return self._results.get(key)
+
+    def has_other(self, key: str, **about: Any) -> bool:
+        """Whether an earlier run kept a result of the same `about`, but none under `key`."""
+        return key not in self._results and _said(about) in self._earlier
 
     def put(self, key: str, result: Any, **about: Any) -> None:
         """Keep a result, on disk before this returns; `about` is for people who read the file."""
@@ -48,6 +55,10 @@ def _locked(path: Path) -> Iterator[Lines]:
 
 def _ours(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("key"), str) and "result" in entry
+
+
+def _said(about: dict[str, Any]) -> str:
+    return json.dumps(about, sort_keys=True)
 
 
 def key(**what: Any) -> str:

@@ -39,7 +39,7 @@ def test_defaults_of_a_command_are_those_of_its_function(command: str) -> None:
 def test_eval_asks_for_as_much_of_each_task_by_default() -> None:
     said = signature(import_module("moa.cli.eval").command).parameters
     options = {"text": "ppl_windows", "single": "needles", "four": "four_needles"}
-    assert {name: said[option].default for name, option in options.items()} == {n: t.default for n, t in TASKS.items()}
+    assert all(said[option].default == TASKS[name].default for name, option in options.items())  # others: their own
 
 
 def test_a_front_from_python(tmp_path) -> None:

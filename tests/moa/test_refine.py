@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from optuna import get_all_study_names
 from typer.testing import CliRunner
 
@@ -24,6 +25,7 @@ from moa.search.cost import Costs
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.storage import open_storage
+from moa.search.study import open_study
 
 
 @pytest.fixture(scope="module")
@@ -321,6 +323,20 @@ def test_a_plan_is_timed_at_the_lengths_it_is_for(model_folder, made_up, costs, 
     assert done.output.count("2.0 ms measured") == len(works)
 
 
+def test_a_model_named_for_timing_is_loaded_as_the_costs_were(model_folder, made_up, costs, tmp_path, monkeypatch):
+    known, dtypes = Costs.load(costs), []
+    half = known.model_copy(update={"environment": {**known.environment, "dtype": "bfloat16"}})
+    monkeypatch.setattr("moa.measuring.runner", lambda model, _: dtypes.append(model.dtype) or (lambda *_: [2.0]))
+    asked = {"costs": half, "lengths": [512]}
+    found = moa.find_plan(made_up, {"density": 0.5}, measure=model_folder, **asked)
+    plan, budgets = tmp_path / "plan.yaml", {"density": 0.5}
+    refined = moa.refine_plan(made_up, model_folder, plan, budgets, trials=1, measure=True, **asked)
+    assert dtypes == [torch.bfloat16] * 2
+    assert found.times[0].measured == refined.times[0].measured == 2.0
+    with pytest.raises(ModelMismatch, match=r"\(costs against here\): dtype: bfloat16 against float32"):
+        moa.refine_plan(made_up, "no-such-model", plan, budgets, trials=1, measure=True, dtype="float32", **asked)
+
+
 def test_costs_of_elsewhere_are_refused_before_solving(model_folder, made_up, costs, tmp_path):
     path, plan = tmp_path / "profile.safetensors", tmp_path / "plan.yaml"
     made_up.save(path)
@@ -412,15 +428,17 @@ def test_refusals_of_the_old_spelling(profile, tmp_path, options, says):
 
 
 def test_a_model_that_is_loaded_already(model_folder, made_up, tmp_path):
-    loaded, steps, lines = moa.load_model(model_folder), [], []
+    loaded, steps, lines, storage = moa.load_model(model_folder), [], [], str(tmp_path / "trials.log")
+    open_study("another", storage)
     found = moa.refine_plan(
-        made_up, loaded, tmp_path / "plan.yaml", {"density": "0.5@512"}, trials=2, lengths=[512],
+        made_up, loaded, tmp_path / "plan.yaml", {"density": "0.5@512"}, trials=2, lengths=[512], storage=storage,
         progress=lambda *step: steps.append(step), note=lines.append,
     )  # fmt: skip
     assert Plan.load(tmp_path / "plan.yaml").groups == found.plan.groups
     assert found.plan.density(512) <= 0.5
     assert [total for _, total, _ in steps] == [2]
     assert any("trials" in line for line in lines)
+    assert [line.split(",")[0] for line in lines if "trials begin anew" in line] == [f"{storage} has 1 study"]
     with pytest.raises(MoaError, match="this one is loaded already"):
         moa.refine_plan(made_up, loaded, tmp_path / "plan.yaml", {"density": 0.5}, dtype="float16")
 

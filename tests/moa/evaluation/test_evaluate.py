@@ -139,7 +139,12 @@ def test_killed_anywhere_the_same_command_goes_on(model, random_plan, tokenizer,
     assert len(lines) == 3 * 4
     path.write_bytes(b"".join(lines[:5]) + lines[5][:40])
     steps = []
-    again = compare(*arguments, journal=Journal(path), progress=lambda *step: steps.append(step))
+    again = compare(
+        *arguments,
+        journal=Journal(path),
+        progress=lambda *step: steps.append(step),
+        note=lambda said: pytest.fail(said),
+    )
     assert again == whole
     assert sorted(path.read_bytes().splitlines(keepends=True)) == sorted(lines)
     assert [done for done, _, _ in steps] == sorted(done for done, _, _ in steps)
@@ -161,7 +166,10 @@ def test_a_journal_answers_for_no_other_plan_model_or_seed(fresh, model, plan, t
     ]
     lines = 0
     for arguments, options, new in runs:
-        compare(*arguments, uniform=False, journal=Journal(path), **options)
+        notes = []
+        compare(*arguments, uniform=False, journal=Journal(path), note=notes.append, **options)
+        said = [f"{path}: {new} results of these rows and samples are of another model, plan, seed"] if lines else []
+        assert [note[: len(begin)] for note, begin in zip(notes, said, strict=True)] == said
         lines += new
         assert len(path.read_text().splitlines()) == lines
 
