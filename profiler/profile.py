@@ -197,6 +197,10 @@ class Profile:
         """
         if not Path(path).is_file():
             raise ProfileError(f"no profile at {path}; make one with `moa profile MODEL -o {path}`")
+        if Path(path).suffix in (".yaml", ".yml"):
+            raise ProfileError(
+                f"{path} is named as a plan; give a profile (.safetensors), as the one it was found from"
+            )
         tables, found = unseal(path, sealed=False)
         header = read_header(found, path)
         try:

@@ -142,7 +142,7 @@ PROFILES = [
         ("empty.safetensors", "empty.safetensors is damaged"),
         ("garbage.safetensors", "garbage.safetensors"),
         ("nan.safetensors", "does not hold what was written"),
-        ("plan.yaml", "plan.yaml is damaged"),
+        ("plan.yaml", "plan.yaml is named as a plan; give a profile"),
         ("model/model.safetensors", "model/model.safetensors is not a profile"),
     ]
 ]
