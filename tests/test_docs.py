@@ -81,3 +81,15 @@ def test_guides_are_short(page):
 
 def test_readme_names_the_two_first_commands():
     assert {("make", "demo"), ("make", "test")} <= {tuple(words) for words in commands(ROOT / "README.md")}
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    named = set(re.findall(r"`([\w/]+/[\w/]*(?:\.\w+)?)`", text)) - {"build/mypy/moa"}
+    files = {path for path in named if not re.search(r"\bNAME\b|_NAME\b", path)}
+    assert len(files) > 12
+    assert [path for path in sorted(files) if not (ROOT / path).exists()] == []
+    folders = {path.rpartition("/")[0] for path in named - files} - {"kernels/NAME"}
+    assert [path for path in sorted(folders) if not (ROOT / path).is_dir()] == []
+    for link in re.findall(r"\[([\w/]+/[\w./]+)\]\(([^)\s]+)\)", text):  # a link that reads as a path leads there
+        assert link[1].startswith(link[0])
