@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.keydiff import PINNED, scores, winners
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK, Ints
@@ -96,6 +97,12 @@ class Sinks:
                 if returns.any():
                     self._undo(store, returns, int(size))
             due &= self.folded != first
+
+    def follow(self, store: Store, batch: Packed, seen: Visibility) -> None:
+        """Let sinks hold what each sequence's one new token wants; asks the device only where a block may end."""
+        past = batch.past.cpu().numpy() if batch.longest_past is None else batch.longest_past
+        if self.due(seen.first_at(past)).any():
+            self.advance(store, seen.first_at(batch.past.cpu().numpy()))
 
     def check_crop(self, first: Ints) -> bool:
         """Whether sinks can hold again what rows want whose first blocks are `first` [sequences, kv_heads]."""

@@ -5,18 +5,18 @@ first, for all query blocks; then library attention takes query blocks of equal 
 of the keys it sees: [sink | window | own block]. That serves every back-end; groups of other rules go through it whole.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from moa.kernels.backend import Backend
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.keydiff import kept
 from moa.kernels.sinks import Sinks
-from moa.kernels.store import Store, allocate, part, slots
+from moa.kernels.store import Store, part, slots
 from moa.plans.span import BLOCK, Ints
 
 ROOM = 1 << 14
@@ -24,15 +24,17 @@ ROOM = 1 << 14
 
 
 def walk(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store, sinks: Sinks,
-    edges: Callable[[Ints], Ints], starts: Tensor, lengths: Tensor, scale: float, backend: Backend,
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, sinks: Sinks, scale: float,
+    backend: Backend,
 ) -> Tensor:  # fmt: skip
     """Attend to the new tokens and append them.
 
     Args:
-        q, k, v, first, sink, store, starts, lengths, scale: See `moa.kernels.reference.attend`; the store has room.
+        q, k, v, scale: See `moa.kernels.reference.attend`.
+        batch: How the new tokens are packed.
+        seen: What their rows see.
+        store: The past of every sequence; it has room for the new tokens.
         sinks: Of the store.
-        edges: First block besides the sink that tokens at some positions see: [n] to [n, kv_heads].
         backend: Attends where sinks hold the first keys, and appends.
 
     Returns:
@@ -40,15 +42,13 @@ def walk(
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     rows, results = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
-    where = {"starts": starts, "lengths": lengths}
     others = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
     if len(others):
-        rules = {"first": first[others], "sink": sink[others]}
         results[:, others] = backend.attend(
-            rows[:, others].flatten(1, 2), k[:, others], v[:, others], **rules, store=part(store, others), **where,
-            scale=scale,
+            rows[:, others].flatten(1, 2), k[:, others], v[:, others], first=seen.first[others], sink=seen.sink[others],
+            store=part(store, others), starts=batch.cu_seqlens, lengths=batch.past, scale=scale,
         ).unflatten(1, (len(others), -1))  # fmt: skip
-    begin, offsets = lengths.cpu().numpy(), starts.tolist()
+    edges, begin, offsets = seen.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
     counts = np.diff(offsets)
     here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
     sinks.advance(store, edges(begin), here)
@@ -60,7 +60,7 @@ def walk(
             text = _Text(k[new, groups], v[new, groups], int(begin[s]), store, sinks, s, groups)
             results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
             pending.append((text, int(wanted[-1, groups[0]])))
-    backend.append(store, k, v, sink=sink, **where)
+    backend.append(store, k, v, sink=seen.sink, starts=batch.cu_seqlens, lengths=batch.past)
     for text, edge in pending:
         text.leave(store, sinks, edge)
     sinks.advance(store, edges(last), here)
@@ -153,31 +153,3 @@ def _alike(wanted: Ints, sinks: Sinks) -> list[list[int]]:
     for group in sinks.groups.tolist():
         sets.setdefault((sinks.sink(group), *wanted[:, group].tolist()), []).append(group)
     return list(sets.values())
-
-
-def attend_alone(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, moves_keys: npt.NDArray[np.bool_] | None,
-    scale: float, backend: Backend,
-) -> Tensor:  # fmt: skip
-    """Attention of one text to itself, nothing stored.
-
-    Args:
-        q, k, v, first, sink, scale: See `moa.kernels.reference.attend`.
-        moves_keys: Whose sinks hold the keys of `moa.kernels.keydiff`, bool [kv_heads].
-        backend: Attends.
-
-    Returns:
-        [tokens, query_heads, D].
-    """
-    tokens, groups, size = k.shape
-    starts = torch.tensor([0, tokens], dtype=torch.int32, device=k.device)
-    lengths = torch.zeros(1, dtype=torch.int64, device=k.device)
-    if moves_keys is None or not moves_keys.any():
-        return backend.attend(q, k, v, first=first, sink=sink, starts=starts, lengths=lengths, scale=scale)
-    store = allocate(np.full((1, groups), -(-tokens // BLOCK) * BLOCK), size, k.dtype, k.device)
-    table, host = first.cpu().numpy().astype(np.int64), sink.cpu().numpy().astype(np.int64)
-    sinks = Sinks(host, moves_keys, 1, k.device)
-    return walk(
-        q, k, v, first=first, sink=sink, store=store, sinks=sinks, edges=lambda at: table[:, at // BLOCK].T,
-        starts=starts, lengths=lengths, scale=scale, backend=backend,
-    )  # fmt: skip

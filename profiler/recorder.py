@@ -22,9 +22,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.logits import check_head
 from moa.kernels.backend import influence, load, pick
+from moa.kernels.dispatch import attend_alone
 from moa.kernels.held import HISTORIES, History, sinks
 from moa.kernels.influence import Estimator, influence_backward
-from moa.kernels.walk import attend_alone
 from moa.plans.config import window_of
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo

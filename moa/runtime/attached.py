@@ -10,8 +10,8 @@ from moa.hf.attention import switch
 from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
 from moa.runtime.attention import NAME, Backends, LayerState, register
-from moa.runtime.layer import ATTRIBUTE
 from moa.runtime.rules import Rules
+from moa.runtime.staged import ATTRIBUTE
 
 
 class Attached:

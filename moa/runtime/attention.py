@@ -20,14 +20,15 @@ from moa.hf.attention import check_heads
 from moa.hf.masks import is_causal, is_sliding
 from moa.hf.padding import Packing
 from moa.kernels.backend import Backend, load, pick
+from moa.kernels.call import Packed
+from moa.kernels.dispatch import attend
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate
-from moa.kernels.walk import walk
 from moa.plans.config import window_of
 from moa.plans.errors import Unsupported, brief
 from moa.plans.span import BLOCK
-from moa.runtime.layer import ATTRIBUTE, Staged
 from moa.runtime.rules import Rules
+from moa.runtime.staged import ATTRIBUTE, Staged
 
 NAME = "moa"
 """The attention implementation's name in transformers."""
@@ -250,7 +251,7 @@ def _without_cache(
     new, past = query.shape[2], key.shape[2] - query.shape[2]
     if mask is not None and mask.shape[1] != columns:
         raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
-    rules = layer.tables(columns, device)
+    seen = layer.visibility(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
     store = None
     if past or layer.moving:
@@ -259,17 +260,15 @@ def _without_cache(
     if past:
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
         k, v = old.pack(key[:, :, :past]), old.pack(value[:, :, :past])
-        backend.append(store, k, v, sink=rules["sink"], starts=old.starts, lengths=lengths)
+        backend.append(store, k, v, sink=seen.sink, starts=old.starts, lengths=lengths)
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
+    sinks = None
     if layer.moving:
-        assert store is not None
         sinks = Sinks(layer.reach.sink, layer.moves, batch, device)  # folds the past at once: the store holds all of it
-        out = walk(
-            q, k, v, **rules, store=store, sinks=sinks, edges=layer.first, starts=now.starts, lengths=lengths,
-            scale=scale, backend=backend,
-        )  # fmt: skip
-    else:
-        out = backend.attend(q, k, v, **rules, store=store, starts=now.starts, lengths=lengths, scale=scale)
+    out = attend(
+        q, k, v, batch=Packed(now.starts, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
+        backend=backend,
+    )  # fmt: skip
     return now.unpack(out)

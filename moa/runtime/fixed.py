@@ -33,7 +33,7 @@ class FixedPlanLayer(PlanLayer):
         """Allocate everything, for the first keys' batch size, dtype and device."""
         super().lazy_initialization(key_states, value_states)
         self._room[:] = self.max_length
-        self.rules.tables(self.max_length, self.device)
+        self.rules.visibility(self.max_length, self.device)
         self.store = self._allocate()
         if not torch.compiler.is_compiling():
             for tensor in (self.store.k, self.store.v):
@@ -42,7 +42,7 @@ class FixedPlanLayer(PlanLayer):
     def _new_text(self, batch: int) -> Text:
         return FixedText(batch, self.device, self.max_length)
 
-    def _bound(self) -> Ints:
+    def _longest_past(self) -> Ints:
         return np.full(self.text.batch, self.columns)
 
     def _make_room(self, lengths: Tensor) -> None:

@@ -12,9 +12,8 @@ the attention function in turn never sees the cache. So the work of one layer in
 A handle that reaches other code, because the model is not under a plan, refuses every use by name.
 """
 
-import inspect
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,73 +21,15 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from moa.kernels.backend import Backend
+from moa.kernels.call import Packed
+from moa.kernels.dispatch import attend
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import Store, allocate, move, select
-from moa.kernels.walk import walk
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
 from moa.runtime.rules import Rules
+from moa.runtime.staged import Staged
 from moa.runtime.text import Call, Text
-
-ATTRIBUTE = "_moa"
-"""The attribute of an attention module under a plan that holds its `moa.runtime.attention.LayerState`."""
-
-
-class Staged:
-    """New keys and values of one layer, on their way from the cache to the attention function.
-
-    Attributes:
-        peers: All layers with rules of the cache. Layers do not know each other, so that a cache no longer used is
-            freed at once and not when Python next looks for cycles.
-    """
-
-    peers: "Sequence[PlanLayer]" = ()
-
-    def __init__(self, layer: "PlanLayer", k: Tensor, v: Tensor) -> None:
-        self._layer, self.k, self.v = layer, k, v
-
-    @property
-    def columns(self) -> int:
-        """Columns that the layer will hold, past and new."""
-        return self._layer.columns + int(self.k.shape[2])
-
-    def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
-        """Attention of `query` [batch, query_heads, width, D] to the past and the staged keys, which are then stored.
-
-        Args:
-            query: Of the staged tokens.
-            mask: bool [batch, past + new columns], false where padded; None when no new token is.
-            scale: Factor on q·k.
-            backend: Of `moa.kernels.backend`.
-
-        Returns:
-            [batch, width, query_heads, D], 0 where padded.
-        """
-        layer = self._layer
-        return layer.commit(query, self.k, self.v, mask, scale=scale, backend=backend, peers=self.peers or (layer,))
-
-    def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        _refuse()
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
-        _refuse()
-
-
-def _refuse() -> NoReturn:
-    """Say who reads a handle: a module under a plan that works on cached keys by itself, or one without a plan."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        for reader in (frame.f_locals.get("self"), frame.f_locals.get("module")):
-            if isinstance(reader, torch.nn.Module) and ATTRIBUTE in reader.__dict__:
-                raise Unsupported(
-                    f"{type(reader).__name__} does more with cached keys and values than attend by transformers' "
-                    "interface, which plans do not honour: use the model without a plan"
-                )
-        frame = frame.f_back
-    raise Unsupported("a moa.KVCache works only with a model under its plan: call moa.apply(model, plan) first")
 
 
 class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no types
@@ -168,48 +109,35 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             for layer in peers:  # see `KVCache.update`
                 if layer.is_initialized and layer.text is text:
                     layer.prepare(call)
-        rules = self.rules.tables(call.longest, self.device)
-        where = {"starts": packing.starts, "lengths": call.lengths}
-        every_row = call.real is None or new == 1  # `step` wants a token of every sequence
-        if self.sinks is not None and new > 1:
+        if new == 1 and self.sinks is not None and torch.compiler.is_compiling():
+            moving = ", ".join(self.rules.moving)
+            raise Unsupported(f"rules of pattern {moving} inside a compiled graph: the host moves keys to the sinks")
+        every = call.real is None or new == 1  # a padded token of a single column is packed too
+        longest = None if self.sinks is None else self._longest_past()
+
+        def grown() -> Store:
             self._make_room(call.lengths)
             assert self.store is not None
-            out = walk(
-                q, k, v, **rules, store=self.store, sinks=self.sinks, edges=self.rules.first, **where, scale=scale,
-                backend=backend,
-            )  # fmt: skip
-        elif self.store is not None and new <= BLOCK and every_row:
-            self._make_room(call.lengths)
-            if self.sinks is not None:
-                self._advance(call)
-            out = backend.step(q, k, v, **rules, store=self.store, **where, scale=scale)
-        else:
-            out = backend.attend(q, k, v, **rules, store=self.store, **where, scale=scale)
-            self._make_room(call.lengths)
-            backend.append(self.store, k, v, sink=rules["sink"], **where)
+            return self.store
+
+        out = attend(
+            q, k, v, batch=Packed(packing.starts, call.lengths, new, every, longest),
+            seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
+            scale=scale, backend=backend,
+        )  # fmt: skip
         if leads:
             text.close(call, new)
         if not torch.compiler.is_compiling():
             self.columns += new
         return packing.unpack(out)
 
-    def _advance(self, call: Call) -> None:
-        """Let sinks hold what the one new token of each sequence wants. The host may know of lengths only a bound."""
-        assert self.sinks is not None
-        assert self.store is not None
-        if torch.compiler.is_compiling():
-            moving = ", ".join(self.rules.moving)
-            raise Unsupported(f"rules of pattern {moving} inside a compiled graph: the host moves keys to the sinks")
-        if self.sinks.due(self.rules.first(self._bound())).any():
-            self.sinks.advance(self.store, self.rules.first(call.lengths.cpu().numpy()))
-
-    def _bound(self) -> Ints:
+    def _longest_past(self) -> Ints:
         """Lengths before the call under way, or an upper bound of them: int64 [sequences]."""
         return self.text.held
 
     def prepare(self, call: Call) -> None:
         """Allocate what the call will need."""
-        self.rules.tables(call.longest, self.device)
+        self.rules.visibility(call.longest, self.device)
         self._make_room(call.lengths)
 
     def _make_room(self, lengths: Tensor) -> None:
@@ -221,7 +149,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self._room = self.rules.reserve(written)
         store = self._allocate()
         if self.store is not None:
-            move(self.store, store, sink=self.rules.tables(1, self.device)["sink"], lengths=lengths)
+            move(self.store, store, sink=self.rules.visibility(1, self.device).sink, lengths=lengths)
         self.store = store
 
     def _allocate(self) -> Store:

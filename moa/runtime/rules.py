@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Visibility
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Ints
 
@@ -21,18 +22,18 @@ class Rules:
     def __init__(self, plan: Plan, layer: int) -> None:
         self.reach, self.model, self.moves = plan.reach(layer), plan.model, plan.moves_keys(layer)
         self.moving = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
-        self._tables: dict[torch.device, dict[str, Tensor]] = {}
+        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
-    def tables(self, length: int, device: torch.device) -> dict[str, Tensor]:
-        """The arguments `first` and `sink` of the back-ends, for positions below `length` at least."""
+    def visibility(self, length: int, device: torch.device) -> Visibility:
+        """What rows see, for positions below `length` at least."""
         blocks = -(-length // BLOCK)
         tables = self._tables.get(device)
-        if tables is None or tables["first"].shape[1] < blocks:
-            at_least = blocks if tables is None else 2 * tables["first"].shape[1]
+        if tables is None or tables[0].shape[1] < blocks:
+            at_least = blocks if tables is None else 2 * tables[0].shape[1]
             first = self.reach.first(np.arange(max(blocks, at_least))).astype(np.int32)
             sink = torch.from_numpy(self.reach.sink.astype(np.int32))
-            self._tables[device] = tables = {"first": torch.from_numpy(first).to(device), "sink": sink.to(device)}
-        return tables
+            self._tables[device] = tables = torch.from_numpy(first).to(device), sink.to(device)
+        return Visibility(*tables, self.first)
 
     def first(self, lengths: Ints) -> Ints:
         """First block besides the sink that the token at position `lengths` [sequences] sees: [sequences, kv_heads]."""

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moa.kernels.backend import load
+from moa.kernels.call import Packed, Visibility
+from moa.kernels.dispatch import attend
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import Store, allocate, capacities
-from moa.kernels.walk import walk
 from moa.plans.span import first_block
 
 BLOCK = 64
@@ -212,15 +213,12 @@ def sinks_after(
         for x, b, left in zip(new, past, back, strict=True):
             x[left - b :] = -x[left - b :]
         k = torch.cat(new)
-        call = {
-            "q": k.repeat_interleave(3, 1), "k": k, "v": 2 * k, **tables, "store": store, "scale": size**-0.5,
-            "starts": torch.tensor([0, *np.cumsum(end - past)], dtype=torch.int32), "lengths": torch.from_numpy(past),
-        }  # fmt: skip
-        if (end - past == 1).all():
-            sinks.advance(store, edges(past))
-            out = backend.step(**call)
-        else:
-            out = walk(**call, sinks=sinks, edges=edges, backend=backend)
+        new, cu_seqlens = end - past, torch.tensor([0, *np.cumsum(end - past)], dtype=torch.int32)
+        out = attend(
+            k.repeat_interleave(3, 1), k, 2 * k, scale=size**-0.5, backend=backend, store=store, sinks=sinks,
+            batch=Packed(cu_seqlens, torch.from_numpy(past), int(new.max()), bool((new > 0).all())),
+            seen=Visibility(**tables, first_at=edges), grown=lambda: store,
+        )  # fmt: skip
         assert out.isfinite().all()
         past = back
     sinks.advance(store, edges(np.maximum(past - 1, 0)))

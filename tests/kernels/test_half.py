@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.backend import load
+from moa.kernels.call import Packed, Visibility
+from moa.kernels.dispatch import attend
 from moa.kernels.held import sinks
 from moa.kernels.influence import influence_backward
 from moa.kernels.registry import BACKENDS
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate, capacities
-from moa.kernels.walk import walk
 from moa.plans.span import first_block
 from moa.profiler.estimators import effect, fisher
 
@@ -57,12 +58,14 @@ def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
             return first_block(*(x[:, None] for x in numbers), np.asarray(at) // 64).T
 
         for new in (200, 70, *[1] * 60):
-            call = {**whole.new([past], [past + new], dtype), **tensors, "store": store, "scale": SIZE**-1.0}
-            if new == 1:
-                sinks.advance(store, edges(np.array([past])))
-                outs.append(backend.step(**call))
-            else:
-                outs.append(walk(**call, sinks=sinks, edges=edges, backend=backend))
+            packed = whole.new([past], [past + new], dtype)
+            outs.append(
+                attend(
+                    *(packed[x] for x in "qkv"), batch=Packed(packed["starts"], packed["lengths"], new, True),
+                    seen=Visibility(**tensors, first_at=edges), store=store, sinks=sinks, grown=lambda: store,
+                    scale=SIZE**-1.0, backend=backend,
+                )
+            )  # fmt: skip
             past += new
         return torch.cat(outs).double()
 

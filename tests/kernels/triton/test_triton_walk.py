@@ -6,9 +6,10 @@ import numpy as np
 import torch
 
 from moa.kernels.backend import load
+from moa.kernels.call import Packed, Visibility
+from moa.kernels.dispatch import attend
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate, capacities
-from moa.kernels.walk import walk
 from moa.plans.span import first_block
 
 NUMBERS = np.array([64, 128]), np.array([128, 300]), np.zeros(2, np.int64)
@@ -35,13 +36,13 @@ def test_prefill_and_steps_agree_with_the_reference(kit: SimpleNamespace) -> Non
         sinks = Sinks(NUMBERS[0], np.array([True, True]), len(TEXTS), torch.device("cpu"))
         for (q, k, v), counted in zip(tokens, [TEXTS, *[[1] * len(TEXTS)] * STEPS], strict=True):
             starts = torch.tensor([0, *np.cumsum(counted)], dtype=torch.int32)
-            where = {"store": store, "starts": starts, "lengths": lengths, "scale": 0.3}
-            q, k, v = (x.to(dtype) for x in (q, k, v))
-            if len(out):
-                sinks.advance(store, edges(lengths.numpy()))
-                out.append(backend.step(q, k, v, **rules, **where))
-            else:
-                out.append(walk(q, k, v, **rules, **where, sinks=sinks, edges=edges, backend=backend))
+            out.append(
+                attend(
+                    *(x.to(dtype) for x in (q, k, v)), batch=Packed(starts, lengths, max(counted), True),
+                    seen=Visibility(**rules, first_at=edges), store=store, sinks=sinks, grown=lambda store=store: store,
+                    scale=0.3, backend=backend,
+                )
+            )  # fmt: skip
             lengths = lengths + torch.tensor(counted)
         found.append(torch.cat(out).double())
         held.append(sinks)

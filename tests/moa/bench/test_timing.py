@@ -46,7 +46,7 @@ def test_sinks_of_other_keys_are_filled_without_a_walk_over_the_text(model, keyd
     filled, run = variant.cache(model, 330), variant.cache(model, 330)
     with variant.on(model), torch.no_grad():
         model(tokens(2, 300), past_key_values=run)
-        monkeypatch.setattr("moa.runtime.layer.walk", lambda *_, **__: pytest.fail("walked"))
+        monkeypatch.setattr("moa.kernels.dispatch.walk", lambda *_, **__: pytest.fail("walked"))
         fill(filled, model, 300, batch=2)
         assert held_bytes(filled) == held_bytes(run) > 0
         for _ in range(25):  # over the end of a block, where keys move to the sinks

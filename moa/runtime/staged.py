@@ -1,0 +1,74 @@
+"""The handle that a `KVCache` returns in place of keys and values; `moa.runtime.layer` says what for."""
+
+import inspect
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from moa.kernels.backend import Backend
+from moa.plans.errors import Unsupported
+
+if TYPE_CHECKING:
+    from moa.runtime.layer import PlanLayer
+
+ATTRIBUTE = "_moa"
+"""The attribute of an attention module under a plan that holds its `moa.runtime.attention.LayerState`."""
+
+
+class Staged:
+    """New keys and values of one layer, on their way from the cache to the attention function.
+
+    Attributes:
+        peers: All layers with rules of the cache. Layers do not know each other, so that a cache no longer used is
+            freed at once and not when Python next looks for cycles.
+    """
+
+    peers: "Sequence[PlanLayer]" = ()
+
+    def __init__(self, layer: "PlanLayer", k: Tensor, v: Tensor) -> None:
+        self._layer, self.k, self.v = layer, k, v
+
+    @property
+    def columns(self) -> int:
+        """Columns that the layer will hold, past and new."""
+        return self._layer.columns + int(self.k.shape[2])
+
+    def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
+        """Attention of `query` [batch, query_heads, width, D] to the past and the staged keys, which are then stored.
+
+        Args:
+            query: Of the staged tokens.
+            mask: bool [batch, past + new columns], false where padded; None when no new token is.
+            scale: Factor on q·k.
+            backend: Of `moa.kernels.backend`.
+
+        Returns:
+            [batch, width, query_heads, D], 0 where padded.
+        """
+        layer = self._layer
+        return layer.commit(query, self.k, self.v, mask, scale=scale, backend=backend, peers=self.peers or (layer,))
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _refuse()
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> NoReturn:
+        _refuse()
+
+
+def _refuse() -> NoReturn:
+    """Say who reads a handle: a module under a plan that works on cached keys by itself, or one without a plan."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        for reader in (frame.f_locals.get("self"), frame.f_locals.get("module")):
+            if isinstance(reader, torch.nn.Module) and ATTRIBUTE in reader.__dict__:
+                raise Unsupported(
+                    f"{type(reader).__name__} does more with cached keys and values than attend by transformers' "
+                    "interface, which plans do not honour: use the model without a plan"
+                )
+        frame = frame.f_back
+    raise Unsupported("a moa.KVCache works only with a model under its plan: call moa.apply(model, plan) first")
