@@ -1,1 +1,1 @@
-"""Plans: the rule of who sees what, the plan file, and shipped plans. No torch."""
+"""Plans: the rules of which keys each query sees, the plan file, and shipped plans. Nothing here imports torch."""

@@ -1,4 +1,4 @@
-"""What a transformers config says of its model's attention, read from all the fields that say it."""
+"""Read what a transformers config says of its model's attention, from all the fields that say it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,12 +7,12 @@ from moa.plans.errors import Unsupported, brief
 
 
 def text_config(config: Any) -> Any:
-    """The part of a config that describes the text decoder."""
+    """Return the part of a config that describes the text decoder."""
     return config.get_text_config() if hasattr(config, "get_text_config") else config
 
 
 def architecture(config: Any) -> str:
-    """The first architecture that a config names, or its class name with `ForCausalLM` for `Config`."""
+    """Return the first architecture that a config names, or its class name with `ForCausalLM` for `Config`."""
     text = text_config(config)
     named = getattr(config, "architectures", None) or getattr(text, "architectures", None)
     stem = type(text).__name__.removesuffix("Config").removesuffix("Text")
@@ -20,7 +20,7 @@ def architecture(config: Any) -> str:
 
 
 def rope_of(config: Any) -> Mapping[str, Any]:
-    """Rope parameters; where they differ by layer type, those of full attention."""
+    """Return the rope parameters; where they differ by layer type, those of full attention."""
     found = getattr(text_config(config), "rope_parameters", None)
     if not isinstance(found, Mapping):
         return {"rope_type": "none"}
@@ -29,7 +29,7 @@ def rope_of(config: Any) -> Mapping[str, Any]:
 
 
 def longest_text(config: Any) -> int | None:
-    """Tokens of the longest text that a model is for; None where its config does not say.
+    """Return the tokens of the longest text that a model is for; None where its config does not say.
 
     Some configs give positions before rope scaling (YaRN as Qwen has it), some after (as DeepSeek, or Llama 3): of
     `max_position_embeddings` and the scaling's `factor` times the positions that it starts from, the larger counts.
@@ -45,16 +45,16 @@ def longest_text(config: Any) -> int | None:
 
 
 def window_of(config: Any) -> int | None:
-    """Keys that queries of sliding layers see; None where there is no window, or none shorter than the longest text."""
+    """Return the keys that queries of sliding layers see; None where no window is shorter than the longest text."""
     window, longest = _count(config, "sliding_window"), longest_text(config)
     return None if window is None or (longest is not None and window >= longest) else window
 
 
 def layer_kinds(config: Any, layers: int) -> list[str]:
-    """Each layer's kind of attention, in transformers' words.
+    """Return each layer's kind of attention, in transformers' words.
 
     Raises:
-        Unsupported: `layer_types` is no list of as many, or layers slide without a window.
+        Unsupported: `layer_types` is not a list with one entry per layer, or layers slide without a window.
     """
     text = text_config(config)
     kinds = getattr(text, "layer_types", None)
@@ -72,10 +72,10 @@ def layer_kinds(config: Any, layers: int) -> list[str]:
 
 
 def by_layer(config: Any, field: str, layers: int) -> list[int | None]:
-    """A field's value in each layer, None where it has none: of configs whose layers differ, or hold lists.
+    """Return a field's value in each layer, None where it has none; values may be lists, or differ by layer.
 
     Raises:
-        Unsupported: A value that is no positive whole number, or lists of another length.
+        Unsupported: A value is no positive whole number, or a list has another length.
     """
     text = text_config(config)
     if getattr(text, "is_heterogeneous", False):

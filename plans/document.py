@@ -1,4 +1,4 @@
-"""A plan as the plain mapping that its file holds, and back. Precedence is settled here, once."""
+"""Convert a plan to the plain mapping that its file holds, and back. Precedence is settled here alone."""
 
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -16,7 +16,7 @@ _RULE: TypeAdapter[Rule] = TypeAdapter(AnyRule)
 
 
 class _Document(Strict):
-    """The top level. The entries of layers are free here: `_rules` merges them before they are checked."""
+    """The top level. Entries of layers are not checked here: `_rules` merges them first."""
 
     version: Literal[1]
     model: ModelInfo
@@ -35,7 +35,7 @@ def from_document(document: Any) -> Plan:
 
 
 def build(document: Any) -> Plan:
-    """The plan that `document` describes, or a ProblemError that tells the place."""
+    """Return the plan that `document` describes, or raise a ProblemError that tells the place."""
     if not isinstance(document, Mapping):
         keys = ", ".join(_Document.model_fields)
         raise ProblemError((), f"a plan is a mapping with the keys {keys}, found {brief(document)}")
@@ -58,7 +58,7 @@ def build(document: Any) -> Plan:
 
 
 def to_document(plan: Plan) -> dict[str, Any]:
-    """See `Plan.to_dict`; keys in the file's order, and what equals the defaults left out."""
+    """See `Plan.to_dict`; keys are in the file's order, and what equals the defaults is left out."""
     layers = {
         layer: _entry(rules, plan.defaults)
         for layer, rules in sorted(plan.groups.items())
@@ -80,7 +80,7 @@ def _plain(part: Strict | None) -> dict[str, Any]:
 
 
 def _rules(defaults: Rule, entry: dict[str, Any], kv_heads: int, place: tuple[str | int, ...]) -> tuple[Rule, ...]:
-    """The rules of a layer's entry; later wins: the defaults, the entry's own keys, then its heads."""
+    """Return the rules of a layer's entry; later wins: the defaults, the entry's own keys, then its heads."""
     rule = _override(defaults, {key: value for key, value in entry.items() if key != "heads"}, place)
     heads, place = entry.get("heads", ["default"] * kv_heads), (*place, "heads")
     if not isinstance(heads, list) or len(heads) != kv_heads:
@@ -98,7 +98,7 @@ def _override(rule: Rule, changes: Any, place: tuple[str | int, ...]) -> Rule:
 
 
 def _entry(rules: tuple[Rule, ...], defaults: Rule) -> dict[str, Any]:
-    """A layer's entry: the rule that most of its heads share, then the heads that differ from it."""
+    """Return a layer's entry: the rule that most of its heads share, then the heads that differ from it."""
     common = max((defaults, *rules), key=rules.count)  # of equals the first: the defaults before any other
     if rules.count(common) == 1 < len(rules):
         common = defaults

@@ -1,11 +1,11 @@
-"""The exceptions of the whole package, one family, so that one `except` and one exit code serve all.
+"""Define the exceptions of the whole package as one family, so that one `except` and one exit code serve all.
 
 Their messages quote what they found by `brief`.
 """
 
 
 class MoaError(ValueError):
-    """Bad input, said in one line: the rule, the value found, the valid choices."""
+    """Bad input; the message is one line with the rule, the value found and the valid choices."""
 
 
 class PlanError(MoaError):
@@ -25,15 +25,15 @@ class BudgetInfeasible(MoaError):
 
 
 class Unsupported(MoaError):
-    """Something the runtime cannot honour, refused by name rather than computed wrongly."""
+    """Something that the runtime cannot honour, refused by name rather than computed wrongly."""
 
 
 def brief(value: object) -> str:
-    """`repr` of a value that an error quotes, cut to 60 characters: data and options may be of any size."""
+    """Return the `repr` of a value that an error quotes, cut to 60 characters: data and options may be of any size."""
     return shortened(repr(value))
 
 
 def shortened(text: str, most: int = 60) -> str:
-    """The text in one line of at most so many characters."""
+    """Return the text as one line of at most so many characters."""
     line = " ".join(text.split())
     return line if len(line) <= most else f"{line[: most - 3]}..."

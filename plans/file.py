@@ -1,4 +1,4 @@
-"""The plan file: YAML text on disk. Reached as `Plan.load` and `Plan.save`."""
+"""Read and write the plan file, YAML text on disk. Callers use `Plan.load` and `Plan.save`."""
 
 from collections.abc import Sequence
 from importlib import resources
@@ -46,7 +46,7 @@ def save(plan: Plan, path: str | PathLike[str]) -> None:
 
 
 def parse(text: str, where: str) -> Plan:
-    """The plan in `text`; errors begin with `where` and the line."""
+    """Return the plan in `text`; errors begin with `where` and the line."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(root, set())
@@ -65,7 +65,7 @@ def parse(text: str, where: str) -> Plan:
 
 
 def render(plan: Plan) -> str:
-    """The file's text: one line per part and per layer."""
+    """Return the file's text: one line per part and per layer."""
     document = to_document(plan)
     if plan.provenance and plan.provenance.date:
         document["provenance"]["date"] = plan.provenance.date  # a YAML date, unquoted
@@ -93,7 +93,7 @@ def _shipped() -> dict[str, Traversable]:
 
 
 def _line(root: yaml.Node | None, place: Sequence[Any]) -> int:
-    """The line of the deepest part of `place` that the document has, counted from 1."""
+    """Return the line of the deepest part of `place` that the document has, counted from 1."""
     node, line = root, root.start_mark.line if root else 0
     for key in place:
         found: tuple[yaml.Node, yaml.Node] | None = None
@@ -108,7 +108,7 @@ def _line(root: yaml.Node | None, place: Sequence[Any]) -> int:
 
 
 def _parts(node: yaml.Node, known: dict[int, int]) -> int:
-    """Parts that a document has where each alias is written out; a node inside itself counts once there."""
+    """Count the parts of a document with every alias written out; a node that contains itself counts once there."""
     if id(node) not in known:
         known[id(node)] = 1
         if isinstance(node, yaml.CollectionNode):
@@ -118,7 +118,7 @@ def _parts(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _refuse_duplicates(node: yaml.Node | None, seen: set[int]) -> None:
-    """Refuse a mapping with a key twice, of which YAML would keep the last without a word."""
+    """Refuse a mapping that has a key twice: YAML would silently keep the last."""
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))  # aliases may make a document a graph

@@ -1,4 +1,4 @@
-"""Files of JSON lines that grow by one entry at a time, and are gone on with after a kill or a power failure."""
+"""Append to files of JSON lines that survive a kill or a power failure: the next run continues them."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ TAIL = 65536
 
 @dataclass(frozen=True)
 class Lines:
-    """One such file. Whoever reads or writes it holds a lock on it.
+    """A file of JSON lines. Whoever reads or writes it holds a lock on it.
 
     Attributes:
         path: The file.
@@ -35,10 +35,10 @@ class Lines:
     fits: Callable[[Any], bool]
 
     def read(self) -> list[Any]:
-        """All entries; a damaged rest is set aside: moved to a file beside this one, which a warning names.
+        """Return all entries; a damaged rest is moved to a file beside this one, which a warning names.
 
-        Damaged is a line that does not end, is not JSON, or does not say what was written (where it has a check), with
-        all that follows: later entries may build on it.
+        A line is damaged if it does not end, is not JSON, or differs from its check (where it has one). All that
+        follows it counts as damaged too: later entries may build on it.
 
         Raises:
             MoaError: The file is something else; it is left as it was.
@@ -61,9 +61,9 @@ class Lines:
         return entries
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Add an entry, with a check of what it says, on disk before this returns.
+        """Add an entry with a checksum; it is on disk before this returns.
 
-        Never to half a line that a killed process left.
+        It never continues half a line that a killed process left.
         """
         self.mend()
         new = not self.path.exists()
@@ -74,7 +74,7 @@ class Lines:
             folder_to_disk(self.path.parent)
 
     def mend(self) -> None:
-        """Set aside a damaged rest, if the last line is damaged."""
+        """Move a damaged rest to a file of its own, if the last line is damaged."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -100,7 +100,7 @@ class Lines:
 
 
 def _entry(line: bytes) -> Any:
-    """What a line says; None for a damaged one."""
+    """Return the entry in a line; None for a damaged one."""
     if not line.endswith(b"\n"):
         return None
     try:

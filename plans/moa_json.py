@@ -1,4 +1,4 @@
-"""Import of the rules that MoA's authors publish; reached as `Plan.from_moa_json`.
+"""Import the rules that MoA's authors publish; callers use `Plan.from_moa_json`.
 
 Their file (github.com/thu-nics/MoA) holds alpha and beta per layer and query head. Their runtime keeps, for
 every query of a text, alpha + beta*N tokens, the first 64 included, 128 at least, with N the prompt's length

@@ -1,4 +1,4 @@
-"""What a plan or profile must know of its model. Transformers' objects are read, never imported."""
+"""Describe what a plan or profile must know of its model. Transformers' objects are read, never imported."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ RopeValue = bool | int | float | str | list[float] | None
 
 
 class Sliding(Strict):
-    """Layers with a sliding window of the model's own: they take no rules."""
+    """The layers that have a sliding window of the model's own; they take no rules."""
 
     window: int = Field(ge=2)
     """Keys that a query sees, itself included."""
@@ -56,7 +56,7 @@ class ModelInfo(Strict):
 
     @classmethod
     def of(cls, model: Any) -> "ModelInfo":
-        """The fingerprint of `model`: a transformers model, its config, or a ModelInfo, returned as it is."""
+        """Return the fingerprint of a transformers model or its config; a ModelInfo is returned as it is."""
         return model if isinstance(model, ModelInfo) else cls.from_config(getattr(model, "config", model))
 
     @classmethod
@@ -121,12 +121,12 @@ class ModelInfo(Strict):
         return tuple(layer for layer in range(self.layers) if layer not in sliding)
 
     def kv_shape(self, layer: int) -> tuple[int, int]:
-        """KV heads of a layer, and their size."""
+        """Return the number of KV heads of a layer, and their size."""
         other = self.sliding if self.sliding and layer in self.sliding.layers else None
         return (other and other.kv_heads) or self.kv_heads, (other and other.head_size) or self.head_size
 
     def differences(self, other: "ModelInfo") -> list[str]:
-        """One entry per field that differs, as `layers: 30 against 32`; names are not compared."""
+        """Return one entry per field that differs, such as `layers: 30 against 32`; names are not compared."""
         return [
             f"{field}: {_short(getattr(self, field))} against {_short(getattr(other, field))}"
             for field in type(self).model_fields
@@ -134,7 +134,7 @@ class ModelInfo(Strict):
         ]
 
     def dense_kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
-        """Bytes of the model's own cache, transformers' `DynamicCache`, which pads a batch to its longest.
+        """Return the bytes of the model's own cache, transformers' `DynamicCache`, which pads a batch to its longest.
 
         Args:
             n: Tokens seen: one length for the whole batch, or the true length of each sequence.
@@ -146,7 +146,7 @@ class ModelInfo(Strict):
         return stored * self.token_bytes(dtype) + self.sliding_kv_bytes(lengths, dtype)
 
     def sliding_kv_bytes(self, lengths: Ints, dtype: Any) -> int:
-        """Bytes that the layers without rules hold for one batch of sequences of `lengths` tokens.
+        """Return the bytes that the layers without rules hold for one batch of sequences of `lengths` tokens.
 
         Between calls, transformers' `DynamicSlidingWindowLayer` keeps the last window - 1 positions of the
         padded batch.
@@ -158,12 +158,12 @@ class ModelInfo(Strict):
         return stored * len(self.sliding.layers) * kv_heads * 2 * head_size * dtype_bytes(dtype)
 
     def token_bytes(self, dtype: Any) -> int:
-        """Bytes of the key and the value of one token in one KV head."""
+        """Return the bytes of the key and the value of one token in one KV head."""
         return 2 * self.head_size * dtype_bytes(dtype)
 
 
 def dtype_bytes(dtype: Any) -> int:
-    """Bytes of one element of `dtype`: a name such as "bfloat16", a torch dtype, or the bytes themselves."""
+    """Return the bytes of one element of `dtype`: a name such as "bfloat16", a torch dtype, or the bytes themselves."""
     if isinstance(dtype, int) and dtype > 0:
         return dtype
     name = str(dtype).removeprefix("torch.")
@@ -174,7 +174,7 @@ def dtype_bytes(dtype: Any) -> int:
 
 
 def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
-    """The true length of each sequence of a batch, int64 [batch], from one length or a list of them."""
+    """Return the true length of each sequence of a batch, int64 [batch], given one length or a list of them."""
     lengths = np.atleast_1d(np.asarray(n))
     if lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu" or lengths.min() < 0:
         raise PlanError(f"n must be a length or a list of lengths, each an integer of 0 or more, found {brief(n)}")
@@ -188,7 +188,7 @@ def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
 
 
 def _refuse_other_models(config: Any, named: str) -> int:
-    """Refuse what is not a decoder whose every layer keeps one key and one value per KV head; its number of layers."""
+    """Return the number of layers; refuse all but decoders that keep one key and value per KV head in every layer."""
     text = text_config(config)
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         if not getattr(text, field, None):
@@ -219,7 +219,7 @@ def _shapes(config: Any, layers: int) -> list[Shape]:
 
 
 def _one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:
-    """The shape that all of these layers have."""
+    """Return the shape that all of these layers share."""
     first, shape = layers[0]
     other = next(((layer, found) for layer, found in layers if found != shape), None)
     if other is not None:
@@ -231,7 +231,7 @@ def _one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:
 
 
 def _rope(config: Any) -> dict[str, RopeValue]:
-    """Rope parameters with the keys `theta` and `type` first, then the others by name."""
+    """Return rope parameters with the keys `theta` and `type` first, then the others by name."""
     found = rope_of(config)
     named = {"theta": found.get("rope_theta"), "type": found.get("rope_type", "default")}
     others = {key: found[key] for key in sorted(found) if key not in ("rope_theta", "rope_type")}

@@ -1,4 +1,4 @@
-"""The plan: one rule per KV head of a model, what they cost, and the ways to make one."""
+"""Define the plan: one rule per KV head of a model, what the rules cost, and the ways to make a plan."""
 
 import json
 from collections import Counter
@@ -24,7 +24,7 @@ __all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
 
 
 class Plan(Strict):
-    """The rules of every group of a model. Immutable; equal when everything in it is equal.
+    """The rules of every group of a model. Plans are immutable, and equal when everything in them is equal.
 
     Attributes:
         model: The model it was made for.
@@ -62,12 +62,12 @@ class Plan(Strict):
         predicted: Predicted | None = None,
         provenance: Provenance | None = None,
     ) -> "Plan":
-        """A plan from one rule per KV head of each layer.
+        """Return a plan made of one rule per KV head of each layer.
 
         Args:
             model: A transformers model, its config, or a ModelInfo; so too in the other makers.
             rules: Layer to its rules. Layers left out take `defaults`.
-            defaults: If not given, the commonest rule, and then every layer that takes rules must be.
+            defaults: The rule of layers left out. Without it no layer may be left out, and the commonest rule serves.
             predicted: Expected figures.
             provenance: Where the plan came from.
         """
@@ -89,12 +89,12 @@ class Plan(Strict):
 
     @classmethod
     def dense(cls, model: Any) -> "Plan":
-        """Full attention in every group."""
+        """Return the plan with full attention in every group."""
         return cls.from_rules(model, {}, defaults=FULL)
 
     @classmethod
     def uniform(cls, model: Any, density: float, *, at: int) -> "Plan":
-        """The sink and one constant window for all groups, as in StreamingLLM (arXiv 2309.17453).
+        """Return a plan with the sink and one constant window for all groups, as in StreamingLLM (arXiv 2309.17453).
 
         The window is the widest, in blocks, whose density at length `at` is no more than `density`.
 
@@ -112,12 +112,12 @@ class Plan(Strict):
 
     @classmethod
     def two_group(cls, model: Any, full_heads: Iterable[tuple[int, int]], window: int) -> "Plan":
-        """Full attention in some groups, a constant window in the rest (DuoAttention, arXiv 2410.10819).
+        """Return a plan with full attention in some groups and one window in the rest (DuoAttention, arXiv 2410.10819).
 
         Args:
             model: As for `from_rules`.
             full_heads: (layer, KV head) of the groups with full attention.
-            window: Tokens that the other groups see besides the sink of 64.
+            window: Tokens that the other groups see in addition to the sink of 64.
         """
         info = ModelInfo.of(model)
         if window < 1:
@@ -140,7 +140,7 @@ class Plan(Strict):
         `docs/plan.md` says how their meaning differs.
 
         Raises:
-            PlanError: Not that format, or not this model's shape.
+            PlanError: The file has another format, or another model's shape.
             Unsupported: Query heads share KV heads: the format has one rule per query head.
         """
         from moa.plans.moa_json import read
@@ -149,7 +149,7 @@ class Plan(Strict):
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
-        """The plan that `to_dict` or a parsed plan file describes."""
+        """Return the plan that `to_dict` or a parsed plan file describes."""
         from moa.plans.document import from_document
 
         return from_document(document)
@@ -159,7 +159,7 @@ class Plan(Strict):
         """Read a plan file, or a shipped plan by its name.
 
         Raises:
-            PlanError: No such file or shipped plan, or the file breaks the schema; names the place.
+            PlanError: No such file or shipped plan exists, or the file breaks the schema; the error names the place.
         """
         from moa.plans.file import load
 
@@ -172,13 +172,13 @@ class Plan(Strict):
         save(self, path)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan file's content as plain JSON types."""
+        """Return the plan file's content as plain JSON types."""
         from moa.plans.document import to_document
 
         return to_document(self)
 
     def fingerprint(self) -> str:
-        """Digest of what the plan does: the rules of every group, and nothing of its file, predictions or origin."""
+        """Return a digest of the rules of every group; the plan's file, predictions and origin do not count."""
         table = {
             layer: [{"pattern": rule.pattern, **rule.model_dump(mode="json", exclude_defaults=True)} for rule in rules]
             for layer, rules in sorted(self.groups.items())
@@ -192,26 +192,26 @@ class Plan(Strict):
             raise ModelMismatch(f"made for another model (plan against model): {'; '.join(differences)}")
 
     def rule(self, layer: int, head: int) -> Rule:
-        """The rule of KV head `head` of `layer`."""
+        """Return the rule of KV head `head` of `layer`."""
         rules = self.groups[self._ruled(layer)]
         if not 0 <= head < len(rules):
             raise PlanError(f"KV head must be from 0 to {len(rules) - 1}, found {head}")
         return rules[head]
 
     def reach(self, layer: int) -> Reach:
-        """What the layer's groups see: of shape [kv_heads]."""
+        """Return the reach of the layer's groups, of shape [kv_heads]."""
         return self._reach[self.model.ruled_layers.index(self._ruled(layer))]
 
     def moves_keys(self, layer: int) -> npt.NDArray[np.bool_]:
-        """Into the sinks of which of the layer's groups the host moves keys: bool [kv_heads]."""
+        """Return for which of the layer's groups the host moves keys into the sink: bool [kv_heads]."""
         return np.array([rule.moves_keys() for rule in self.groups[self._ruled(layer)]])
 
     def first_table(self, layer: int, blocks: int) -> npt.NDArray[np.int32]:
-        """First block kept besides the sink, per group and query block: int32 [kv_heads, blocks]."""
+        """Return the first block kept after the sink, per group and query block: int32 [kv_heads, blocks]."""
         return self.reach(layer).first(np.arange(blocks)).astype(np.int32)
 
     def spans(self, n: int) -> Ints:
-        """Keys visible to the query at length `n`: int64 [layers, kv_heads], sliding layers included."""
+        """Return the keys visible to the query at length `n`: int64 [layers, kv_heads], sliding layers included."""
         spans = np.empty((self.model.layers, self.model.kv_heads), np.int64)
         spans[list(self.model.ruled_layers)] = self._reach.span(_length(n))
         if self.model.sliding:
@@ -219,11 +219,11 @@ class Plan(Strict):
         return spans
 
     def density(self, n: int) -> float:
-        """Mean of span/n over the groups that have rules, at length `n`."""
+        """Return the mean of span/n over the groups that have rules, at length `n`."""
         return float(self._reach.span(_length(n)).mean() / n)
 
     def prefill_fraction(self, n: int) -> float:
-        """Part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.
+        """Return the part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.
 
         Every row of block b loses the 64 * (first(b) - S) keys between the sink and its first block.
         """
@@ -237,7 +237,7 @@ class Plan(Strict):
         return 1.0 - lost / (n * (n + 1) // 2 * self._reach.sink.size)
 
     def kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
-        """Bytes that the cache allocates for a batch.
+        """Return the bytes that the cache allocates for a batch.
 
         Layers without rules are counted as the model's own cache stores them (`ModelInfo.sliding_kv_bytes`).
 
@@ -257,7 +257,7 @@ class Plan(Strict):
 
     @property
     def _reach(self) -> Reach:
-        """Of shape [ruled layers, kv_heads]; made on first use."""
+        """The reach of all groups, of shape [ruled layers, kv_heads]; made on first use."""
         made: Reach | None = getattr(self, "_made", None)
         if made is None:
             rules = list(chain.from_iterable(self.groups[layer] for layer in self.model.ruled_layers))

@@ -1,4 +1,4 @@
-"""What a plan says of itself: the figures its maker predicted, and where it came from."""
+"""Define what a plan records of itself: the figures predicted for it, and where it came from."""
 
 import datetime
 from typing import Literal, Self
@@ -10,7 +10,7 @@ from moa.plans.schema import Strict
 
 
 class Predicted(Strict):
-    """What the maker of the plan expected of it: one figure per entry of `lengths`."""
+    """The figures predicted for a plan, one per entry of `lengths`."""
 
     lengths: tuple[int, ...] = Field(min_length=1)
     """Tokens, prompt and generated; the last is the longest that the plan is meant for."""
@@ -44,7 +44,7 @@ class Predicted(Strict):
 
 
 class Provenance(Strict):
-    """Where a plan came from. `note` is for whatever has no key of its own."""
+    """The origin of a plan. `note` holds whatever has no key of its own."""
 
     tool: str | None = None
     profile: str | None = None

@@ -1,4 +1,4 @@
-"""Files that are whole or as they were, whenever a process is killed or power fails; and reading what has an end."""
+"""Write files in one step, so that a kill or a power failure leaves the old or the new one; read files that end."""
 
 import errno
 import json
@@ -11,10 +11,10 @@ from uuid import uuid4
 
 
 def read(path: str | PathLike[str]) -> bytes:
-    """The content of a file or a pipe.
+    """Return the content of a file or a pipe.
 
     Raises:
-        OSError: It cannot be read; or it is a device, and those such as /dev/zero never end.
+        OSError: It cannot be read; or it is a device, which may never end, as /dev/zero.
     """
     if Path(path).is_char_device():
         raise OSError(errno.EINVAL, "it is a device, not a file", str(path))
@@ -22,11 +22,11 @@ def read(path: str | PathLike[str]) -> bytes:
 
 
 def read_json(path: str | PathLike[str]) -> Any:
-    """The document in a JSON file.
+    """Return the document in a JSON file.
 
     Raises:
         OSError: As `read`.
-        ValueError: It is not JSON, or nested deeper than Python can follow.
+        ValueError: It is not JSON, or is nested deeper than Python can follow.
     """
     try:
         return json.loads(read(path))
@@ -35,10 +35,10 @@ def read_json(path: str | PathLike[str]) -> Any:
 
 
 def replace(path: str | PathLike[str], content: bytes) -> None:
-    """Write a file in one step: beside it first, to the disk, then in its place. The only way to write a whole file.
+    """Write a whole file in one step: a temporary file beside it is synced to disk, then renamed. All writers use this.
 
     Raises:
-        OSError: The path cannot be written; what was there is left.
+        OSError: The path cannot be written; what was there stays.
     """
     target = Path(path)
     temporary = target.with_name(f".{uuid4().hex}.tmp")  # another for each thread and machine that shares the folder
@@ -58,13 +58,13 @@ def replace_json(path: str | PathLike[str], content: Any) -> None:
 
 
 def to_disk(file: IO[bytes]) -> None:
-    """Wait until what was written is on the disk: a rename may get there before."""
+    """Wait until what was written is on the disk: a rename may get there first."""
     file.flush()
     os.fsync(file.fileno())
 
 
 def folder_to_disk(folder: Path) -> None:
-    """The same of a folder's names."""
+    """Wait until the names in a folder are on the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # some network file systems do this by themselves, and refuse it

@@ -1,4 +1,4 @@
-"""The base of every part of a plan file, and pydantic's errors said in words of the file."""
+"""Define the base of every part of a plan file, and put pydantic's errors into the words of the file."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from moa.plans.errors import brief, shortened
 
 
 class Strict(BaseModel):
-    """Base of every part of the plan file: immutable, unknown keys refused."""
+    """Base of every part of the plan file: it is immutable and refuses unknown keys."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -27,9 +27,9 @@ class ProblemError(Exception):
 
 
 def problem(error: ValidationError, place: Sequence[Any] = ()) -> ProblemError:
-    """The first problem that pydantic found in the part of a document at `place`.
+    """Return the first problem that pydantic found in the part of a document at `place`.
 
-    Rather than a missing key, an unknown one is named: it may be the missing one misspelt.
+    An unknown key is named before a missing one: it may be the missing one, misspelt.
     """
     found = error.errors(include_url=False)
     unknown = (entry for entry in found if entry["type"] == "extra_forbidden")

@@ -1,4 +1,4 @@
-"""The one definition of who sees what. Every mask, kernel, cache, cost and report derives from it.
+"""Define which keys each query sees. Every mask, kernel, cache, cost and report derives from this definition.
 
 For query block `b` (positions 64b .. 64b+63) of a group with rule (sink, alpha, beta), with n = 64b+1 the length at the
 block's first row and S = sink/64:
@@ -7,12 +7,12 @@ block's first row and S = sink/64:
     first(b)  = max(S, floor((n - window(n)) / 64))
 
 and a row of block b sees blocks [0, S) and [first(b), b], causally (everything when first(b) <= S). beta is k/256, so
-all arithmetic is integer. Since beta <= 1, `first` never falls and rises by at most one per block: a key once dropped
-is never wanted again. The rule form is MoA's elastic rule (arXiv 2406.14909, section 4), read per query position
-instead of per prompt.
+all arithmetic is integer. Since beta <= 1, `first` never falls and rises by at most one per block: once a key is
+dropped, it is never needed again. The form is MoA's elastic rule (arXiv 2406.14909, section 4), applied per query
+position instead of per prompt.
 
-`linear` is that window. A pattern whose window grows otherwise brings a function of its own, which must never fall, and
-grow by at most one token per token wherever it is shorter than the text; the rest of the definition is the same.
+The function `linear` computes this window. A pattern whose window grows in another way supplies its own function, which
+must never fall, and must grow by at most one token per token wherever it is shorter than the text.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,14 +44,14 @@ def linear(sink: Ints, alpha: Ints, beta256: Ints, n: Ints) -> Ints:
 
 
 def first_block(sink: IntLike, alpha: IntLike, beta256: IntLike, block: IntLike, window: Window = linear) -> Ints:
-    """Return the first block kept besides the sink, for queries of `block`.
+    """Return the first block kept after the sink, for queries of `block`.
 
     Args:
         sink: Sink tokens, a multiple of 64.
         alpha: Constant part of the span, tokens.
         beta256: Growth of the span per token of length, in 1/256ths, 0 to 256.
         block: Query block index, 0 and up. All four broadcast together.
-        window: What the three numbers mean; here and below.
+        window: Function that gives the window its three numbers describe; the functions below take it too.
 
     Returns:
         int64, at least `sink // 64`; the rows of `block` see everything exactly when it equals `sink // 64`.
@@ -88,16 +88,16 @@ def cache_blocks(sink: IntLike, alpha: IntLike, beta256: IntLike, length: IntLik
 
 
 class Reach:
-    """What any number of rules see, whatever their windows.
+    """The spans of any number of rules, whatever their window functions.
 
-    Results have the shape of the rules, then that of the argument. Immutable.
+    Results have the shape of the rules followed by that of the argument. Immutable.
 
     Attributes:
         sink: Sink tokens, int64 [*rules].
     """
 
     def __init__(self, numbers: npt.ArrayLike, windows: Sequence[Window]) -> None:
-        """Numbers [rules, 3] as the windows [rules] take them."""
+        """Take the numbers [rules, 3] of the rules, and the window function [rules] that reads each."""
         table = np.array(numbers, np.int64).reshape(-1, 3)
         which = np.array([list(dict.fromkeys(windows)).index(window) for window in windows], np.int64)
         for array in (table, which):
@@ -114,7 +114,7 @@ class Reach:
         return len(self.sink)
 
     def __getitem__(self, index: int | slice | Ints) -> "Reach":
-        """Return some of the rules, by an index of numpy's."""
+        """Return some of the rules, selected by a numpy index."""
         return self._changed(lambda array: np.asarray(array[index]))
 
     def reshape(self, *shape: int) -> "Reach":
@@ -122,7 +122,7 @@ class Reach:
         return self._changed(lambda array: array.reshape(shape))
 
     def first(self, block: IntLike) -> Ints:
-        """Return the first block kept besides the sink, for queries of `block`."""
+        """Return the first block kept after the sink, for queries of `block`."""
         return self._over(first_block, block)
 
     def span(self, length: IntLike) -> Ints:

@@ -1,4 +1,4 @@
-"""The backward pass of one sample, whose gradients the recorder turns into a table: losses and labels."""
+"""Run the backward pass of one sample, whose gradients the recorder turns into a table: losses and labels."""
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,14 @@ from moa.profiler.recorder import Recorder
 
 
 def response_hidden(model: PreTrainedModel, sample: Sample) -> Tensor:
-    """Last hidden states [response tokens, d] from which the sample's response is predicted."""
+    """Return the last hidden states [response tokens, d] from which the sample's response is predicted."""
     ids = torch.tensor([sample.ids], device=model.device)
     hidden = hidden_of(model, ids)
     return hidden[torch.tensor(sample.response, device=hidden.device) - 1]
 
 
 def dense_hidden(model: PreTrainedModel, sample: Sample, recorder: Recorder) -> Tensor:
-    """The same of the dense model, whatever plan is recorded under."""
+    """Return the `response_hidden` of the dense model, whatever plan the recording runs under."""
     with recorder.dense(), torch.no_grad():
         return response_hidden(model, sample)
 
@@ -26,16 +26,16 @@ def run_backward(
     model: PreTrainedModel, sample: Sample, labels: Labels, loss: Loss, generator: torch.Generator,
     dense: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Backward pass of the loss summed over the sample's response tokens; logits are held a chunk at a time.
+    """Run the backward pass of the loss summed over the sample's response tokens; logits are held a chunk at a time.
 
     Args:
         model: A model within `recording`.
         sample: The sequence.
         labels: `sampled` draws each label from the model's own distribution, `greedy` takes its argmax, `given` the
             text's own token.
-        loss: `nll` is -log p(label); `margin` is the best other logit minus the label's, of the tokens that the model
-            gets right: what it gets wrong says nothing of where it finds what it knows. `kl` is the divergence from
-            the dense model's distribution, and takes no labels.
+        loss: `nll` is -log p(label). `margin` is the best other logit minus the label's, over the tokens that the model
+            gets right: those it gets wrong do not show where it finds what it knows. `kl` is the divergence from the
+            dense model's distribution, and takes no labels.
         generator: Random state of sampled labels, on the CPU.
         dense: The dense model's `response_hidden`, for the loss `kl`.
     """
@@ -63,7 +63,7 @@ def run_backward(
 
 
 def _label(logits: Tensor, given: Tensor, labels: Labels, generator: torch.Generator) -> Tensor:
-    """Label of each row [rows]."""
+    """Return the label of each row [rows]."""
     if labels == "given":
         return given
     if labels == "greedy":

@@ -1,4 +1,4 @@
-"""Calibration samples: plain text, generated long-dependency tasks, and the user's own documents.
+"""Make calibration samples: plain text, generated long-dependency tasks, and the user's own documents.
 
 The generated tasks put many facts at stratified depths of one context and ask about each of them afterwards, so that a
 single backward pass covers every depth: a plan is only as good as the places its calibration looked at.
@@ -30,8 +30,8 @@ class Sample:
     Attributes:
         ids: Token ids, as many as the profiled length.
         response: Indices (> 0) of the tokens whose prediction is measured.
-        needles: For each of them, start and end of the statement in `ids` that holds the answer; empty where nothing
-            is asked.
+        needles: For each of these tokens, start and end of the statement in `ids` that holds the answer; empty where
+            nothing is asked.
     """
 
     ids: tuple[int, ...]
@@ -45,11 +45,11 @@ class Source:
 
     Attributes:
         name: What the profile calls it.
-        sample: (tokenizer, length, random state, chat) to one sample.
+        sample: Function from (tokenizer, length, random state, chat) to one sample.
         labels: Default labels of the response tokens.
         loss: Default loss.
         estimator: Default estimator, a name in `moa.profiler.estimators.ESTIMATORS`.
-        digest: Names what the samples are drawn from, where the name of the source does not say it.
+        digest: Digest of the texts that samples are drawn from, where the source's name does not identify them.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing to remember. The words that lead up to the answer are given, so that a model need only recall it."""
+    """A fact to remember. The words that lead up to the answer are given, so that a model need only recall it."""
 
     lead: str
     answer: str
@@ -70,18 +70,18 @@ class Fact:
 
     @property
     def statement(self) -> str:
-        """As the context states it."""
+        """The sentence in which the context states the fact."""
         return f"{self.lead} {self.answer}."
 
 
 def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Consecutive documents; every token but the first is response. Plain text, whatever `chat` says."""
+    """Return consecutive documents, whose every token but the first is response; plain text, whatever `chat` says."""
     first = start(tokenizer)
     return whole_text([*first, *prose(tokenizer, length - len(first), rng, "calibration")])
 
 
 def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Sentences about cities and people, scattered through prose."""
+    """Return sentences about cities and people, scattered through prose, and questions about them."""
     facts = []
     cities, names = rng.sample(CITIES, len(CITIES)), rng.sample(NAMES, len(NAMES))
     for city, name, _ in zip(cities, names, range(questions(length)), strict=False):
@@ -100,7 +100,7 @@ def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) ->
 
 
 def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Keys with values and things with owners, scattered through prose."""
+    """Return keys with values and things with owners, scattered through prose, and questions about them."""
     facts = []
     for adjective, noun in rng.sample([(a, n) for a in ADJECTIVES for n in NOUNS], questions(length)):
         key, thing = f'"{adjective}_{noun}"', f"{adjective} {noun}"
@@ -114,7 +114,7 @@ def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) ->
 
 
 def lines_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """A list of registers, nothing else: every line looks like the asked one."""
+    """Return a list of registers, in which every line looks like the one asked about, and questions about some."""
     labels = [f"{a}-{b}" for a in ADJECTIVES for b in NOUNS]
     rng.shuffle(labels)
     lines = [
@@ -142,12 +142,12 @@ DEFAULT = ("text", "facts", "pairs")
 
 
 def questions(length: int) -> int:
-    """Questions asked about a context of `length` tokens."""
+    """Return how many questions are asked about a context of `length` tokens."""
     return max(4, length // TOKENS_PER_QUESTION)
 
 
 def whole_text(ids: Sequence[int]) -> Sample:
-    """Every token but the first is response."""
+    """Return the sample whose every token but the first is response."""
     return Sample(tuple(ids), tuple(range(1, len(ids))))
 
 
@@ -155,14 +155,14 @@ def ask(
     tokenizer: Any, length: int, rng: random.Random, chat: bool, facts: Sequence[Fact],
     listed: Sequence[Fact] | None = None,
 ) -> Sample:  # fmt: skip
-    """Context of exactly the length that is left, then questions about the facts, each answered, in random order.
+    """Return a context that fills the length, then questions about the facts with their answers, in random order.
 
     Args:
         tokenizer: Any transformers tokenizer.
         length: Tokens of the whole sample.
         rng: Random state.
         chat: Whether to render turns with the tokenizer's chat template.
-        facts: What is asked, in the order of their depth.
+        facts: The facts asked about, in the order of their depth.
         listed: A context that is a list of facts and no prose; None scatters `facts` through prose.
 
     Raises:
@@ -186,7 +186,7 @@ def ask(
 
 
 def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]]:
-    """Tokens before the context, then of question, answer, question, answer, ..., and after the last answer."""
+    """Return the tokens before the context, of question, answer, question, answer, ..., and after the last answer."""
     if not chat:
         asked = [f"\n\nQuestion: {t.question}\nAnswer: {t.lead}{MARK} {t.answer}{MARK}" for t in turns]
         texts = ["", *"".join(asked).split(MARK)]
@@ -206,7 +206,7 @@ def _render(tokenizer: Any, chat: bool, turns: Sequence[Fact]) -> list[list[int]
 def _context(
     tokenizer: Any, room: int, rng: random.Random, facts: Sequence[Fact], listed: Sequence[Fact] | None
 ) -> tuple[list[int], dict[Fact, tuple[int, int]]]:
-    """Exactly `room` tokens that state every fact, one in each stratum of the depth, and where they state it."""
+    """Return exactly `room` tokens that state every fact, one in each stratum of the depth, and where they state it."""
     if listed is not None:
         stated = [encode(tokenizer, f"{f.statement}\n") for f in listed]
         wanted = set(map(id, facts))

@@ -1,8 +1,8 @@
-"""Collects a profile: sample by sample, resumable at any moment, sharded over processes.
+"""Collect a profile sample by sample; runs resume at any moment, and processes share the samples.
 
-Every finished sample becomes a file in `<output>.partial/`, named by what it is; the profile is their sum in a fixed
-order. So a killed run goes on from the last finished sample, any number of processes may share the work, and all give
-the same bytes.
+Every finished sample becomes a file in `<output>.partial/`, named by source, length and number; the profile is their
+sum in a fixed order. So a killed run goes on from the last finished sample, any number of processes may share the work,
+and all give the same bytes.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ NOTE = "settings.json"
 
 
 def sample_file(output: Path, task: Task) -> Path:
-    """Where a finished sample lies until the profile at `output` is written."""
+    """Return the path of a finished sample, where it stays until the profile at `output` is written."""
     return _folder(output) / f"{task.key}.safetensors"
 
 
@@ -55,11 +55,11 @@ def check_run(
     model: PreTrainedModel, tokenizer: Any, settings: Settings, sources: Sequence[Source], output: Path,
     plan: Plan | None = None, add: Profile | None = None,
 ) -> None:  # fmt: skip
-    """Refuse what `collect` would refuse of the same arguments, before anything is measured.
+    """Refuse what `collect` would refuse for the same arguments, before anything is measured.
 
     Raises:
-        MoaError: Settings that cannot be measured, or not on these sources or under this plan.
-        ProfileError: An earlier profile that the new one cannot join, or another run's samples beside `output`.
+        MoaError: The settings cannot be measured, or not on these sources or under this plan.
+        ProfileError: The new profile cannot be added to the earlier one, or another run's samples lie beside `output`.
     """
     settings.check(model)
     if plan is not None:
@@ -83,18 +83,18 @@ def collect(
     barrier: Callable[[], None] = lambda: None,
     progress: Callable[[Task, bool], None] = lambda _task, _measured: None,
 ) -> Profile | None:  # fmt: skip
-    """Measure every sample that has no file yet, then sum.
+    """Measure every sample that has no file yet, then sum all samples to the profile.
 
     Args:
         model: The dense model; it is left as it was.
         tokenizer: Its tokenizer.
-        settings: What is measured.
+        settings: The settings of the profile.
         sources: Kinds of calibration text.
         output: The profile's path; finished samples lie in `<output>.partial/` until the profile is written.
-        plan: What the model runs under while it is measured; None is dense.
+        plan: The plan that the model runs under while it is measured; None is dense.
         add: An earlier profile, whose samples join the new ones in the result.
-        rank: This process among those that share the work.
-        world: How many processes share the work, on one file system.
+        rank: Number of this process among those that share the work.
+        world: Number of processes that share the work, on one file system.
         barrier: Waits for all of them.
         progress: Called after each of this process's samples: (task, measured now or found finished).
 
@@ -102,7 +102,7 @@ def collect(
         The profile, also saved at `output`; None on ranks other than 0.
 
     Raises:
-        MoaError: Settings that cannot be measured, or not on these sources or under this plan.
+        MoaError: The settings cannot be measured, or not on these sources or under this plan.
         ProfileError: `add` cannot be joined, or the folder holds another run's samples, or cannot be written.
     """
     check_run(model, tokenizer, settings, sources, output, plan, add)
@@ -138,7 +138,7 @@ def collect(
 
 
 def _finished(path: Path) -> bool:
-    """Whether a sample is there and whole; a damaged file is set aside, to be measured again."""
+    """Return whether a sample is there and whole; a damaged file is renamed, and its sample measured again."""
     if not path.exists():
         return False
     try:
@@ -152,7 +152,7 @@ def _finished(path: Path) -> bool:
 
 
 def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:
-    """The task's sample, of exactly its length."""
+    """Return the task's sample, of exactly its length."""
     chat = settings.chat and has_template(tokenizer)
     sample = task.source.sample(tokenizer, task.length, random.Random(_seed(settings, task, "text")), chat)
     assert len(sample.ids) == task.length
@@ -160,13 +160,13 @@ def _draw(task: Task, tokenizer: Any, settings: Settings) -> Sample:
 
 
 def _seed(settings: Settings, task: Task, use: str) -> int:
-    """A seed that belongs to one sample and one use, whichever process runs it."""
+    """Return the seed for one use of one sample, the same in whichever process runs it."""
     digest = hashlib.sha256(f"{settings.seed}/{task.key}/{use}".encode()).digest()
     return int.from_bytes(digest[:7], "big")
 
 
 def _check_retrieval(todo: Sequence[Task], tokenizer: Any, settings: Settings, plan: Plan | None) -> None:
-    """Refuse copy scores where nothing can be copied, or the model is not whole."""
+    """Refuse copy scores where no source asks for facts, or the model is not dense."""
     if plan is not None:
         raise MoaError("retrieval scores are measured on the dense model: leave out the plan, or the scores")
     if not any(Copies(_draw(task, tokenizer, settings)).tokens for task in todo if task.index == 0):
@@ -183,7 +183,7 @@ def _open_folder(
     plan: Plan | None,
     rank: int,
 ) -> Path:
-    """The folder of finished samples, checked to belong to this very run."""
+    """Return the folder of finished samples, checked to belong to this very run."""
     folder = _folder(output)
     text = _described(settings, sources, model, tokenizer, plan)
     note = folder / NOTE
@@ -212,7 +212,7 @@ def _refuse_other_run(folder: Path, text: bytes) -> None:
 def _described(
     settings: Settings, sources: Sequence[Source], model: PreTrainedModel, tokenizer: Any, plan: Plan | None
 ) -> bytes:
-    """All that samples depend on."""
+    """Return all that samples depend on."""
     mine = {
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
         "model": ModelInfo.from_config(model.config).model_dump(exclude_none=True),
@@ -230,14 +230,14 @@ def _is_json(text: bytes) -> bool:
 
 
 def _begun(tokenizer: Any) -> dict[str, list[int]]:
-    """What a run says of the tokens that its samples begin with, if there are any."""
+    """Return the entry that a run keeps of the tokens that its samples begin with, if there are any."""
     return {"start": first} if (first := start(tokenizer)) else {}
 
 
 def _blank(
     todo: Sequence[Task], model: PreTrainedModel, tokenizer: Any, settings: Settings, plan: Plan | None
 ) -> Profile:
-    """The profile to come, its tables empty."""
+    """Return the profile to come, with empty tables."""
     info = ModelInfo.from_config(model.config)
     cuts = dict.fromkeys((task.source.name, task.length) for task in todo)
     apart = ("lengths", "variants", "estimator", "retrieval_score")  # said elsewhere in the file
@@ -260,7 +260,7 @@ def _blank(
 
 
 def _sum(output: Path, todo: Sequence[Task], blank: Profile) -> Profile:
-    """Tables and token counts summed over samples, in order, in float64."""
+    """Return tables and token counts summed over samples, in order, in float64."""
     cuts: dict[tuple[str, int], Any] = {}
     tokens: dict[tuple[str, int], int] = {}
     copies: list[tuple[Any, int]] = []

@@ -1,4 +1,4 @@
-"""The user's own calibration documents: a local file, or a data set of the hub through `datasets`."""
+"""Load the user's own calibration documents from a local file, or a data set of the hub through `datasets`."""
 
 import hashlib
 import random
@@ -22,7 +22,7 @@ _HALF = re.compile("[\ud800-\udfff]")
 
 
 def load_documents(spec: str) -> list[tuple[str | None, str]]:
-    """Documents as (prompt, response) texts.
+    """Return the documents as (prompt, response) texts.
 
     Args:
         spec: A file with an ending of `moa.profiler.files.FORMATS`, or `hub:NAME` for a data set of the hub (its
@@ -33,7 +33,7 @@ def load_documents(spec: str) -> list[tuple[str | None, str]]:
         One pair per document; the prompt of a `text` row is None.
 
     Raises:
-        MoaError: No such file, another format, unreadable rows, columns missing, or a row without text.
+        MoaError: The file is missing, has another format, unreadable rows or missing columns, or a row has no text.
     """
     if spec.startswith(HUB):
         rows = _hub(spec.removeprefix(HUB))
@@ -54,7 +54,7 @@ def load_documents(spec: str) -> list[tuple[str | None, str]]:
 
 
 def _texts(rows: Rows, column: str, spec: str) -> list[str]:
-    """A column in which every row has text."""
+    """Return a column in which every row has text."""
     texts: list[Any] = [row.get(column) for row in rows.kept]
     wrong = [number for number, text in enumerate(texts, start=1) if not _is_text(text)]
     if wrong:
@@ -66,12 +66,12 @@ def _texts(rows: Rows, column: str, spec: str) -> list[str]:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a tokenizer takes it: a string, and no half of a surrogate pair in it, which JSON can hold."""
+    """Return whether a tokenizer takes the value: a string without half a surrogate pair, which JSON can hold."""
     return isinstance(value, str) and not _HALF.search(value)
 
 
 def _hub(name: str) -> Rows:
-    """The rows of a data set of the hub."""
+    """Return the rows of a data set of the hub."""
     from datasets import load_dataset
 
     try:
@@ -90,7 +90,7 @@ def _hub(name: str) -> Rows:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No bars and no log lines of `datasets`: what is wrong with a data set is said once, by us."""
+    """Silence the bars and log lines of `datasets`: what is wrong with a data set is said once, by us."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
@@ -109,9 +109,9 @@ class Document:
     """The tokens of a document.
 
     Attributes:
-        first: What every sample of it begins with: the tokenizer's first tokens, the chat template's.
-        prompt: The rest of what is not measured; empty for a plain text.
-        response: What is measured.
+        first: Tokens that every sample of it begins with: the tokenizer's first tokens, and the chat template's.
+        prompt: The rest of the tokens that are not scored; empty for a plain text.
+        response: The tokens that are scored.
     """
 
     first: list[int]
@@ -122,7 +122,7 @@ class Document:
         return len(self.first) + len(self.prompt) + len(self.response)
 
     def sample(self, length: int, rng: random.Random) -> Sample:
-        """A window of a plain text; of a prompt and its response the end, if they are too long, behind `first`."""
+        """Return a window of a plain text behind `first`; of a prompt and response that are too long, the end."""
         room = length - len(self.first)
         ids = self.prompt + self.response
         if not self.prompt:
@@ -133,7 +133,7 @@ class Document:
 
 
 def document_source(spec: str, tokenizer: Any, lengths: Sequence[int], chat: bool = True) -> Source:
-    """A source named `data` that draws from the documents long enough for each length.
+    """Return a source named `data` that draws from the documents long enough for each length.
 
     Args:
         spec: As `load_documents` takes it.
@@ -142,7 +142,7 @@ def document_source(spec: str, tokenizer: Any, lengths: Sequence[int], chat: boo
         chat: Whether a prompt is a user's turn by the tokenizer's chat template, when it has one.
 
     Raises:
-        MoaError: No document reaches the longest length; says how many of which length were found.
+        MoaError: No document reaches the longest length; the error says how many of which length were found.
     """
     pairs = load_documents(spec)
     asked = any(prompt is not None for prompt, _ in pairs)
@@ -164,13 +164,13 @@ def document_source(spec: str, tokenizer: Any, lengths: Sequence[int], chat: boo
 
 
 def _opening(tokenizer: Any) -> list[int]:
-    """What a chat begins with, before the user's words."""
+    """Return what a chat begins with, before the user's words."""
     before, _ = pieces(tokenizer, [{"role": "user", "content": MARK}], answer=True)
     return begin(tokenizer, encode(tokenizer, before))
 
 
 def _document(tokenizer: Any, prompt: str | None, response: str, opening: list[int] | None) -> Document:
-    """A document as the model meets it in use: a text; or a prompt, in a chat where one can open, and its response."""
+    """Return a document as the model meets it in use: a text, or a prompt (in a chat, if possible) and a response."""
     first, measured = start(tokenizer), encode(tokenizer, response)
     if prompt is None:
         return Document(first, [], begin(tokenizer, measured)[len(first) :])

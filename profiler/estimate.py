@@ -1,4 +1,4 @@
-"""What a profile run will cost, told before it starts."""
+"""Estimate what a profile run will cost before it starts."""
 
 import random
 import time
@@ -24,7 +24,7 @@ PROBES = (128, 512)
 def seconds(
     model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Sequence[Task], plan: Plan | None = None
 ) -> float:
-    """Time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
+    """Return the time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
     took = []
     with recording(model, settings.variants, plan=plan) as recorder:
@@ -42,12 +42,12 @@ def seconds(
 
 
 def peak_bytes(model: PreTrainedModel, length: int, held: int | None = None) -> int:
-    """Memory at the height of one pass: checkpointed layer inputs, one layer's activations, a tile, logits.
+    """Return the peak memory of one pass: checkpointed layer inputs, one layer's activations, a tile, logits.
 
     Args:
         model: The model.
         length: Tokens of the pass.
-        held: Bytes that are taken without the pass; by default the weights alone.
+        held: Bytes in use apart from the pass; by default the weights alone.
     """
     config, info = model.config.get_text_config(), ModelInfo.of(model)
     size, width = model.dtype.itemsize, config.hidden_size

@@ -1,4 +1,4 @@
-"""How the harm of a cut is estimated from a tile of attention: one small function each.
+"""Estimate the harm of a cut from a tile of attention, with one small function per estimator.
 
 Every function maps a `Tile` to [sinks, rows, edges]: what the cut at each edge costs at each row, the heads of the
 group taken together. `fisher` and `effect` are what sources use by default; docs/influence.md says which and why, and
@@ -12,7 +12,7 @@ from moa.kernels.influence import NO_MASS, Estimator, Tile
 
 
 def fisher(tile: Tile) -> Tensor:
-    """Squared first-order effect of the whole, renormalised cut, summed over the group's heads before squaring.
+    """Return the squared first-order effect of the whole, renormalised cut, summed over the group's heads first.
 
     delta_i = sum_h [(sum_kept A dP) / (sum_kept A) - D_i]. With labels drawn from the model, the sum of its squares
     over 2T estimates the KL divergence the cut causes (a Fisher, or Gauss-Newton, quadratic form).
@@ -21,7 +21,7 @@ def fisher(tile: Tile) -> Tensor:
 
 
 def effect(tile: Tile) -> Tensor:
-    """First-order effect of the whole, renormalised cut, with its sign: delta_i of `fisher`, not squared.
+    """Return the first-order effect of the whole, renormalised cut, with its sign: delta_i of `fisher`, not squared.
 
     For a loss whose gradient means something by itself, such as the margin of a known answer. Rows that the cut helps
     offset rows that it harms.
@@ -30,22 +30,22 @@ def effect(tile: Tile) -> Tensor:
 
 
 def first_order(tile: Tile) -> Tensor:
-    """The paper's influence, signed: per-entry Taylor terms summed over the cut (arXiv 2406.14909, equation 4)."""
+    """Return the paper's signed influence: Taylor terms per entry, summed over the cut (arXiv 2406.14909, eq. 4)."""
     return _cut(tile, _taylor(tile))
 
 
 def first_order_abs(tile: Tile) -> Tensor:
-    """The paper's published code: absolute per-entry Taylor terms summed over the cut."""
+    """Return the influence of the paper's published code: absolute per-entry Taylor terms summed over the cut."""
     return _cut(tile, _taylor(tile).abs())
 
 
 def mass(tile: Tile) -> Tensor:
-    """Attention mass that the cut drops; needs no gradient."""
+    """Return the attention mass that the cut drops; it needs no gradient."""
     return _cut(tile, tile.a)
 
 
 def _delta(tile: Tile) -> Tensor:
-    """Change of the loss, first order in the output, when each row keeps only the cut's keys: [sinks, rows, edges]."""
+    """Return the first-order change of the loss when each row keeps only the cut's keys: [sinks, rows, edges]."""
     mass, weighted = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
     mean = torch.where(mass > NO_MASS, weighted / mass, 0.0)
     delta: Tensor = (mean - tile.d).sum(1)
@@ -53,12 +53,12 @@ def _delta(tile: Tile) -> Tensor:
 
 
 def _taylor(tile: Tile) -> Tensor:
-    """Change of the loss when one entry is masked and its row renormalised: A (D - dP) / (1 - A)."""
+    """Return the change of the loss when one entry is masked and its row renormalised: A (D - dP) / (1 - A)."""
     return tile.a * (tile.d - tile.dp) / (1 - tile.a).clamp_min(NO_MASS)
 
 
 def _cut(tile: Tile, x: Tensor) -> Tensor:
-    """Sum of `x` over dropped keys and over the group's heads."""
+    """Return the sum of `x` over dropped keys and over the group's heads."""
     return (x.sum(-1, keepdim=True) - tile.kept(x)).sum(1)
 
 

@@ -1,4 +1,4 @@
-"""Texts and rows of the user's files, read by their very paths: no part of a name is a pattern or a URL."""
+"""Read texts and rows of the user's files by their exact paths: no part of a name is a pattern or a URL."""
 
 import codecs
 import json
@@ -16,7 +16,7 @@ COLUMNS = ("text", "prompt", "response")
 
 @dataclass
 class Rows:
-    """What is kept of every row, and the names of all columns."""
+    """The parts of every row that are read, and the names of all columns."""
 
     kept: list[dict[str, Any]] = field(default_factory=list)
     names: set[str] = field(default_factory=set)
@@ -25,7 +25,7 @@ class Rows:
         """Take one more row.
 
         Raises:
-            MoaError: It has no columns.
+            MoaError: The row has no columns.
         """
         if not isinstance(row, dict):
             raise MoaError(f"row {len(self.kept) + 1} must be an object with columns, found {brief(row)}")
@@ -34,10 +34,10 @@ class Rows:
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark, each line ended by a line feed alone.
+    """Return the text of a UTF-8 file, without a byte order mark, each line ended by a line feed alone.
 
     Raises:
-        MoaError: The file cannot be read, or is no such text.
+        MoaError: The file cannot be read, or is not UTF-8 text.
     """
     try:
         return _text_of(read(path))
@@ -48,10 +48,10 @@ def read_text(path: Path) -> str:
 
 
 def read_rows(path: Path) -> Rows:
-    """The rows of a file that ends in one of FORMATS.
+    """Return the rows of a file whose name ends in one of FORMATS.
 
     Raises:
-        MoaError: The file cannot be read; names the line or row.
+        MoaError: The file cannot be read; the error names the line or row.
     """
     try:
         return FORMATS[path.suffix](path)
@@ -61,18 +61,18 @@ def read_rows(path: Path) -> Rows:
 
 
 def _text(path: Path) -> Rows:
-    """One document."""
+    """Read a file that is one document."""
     return Rows([{"text": _text_of(path.read_bytes())}], {"text"})
 
 
 def _lines(path: Path) -> Rows:
-    """One object a line."""
+    """Read a file with one object a line."""
     with path.open("rb") as file:
         return _objects(file)
 
 
 def _json(path: Path) -> Rows:
-    """A list of objects, or one object a line."""
+    """Read a file with a list of objects, or one object a line."""
     raw = path.read_bytes()
     text = _decoded(raw)
     if not text.lstrip().startswith("["):
@@ -84,7 +84,7 @@ def _json(path: Path) -> Rows:
 
 
 def _objects(lines: Iterable[bytes]) -> Rows:
-    """Rows from JSON objects; an empty line is no row."""
+    """Return rows made of JSON objects; an empty line is no row."""
     rows = Rows()
     for number, line in enumerate(lines, start=1):
         try:
@@ -98,7 +98,7 @@ def _objects(lines: Iterable[bytes]) -> Rows:
 
 
 def _loaded(text: str) -> Any:
-    """What the JSON says; a ValueError says where it does not, and does not quote it."""
+    """Return the value of the JSON; a ValueError tells where it is broken, and does not quote it."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:
@@ -117,7 +117,7 @@ def _text_of(raw: bytes) -> str:
 
 
 def _decoded(raw: bytes) -> str:
-    """UTF-8, a byte order mark left out; a ValueError says what is there instead."""
+    """Return the decoded UTF-8 without a byte order mark; a ValueError says what is there instead."""
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError("must be UTF-8 text: it begins with the byte order mark of UTF-16")
     try:
@@ -127,7 +127,7 @@ def _decoded(raw: bytes) -> str:
 
 
 def _parquet(path: Path) -> Rows:
-    """A table, of which only COLUMNS are read."""
+    """Read a table, of which only COLUMNS are loaded."""
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 

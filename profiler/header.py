@@ -1,4 +1,4 @@
-"""The header of a profile's file: what it says of the tables. Headers of older versions are read here alone."""
+"""Read the header of a profile's file, which describes the tables. Headers of older versions are read here alone."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def _known(name: str) -> str:
 
 
 class Table(Strict):
-    """What the header says of one table."""
+    """The header's entry for one table."""
 
     source: str
     length: int = Field(ge=1)
@@ -45,7 +45,7 @@ class Header(Strict):
 
 
 class _First(Strict):
-    """What headers of the format moa-profile-1 say of sinks: sizes, by which keys they hold."""
+    """The sinks in headers of the format moa-profile-1: their sizes, by which keys they hold."""
 
     sinks: tuple[_Size, ...] = Field(min_length=1)
     keydiff: tuple[_Size, ...] = ()
@@ -59,7 +59,7 @@ def read_header(found: dict[str, Any], path: str | Path) -> Header:
     """Return the header, checked.
 
     Raises:
-        ProfileError: It is broken, or of a format that this version does not know.
+        ProfileError: The header is broken, or of a format that this version does not know.
     """
     try:
         return Header.model_validate_json(json.dumps(_renewed(found)))
@@ -68,7 +68,7 @@ def read_header(found: dict[str, Any], path: str | Path) -> Header:
 
 
 def _renewed(found: dict[str, Any]) -> dict[str, Any]:
-    """The header in today's format."""
+    """Return the header in today's format."""
     if found.get("format") != "moa-profile-1":
         return found
     names = _First.model_fields

@@ -1,4 +1,4 @@
-"""The profile: what the profiler measured, as one safetensors file.
+"""Define the profile: what the profiler measured, as one safetensors file.
 
 Tensors `cut.<source>.<length>` are float32 [variants, layers, groups, rows, edges]; a variant is a pattern and a sink
 size, layers are the model's ruled layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the
@@ -30,18 +30,18 @@ Cut = tuple[str, int]
 
 @dataclass(frozen=True)
 class Profile:
-    """Measured harm of every cut.
+    """The measured harm of every cut.
 
     Attributes:
         model: The model's fingerprint.
-        variants: What was measured: patterns and sizes of sinks, tokens; the tables' first axis.
+        variants: The variants measured, which are the tables' first axis: patterns and sizes of sinks, tokens.
         cuts: Table per (source, length): float32 [variants, layers, groups, rows, edges], summed over samples.
         tokens: Response tokens T per (source, length), over all samples.
         samples: Samples per (source, length).
-        meta: Labels, losses, seed, versions: what a reader wants to know.
+        meta: Labels, losses, seed and versions, for readers.
         estimators: Estimator per source; `fisher` where not named.
         retrieval: Copy score of every group, 0 to 1: float32 [layers, groups]; None where not measured.
-        retrieval_tokens: Answer tokens behind it, over all samples.
+        retrieval_tokens: Answer tokens that `retrieval` was measured on, over all samples.
     """
 
     model: ModelInfo
@@ -66,30 +66,30 @@ class Profile:
 
     @property
     def dtype(self) -> Dtype | None:
-        """What the model was profiled in; None where the file does not say."""
+        """The dtype that the model was profiled in; None where the file does not say."""
         name = str(self.meta.get("dtype")).removeprefix("torch.")
         return next((known for known in DTYPES if known == name), None)
 
     @property
     def max_length(self) -> int | None:
-        """The model's longest text, as any of the profiles says that this one is the sum of; None where none does."""
+        """The model's longest text, from any of the profiles that were added up to this one; None where none has it."""
         said = [part["max_length"] for part in (self.meta, *self.meta.get("added", ())) if part.get("max_length")]
         return min(said, default=None)
 
     def shape(self, length: int) -> tuple[int, ...]:
-        """Of a table at that length."""
+        """Return the shape of a table at that length."""
         count = -(-length // bin_size(length))
         return len(self.variants), len(self.model.ruled_layers), self.model.kv_heads, count, count
 
     def estimator(self, source: str) -> str:
-        """How the harm of `source` was estimated; `fisher` where the file does not say."""
+        """Return the estimator of `source`; `fisher` where the file does not say."""
         return self.estimators.get(source, "fisher")
 
     def only(self, patterns: Sequence[str]) -> "Profile":
-        """What was measured of these patterns alone.
+        """Return the profile with only the variants of these patterns.
 
         Raises:
-            ProfileError: A pattern that was not profiled.
+            ProfileError: A pattern was not profiled.
         """
         there = dict.fromkeys(name for name, _ in self.variants)
         if unknown := [name for name in patterns if name not in there]:
@@ -104,7 +104,7 @@ class Profile:
         """Refuse to add `other`, whose tables may still be empty.
 
         Raises:
-            ProfileError: Profiles of different models, sinks or estimators, or with the same samples in both.
+            ProfileError: The profiles differ in model, sinks or estimators, or contain the same samples.
         """
         if differences := self.model.differences(other.model):
             raise ProfileError(f"profiles to add must be of one model; they differ in {', '.join(differences)}")
@@ -129,12 +129,12 @@ class Profile:
             )
 
     def _knows_data(self) -> bool:
-        """Whether the documents are named, in every part: without, prompts lack the chat template."""
+        """Return whether every part names its documents; in parts that do not, prompts lack the chat template."""
         parts = (self.meta, *self.meta.get("added", ()))
         return all("data" in part.get("documents", ()) for part in parts if "data" in part.get("sources", ()))
 
     def _drawn(self) -> set[tuple[str, str]]:
-        """Each source with what its samples depend on, in every profile that this one is the sum of."""
+        """Return each source with what its samples depend on, for every profile that was added up to this one."""
         return {
             (source, json.dumps([about.get(name) for name in ("seed", "chat", "around")], sort_keys=True))
             for about in (self.meta, *self.meta.get("added", ()))
@@ -142,7 +142,7 @@ class Profile:
         }
 
     def plus(self, other: "Profile") -> "Profile":
-        """Both together, every sample counted once. Copy scores are averaged, each answer token with the same weight.
+        """Return the sum of both, every sample counted once; copy scores are averaged over all answer tokens.
 
         Raises:
             ProfileError: As `check_plus`.
@@ -193,7 +193,7 @@ class Profile:
         """Read and check a profile.
 
         Raises:
-            ProfileError: No such file, not a profile, truncated, or its tables do not fit its own description.
+            ProfileError: The file is missing, truncated or not a profile, or its tables do not fit its header.
         """
         if not Path(path).is_file():
             raise ProfileError(f"no profile at {path}; make one with `moa profile MODEL -o {path}`")
@@ -218,7 +218,7 @@ class Profile:
         return profile
 
     def _check(self, path: str | Path) -> None:
-        """Every table has the shape its description promises, and possible values."""
+        """Refuse tables whose shape differs from the header's description, or whose values are impossible."""
         groups = len(self.model.ruled_layers), self.model.kv_heads
         for (source, length), table in self.cuts.items():
             _check_tensor(path, f"cut.{source}.{length}", table, self.shape(length))
@@ -236,17 +236,17 @@ def _check_tensor(path: str | Path, name: str, found: npt.NDArray[Any], shape: t
 
 
 def bin_size(length: int) -> int:
-    """Tokens per row and edge bin: max(64, length / 128), rounded up to a multiple of 64."""
+    """Return the tokens per row and edge bin: max(64, length / 128), rounded up to a multiple of 64."""
     return 64 * max(1, -(-length // (64 * 128)))
 
 
 def digest(path: str | Path) -> str:
-    """`sha256:...` of a file, for provenance."""
+    """Return the digest `sha256:...` of a file, for provenance."""
     with open(path, "rb") as f:
         return f"sha256:{hashlib.file_digest(f, 'sha256').hexdigest()}"
 
 
 def describe(path: str | Path, profile: Profile) -> dict[str, Any]:
-    """What results say of the profile they are from, as JSON types."""
+    """Return what results record of the profile that they come from, as JSON types."""
     samples = {f"{source} {n}": count for (source, n), count in profile.samples.items()}
     return {"digest": digest(path), **profile.meta, "estimators": dict(profile.estimators), "samples": samples}

@@ -1,6 +1,6 @@
-"""Runs a model forward and backward while its attention layers record the harm of every cut.
+"""Run a model forward and backward while its attention layers record the harm of every cut.
 
-The model's own code runs untouched: one attention function and mask function are registered with transformers, weights
+The model's own code runs unchanged: one attention function and mask function are registered with transformers, weights
 take no gradient, and decoder layers are checkpointed, so that the extra memory is linear in the length.
 """
 
@@ -40,12 +40,12 @@ _CHECKPOINTING = ("gradient_checkpointing", "_gradient_checkpointing_func")
 
 
 class Recorder:
-    """Tables of the sample in progress, by layer.
+    """The tables of the sample in progress, by layer.
 
     Attributes:
         model: The model's shape.
-        estimator: Harm of every cut, given a tile; may be changed between samples.
-        plan: What the model runs under; None is dense.
+        estimator: Function from a tile to the harm of every cut; may be changed between samples.
+        plan: The plan that the model runs under; None is dense.
         tables: Layer index to float32 [variants, kv_heads, rows, edges], on the CPU.
         watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
@@ -60,12 +60,12 @@ class Recorder:
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     def fused(self, q: Tensor) -> bool:
-        """Whether the back-end's fused kernels measure: those it has, the estimators they hold, of a dense model."""
+        """Return whether the back-end's fused kernels measure: it has them, for this estimator, and no plan is on."""
         held = self.plan is None and self.estimator in (fisher, effect)
         return held and q.dtype != torch.float64 and influence(pick(q.device)) is not None
 
     def rules(self, layer: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """`first` and `sink` of a layer under the plan, None when dense."""
+        """Return `first` and `sink` of a layer under the plan, None when dense."""
         if self.plan is None:
             return None, None
         first = torch.from_numpy(self.plan.first_table(layer, -(-length // BLOCK)))
@@ -73,16 +73,16 @@ class Recorder:
         return first.to(device), sink.to(device)
 
     def moves_keys(self, layer: int) -> npt.NDArray[np.bool_] | None:
-        """Into the sinks of which of a layer's groups the plan lets the host move keys: bool [kv_heads]."""
+        """Return for which of a layer's groups the host moves keys into the sink under the plan: bool [kv_heads]."""
         return None if self.plan is None else self.plan.moves_keys(layer)
 
     def held(self, layer: int) -> list[History | None]:
-        """Which keys the sinks of a layer's groups hold under the plan."""
+        """Return which keys the sinks of a layer's groups hold under the plan."""
         return [] if self.plan is None else [HISTORIES[rule.holds] for rule in self.plan.groups[layer]]
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """Within the block the model runs dense, whatever the plan."""
+        """Let the model run dense within the block, whatever the plan."""
         plan, self.plan = self.plan, None
         try:
             yield
@@ -90,7 +90,7 @@ class Recorder:
             self.plan = plan
 
     def take(self) -> Tensor:
-        """The finished sample's table [variants, layers, kv_heads, rows, edges]; empties the recorder."""
+        """Return the finished sample's table [variants, layers, kv_heads, rows, edges], and empty the recorder."""
         missing = self.layers - self.tables.keys()
         if missing:
             raise Unsupported(
@@ -103,11 +103,11 @@ class Recorder:
 
 
 class _Recorded(torch.autograd.Function):
-    """Causal attention of one sequence whose backward pass records."""
+    """Causal attention of one sequence; its backward pass records the harm of every cut."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recorder: Recorder, layer: int) -> Tensor:
-        """q [query_heads, N, D]; k, v [kv_heads, N, D]; returns [query_heads, N, D]."""
+        """Return the output [query_heads, N, D] for q [query_heads, N, D] and k, v [kv_heads, N, D]."""
         ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
         if recorder.fused(q):
             kernels = influence(pick(q.device))
@@ -129,7 +129,7 @@ class _Recorded(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        """Gradients, and the table into the recorder."""
+        """Return the gradients, and add the table to the recorder."""
         q, k, v, *ours = ctx.saved_tensors
         recorder: Recorder = ctx.recorder
         size = bin_size(q.shape[1])
@@ -153,7 +153,7 @@ class _Recorded(torch.autograd.Function):
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: query [1, query_heads, N, D]; returns [1, N, query_heads, D]."""
+    """Attend as transformers' attention function: query [1, query_heads, N, D] gives [1, N, query_heads, D]."""
     recorder: Recorder = getattr(module, _RECORDER)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if layer not in recorder.layers:  # a sliding layer keeps the window the model was trained with
@@ -171,7 +171,7 @@ def _attention(
 
 
 def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """transformers' mask function: a window no shorter than the longest text is none."""
+    """Return the mask that transformers asks for; a window no shorter than the longest text counts as none."""
     windowless = kwargs.get("local_size") is not None and window_of(kwargs["config"]) is None
     return sdpa_mask(*args, **kwargs | ({"local_size": None} if windowless else {}))  # type: ignore[no-any-return]
 
@@ -184,13 +184,13 @@ AttentionMaskInterface.register(NAME, _mask)
 def recording(
     model: PreTrainedModel, variants: Sequence[Variant], estimator: Estimator = fisher, plan: Plan | None = None
 ) -> Iterator[Recorder]:
-    """Within the block, backward passes through `model` record; afterwards the model is as it was.
+    """Let backward passes through `model` record within the block; afterwards the model is as it was.
 
     Args:
         model: The model; it runs under `plan` within the block.
-        variants: What to measure: patterns and sizes of sinks, tokens.
-        estimator: Harm of every cut, given a tile.
-        plan: None is dense.
+        variants: Variants to measure: patterns and sizes of sinks, tokens.
+        estimator: Function from a tile to the harm of every cut.
+        plan: The plan; None is dense.
     """
     info = ModelInfo.of(model)
     recorder = Recorder(info, variants, estimator, plan)

@@ -1,7 +1,8 @@
-"""The copy score of retrieval heads: how often a head looks at the very token that the model is about to repeat.
+"""Measure the copy score of retrieval heads: how often a head attends to the very token that the model repeats next.
 
-Of Wu et al., arXiv 2404.15574, section 2: while the model answers from a needle, a head copies a token when the key it
-attends to most lies in the needle and holds that token; its score is the share of the needle's tokens that it copies.
+The score is that of Wu et al., arXiv 2404.15574, section 2: while the model answers from a needle, a head copies a
+token when the key that it attends to most lies in the needle and holds that token; its score is the share of the
+needle's tokens that it copies.
 Here answers are given, not generated, so that one forward pass over a calibration sample holds all its answers, and the
 share is of the answers' tokens that occur in their needle, the statement asked about.
 """
@@ -18,11 +19,11 @@ from moa.profiler.calibration import Sample
 
 
 class Copies:
-    """Counts, in one forward pass over a sample, the answer tokens that each query head copies.
+    """The answer tokens that each query head copies in one forward pass over a sample.
 
     Attributes:
-        tokens: Answer tokens that can be copied: those that occur in their needle.
-        copied: Layer index to int64 [query_heads], on the CPU.
+        tokens: Number of answer tokens that can be copied: those that occur in their needle.
+        copied: Tokens copied: layer index to int64 [query_heads], on the CPU.
     """
 
     def __init__(self, sample: Sample) -> None:
@@ -38,12 +39,12 @@ class Copies:
 
     @torch.no_grad()
     def __call__(self, layer: int, q: Tensor, k: Tensor) -> None:
-        """Count in one layer; scores are made for `BLOCK` answer rows at a time.
+        """Count the tokens copied in one layer, for `BLOCK` answer rows at a time.
 
         Args:
             layer: Layer index.
-            q: Queries as they meet the keys [query_heads, N, D].
-            k: [kv_heads, N, D].
+            q: Queries after position encoding [query_heads, N, D].
+            k: Keys after position encoding [kv_heads, N, D].
         """
         if layer in self.copied:  # checkpointing runs every layer again in the backward pass
             return
@@ -59,16 +60,16 @@ class Copies:
         self.copied[layer] = copied.cpu()
 
     def table(self) -> Ints:
-        """Tokens copied: int64 [layers, query_heads], layers ascending."""
+        """Return the tokens copied: int64 [layers, query_heads], layers ascending."""
         counts: Ints = torch.stack([self.copied[layer] for layer in sorted(self.copied)]).numpy()
         return counts
 
 
 def scores(samples: Sequence[tuple[Ints, int]], kv_heads: int) -> tuple[npt.NDArray[np.float32], int]:
-    """Copy score of every KV group: that of its best query head, for which the group must hold its keys.
+    """Return the copy score of every KV group: that of its best query head, for which the group must hold its keys.
 
     Args:
-        samples: Tokens copied [layers, query_heads], and tokens that could be, of each sample.
+        samples: For each sample, the tokens copied [layers, query_heads] and the tokens that could be.
         kv_heads: KV heads per layer.
 
     Returns:

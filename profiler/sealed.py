@@ -1,4 +1,4 @@
-"""Measured tables as safetensors files that know what was put into them: a changed byte is no other measurement."""
+"""Store measured tables as safetensors files with a digest, so that a changed byte is refused and not used."""
 
 import hashlib
 import json
@@ -18,20 +18,20 @@ _TEXT, _DIGEST = "profile", "digest"
 
 
 def seal(tables: Tables, header: Mapping[str, Any]) -> bytes:
-    """The content of a file with these tables and this header of JSON types, which gets a digest of both."""
+    """Return the content of a file with these tables, this header of JSON types, and a digest of both."""
     sealed = {**header, _DIGEST: _digest(tables, header)}
     return save(tables, {_TEXT: json.dumps(sealed, sort_keys=True)})  # one text: safetensors orders several at random
 
 
 def unseal(path: str | Path, *, sealed: bool = True) -> tuple[Tables, dict[str, Any]]:
-    """The tables and the header of a file.
+    """Return the tables and the header of a file.
 
     Args:
         path: The file.
-        sealed: Whether it must have a digest; profiles without were written before there were any.
+        sealed: Whether the file must have a digest; profiles of older versions have none.
 
     Raises:
-        ProfileError: The file cannot be read, is another kind of file, or does not hold what was written.
+        ProfileError: The file cannot be read, is another kind of file, or was changed since it was written.
     """
     try:
         with safe_open(path, framework="numpy") as file:

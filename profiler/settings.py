@@ -1,4 +1,4 @@
-"""What is measured, and the samples that it comes to."""
+"""Define what is measured, and list the samples that this takes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,18 +20,18 @@ def every() -> tuple[Variant, ...]:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how; a change starts a new profile.
+    """The settings of a profile: what is measured, and how. A change starts a new profile.
 
     Attributes:
         lengths: Profiled lengths, tokens.
         samples: Samples per source and length.
         seed: Seed of texts and sampled labels.
-        variants: What is measured: patterns and sizes of sinks, tokens.
+        variants: The variants measured: patterns and sizes of sinks, tokens.
         estimator: Estimator of every source, a name in `ESTIMATORS`; None for each source's own.
         labels: Labels of every source, None for each source's own.
         loss: Loss of every source, None for each source's own.
         chat: Whether tasks are rendered with the tokenizer's chat template.
-        retrieval_score: Whether copy scores are measured besides, on the samples that ask for facts.
+        retrieval_score: Whether copy scores are measured too, on the samples that ask for facts.
     """
 
     lengths: tuple[int, ...]
@@ -48,7 +48,7 @@ class Settings:
         """Refuse what cannot be measured.
 
         Raises:
-            MoaError: Naming the rule, the value and the valid choices.
+            MoaError: A setting cannot be measured; the error names the rule, the value and the valid choices.
         """
         if not self.lengths:
             raise MoaError("give at least one length")
@@ -86,10 +86,11 @@ class Task:
 
 
 def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
-    """All samples, shortest length first, in the order in which they are summed.
+    """Return all samples, shortest length first, in the order in which they are summed.
 
-    With the estimator `effect`, which tasks that ask for facts have, only the shortest length is measured: which groups
-    recall does not depend on it. How a plan of some length departs from the dense model, the loss `kl`, does.
+    With the estimator `effect`, the default of tasks that ask for facts, only the shortest length is measured: which
+    groups recall facts does not depend on the length. The loss `kl` is measured at every length, since a plan's
+    divergence from the dense model does depend on it.
     """
     shortest, *longer = sorted(settings.lengths)
     every = [s for s in sources if "kl" in (s.loss, settings.loss) or (settings.estimator or s.estimator) != "effect"]

@@ -1,9 +1,10 @@
-"""Plain text that every Python brings along (`pydoc_data.topics`), split into calibration and evaluation.
+"""Split the plain text that comes with every Python (`pydoc_data.topics`) into calibration and evaluation.
 
-Profiling reads one part, evaluation the other, so that no plan is judged on text it was fitted to. A study's validation
-takes the evaluation's documents from the other end: both meet only where evaluation reads past its longest. The
-reference manual repeats whole sections under several names; a document that shares a paragraph with a longer
-one is left out, so that nothing lies on both sides. The text, hence the split, belongs to a Python version.
+Profiling reads one part and evaluation the other, so that no plan is judged on text that it was fitted to. A study's
+validation reads the evaluation's documents from the other end: the two overlap only where evaluation reads past its
+longest documents. The reference manual repeats whole sections under several names; a document that shares a paragraph
+with a longer one is left out, so that no text is in both parts. The text, and so the split, depends on the version of
+Python.
 """
 
 import random
@@ -23,7 +24,7 @@ _SHARED = 200
 
 @cache
 def documents() -> dict[str, str]:
-    """The documents by name, the longest first, no long paragraph in two of them."""
+    """Return the documents by name, the longest first; no long paragraph is in two of them."""
     kept: dict[str, str] = {}
     seen: set[str] = set()
     for name, text in sorted(topics.items(), key=lambda item: (-len(item[1]), item[0])):
@@ -35,9 +36,9 @@ def documents() -> dict[str, str]:
 
 
 def split(part: Part) -> list[str]:
-    """The texts of one part, the longest first: every third document is evaluation, the rest calibration.
+    """Return the texts of one part, the longest first: every third document is evaluation, the rest calibration.
 
-    Validation is the evaluation's, the shortest first.
+    The part `validation` has the evaluation's documents, the shortest first.
     """
     held_out = part != "calibration"
     texts = [text for i, text in enumerate(documents().values()) if (i % 3 == 1) == held_out]
@@ -45,7 +46,7 @@ def split(part: Part) -> list[str]:
 
 
 def prose(tokenizer: Any, count: int, rng: random.Random, part: Part) -> list[int]:
-    """`count` tokens of one part's documents, in a random order."""
+    """Return `count` tokens of one part's documents, in a random order."""
     documents = split(part)
     order: Iterator[str] = cycle(rng.sample(documents, len(documents)))
     ids: list[int] = []
@@ -55,7 +56,7 @@ def prose(tokenizer: Any, count: int, rng: random.Random, part: Part) -> list[in
 
 
 def scatter(filler: Sequence[int], depths: Sequence[float], pieces: Sequence[Sequence[int]]) -> list[int]:
-    """The filler with each piece put in at its depth (0 to 1, ascending)."""
+    """Return the filler with each piece inserted at its depth (0 to 1, ascending)."""
     cuts = [int(depth * len(filler)) for depth in depths]
     out: list[int] = []
     for start, stop, piece in zip([0, *cuts], [*cuts, len(filler)], [*pieces, []], strict=True):

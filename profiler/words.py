@@ -1,4 +1,4 @@
-"""Names and words the generated calibration tasks are made of."""
+"""List the names and words that the generated calibration tasks are made of."""
 # ruff: noqa: SIM905
 
 CITIES = (

@@ -1,6 +1,6 @@
-"""What is known of the optimum before any integer program: dominated rules, a lower bound, a good choice.
+"""Bound the optimum before any integer program: drop dominated rules, prove a lower bound, find a good choice.
 
-All take `objective` [groups, rules] and `costs` [budgets, groups, rules], scaled so that every budget is 1.
+All functions take `objective` [groups, rules] and `costs` [budgets, groups, rules], scaled so that every budget is 1.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ NEAR = 1e-6
 
 
 def undominated(objective: Floats, costs: Floats) -> Mask:
-    """The rules that no other rule of their group equals or beats in everything; of equal ones the first stays."""
+    """Return which rules no other rule of their group equals or beats in everything; of equal ones the first stays."""
     kept = np.empty(objective.shape, bool)
     earlier = np.tri(objective.shape[1], k=-1, dtype=bool).T  # [other, rule]: other comes before rule
     for group in range(len(objective)):
@@ -31,13 +31,13 @@ def undominated(objective: Floats, costs: Floats) -> Mask:
 
 
 def reduced(objective: Floats, costs: Floats, prices: Floats) -> Floats:
-    """Objective plus costs at their prices: [groups, rules]."""
+    """Return the objective plus the costs at their prices: [groups, rules]."""
     total: Floats = objective + np.tensordot(prices, costs, 1)
     return total
 
 
 def dual(objective: Floats, costs: Floats) -> tuple[Floats, float]:
-    """Prices of the budgets [budgets], and the lower bound that they prove by Lagrangian duality.
+    """Return prices of the budgets [budgets], and the lower bound that they prove by Lagrangian duality.
 
     bound(prices) = sum over groups of the least reduced objective, less the prices. It is concave, every evaluation is
     a plane above it, and a linear program over the planes says where to evaluate next (Kelley 1960, cutting planes).
@@ -65,9 +65,9 @@ def dual(objective: Floats, costs: Floats) -> tuple[Floats, float]:
 
 
 def repair(objective: Floats, costs: Floats, choice: Ints) -> Ints | None:
-    """A choice that keeps every budget, made from one that may not and improved while there is room.
+    """Return a choice that keeps every budget, made from one that may not and improved while there is room.
 
-    One change at a time, always the best: least objective per excess removed, then most objective saved.
+    It makes the best change at each step: least objective per excess removed, then most objective saved.
 
     Returns:
         int64 [groups], or None where such changes lead nowhere.

@@ -1,4 +1,4 @@
-"""Budgets as the user writes them, and as the solver takes them."""
+"""Convert budgets from the form that the user writes to the form that the solver takes."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,10 +27,10 @@ class Budget:
 
     Attributes:
         kind: `density`, `kv_gb`, `decode_ms`, `prefill_ms`, or `harm`, the search's own objective.
-        most: The figure.
+        most: The greatest figure allowed.
         length: The length it holds at; None means the longest that the plan is for.
         batch: Sequences; a density has none.
-        dtype: Of the cache, for a budget in bytes; None is `ASSUMED` here, and in a search the profiled model's.
+        dtype: Dtype of the cache, for a budget in bytes; None is `ASSUMED` here, and in a search the profiled model's.
     """
 
     kind: str
@@ -40,7 +40,7 @@ class Budget:
     dtype: Dtype | None = None
 
     def at(self, length: int) -> "Budget":
-        """The same budget at a length, unless it names one of its own."""
+        """Return the same budget at a length, unless it names one of its own."""
         return self if self.length is not None else replace(self, length=length)
 
     def __str__(self) -> str:
@@ -49,24 +49,24 @@ class Budget:
 
     @property
     def named(self) -> str:
-        """What a cost to make least is called."""
+        """The name of a cost to minimise."""
         return f"{self.kind}@{self.length}{'' if self.batch == 1 else f'x{self.batch}'}"
 
     @property
     def unit(self) -> str:
-        """What the figure is counted in, for messages."""
+        """The unit of the figure, for messages."""
         return "" if self.dtype is None else f" in {self.dtype}"
 
     def stored(self, dtype: Dtype) -> "Budget":
-        """The budget, counted in `dtype` where it is in bytes and says no other."""
+        """Return the budget, counted in `dtype` where it is in bytes and names no other."""
         return replace(self, dtype=dtype) if self.kind == "kv_gb" and self.dtype is None else self
 
 
 def parse(kind: str, text: str) -> Budget:
-    """A budget from `0.5`, `0.5@4096` or, for memory and time, `1.5@4096x8`.
+    """Return the budget written as `0.5`, `0.5@4096` or, for memory and time, `1.5@4096x8`.
 
     Raises:
-        MoaError: Another form, or a figure out of range.
+        MoaError: The text has another form, or a figure is out of range.
     """
     figure, at, where = text.partition("@")
     length, times, batch = where.partition("x")
@@ -89,10 +89,10 @@ def parse(kind: str, text: str) -> Budget:
 
 
 def cost(text: str) -> Budget:
-    """A cost to make least, from `density@4096` or `decode_ms@4096x4`; the budget's figure does not count.
+    """Return the cost to minimise written as `density@4096` or `decode_ms@4096x4`; the budget's figure does not count.
 
     Raises:
-        MoaError: Another form.
+        MoaError: The text has another form.
     """
     kind, _, where = text.partition("@")
     try:
@@ -104,9 +104,9 @@ def cost(text: str) -> Budget:
 
 
 def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Costs | None = None) -> Limit:
-    """What the solver must keep: the budget at its length, or else at the longest that the plan is for.
+    """Return the budget as a limit for the solver, at the budget's length or else the longest that the plan is for.
 
-    Memory and time run out on the longest texts; on shorter ones the bytes are few, and may be more of the text.
+    Memory and time run out on the longest texts; shorter ones take few bytes, and may keep more of the text.
 
     Args:
         budget: The budget.
@@ -116,8 +116,8 @@ def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Cos
         costs: Measured costs, for budgets in milliseconds.
 
     Raises:
-        MoaError: Milliseconds without costs.
-        ModelMismatch: Costs of another model.
+        MoaError: The budget is in milliseconds and there are no costs.
+        ModelMismatch: The costs are of another model.
     """
     budget = budget.at(longest)
     assert budget.length is not None
@@ -130,19 +130,19 @@ def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Cos
 
 
 def work(budget: Budget, length: int) -> Work:
-    """What a budget in milliseconds limits the time of."""
+    """Return the work whose time a budget in milliseconds limits."""
     kind: Kind = "decode" if budget.kind == "decode_ms" else "prefill"
     return Work(kind, length, budget.batch)
 
 
 def _density(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
-    """Mean over ruled groups of span / length."""
+    """Return a limit on the mean of span / length over the groups with rules."""
     groups = len(model.ruled_layers) * model.kv_heads
     return Limit(str(budget), _every_group(grid.spans(length) / (length * groups), groups), budget.most)
 
 
 def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
-    """Allocated cache in 10^9 bytes; sliding layers as the model stores them."""
+    """Return a limit on the allocated cache in 10^9 bytes; sliding layers count as the model stores them."""
     groups = len(model.ruled_layers) * model.kv_heads
     dtype = budget.dtype or ASSUMED
     block = BLOCK * model.token_bytes(dtype) * budget.batch / 1e9
@@ -151,7 +151,7 @@ def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
 
 
 def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs) -> Limit:
-    """Predicted time of a decode step or a prefill."""
+    """Return a limit on the predicted time of a decode step or a prefill."""
     assert budget.length is not None
     groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, budget.length)
     row = costs.per_group(what, grid.reach, grid.moves_keys)
@@ -166,6 +166,6 @@ _COSTS: dict[str, Callable[[Budget, Grid, ModelInfo, int], Limit]] = {"density":
 
 
 def _every_group(cost: npt.ArrayLike, groups: int) -> Floats:
-    """The same cost per rule in every group: [groups, rules]."""
+    """Return the same cost per rule in every group: [groups, rules]."""
     row = np.asarray(cost, np.float64)
     return np.broadcast_to(row, (groups, len(row)))

@@ -1,4 +1,4 @@
-"""From the search's objective to nats: a scale fitted to what a few plans measured."""
+"""Fit the scale from the search's objective to nats, from the measured KL of a few plans."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ from moa.search.study import Evaluate
 
 @dataclass(frozen=True)
 class Scale:
-    """KL = factor * objective ** power, fitted in logarithms.
+    """The fitted scale KL = factor * objective ** power; the fit is of logarithms.
 
     Attributes:
         factor: KL at objective 1, nats per token.
         power: How fast KL grows with the objective.
-        error: Median absolute error of the fit on its own points, as a share of the measured.
+        error: Median absolute error of the fit on its own points, as a share of the measured KL.
     """
 
     factor: float
@@ -29,15 +29,15 @@ class Scale:
     error: float
 
     def nats(self, objective: float) -> float:
-        """KL of an objective."""
+        """Return the KL that an objective stands for."""
         return float(self.factor * objective**self.power)
 
     def objective(self, nats: float) -> float:
-        """Objective of a KL."""
+        """Return the objective that a KL stands for."""
         return float((nats / self.factor) ** (1 / self.power))
 
     def reword(self, message: str, budget: str, typed: str) -> str:
-        """What the solver says of `budget`, which is on the objective, in nats: it is called `typed` there."""
+        """Return the solver's message about `budget`, which limits the objective, in nats and with the name `typed`."""
 
         def nats(found: re.Match[str]) -> str:  # rounded up, so that the figure is itself feasible
             return f"{self.nats(float(found[1])) * 1.00051:.4g} for {typed}"
@@ -46,13 +46,13 @@ class Scale:
 
 
 def fit(points: Sequence[tuple[float, float]]) -> Scale:
-    """Fit a scale.
+    """Return the scale fitted to some points.
 
     Args:
-        points: (objective, measured KL) of each plan, those with a figure of 0, such as dense ones, left out.
+        points: (objective, measured KL) of each plan; points with a figure of 0, such as dense plans, are left out.
 
     Raises:
-        MoaError: Fewer than two points of different objectives, or KL that falls as the objective grows.
+        MoaError: Fewer than two points have different objectives, or KL falls as the objective grows.
     """
     kept = np.array([p for p in points if min(p) > 0]).reshape(-1, 2)
     if len(np.unique(kept[:, 0])) < 2:
@@ -70,10 +70,10 @@ def calibrate(question: Question, evaluate: Evaluate, count: int, progress: Call
     """Solve for `count` densities between the least and 0.8, measure each plan's KL, and fit the scale.
 
     Args:
-        question: Says the profile, its mix and the lengths.
+        question: Names the profile, its mix and the lengths.
         evaluate: Measures a plan.
         count: Plans, 2 or more.
-        progress: Called after each.
+        progress: Called after each plan.
 
     Raises:
         MoaError: As `fit` does.

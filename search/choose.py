@@ -1,4 +1,4 @@
-"""From a profile and budgets to a plan."""
+"""Choose the plan for a profile and budgets."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,13 +24,13 @@ from moa.search.solver import Limit, Solution, check, solve
 
 @dataclass(frozen=True)
 class Problem:
-    """What is solved.
+    """A search as the solver takes it.
 
     Attributes:
         rules: Candidate rules.
-        text: What they cost in harm, by sources that are read: [groups, rules].
-        recall: And by those that ask for facts.
-        harms: What both are mixed from.
+        text: Their harm by sources of plain text and documents: [groups, rules].
+        recall: Their harm by sources that ask for facts: [groups, rules].
+        harms: The harms that both are mixed from.
         limits: All budgets.
         least: The cost to make least; None is the harm.
     """
@@ -49,16 +49,17 @@ def choose(
     descent: Descent | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
     kv_dtype: Dtype | None = None,
 ) -> tuple[Plan, Solution]:  # fmt: skip
-    """The plan of least harm within the budgets, or with `minimise` of least cost within them, one of them on harm.
+    """Return the plan of least harm within the budgets; with `minimise` the one of least cost, with a budget on harm.
 
     Args:
         profile: What the cuts cost.
-        budgets: All to be kept. One of kind `harm` limits the objective, and only makes sense with `minimise`.
+        budgets: The plan keeps all of them. One of kind `harm` limits the objective, and only makes sense with
+            `minimise`.
         mix: How sources and lengths are weighed.
         costs: Measured costs, for budgets in milliseconds.
-        minimise: The cost to make least, at one length; its figure does not count.
+        minimise: The cost to minimise, at one length; its figure does not count.
         lengths: Lengths that the plan is for, None for all profiled ones and those ahead (`Lengths.of`).
-        descent: Go on from an earlier plan by what was measured around it, not from the profile alone.
+        descent: Improves an earlier plan by what was measured around it, instead of using the profile alone.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
         kv_dtype: Of the cache, in budgets and predictions in bytes; None for what the model was profiled in, `ASSUMED`
@@ -103,7 +104,7 @@ def pose(
     profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN, costs: Costs | None = None,
     minimise: Budget | None = None, lengths: Lengths | None = None, kv_dtype: Dtype | None = None,
 ) -> Problem:  # fmt: skip
-    """What `choose` of the same arguments solves; refuses all that needs no solving to be refused.
+    """Return the problem that `choose` solves for the same arguments; refuse what can be refused without solving.
 
     Raises:
         BudgetInfeasible: A budget that no plan keeps.
@@ -132,7 +133,7 @@ def pose(
 
 
 def _harms(profile: Profile, problem: Problem, mix: Mix, lengths: Lengths, choice: Ints) -> list[float]:
-    """The objective of a choice, were each length the only one."""
+    """Return the objective of a choice at each length, as if the plan were for that length alone."""
     tables = [problem.text + problem.recall]
     if len(lengths.all) > 1:
         nothing = dict.fromkeys(lengths.all, 0.0)
@@ -142,7 +143,7 @@ def _harms(profile: Profile, problem: Problem, mix: Mix, lengths: Lengths, choic
 
 
 def _times(costs: Costs, plan: Plan, lengths: Sequence[int]) -> dict[str, Any]:
-    """Predicted milliseconds of one sequence, with the error of the fit and what they hold for."""
+    """Return the predicted milliseconds of one sequence, the error of the fit, and what they hold for."""
     return {
         **{f"{kind}_ms": [round(costs.predict(plan, Work(kind, n)), 2) for n in lengths] for kind in costs.terms},
         "error": {f"{kind}_ms": round(error, 4) for kind, error in costs.error.items()},
@@ -153,7 +154,7 @@ def _times(costs: Costs, plan: Plan, lengths: Sequence[int]) -> dict[str, Any]:
 def record(
     path: Path | None, profile: Profile, budgets: Sequence[Budget], tool: str, weights: Mapping[str, float]
 ) -> Provenance:
-    """Where a plan comes from; `path` is the profile's file, if any, `weights` those of sources, 1 where not named."""
+    """Return where a plan comes from; `path` is the profile's file, if any, `weights` those of sources (default 1)."""
     sources = [s if (weight := weights.get(s, 1.0)) == 1 else f"{s}={weight:g}" for s in profile.sources]
     return Provenance(
         tool=tool, profile=None if path is None else digest(path), calibration=", ".join(sources),

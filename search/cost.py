@@ -1,14 +1,15 @@
-"""What a plan costs in milliseconds, by terms fitted to measurements on the user's device, as a sum over groups.
+"""Predict what a plan costs in milliseconds: a sum over groups of terms fitted to times measured on the user's device.
 
     decode step = step + sequence * B  +  sum over groups of  B * block * blocks in the cache  [+ keydiff]
     prefill     = step + token * B * n +  sum over groups of  B * (whole * pairs + windowed * pairs + chunk * chunks)
                                           or of keydiff sinks  B * (keydiff * pairs + keydiff_chunk * chunks)
 
-for B sequences of n tokens. The first part is what spans do not touch. A decode step reads the cache; the host asks of
-keydiff groups whether keys move. A prefill works on (query, key) pairs: `whole` in query blocks that see everything,
-which one causal call computes, `windowed` in the others, each of which takes a call of its own (`chunk`). For keydiff
-sinks every query block is such a chunk, and has its keys copied. Terms are milliseconds and not negative, so the
-search's costs stay sums over groups, and a shorter span never costs more in a decode step. `moa.search.fit` finds them.
+for B sequences of n tokens. The first part does not depend on spans. A decode step reads the cache; for keydiff groups
+the host also asks whether keys move. A prefill works on (query, key) pairs: `whole` pairs lie in query blocks that see
+everything, which one causal call computes, `windowed` pairs in the other blocks, each of which takes a call of its own
+(`chunk`). For keydiff sinks every query block is such a chunk, and its keys are copied. Terms are milliseconds and not
+negative, so the search's costs stay sums over groups, and a shorter span never costs more in a decode step.
+`moa.search.fit` finds the terms.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,7 @@ PLACE = ("device", "threads", "backend", "dtype")
 
 @dataclass(frozen=True)
 class Work:
-    """A decode step after `length` tokens, or a prefill of them, of `batch` sequences."""
+    """A decode step of `batch` sequences after `length` tokens, or a prefill of `length` tokens."""
 
     kind: Kind
     length: int
@@ -53,7 +54,7 @@ class Work:
 
 
 class Measured(Strict):
-    """One measurement."""
+    """The measured times of one plan at one work."""
 
     plan: str
     kind: Kind
@@ -75,7 +76,7 @@ class Measured(Strict):
 
 
 class Costs(Strict):
-    """Fitted terms, in milliseconds, and what they were fitted to."""
+    """The fitted terms, in milliseconds, and what they were fitted to."""
 
     version: Literal[1] = 1
     model: ModelInfo
@@ -91,7 +92,7 @@ class Costs(Strict):
         """Read costs that `moa measure` wrote.
 
         Raises:
-            MoaError: No such file, not costs, or costs of a version that knew other terms.
+            MoaError: No such file exists, it holds no costs, or costs of a version that knew other terms.
         """
         costs = cls.read(path)
         missing = [name for name in PLACE if name not in costs.environment]
@@ -109,10 +110,10 @@ class Costs(Strict):
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> "Costs":
-        """Read costs of any version, to be replaced.
+        """Read costs of any version, which are to be replaced.
 
         Raises:
-            MoaError: No such file, or not costs.
+            MoaError: No such file exists, or it holds no costs.
         """
         try:
             return cls.model_validate_json(read(path))
@@ -123,7 +124,7 @@ class Costs(Strict):
 
     @property
     def place(self) -> str:
-        """Device, threads, back-end and dtype, in words."""
+        """The device, threads, back-end and dtype, in words."""
         about = self.environment
         return f"{about['device']}, {about['threads']} threads, {about['backend']}, {about['dtype']}"
 
@@ -134,24 +135,24 @@ class Costs(Strict):
             raise ModelMismatch(f"costs measured on another model (costs against this): {'; '.join(differences)}")
 
     def fixed(self, work: Work) -> float:
-        """Milliseconds of what spans do not touch."""
+        """Return the milliseconds that do not depend on spans."""
         terms = self._terms(work.kind)
         return float(_fixed(work) @ [terms[name] for name in FIXED[work.kind]])
 
     def per_group(self, work: Work, reach: Reach, moves_keys: Bools) -> Floats:
-        """Milliseconds that a group adds under each of some rules: [rules].
+        """Return the milliseconds that a group adds under each of some rules: [rules].
 
         Args:
-            work: What takes them.
-            reach: What the rules see: of shape [rules].
-            moves_keys: Under which of them the host moves keys: [rules].
+            work: The decode step or prefill.
+            reach: The reach of the rules, of shape [rules].
+            moves_keys: Whether the host moves keys, per rule: [rules].
         """
         terms = self._terms(work.kind)
         each: Floats = _per_group(work, reach, moves_keys) @ [terms[name] for name in PER_GROUP[work.kind]]
         return each
 
     def predict(self, plan: Plan, work: Work) -> float:
-        """Milliseconds of a plan."""
+        """Return the milliseconds of a plan."""
         terms = self._terms(work.kind)
         return float(counts(plan, work) @ [terms[name] for name in (*FIXED[work.kind], *PER_GROUP[work.kind])])
 
@@ -162,26 +163,26 @@ class Costs(Strict):
 
 
 def counts(plan: Plan, work: Work) -> Floats:
-    """How often each term of FIXED and PER_GROUP occurs."""
+    """Return how often each term of FIXED and PER_GROUP occurs."""
     layers = plan.model.ruled_layers
     groups = [_per_group(work, plan.reach(layer), plan.moves_keys(layer)).sum(0) for layer in layers]
     return np.concatenate([_fixed(work), np.sum(groups, 0)])
 
 
 def _fixed(work: Work) -> Floats:
-    """How often each term of FIXED occurs."""
+    """Return how often each term of FIXED occurs."""
     return np.array([1.0, work.batch * (work.length if work.kind == "prefill" else 1)])
 
 
 def _per_group(work: Work, reach: Reach, moves_keys: Bools) -> Floats:
-    """How often each term of PER_GROUP occurs for a group under each rule: [rules, terms]."""
+    """Return how often each term of PER_GROUP occurs for a group under each rule: [rules, terms]."""
     if work.kind == "decode":
         return np.stack([work.batch * reach.cache_blocks(work.length), moves_keys], 1).astype(np.float64)
     return work.batch * np.array([_prefilled(work.length, reach[i], bool(moves_keys[i])) for i in range(len(reach))])
 
 
 def _prefilled(length: int, reach: Reach, moves_keys: bool) -> tuple[float, ...]:
-    """Of one rule: all rules' blocks of a long text fill the memory."""
+    """Return the prefill terms of one rule; blocks of a long text for all rules at once would fill the memory."""
     blocks = np.arange(-(-length // BLOCK))
     first, start = reach.first(blocks), reach.sink // BLOCK
     rows = np.minimum(BLOCK, length - BLOCK * blocks)

@@ -1,4 +1,4 @@
-"""Going on from a plan: how text's divergence from the dense model changes around it, measured there.
+"""Improve a plan by how the divergence from the dense model on text changes around it, measured there.
 
 The profile judges every cut with all else dense, and adds the cuts up. Around a plan the divergence from the dense
 model has a slope in every cut of every group (`moa profile --around PLAN --estimator effect --loss kl`), which knows
@@ -6,11 +6,11 @@ what else is cut. So the search goes down it: the exact solver again, for the pl
 
     sum over groups of  recall(rule) + slope(rule) + damping * |text(rule) - text(rule now)|
 
-`text` and `recall` being the objective's parts: a Newton step whose curvature is the profile's harm, which is one of
-second order. At the dense model, where all slopes are 0, this is the search by the profile. A plan that is no better
-than the last is tried again with more damping, as in the method of Levenberg and Marquardt. Slopes are means over the
-rounds so far, since each is noisy. Recall stays with the profile: slopes of answers' divergence follow the form of the
-questions, and lose what other questions need (docs/experiments/rounds.md).
+where `text` and `recall` are the objective's parts. This is a Newton step whose curvature is the profile's harm, a
+quantity of second order. At the dense model, where all slopes are 0, it is the search by the profile. When a plan is no
+better than the last, the step is tried again with more damping, as in the method of Levenberg and Marquardt. Slopes are
+means over the rounds so far, since each is noisy. Recall keeps the profile's harm: slopes of the divergence on answers
+follow the form of the questions, and lose what other questions need (docs/experiments/rounds.md).
 """
 
 from dataclasses import dataclass, replace
@@ -30,14 +30,14 @@ TRIES = 3
 
 @dataclass(frozen=True)
 class Descent:
-    """What the rounds so far found.
+    """The state of a descent: what the rounds so far found.
 
     Attributes:
         start: The plan before the first round.
         plan: The plan to go on from.
         rounds: Slopes around each plan so far, of text: estimator `effect`, loss `kl`.
-        kl: KL of `start` on text, nats per token: what its harm on text stands for.
-        damping: How much the profile's harm holds a step back.
+        kl: KL of `start` on text, nats per token, which corresponds to its harm on text.
+        damping: Weight of the profile's harm, which shortens a step.
     """
 
     start: Plan
@@ -48,11 +48,11 @@ class Descent:
 
     @property
     def damped(self) -> "Descent":
-        """The same with twice the damping."""
+        """The same descent with twice the damping."""
         return replace(self, damping=2 * self.damping)
 
     def objective(self, text: Floats, recall: Floats, rules: Grid, mix: Mix) -> Floats:
-        """What the next plan makes least, from the objective's parts: [groups, rules], the least of a group 0."""
+        """Return what the next plan minimises, given the objective's parts: [groups, rules], the least of a group 0."""
         cuts = [(p, cut) for p in self.rounds for cut in p.cuts]
         weights = [mix.sources.get(source, 1.0) * mix.lengths.get(n, 1.0) for _, (source, n) in cuts]
         slopes = np.average([slope(p, rules, cut) for p, cut in cuts], axis=0, weights=weights)
@@ -62,7 +62,7 @@ class Descent:
         return least
 
     def merit(self, text: Floats, recall: Floats, rules: Grid, plan: Plan, kl: float) -> float:
-        """What a plan is judged by, less is better: its harm on recall, and on text what was measured."""
+        """Return the figure that a plan is judged by (less is better): its harm on recall, and what text measured."""
         return float(_of(plan, recall, rules).sum() + kl * self._per_nat(text, rules))
 
     def _per_nat(self, text: Floats, rules: Grid) -> float:
@@ -70,7 +70,7 @@ class Descent:
 
 
 def _of(plan: Plan, harms: Floats, rules: Grid) -> Floats:
-    """What the plan's rules cost: [groups]."""
+    """Return what the plan's rules cost: [groups]."""
     known = {rule: i for i, rule in enumerate(rules.rules)}
     choice: Ints = np.array([known[rule] for layer in plan.model.ruled_layers for rule in plan.groups[layer]])
     return harms[np.arange(len(choice)), choice]

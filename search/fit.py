@@ -1,6 +1,6 @@
-"""Measures a few plans on the user's device and fits the terms of `moa.search.cost` to their times.
+"""Measure a few plans on the user's device and fit the terms of `moa.search.cost` to their times.
 
-The running model comes in as a callable, so nothing here knows of one.
+The caller passes the running model as a callable, so nothing here depends on a model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,18 +31,18 @@ def measure(
     model: ModelInfo, works: Sequence[Work], run: Run, *, environment: Mapping[str, str | int], rounds: int = 8,
     progress: Progress | None = None,
 ) -> Costs:  # fmt: skip
-    """Measure the probes and fit.
+    """Measure the probes and return the fitted costs.
 
     Args:
         model: The model that `run` runs.
-        works: What to measure, at two lengths at least per kind, so that growth with the length can be told.
+        works: What to measure, at two lengths or more per kind, so that growth with the length shows.
         run: Runs a plan.
-        environment: What the figures hold for.
+        environment: The environment that the figures hold for.
         rounds: See `in_turn`.
         progress: See `in_turn`.
 
     Raises:
-        MoaError: A kind of work at one length only.
+        MoaError: A kind of work has one length only.
     """
     for kind in {work.kind for work in works}:
         if len({work.length for work in works if work.kind == kind}) < 2:
@@ -53,9 +53,9 @@ def measure(
 
 
 def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
-    """The plans to measure: dense, wide and narrow windows of either kind of sink, and all of them mixed.
+    """Return the plans to measure: dense, wide and narrow windows of either kind of sink, and all of them mixed.
 
-    As in plans that were searched for, groups of a layer differ, so that no two of them share a call.
+    Groups of a layer differ, as in plans that a search found, so that no two of them share a call.
     """
     moving = next(kind for kind in PATTERNS.values() if kind.moves_keys())
     wide, narrow = longest // 2 // BLOCK * BLOCK, max(BLOCK, longest // 16 // BLOCK * BLOCK)
@@ -82,16 +82,16 @@ def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
 def in_turn(
     cells: Mapping[Work, Mapping[str, Plan]], run: Run, most: Callable[[Work], int], progress: Progress | None = None
 ) -> Taken:
-    """Measure everything in turn, round after round, so that drift of the machine meets all alike.
+    """Measure everything in turn, round after round, so that drift of the machine affects all alike.
 
-    In a round each cell has its plans run one after the other, another one first each time. A cell is left once the
+    A round runs the plans of each cell one after the other, with another one first each time. A cell is done once the
     standard error of every median in it is `SURE` or less.
 
     Args:
         cells: The plans to run at each work, by name.
-        run: Runs a plan; the median of what it gives is the round's figure.
-        most: Rounds at most, for a cell's work.
-        progress: Called after each run with how many are done, how many there may be, and the last one's name.
+        run: Runs a plan; the median of the times it returns is the round's figure.
+        most: Returns the most rounds for a cell's work.
+        progress: Called after each run with the number of runs done, the most there may be, and the last one's name.
     """
     taken: Taken = {(name, work): [] for work, plans in cells.items() for name in plans}
 
@@ -116,12 +116,12 @@ def in_turn(
 
 
 def fit(plans: Mapping[str, Plan], taken: Taken, environment: Mapping[str, str | int]) -> Costs:
-    """Costs from the times of some plans of one model.
+    """Return costs fitted to the times of some plans of one model.
 
     Args:
-        plans: By name.
+        plans: The plans, by name.
         taken: Their times.
-        environment: What they hold for.
+        environment: The environment that the times hold for.
     """
     model = next(iter(plans.values())).model
     terms = {kind: _terms(kind, plans, taken) for kind in dict.fromkeys(work.kind for _, work in taken)}
@@ -139,7 +139,7 @@ def fit(plans: Mapping[str, Plan], taken: Taken, environment: Mapping[str, str |
 
 
 def _terms(kind: Kind, plans: Mapping[str, Plan], taken: Taken) -> dict[str, float]:
-    """Terms of least squared relative error, none negative (Lawson and Hanson's NNLS)."""
+    """Return the terms of least squared relative error, none negative (Lawson and Hanson's NNLS)."""
     rows, times = [], []
     for (name, work), ms in taken.items():
         if work.kind == kind:

@@ -1,4 +1,4 @@
-"""The front: plans from the smallest to dense, each of less harm than all that keep less."""
+"""Find the front: plans from the smallest to dense, each with less harm than all that keep less."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ class Point:
 
     Attributes:
         plan: The plan.
-        budget: What it was solved for.
-        solution: Its harm and how close to the least that is proven to be.
+        budget: The budget that it was solved for.
+        solution: Its harm, and how close to the least the harm is proven to be.
     """
 
     plan: Plan
@@ -41,10 +41,10 @@ def front(
     """Solve for `count` budgets in equal ratios, from the least that any plan needs to what full attention takes.
 
     Args:
-        profile: What the cuts cost.
-        count: Budgets, 2 or more. Those that give a plan no better than the one before are left out.
-        axis: Says which budget to vary, and at which length and batch; its figure does not count.
-        budgets: Others, kept by every plan.
+        profile: The profile.
+        count: Number of budgets, 2 or more. Those that give a plan no better than the one before are left out.
+        axis: The budget to vary, with its length and batch; its figure does not count.
+        budgets: Other budgets, which every plan keeps.
         mix: As for `choose`.
         costs: Measured costs, for budgets in milliseconds.
         lengths: As for `choose`.
@@ -52,11 +52,11 @@ def front(
         kv_dtype: As for `choose`.
 
     Yields:
-        Points of rising budget and falling harm, as they are found.
+        Points with rising budgets and falling harm, as they are found.
 
     Raises:
-        BudgetInfeasible: The other budgets cannot be kept with the least of this one.
-        MoaError: A count below 2; what `choose` refuses.
+        BudgetInfeasible: The other budgets cannot be kept together with the least of this one.
+        MoaError: The count is below 2, or `choose` refuses the arguments.
     """
     if count < 2:
         raise MoaError(f"a front has 2 plans or more, found {count}")
@@ -73,13 +73,13 @@ def front(
 
 
 def _range(profile: Profile, axis: Budget, costs: Costs | None, lengths: Lengths) -> tuple[float, float]:
-    """The least that some plan keeps, and what full attention takes."""
+    """Return the least budget that some plan keeps, and what full attention takes."""
     kept = limit(axis, candidates(profile, PLAIN, lengths), profile.model, lengths.longest, costs)
     total = kept.fixed + kept.cost.sum(0)  # the same rule in every group
     return float(total.min()), float(total.max())
 
 
 def _round_up(value: float) -> float:
-    """Six digits, never below `value`: what the plan's provenance and the table say is the budget that was solved."""
+    """Return `value` in six digits, rounded up, so that provenance and table show the very budget that was solved."""
     step = 10.0 ** (math.floor(math.log10(value)) - 5)
     return float(f"{math.ceil(value / step * (1 - 1e-12)) * step:.6g}")

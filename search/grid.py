@@ -1,4 +1,4 @@
-"""The rules that the search chooses from, laid out relative to the profiled lengths.
+"""Lay out the rules that the search chooses from, relative to the profiled lengths.
 
 A rule's window is a line in the length, and a line is two points: how many blocks it keeps at a short length and at
 the longest. Both points take values in equal ratios, from the smallest window to everything. So the grid holds constant
@@ -34,29 +34,29 @@ class Grid:
 
     @cached_property
     def reach(self) -> Reach:
-        """What they see: of shape [rules]."""
+        """The reach of the rules, of shape [rules]."""
         return reach(self.rules)
 
     @property
     def moves_keys(self) -> npt.NDArray[np.bool_]:
-        """Under which of them the host moves keys: bool [rules]."""
+        """Whether the host moves keys, per rule: bool [rules]."""
         return np.array([rule.moves_keys() for rule in self.rules])
 
     def first(self, length: int) -> Ints:
-        """First block kept besides the sink, for every query block of a text of `length`: int64 [rules, blocks]."""
+        """Return the first block kept after the sink, per query block of a text of `length`: int64 [rules, blocks]."""
         return self.reach.first(np.arange(-(-length // BLOCK)))
 
     def spans(self, length: int) -> Ints:
-        """Keys visible at `length`: int64 [rules]."""
+        """Return the keys visible at `length`: int64 [rules]."""
         return self.reach.span(length)
 
     def cache_blocks(self, length: int) -> Ints:
-        """Blocks that the cache holds at `length`: int64 [rules]."""
+        """Return the blocks that the cache holds at `length`: int64 [rules]."""
         return self.reach.cache_blocks(length)
 
 
 def grid(lengths: tuple[int, ...], variants: Iterable[Variant], levels: int = LEVELS) -> Grid:
-    """All rules for a profile, each behaving differently from every other somewhere up to the longest length.
+    """Return all rules for a profile; any two of them differ somewhere up to the longest length.
 
     Args:
         lengths: Profiled lengths, tokens.
@@ -82,6 +82,6 @@ def grid(lengths: tuple[int, ...], variants: Iterable[Variant], levels: int = LE
 
 
 def _windows(length: int, levels: int) -> list[int]:
-    """Windows besides the sink from 64 tokens to `length`, whole blocks in nearly equal ratios."""
+    """Return windows (the sink not counted) from 64 tokens to `length`, in whole blocks and nearly equal ratios."""
     blocks = max(1, -(-length // BLOCK))
     return [int(w) for w in BLOCK * np.unique(np.rint(np.geomspace(1, blocks, levels)).astype(np.int64))]

@@ -1,4 +1,4 @@
-"""From a profile's cut tables to the harm of every rule in every group."""
+"""Compute the harm of every rule in every group from a profile's cut tables."""
 
 import numpy as np
 import numpy.typing as npt
@@ -9,26 +9,26 @@ from moa.search.grid import Grid
 
 
 def harm(profile: Profile, grid: Grid, cut: Cut, length: int | None = None) -> Floats:
-    """Harm of every rule in every group, by one source at one length: [groups, rules], groups layer by layer.
+    """Return the harm of every rule in every group, by one source at one length: [groups, rules], layer by layer.
 
-    harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token; of
-    the estimator `fisher`, a quadratic form, half of it. The table is made monotone first.
+    harm(rule) = sum over rows of cut[row, edge of the rule at that row] / T, in the loss's unit per response token. The
+    estimator `fisher` is a quadratic form, of which harm is half. The table is made monotone first.
 
     Args:
         profile: The profile.
         grid: The rules.
         cut: Source and length of the table.
-        length: Tokens of a longer text, of which nothing was measured. Its rows up to the table's length are as
-            measured. A further row is taken to lose what rows of the table's last quarter lose on average by a window
-            of the same share of the text.
+        length: Tokens of a longer text, at which nothing was measured. Its rows up to the table's length are as
+            measured. Each further row is assumed to lose what rows of the table's last quarter lose on average under a
+            window of the same share of the text.
     """
     return _look(profile, grid, cut, monotone(profile.cuts[cut]), length=length)
 
 
 def slope(profile: Profile, grid: Grid, cut: Cut) -> Floats:
-    """The same with its sign, and as measured: what the loss gains or loses, to first order, by cuts of full attention.
+    """Return harm with its sign, as measured: how cuts of full attention change the loss, to first order.
 
-    A running maximum would count as harm what is noise, row by row; a sum over rows averages it out.
+    A running maximum would count noise as harm, row by row; a sum over rows averages it out.
     """
     return _look(profile, grid, cut, profile.cuts[cut].astype(np.float64), twice=False)
 
@@ -36,11 +36,11 @@ def slope(profile: Profile, grid: Grid, cut: Cut) -> Floats:
 def _look(
     profile: Profile, grid: Grid, cut: Cut, table: Floats, twice: bool = True, length: int | None = None
 ) -> Floats:
-    """Sums of the table's entries along every rule, per response token.
+    """Return the sums of the table's entries along every rule, per response token.
 
     Where a bin holds several blocks, the whole row counts at the shortest window of its blocks, rounded down to whole
-    bins. A row of the table has no window within its own bin; a block that keeps one counts, where `twice`, as another
-    whole row at the narrowest there is: a bound from above, of what is not negative.
+    bins. A row of the table has no window within its own bin. With `twice`, a block that keeps such a window counts as
+    another whole row at the narrowest one there is: an upper bound, if entries are not negative.
     """
     per_bin, bins = bin_size(cut[1]) // BLOCK, table.shape[3]
     length = length or cut[1]
@@ -70,5 +70,5 @@ def _look(
 
 
 def monotone(table: npt.NDArray[np.float32]) -> Floats:
-    """The table with a longer window never hurting more, and none helping: a running maximum over edges, row by row."""
+    """Return the table as a running maximum over edges, row by row: no window helps, and no longer one harms more."""
     return np.maximum.accumulate(np.maximum(table.astype(np.float64), 0), axis=-1)

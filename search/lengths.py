@@ -1,4 +1,4 @@
-"""The lengths that a plan is for: those that the profile measured, and longer ones, up to the longest intended."""
+"""Define the lengths that a plan is for: those that the profile measured, and longer ones up to the longest meant."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Lengths:
 
     Attributes:
         profiled: Measured lengths that count, tokens.
-        ahead: Lengths beyond them, each twice the one before, the last the longest intended; none where the plan is for
-            profiled lengths alone.
+        ahead: Longer lengths, each twice the one before, of which the last is the longest intended; empty where the
+            plan is for profiled lengths alone.
     """
 
     profiled: tuple[int, ...]
@@ -26,16 +26,16 @@ class Lengths:
 
     @classmethod
     def of(cls, profile: Profile, chosen: Sequence[int] | None = None, longest: int | None = None) -> "Lengths":
-        """The lengths of a plan from this profile.
+        """Return the lengths of a plan made from this profile.
 
         Args:
             profile: The profile.
-            chosen: Profiled lengths that the plan is for alone; None for all of them and longer ones.
+            chosen: The only lengths, all profiled, that the plan is for; None for all profiled ones and longer ones.
             longest: The longest intended length; without it the longest of `chosen`, or `AHEAD` times the longest
                 profiled, but no more than the model takes.
 
         Raises:
-            MoaError: A length that was not profiled, or a longest one out of range.
+            MoaError: A length was not profiled, or the longest is out of range.
         """
         if chosen is not None and not (chosen and set(chosen) <= set(profile.lengths)):
             raise MoaError(f"lengths must be of the profiled {list(profile.lengths)}, found {list(chosen)}")
@@ -61,5 +61,5 @@ class Lengths:
 
     @property
     def longest(self) -> int:
-        """The longest intended length: where a budget without a length of its own holds."""
+        """The longest intended length, at which a budget without a length of its own holds."""
         return self.all[-1]

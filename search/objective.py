@@ -1,4 +1,4 @@
-"""What the search makes least: harms of all sources and lengths, mixed into one figure per group and rule."""
+"""Mix the harms of all sources and lengths into one figure per group and rule, which the search minimises."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ RECALL = 0.25
 
 @dataclass(frozen=True)
 class Mix:
-    """How harms are mixed: what the additive search cannot know, and a study against the model can try.
+    """How harms are mixed: numbers that the additive search cannot know, and a study on the model can try.
 
     Attributes:
         sources: Weight of each source; those not named count 1, those at 0 are left out.
         lengths: Weight of each length; those not named count 1.
         layers: Weights of equal bands of layers, from the first layers to the last; none means 1.
         power: Power of the harm of sources that do not recall facts: below 1, many small harms count more.
-        own: Share, in what a rule costs a group that recalls facts, of the rule's own harm; the rest is all or nothing.
+        own: Share of the rule's own harm in what it costs a group that recalls facts; the rest is all or nothing.
         sinks: Sink sizes to choose from, None for all that were profiled.
     """
 
@@ -47,7 +47,7 @@ class Mix:
         """Refuse what does not fit the profile and the lengths of the plan.
 
         Raises:
-            MoaError: Unknown sources, lengths or sinks; weights out of range.
+            MoaError: Sources, lengths or sinks are unknown, or weights are out of range.
         """
         _known("sources", self.sources, profile.sources)
         _known("lengths", self.lengths, (*profile.lengths, *lengths.ahead))
@@ -67,20 +67,20 @@ PLAIN = Mix()
 
 
 def candidates(profile: Profile, mix: Mix, lengths: Lengths) -> Grid:
-    """The rules that `mix` lets the search choose from, for a plan for these lengths."""
+    """Return the rules that `mix` lets the search choose from, for a plan for these lengths."""
     mix.check(profile, lengths)
     chosen = [(name, size) for name, size in profile.variants if size in (mix.sinks or [size])]
     return grid(lengths.all, chosen)
 
 
 def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None) -> Floats:
-    """What the search minimises the sum of: [groups, rules].
+    """Return the figures whose sum the search minimises: [groups, rules].
 
-    Where a source's estimator is `effect`, facts are asked for that may lie anywhere, and every group on the way to the
-    answer must see them: what a rule costs is the group's harm under the narrowest rule, at the shortest length
-    measured, times a power of the share of the text that the rule hides at the length where it hides most; the rule's
-    own harm joins as `mix.own` says. Of other sources it is the rule's own harm, averaged over lengths. Each is brought
-    to one scale, the narrowest rule everywhere, then mixed over sources.
+    A source whose estimator is `effect` asks for facts that may lie anywhere, and every group on the way to the answer
+    must see them. There a rule costs the group's harm under the narrowest rule at the shortest length measured, times a
+    power of the share of the text that the rule hides at the length where it hides most; the rule's own harm joins as
+    `mix.own` says. By other sources a rule costs its own harm, averaged over lengths. Each source is divided by the
+    cost of the narrowest rule everywhere, so that all have one scale; then sources are mixed.
 
     Args:
         profile: The profile.
@@ -89,7 +89,7 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None =
         lengths: Lengths that count, None for those of the profile.
 
     Raises:
-        MoaError: A mix that does not fit the profile, or no length with a weight over 0.
+        MoaError: The mix does not fit the profile, or no length has a weight over 0.
     """
     text, recall = parts(profile, rules, mix, lengths)
     return text + recall
@@ -102,7 +102,7 @@ Harms = Mapping[Cut, Floats]
 def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
     """Return the harms that the objective mixes: of tasks at the shortest length, of others at every one.
 
-    They take nearly all of the time of an objective, and no mix changes them.
+    They take nearly all of the time of an objective and are the same for every mix.
     """
     found: dict[Cut, Floats] = {}
     for source in profile.sources:
@@ -120,9 +120,9 @@ def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
 def parts(
     profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None, harms: Harms | None = None
 ) -> tuple[Floats, Floats]:
-    """Return the objective's two parts: sources that are read, and those that ask for facts.
+    """Return the objective's two parts: sources of plain text and documents, and sources that ask for facts.
 
-    `harms` are those of `measured`, where they are known already.
+    `harms` is what `measured` returned, where it was called already.
     """
     lengths = lengths or Lengths(profile.lengths)
     mix.check(profile, lengths)
@@ -152,16 +152,16 @@ def parts(
 
 
 def _reach(rules: Grid, lengths: Sequence[int]) -> Floats:
-    """What each rule hides from a group that recalls facts, where it hides most: [rules].
+    """Return what each rule hides from a group that recalls facts, at the length where it hides most: [rules].
 
-    A mean over lengths would sell the longest ones: constant windows hide nothing at short lengths and cost little.
+    A mean over lengths would give up the longest ones: constant windows hide nothing at short lengths, so cost little.
     """
     reach: Floats = np.max([(1 - rules.spans(n) / n) ** RECALL for n in lengths], axis=0)
     return reach
 
 
 def _bands(weights: Sequence[float], layers: int, groups: int) -> Floats:
-    """The weight of every group, layer by layer."""
+    """Return the weight of every group, layer by layer."""
     if not weights:
         return np.ones(layers * groups)
     return np.repeat(np.array(weights)[np.arange(layers) * len(weights) // layers], groups)

@@ -1,4 +1,4 @@
-"""What is asked of a search: read, checked and completed once, whatever then answers it."""
+"""Read, check and complete what is asked of a search, once for all that can answer it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ Figures = float | str | Sequence[float | str]
 
 
 class Options(TypedDict, total=False):
-    """What a search may be asked besides its budgets; all may be left out."""
+    """The options of a search other than its budgets; all may be left out."""
 
     minimise: str | None
     """Instead of harm, the cost to make least, such as `decode_ms@4096x4`; a budget on `harm` goes with it."""
@@ -45,18 +45,18 @@ class Options(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Question:
-    """A search, ready to be solved.
+    """A search that is ready to be solved.
 
     Attributes:
-        profile: What the cuts cost.
-        budgets: All to be kept, each at a length of its own.
-        minimise: The cost to make least; None makes harm least.
+        profile: The profile.
+        budgets: Budgets to keep, each with a length.
+        minimise: The cost to minimise; None minimises harm.
         mix: How sources are weighed.
         costs: Measured costs, for budgets in milliseconds.
         lengths: Lengths that the plan is for.
-        kv_dtype: Of the cache, for figures in bytes.
+        kv_dtype: Dtype of the cache, for figures in bytes.
         time_limit: Seconds for the solver, per plan.
-        origin: Where plans come from, as each of them records it.
+        origin: Where plans come from, which each of them records.
     """
 
     profile: Profile
@@ -77,10 +77,10 @@ class Question:
         source_weights: Mapping[str, float] | None = None, patterns: Sequence[str] | None = None,
         kv_dtype: str | None = None, time_limit: float = 60.0,
     ) -> "Question":  # fmt: skip
-        """Read and complete what is asked; `tool` is the version that plans record, the rest as in `Options`.
+        """Read and complete what is asked; `tool` is the version that plans record, the rest is as in `Options`.
 
         Raises:
-            MoaError: Something that cannot be asked, or a file that cannot be read.
+            MoaError: An option is invalid, or a file cannot be read.
         """
         kept = [parse(kind, str(figure)) for kind, figures in budgets.items() for figure in _listed(figures)]
         least = None if minimise is None else cost(minimise)
@@ -114,11 +114,11 @@ class Question:
         return cls(measured, tuple(placed), least, mix, known, span, stored, time_limit, origin)
 
     def check(self) -> None:
-        """Refuse all that needs no solving to be refused.
+        """Refuse everything that can be refused without solving.
 
         Raises:
-            BudgetInfeasible: A budget that no plan keeps.
-            MoaError: No budget, or weights, lengths or costs that do not fit.
+            BudgetInfeasible: No plan keeps a budget.
+            MoaError: There is no budget, or weights, lengths or costs do not fit.
         """
         pose(
             self.profile, self.budgets, mix=self.mix, costs=self.costs, minimise=self.minimise, lengths=self.lengths,
@@ -126,7 +126,7 @@ class Question:
         )  # fmt: skip
 
     def solve(self, mix: Mix | None = None, descent: Descent | None = None) -> tuple[Plan, Solution]:
-        """The plan that answers it; with `mix` for other weights, with `descent` the next plan of a descent.
+        """Return the plan that answers the question; `mix` replaces the weights, `descent` asks for its next plan.
 
         Raises:
             BudgetInfeasible: No plan keeps the budgets.
@@ -138,7 +138,7 @@ class Question:
         )  # fmt: skip
 
     def told(self, solution: Solution) -> str:
-        """A line about its solution."""
+        """Return a line about the solution."""
         state = "time limit reached" if solution.timed_out else "optimal"
         what, (given, left) = "objective" if self.minimise is None else self.minimise.named, solution.columns
         return (
@@ -147,13 +147,13 @@ class Question:
         )
 
     def with_harm(self, most: float) -> "Question":
-        """The same with another figure for the budget on harm."""
+        """Return the same question with another figure for the budget on harm."""
         budgets = (replace(b, most=most) if b.kind == "harm" else b for b in self.budgets)
         return replace(self, budgets=tuple(budgets))
 
     @property
     def harm(self) -> Budget | None:
-        """The budget on harm, None where harm itself is made least."""
+        """The budget on harm, None where harm itself is minimised."""
         return next((budget for budget in self.budgets if budget.kind == "harm"), None)
 
 

@@ -1,4 +1,4 @@
-"""Standard output kept clean of what compiled code prints there by itself."""
+"""Keep standard output clean of what compiled code prints there by itself."""
 
 import ctypes
 import os
@@ -13,7 +13,7 @@ _ONE_AT_A_TIME = Lock()
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what the process writes to file descriptor 1 meanwhile.
+    """Drop what the process writes to file descriptor 1 within the block.
 
     HiGHS, in scipy 1.17, prints a line from C++ in some mixed-integer programs, whatever its output options say.
     """

@@ -1,4 +1,4 @@
-"""Rounds: from a plan to a better one, by what is measured around it on the running model."""
+"""Improve a plan in rounds, by what is measured around it on the running model."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ def descend(
     question: Question, start: Best, evaluate: Evaluate, slopes: Callable[[int, Plan], Profile], count: int, *,
     found: Callable[[Best, int], None], note: Callable[[str], None],
 ) -> Best:  # fmt: skip
-    """Go down the measured slopes `count` times, each time from the best plan so far.
+    """Follow the measured slopes down `count` times, each time from the best plan so far, and return the best.
 
     Args:
         question: What the plans must keep.

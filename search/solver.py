@@ -1,9 +1,9 @@
-"""The exact core: one rule per group, least objective, every budget kept.
+"""Solve for the choice of one rule per group that minimises the objective within every budget, exactly.
 
-A multiple-choice knapsack with several constraints. Rules that another rule of the same group beats in the objective
-and in every cost are dropped. Lagrangian duality bounds the optimum from below, a repaired choice from above; a rule
-whose reduced cost exceeds the distance between the two is in no better choice, and is dropped too. HiGHS solves the
-integer program over the rest, first over the most promising part of it, which brings the bounds closer.
+This is a multiple-choice knapsack with several constraints. A rule is dropped when another rule of the same group beats
+it in the objective and in every cost. Lagrangian duality bounds the optimum from below, a repaired choice from above; a
+rule whose reduced cost exceeds the distance between the two is in no better choice, and is dropped too. HiGHS solves
+the integer program over the rest, first over its most promising part, which brings the bounds closer.
 """
 
 import time
@@ -31,13 +31,13 @@ FIRST = 2000
 
 @dataclass(frozen=True)
 class Limit:
-    """One budget: the sum of `cost` over the chosen rules, `fixed` added, is at most `most`.
+    """A budget: the sum of `cost` over the chosen rules, plus `fixed`, is at most `most`.
 
     Attributes:
-        name: For messages, as the user wrote it.
-        cost: What a rule costs in a group, not negative: [groups, rules].
+        name: The budget as the user wrote it, for messages.
+        cost: Cost of each rule in each group, not negative: [groups, rules].
         most: The budget.
-        fixed: The part that no choice changes.
+        fixed: The part of the cost that no choice changes.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Solution:
     Attributes:
         choice: Rule of each group: int64 [groups].
         value: Its objective.
-        bound: No choice within the budgets is below this.
+        bound: Lower bound on the objective of all choices within the budgets.
         lagrangian: The bound that duality alone proves, apart from HiGHS.
-        columns: (group, rule) pairs given, and left after dominated ones were dropped.
+        columns: Number of (group, rule) pairs given, and of those left after dominated ones were dropped.
         seconds: Time taken.
-        timed_out: The time limit came before the gap was reached; the best choice found is returned.
+        timed_out: Whether the time limit came before the gap was reached; the choice is the best one found.
     """
 
     choice: Ints
@@ -70,27 +70,27 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        """Part of the objective by which a better choice might undercut this one."""
+        """The part of the objective by which a better choice might undercut this one."""
         return max(0.0, self.value - self.bound) / self.value if self.value > 0 else 0.0
 
     def plus(self, fixed: float) -> "Solution":
-        """The same choice, where every choice has `fixed` added to its objective."""
+        """Return the same solution of the problem whose objective has `fixed` added for every choice."""
         value, bound, lagrangian = (figure + fixed for figure in (self.value, self.bound, self.lagrangian))
         return replace(self, value=value, bound=bound, lagrangian=lagrangian)
 
 
 def solve(objective: Floats, limits: Sequence[Limit], *, gap: float = 1e-4, time_limit: float = 60.0) -> Solution:
-    """Choose one rule per group.
+    """Return the best choice of one rule per group.
 
     Args:
-        objective: What to minimise the sum of, not negative: [groups, rules].
-        limits: Budgets, all to be kept.
-        gap: Stop when the choice is proven within this fraction of the optimum.
-        time_limit: Seconds; then the best choice found is returned.
+        objective: Figures whose sum is minimised, not negative: [groups, rules].
+        limits: Budgets, all of which the choice keeps.
+        gap: The solver stops when the choice is proven within this fraction of the optimum.
+        time_limit: Seconds after which the best choice found is returned.
 
     Raises:
-        BudgetInfeasible: No choice keeps all budgets; names the smallest feasible values.
-        MoaError: No time at all.
+        BudgetInfeasible: No choice keeps all budgets; the error names the smallest feasible values.
+        MoaError: The time limit leaves no time at all.
     """
     if not time_limit > 0:
         raise MoaError(f"the time limit must be over 0 seconds, found {time_limit}")
@@ -113,7 +113,7 @@ def check(limits: Sequence[Limit]) -> None:
 
 
 def _attempt(objective: Floats, limits: Sequence[Limit], gap: float, time_limit: float) -> tuple[Solution | None, bool]:
-    """The solution, None where none was found, and whether time ran out; each budget alone can be kept."""
+    """Return the solution (None where none was found) and whether time ran out; each budget alone can be kept."""
     start = time.monotonic()
     unit = float(objective.max()) or 1.0
     goal, costs = objective / unit, _scaled(objective, limits)
@@ -150,7 +150,7 @@ def _attempt(objective: Floats, limits: Sequence[Limit], gap: float, time_limit:
 
 
 def _scaled(objective: Floats, limits: Sequence[Limit]) -> Floats:
-    """Costs in parts of their budget: [budgets, groups, rules]."""
+    """Return costs as parts of their budget: [budgets, groups, rules]."""
     costs = np.zeros((len(limits), *objective.shape))
     for cost, limit in zip(costs, limits, strict=True):
         room = limit.most * (1 + SLACK) - limit.fixed
@@ -168,7 +168,7 @@ def _value(objective: Floats, choice: Ints | None) -> float:
 def _integer(
     objective: Floats, costs: Floats, core: Mask, value: float, gap: float, time_limit: float
 ) -> tuple[Ints | None, float, bool]:
-    """The integer program over the pairs in `core`, where a choice of `value` is known.
+    """Solve the integer program over the pairs in `core`, where a choice of `value` is known.
 
     Returns:
         A choice, the bound proven within the core, and whether time ran out.
@@ -198,7 +198,7 @@ def _integer(
 
 
 def _conflict(limits: Sequence[Limit], time_limit: float) -> str:
-    """What to say when each budget alone can be kept, but not all: the smallest feasible value of each."""
+    """Return the message for budgets that can be kept alone but not together: the smallest feasible value of each."""
     least = []
     for limit in limits:
         others = [other for other in limits if other is not limit]
@@ -213,6 +213,6 @@ def _conflict(limits: Sequence[Limit], time_limit: float) -> str:
 
 
 def _round_up(value: float) -> str:
-    """Four digits, never below `value`, so that the figure printed is itself feasible."""
+    """Return `value` in four digits, rounded up, so that the figure printed is itself feasible."""
     step = 10.0 ** (np.floor(np.log10(value)) - 3) if value > 0 else 1.0
     return f"{np.ceil(value / step) * step:.6g}"

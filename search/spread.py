@@ -1,4 +1,4 @@
-"""How far measurements of one thing lie apart, and how sure their median is."""
+"""Compute the spread of repeated measurements, and the error of their median."""
 
 import math
 import statistics

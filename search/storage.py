@@ -1,4 +1,4 @@
-"""Where a study's trials live: memory, a database, or a journal file that a power failure does not close for ever."""
+"""Open the storage of a study's trials: memory, a database, or a journal file that survives a power failure."""
 
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,9 @@ from moa.plans.lines import Lines
 
 
 def open_storage(where: str | None) -> BaseStorage | None:
-    """A storage from a database URL, or from the path of a journal file; None is memory.
+    """Return the storage at a database URL or the path of a journal file; None stands for memory.
 
-    A damaged rest of a journal is set aside, and a warning says where.
+    A damaged rest of a journal is moved to a file of its own, which a warning names.
 
     Raises:
         MoaError: It cannot be opened, or the file is no journal; it is left as it was.
@@ -53,7 +53,7 @@ def anew(where: str | None, name: str) -> str:
 
 
 class _Lock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna has no types here
-    """Optuna's lock on a journal, which all who append take: having it, none adds to half a line of a killed worker."""
+    """Optuna's lock on a journal; whoever takes it to append first mends half a line that a killed worker left."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

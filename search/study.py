@@ -1,8 +1,9 @@
-"""The outer study: what the additive core cannot see, tried on the real model.
+"""Run the outer study, which tries on the real model what the additive core cannot see.
 
 Each trial mixes the profile's harms in its own way (`Mix`), has the core solve for a plan, and measures that plan on
-text held out from calibration. The running model comes in as a callable, so nothing here knows of one. Trials live in
-an Optuna storage: workers on several machines join one study, and a killed one loses the trial it was at.
+text held out from calibration. The caller passes the running model as a callable, so nothing here depends on a model.
+Trials are kept in an Optuna storage: workers on several machines join one study, and a killed worker loses only the
+trial that it was running.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +31,7 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
 
 @dataclass(frozen=True)
 class Measured:
-    """A plan beside the dense model on held-out text.
+    """The figures of a plan, compared with the dense model on held-out text.
 
     Attributes:
         kl: KL divergence on plain text, nats per token.
@@ -43,7 +44,7 @@ class Measured:
     right: float
 
     def score(self, base: "Measured") -> float:
-        """What a study makes least: the mean of both divergences, each as a share of the base plan's."""
+        """Return what a study minimises: the mean of both divergences, each as a share of the base plan's."""
         floor = 1e-9  # of a base that is dense
         return (self.kl / max(base.kl, floor) + self.recall / max(base.recall, floor)) / 2
 
@@ -54,15 +55,15 @@ Evaluate = Callable[[Plan], Iterator[Measured]]
 
 @dataclass(frozen=True)
 class Best:
-    """The best of a study.
+    """The best plan of a study.
 
     Attributes:
         plan: The plan.
         mix: The mix that gave it.
-        measured: What it measured.
-        base: What the plan of the plain mix measured: the single exact solve.
-        trials: Trials finished: measured to the end, and stopped before (those whose plan was measured before count
-            as measured).
+        measured: Its figures.
+        base: The figures of the plan of the plain mix, which is the single exact solve.
+        trials: Numbers of finished trials: measured to the end, and stopped early (a trial whose plan an earlier one
+            measured counts as measured).
     """
 
     plan: Plan
@@ -84,12 +85,12 @@ MEDIAN = optuna.pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=0)
 
 
 def open_study(name: str, storage: str | None, pruner: optuna.pruners.BasePruner = MEDIAN) -> optuna.Study:
-    """The study of that name, new or as it was left."""
+    """Return the study of that name, new or as it was left."""
     return optuna.create_study(study_name=name, storage=open_storage(storage), load_if_exists=True, pruner=pruner)
 
 
 def measure(shared: optuna.Study, trial: optuna.Trial, plan: Plan, evaluate: Evaluate, base: Measured) -> str:
-    """Measure a trial's plan and end the trial, early where the pruner says so; says how it went."""
+    """Measure a trial's plan and end the trial, early where the pruner says so; return how it ended."""
     for step, measured in enumerate(evaluate(plan)):
         trial.report(measured.score(base), step)
         if trial.should_prune():
@@ -105,7 +106,7 @@ def _finish(shared: optuna.Study, trial: optuna.Trial, measured: Measured, base:
 
 
 def tpe(seed: int) -> BaseSampler:
-    """Optuna's TPE, from the first trial on: the plain mix is a better start than random ones."""
+    """Return Optuna's TPE sampler, used from the first trial on: the plain mix is a better start than random ones."""
     return TPESampler(seed=seed, n_startup_trials=1)
 
 
@@ -116,21 +117,21 @@ def study(
     found: Callable[[Best], None] = lambda _best: None,
     progress: Callable[[int, int, str], None] = lambda _done, _total, _what: None,
 ) -> Best:  # fmt: skip
-    """Try mixes until the study has `trials` finished trials, the plain one first.
+    """Try mixes until the study has `trials` finished trials, the plain mix first; return the best.
 
     Args:
         profile: The profile.
-        solve: The core: the plan of a mix, within the budgets.
+        solve: The core: returns the plan of a mix, within the budgets.
         evaluate: Measures a plan.
-        trials: Finished trials to stop at, those of other workers and earlier runs included.
-        lengths: Lengths the plan is for.
-        name: Names all that figures depend on; workers with the same name and storage share one study.
+        trials: Finished trials to stop at, including those of other workers and earlier runs.
+        lengths: Lengths that the plan is for.
+        name: Identifies all that figures depend on; workers with the same name and storage share one study.
         plain: The mix that the first trial has.
         storage: Database URL or path of a journal file; None keeps the study in memory.
         seed: Seed of the sampler.
-        sampler: The sampler of a seed.
+        sampler: Returns the sampler for a seed.
         pruner: Stops trials early.
-        found: Called with the best so far, whenever this worker improves on it, and at the end.
+        found: Called with the best so far whenever this worker improves on it, and at the end.
         progress: Called after each trial.
 
     Returns:
@@ -138,7 +139,7 @@ def study(
 
     Raises:
         BudgetInfeasible: No plan keeps the budgets.
-        MoaError: A storage that cannot be opened, or whose best trial measured another plan than its mix gives here.
+        MoaError: The storage cannot be opened, or its best trial measured another plan than its mix gives here.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     shared = open_study(name, storage, pruner)
@@ -179,7 +180,7 @@ def study(
 
 
 def mix_of(trial: optuna.trial.BaseTrial, profile: Profile, lengths: Sequence[int]) -> Mix:
-    """The mix that a trial suggests: weights are relative, so the first of each kind stays 1."""
+    """Return the mix that a trial suggests: weights are relative, so the first of each kind stays 1."""
 
     def weights(kind: str, named: Sequence[str | int], most: float) -> list[float]:
         return [1.0, *(trial.suggest_float(f"{kind}.{x}", 1 / most, most, log=True) for x in named[1:])]
@@ -203,7 +204,7 @@ def _bands(profile: Profile) -> range:
 
 
 def _place(mix: Mix, profile: Profile, lengths: Sequence[int]) -> FixedTrial | None:
-    """The trial that suggests `mix`, None where it is outside of what a study tries. Weights of layers are not read."""
+    """Return the trial that suggests `mix`, None where a study does not try it. Weights of layers are not read."""
     params: dict[str, Any] = {f"band.{i}": 1.0 for i in _bands(profile)[1:]}
     weighed: list[tuple[str, Sequence[Any], Mapping[Any, float]]]
     weighed = [("source", profile.sources, mix.sources), ("length", lengths, mix.lengths)]
@@ -219,7 +220,7 @@ def _place(mix: Mix, profile: Profile, lengths: Sequence[int]) -> FixedTrial | N
 
 
 def _base(shared: optuna.Study, plan: Plan, place: FixedTrial | None, evaluate: Evaluate) -> Measured:
-    """Measure the plan of the plain mix, the first trial, unless that was done; what all scores are relative to."""
+    """Return what the first trial, the plain mix, measured, and run it if need be; all scores are relative to it."""
     if "base" not in shared.user_attrs:
         *_, plain = evaluate(plan)
         if "base" not in shared.user_attrs:  # another worker may have been faster, with the same figures
@@ -236,7 +237,7 @@ def _run(
     shared: optuna.Study, trial: optuna.Trial, profile: Profile, solve: Callable[[Mix], Plan],
     evaluate: Evaluate, base: Measured, lengths: Sequence[int],
 ) -> str:  # fmt: skip
-    """One trial, from mix to figures."""
+    """Run one trial, from its mix to the figures of its plan."""
     try:
         plan = solve(mix_of(trial, profile, lengths))
     except BudgetInfeasible:  # with these sinks

@@ -1,4 +1,4 @@
-"""MoA's elastic rule (arXiv 2406.14909, section 4): a window that grows in a line with the length."""
+"""MoA's elastic rule (arXiv 2406.14909, section 4): a window that grows linearly with the length."""
 
 import math
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def _plain(beta: float) -> float | int:
 
 
 class ElasticRule(Rule):
-    """The span aimed at is alpha + beta*n, the sink included; full attention is alpha 0, beta 1."""
+    """A rule that aims at a span of alpha + beta*n tokens, the sink included; full attention is alpha 0, beta 1."""
 
     alpha: Annotated[int, BeforeValidator(integer), Field(ge=-LIMIT, le=LIMIT)]
     """Constant part of the span, tokens; may be negative."""
@@ -57,7 +57,7 @@ class ElasticRule(Rule):
     def candidates(
         cls, sink: int, near: Sequence[int], far: Sequence[int], short: int, longest: int
     ) -> Sequence[Numbers]:
-        """Return full attention first, then windows in proportion to the length, then all lines through two windows."""
+        """Return full attention first, then windows proportional to the length, then all lines through two windows."""
         found = [(sink, 0, BETA_STEPS)]
         found += [(sink, 0, round(BETA_STEPS * w / longest)) for w in far]
         for at_short in sorted({*near, *far}):  # wider than the short length: everything is seen there

@@ -8,7 +8,7 @@ from moa.plans.patterns.rule import register
 
 @register
 class KeyDiffWindow(ElasticRule):
-    """A rule of the spans of a `sink_window`, whose sink holds other keys than the first once keys leave the window.
+    """A rule with the spans of a `sink_window`, whose sink holds selected keys once keys leave the window.
 
     Those are the first 4 of the text and, of all that left, the keys most unlike the others of their block
     (`moa.kernels.keydiff` says which). Memory and density are those of a `sink_window` of the same numbers.

@@ -1,4 +1,4 @@
-"""What a rule is, whatever its pattern: the numbers that all have, and all that the rest of the code asks of one."""
+"""Define the rule: the numbers that all patterns share, and all that the rest of the code asks of a pattern."""
 
 import operator
 from collections.abc import Sequence
@@ -38,14 +38,14 @@ def _sink(value: Any) -> int:
 
 
 class Rule(Strict):
-    """One pattern with its numbers, for one group. Each pattern is a child of this, with one name.
+    """A pattern with its numbers, for one group. Each pattern is a subclass with a name of its own.
 
-    `Rule(alpha=128, beta=0)` is of the pattern that it names, or of `sink_window`, as in a plan file.
+    `Rule(alpha=128, beta=0)` makes a rule of the pattern that it names, by default `sink_window`, as in a plan file.
 
     Attributes:
         pattern: The pattern's name.
-        sink: Keys besides the window that are always seen, tokens; a positive multiple of 64.
-        window: Grows as the rule says (`moa.plans.span`); takes `numbers`.
+        sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
+        window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
         holds: Which keys the sink holds: `FIRST_KEYS`, or a name in `moa.kernels.held.HISTORIES` of others.
         label: How reports call groups of this pattern; empty where they need not be told from others.
         about: What the label means, for a caption.
@@ -71,22 +71,22 @@ class Rule(Strict):
 
     @property
     def numbers(self) -> Numbers:
-        """The rule as the integers that `window` takes."""
+        """The rule's numbers as the integers that `window` takes."""
         raise NotImplementedError
 
     @classmethod
     def of(cls, numbers: Numbers) -> "Rule":
-        """Return the rule of these `numbers`."""
+        """Return the rule that has these `numbers`."""
         raise NotImplementedError
 
     @classmethod
     def candidates(
         cls, sink: int, near: Sequence[int], far: Sequence[int], short: int, longest: int
     ) -> Sequence[Numbers]:
-        """Return what the search may choose from, the simplest first: of rules that are alike the first stays.
+        """Return the rules that the search may choose from, the simplest first; of like rules the first stays.
 
         Args:
-            sink: Of all of them, tokens.
+            sink: Sink of every rule, tokens.
             near, far: Windows to have at the lengths `short` and `longest`, tokens.
             short, longest: Two lengths, tokens; the windows between them should go evenly through all growths.
         """
@@ -94,17 +94,17 @@ class Rule(Strict):
 
     @property
     def variant(self) -> Variant:
-        """What a profile measures for it."""
+        """The variant that a profile measures for this rule."""
         return self.pattern, self.sink
 
     @classmethod
     def moves_keys(cls) -> bool:
-        """Whether the host moves keys to the sink as the text grows, so that no compiled graph can hold it."""
+        """Whether the host moves keys to the sink as the text grows, which no compiled graph can hold."""
         return cls.holds != FIRST_KEYS
 
     @property
     def shown(self) -> dict[str, float]:
-        """The numbers besides the sink, by their names in the plan file."""
+        """The numbers other than the sink, by their names in the plan file."""
         return {name: value for name, value in self.model_dump().items() if name not in ("pattern", "sink")}
 
 
@@ -115,22 +115,22 @@ Kind = TypeVar("Kind", bound=type[Rule])
 
 
 def register(kind: Kind) -> Kind:
-    """Make a pattern known; a decorator."""
+    """Register a pattern under its name; a decorator."""
     rule: type[Rule] = kind
     PATTERNS[rule.model_fields["pattern"].default] = rule
     return kind
 
 
 def reach(rules: Sequence[Rule]) -> Reach:
-    """Return what the rules see: of shape [rules]."""
+    """Return the reach of these rules, of shape [rules]."""
     return Reach([rule.numbers for rule in rules], [type(rule).window for rule in rules])
 
 
 def parse(value: Any) -> Rule:
-    """Return the rule that a mapping of the plan file describes; a rule is returned as it is.
+    """Return the rule that a mapping from the plan file describes; a rule is returned as it is.
 
     Raises:
-        ValueError: It names no pattern that there is. Of other faults pydantic's ValidationError, which is one too.
+        ValueError: No pattern has the name; for other faults it is pydantic's ValidationError, a subclass.
     """
     if isinstance(value, Rule):
         return value
