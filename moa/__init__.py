@@ -1,4 +1,4 @@
-"""Sparse-attention plans for pretrained language models: find one under a budget, apply it, run it.
+"""Find, apply and run sparse-attention plans for pretrained language models.
 
 The public names load on first use, so that `import moa` and `moa --help` stay free of torch.
 """

@@ -33,13 +33,13 @@ def bench_plan(
     grows, as `generate` does.
 
     Args:
-        model: The model: its name, or what `moa.load_model` gave.
+        model: The model: its name, or what `moa.load_model` returned.
         plan: A plan, its file, or the name of a shipped one.
         lengths: Lengths to measure at, tokens.
         batches: Batch sizes of decode steps.
-        repeats: Times that dense and plan take turns.
+        repeats: How often dense model and plan take turns.
         backend: Back-end of the plan, None for the device's own.
-        dtype: Of a model that is named, as for `moa.load_model`.
+        dtype: Dtype to load a named model in, as for `moa.load_model`.
         output: Results to write (.json), after each finished measurement.
         progress: Called after each measurement.
 
@@ -47,8 +47,8 @@ def bench_plan(
         JSON types: seconds and bytes by length, and by length and batch; None for what does not fit in memory.
 
     Raises:
-        MoaError: Something that cannot be measured, or a file that must not be replaced.
-        ModelMismatch: A plan made for another model.
+        MoaError: Something cannot be measured, or a file must not be replaced.
+        ModelMismatch: The plan was made for another model.
     """
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     if min(batches) < 1:
@@ -106,7 +106,7 @@ def _held(network: Any, way: Variant, length: int, batch: int) -> int:
 
 
 def _fitting(call: Callable[[], T], otherwise: T) -> T:
-    """What `call` gives, or `otherwise` where the device's memory does not suffice."""
+    """Return what `call` gives, or `otherwise` where the device's memory does not suffice."""
     try:
         return call()
     except torch.OutOfMemoryError:
@@ -116,7 +116,7 @@ def _fitting(call: Callable[[], T], otherwise: T) -> T:
 
 
 def _said(predicted: Predicted | None, what: str, length: int) -> dict[str, float]:
-    """The plan's own prediction, if it has one."""
+    """Return the plan's own prediction, if it has one."""
     figures = getattr(predicted, what, None)
     if predicted is None or figures is None or length not in predicted.lengths:
         return {}

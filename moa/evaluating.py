@@ -1,4 +1,4 @@
-"""`moa.evaluate_plans`: what plans cost in quality and save in memory, beside the dense model."""
+"""Provide `moa.evaluate_plans`: what plans cost in quality and save in memory, beside the dense model."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -24,15 +24,15 @@ def evaluate_plans(
     """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
 
     Args:
-        model: The model: its name, or what `moa.load_model` gave; it is left as it was.
-        plans: Plans, files or names of shipped plans, by what the rows are to be called.
+        model: The model: its name, or what `moa.load_model` returned; it is left as it was.
+        plans: Plans, files or names of shipped plans, by the names of their rows.
         lengths: Lengths to measure at, tokens.
         tasks: Samples of each task per length, by the names in `moa.evaluation.tasks`; None for each one's default.
         uniform: Whether a uniform window stands beside each plan.
         backend: Back-end of the plans, None for the device's own.
-        dtype: Of a model that is named, as for `moa.load_model`.
+        dtype: Dtype to load a named model in, as for `moa.load_model`.
         seed: Seed of the samples.
-        output: Results to write (.json); every single one is kept beside it (.jsonl) as it comes, and looked for there.
+        output: Results to write (.json); each single result is kept beside it (.jsonl), where later runs find it.
         progress: Called after each sample.
         note: Called with a line where single results are there already, but of something else.
 
@@ -40,8 +40,8 @@ def evaluate_plans(
         JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
 
     Raises:
-        MoaError: Something that cannot be measured, or a file that must not be replaced.
-        ModelMismatch: A plan made for another model.
+        MoaError: Something cannot be measured, or a file must not be replaced.
+        ModelMismatch: A plan was made for another model.
     """
     counts = {name: task.default for name, task in TASKS.items()} if tasks is None else tasks
     parts = [Part(n, counts) for n in lengths]

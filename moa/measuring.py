@@ -1,4 +1,4 @@
-"""What decode steps and prefills take on this device: runs plans, and fits the costs that predict any plan's time."""
+"""Time decode steps and prefills of a few plans on this device, and fit the costs that predict any plan's time."""
 
 from collections.abc import Callable, Sequence
 from os import PathLike
@@ -29,19 +29,19 @@ def measure_costs(
     """Time the model under a few plans and fit costs, for budgets in milliseconds.
 
     Args:
-        model: The model: its name, or what `moa.load_model` gave.
-        lengths: To measure at, two or more, tokens.
+        model: The model: its name, or what `moa.load_model` returned.
+        lengths: Lengths to measure at, two or more, tokens.
         batches: Sequences in a decode step; prefills take one.
-        rounds: Measure everything in turn, at most this many times over, until medians are sure
+        rounds: Most rounds in which everything is measured in turn, until medians are precise enough
             (`moa.search.fit.in_turn`).
         backend: Name of a back-end, None for the device's own.
-        dtype: Of a model that is named, as for `moa.load_model`.
+        dtype: Dtype to load a named model in, as for `moa.load_model`.
         output: Costs to write (.json).
-        progress: Called after each measurement with how many are done, how many there are, and the last one's name.
+        progress: Called after each measurement with the number done, the number in all, and the last one's name.
 
     Raises:
-        MoaError: Lengths, batches or rounds out of range, or a file that must not be replaced.
-        Unsupported: The back-end, or the model.
+        MoaError: Lengths, batches or rounds are out of range, or a file must not be replaced.
+        Unsupported: The back-end cannot run here, or the model takes no rules.
     """
     if min(*lengths, *batches, rounds) < 1 or len(set(lengths)) < 2:
         raise MoaError("lengths, batches and rounds must be 1 or more, and lengths two or more")
@@ -61,7 +61,7 @@ def measure_costs(
 
 
 def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float]]:
-    """Runs plans on `model`: milliseconds of several decode steps, on random keys, or of one prefill."""
+    """Return a function that times a plan on `model`: several decode steps on random keys, or one prefill, in ms."""
 
     def run(plan: Plan, work: Work) -> list[float]:
         variant = Variant(plan, backend=backend)
@@ -77,7 +77,7 @@ def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float
 
 
 def runner_of(costs: Costs, network: Any) -> Callable[[Plan, Work], list[float]]:
-    """Runs plans on the model that `costs` are of, where they were measured."""
+    """Return the `runner` of the model that `costs` belong to, in the environment they were measured in."""
     backend = str(costs.environment["backend"])
     costs.check(ModelInfo.of(network))
     check_place(costs, environment(network, backend))
@@ -85,7 +85,7 @@ def runner_of(costs: Costs, network: Any) -> Callable[[Plan, Work], list[float]]
 
 
 def check_place(costs: Costs, here: dict[str, str | int]) -> None:
-    """Raise ModelMismatch unless costs were measured where `here` describes."""
+    """Raise ModelMismatch unless costs were measured in the environment `here`."""
     differences = [f"{name}: {costs.environment.get(name)} against {here[name]}" for name in PLACE
                    if costs.environment.get(name) != here[name]]  # fmt: skip
     if differences:

@@ -1,4 +1,4 @@
-"""Outputs that cannot be written are refused before work starts."""
+"""Refuse outputs that cannot be written before work starts."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,8 +13,8 @@ def writable(path: Path, kind: str, read: Callable[[Path], object]) -> None:
 
     Args:
         path: The output.
-        kind: What is written, for the message.
-        read: Reads such a file, and raises a ValueError for any other.
+        kind: Kind of file, for the message.
+        read: Reads a file of this kind, and raises a ValueError for any other.
     """
     if path.is_dir():
         raise MoaError(f"cannot write {path}: it is a folder")
@@ -32,7 +32,7 @@ def writable(path: Path, kind: str, read: Callable[[Path], object]) -> None:
 
 
 def results(*names: str) -> Callable[[Path], None]:
-    """A reader for `writable`, of JSON objects that have these names."""
+    """Return a reader for `writable`, of JSON objects that have these names."""
 
     def read(path: Path) -> None:
         found = read_json(path)

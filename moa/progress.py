@@ -1,4 +1,4 @@
-"""How long work says how far it is: the callables that public functions take."""
+"""Define the callables by which long-running functions report progress."""
 
 from collections.abc import Callable
 

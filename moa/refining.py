@@ -1,4 +1,4 @@
-"""`moa.refine_plan`: a search that runs the model, for what a sum of harms cannot know."""
+"""Provide `moa.refine_plan`: a search that runs the model, for what a sum of harms cannot know."""
 
 import json
 from collections.abc import Mapping
@@ -39,12 +39,12 @@ SAMPLES = 4
 
 @dataclass(frozen=True)
 class Refined:
-    """What a refinement found.
+    """The result of a refinement.
 
     Attributes:
-        best: The best plan, what it measured on held-out text, and what the plan of the plain mix measured.
-        solution: The single exact solve, which trials and rounds went on from.
-        question: What was asked, completed.
+        best: The best plan, its figures on held-out text, and those of the plain mix's plan.
+        solution: The single exact solve, which trials and rounds started from.
+        question: The completed question.
         length: Tokens of the held-out samples.
         scale: From the objective to nats per token, where plans were measured for it.
         times: Predicted times where costs are known.
@@ -70,31 +70,31 @@ def refine_plan(
     validate_length: int | None = None, storage: str | None = None, seed: int = 0, dtype: str = "auto",
     measure: bool = False, progress: Progress = silent, note: Note = silent, **options: Unpack[Options],
 ) -> Refined:  # fmt: skip
-    """Find a plan as `moa.find_plan` does, then better ones by what plans measure on the model.
+    """Find a plan as `moa.find_plan` does, then better ones by measuring plans on the model.
 
     Args:
         profile: A profile, or its file.
-        model: The model that was profiled: its name, or what `moa.load_model` gave.
-        output: Where the best plan so far goes (.yaml), and beside it what rounds measure.
+        model: The model that was profiled: its name, or what `moa.load_model` returned.
+        output: File of the best plan so far (.yaml); what rounds measure is kept beside it.
         budgets: As for `moa.find_plan`.
-        trials: Mixes of sources, lengths and layers to try, the plain one among them. By default `TRIALS`, and 1 where
+        trials: Mixes of sources, lengths and layers to try, including the plain one. By default `TRIALS`, and 1 where
             weights of sources or a budget on harm are given.
-        rounds: Times to measure around the best plan and to go on from there.
+        rounds: How often to measure around the best plan and go on from there.
         round_samples: Samples per source and length in each round.
-        calibration: Plans to measure, so that the budget on harm is in nats per token.
+        calibration: Number of plans to measure, so that the budget on harm is in nats per token.
         validate_length: Tokens of the held-out samples; None for the shortest length that the plan is for.
-        storage: Journal file or database URL of the trials; workers that share it join forces. None is memory.
-        seed: Of the trials, of the held-out tasks and of rounds.
-        dtype: Of a model that is named, as for `moa.load_model`.
+        storage: Journal file or database URL of the trials, which workers may share. None is memory.
+        seed: Seed of the trials, of the held-out tasks and of rounds.
+        dtype: Dtype to load a named model in, as for `moa.load_model`.
         measure: Whether to time the plan, beside what `costs` predict; a model that is named is loaded in their dtype.
         progress: Called after every step.
         note: Called with a line about every better plan.
         **options: As for `moa.find_plan`.
 
     Raises:
-        BudgetInfeasible: No plan keeps the budgets; names the smallest that some plan does.
-        ModelMismatch: Another model than was profiled.
-        MoaError: Something that cannot be asked, or a file that cannot be read or must not be replaced.
+        BudgetInfeasible: No plan keeps the budgets; the error names the smallest that some plan keeps.
+        ModelMismatch: The model is not the one that was profiled.
+        MoaError: An option is invalid, or a file cannot be read or must not be replaced.
     """
     question, output = Question.of(profile, budgets, moa.__version__, **options), Path(output)
     weighed, bounded = bool(question.mix.sources), question.harm is not None
@@ -170,7 +170,7 @@ def refine_plan(
 
 
 def _loaded(profile: Profile, model: Given, dtype: str, length: int) -> tuple[Any, Any]:
-    """The model and its tokenizer; refuses others than were profiled."""
+    """Return the model and its tokenizer; refuse a model other than the profiled one."""
     check_options(model, {"the profile": profile.model}, lengths=[length])
     network, tokenizer = loaded(model, dtype=dtype)
     name = network.name_or_path if isinstance(model, tuple) else model
@@ -184,7 +184,7 @@ def _loaded(profile: Profile, model: Given, dtype: str, length: int) -> tuple[An
 
 
 def _in_nats(question: Question, scale: Scale) -> Question:
-    """The question whose budget on harm, in nats, is on the objective."""
+    """Return the question with its budget on harm, in nats, converted to the objective."""
     if question.harm is None:
         return question
     said = str(question.origin.budget).replace(str(question.harm), f"{question.harm} nats per token")
@@ -193,7 +193,7 @@ def _in_nats(question: Question, scale: Scale) -> Question:
 
 
 def _first(question: Question, asked: Question, scale: Scale | None, length: int) -> tuple[Plan, Solution]:
-    """The single exact solve, in nats where there is a scale."""
+    """Return the single exact solve, in nats where there is a scale."""
     try:
         plan, solution = question.solve()
     except BudgetInfeasible as error:
@@ -211,7 +211,7 @@ def _first(question: Question, asked: Question, scale: Scale | None, length: int
 
 
 def _name(question: Question, network: Any, length: int, seed: int) -> str:
-    """Names a study by all that its figures depend on; workers agree in it."""
+    """Return a study's name, made of all that its figures depend on; all its workers get the same."""
     here, costs = environment(network), question.costs
     about = {
         "weights": fingerprint(network), "backend": here["backend"], "dtype": here["dtype"],
@@ -223,7 +223,7 @@ def _name(question: Question, network: Any, length: int, seed: int) -> str:
 
 
 def _tables(profile: Profile) -> str:
-    """Digest of what the profile says of every rule."""
+    """Return a digest of what the profile says of every rule."""
     told = sha256(repr((profile.variants, sorted(profile.tokens.items()), sorted(profile.estimators.items()))).encode())
     for cut in sorted(profile.cuts):
         told.update(profile.cuts[cut].tobytes())

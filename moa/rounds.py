@@ -1,4 +1,4 @@
-"""What a round of `moa.refine_plan` measures: the slopes of the divergence from the dense model around a plan."""
+"""Measure a round of `moa.refine_plan`: the slopes of the divergence from the dense model around a plan."""
 
 import json
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ from moa.search.objective import Mix
 
 @dataclass(frozen=True)
 class Round:
-    """One round.
+    """A round.
 
     Attributes:
-        settings: What is measured.
-        sources: Of what.
-        path: Where it is kept.
-        start: Tokens that the samples begin with, None for no special ones.
+        settings: The settings of its profile.
+        sources: The sources of its samples.
+        path: The file of its profile.
+        start: Special tokens that the samples begin with, None for none.
     """
 
     settings: Settings
@@ -40,10 +40,10 @@ class Round:
     def of(
         cls, number: int, profile: Profile, mix: Mix, lengths: Lengths, output: Path, *, samples: int, seed: int
     ) -> "Round":
-        """The round of that number, of a search by `profile` whose plan goes to `output`.
+        """Return the round of that number, for a search by `profile` whose plan goes to `output`.
 
         Raises:
-            MoaError: A source that cannot be drawn again, or no text that counts.
+            MoaError: A source cannot be drawn again, or no source of text counts.
         """
         if unknown := [name for name in profile.sources if name not in SOURCES]:
             raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
@@ -61,11 +61,11 @@ class Round:
         return cls(settings, [SOURCES[name] for name in text], path, profile.meta.get("start"))
 
     def check(self, plan: Plan | None = None, model: Any = None) -> None:
-        """Refuse to replace a file that this round, of `model` around `plan`, did not write; None is any of them."""
+        """Refuse to replace a file that this round of `model` around `plan` did not write; None means any of them."""
         writable(self.path, "profile of this round", partial(self._check, plan, model))
 
     def measure(self, plan: Plan, model: Any, tokenizer: Any, progress: Progress, what: str) -> Profile:
-        """The slopes around `plan`; read, where an earlier run measured them."""
+        """Return the slopes around `plan`, read from the file where an earlier run measured them."""
         plan = plan.model_copy(update={"predicted": None, "provenance": None})  # another day gives another date
         self.check(plan, model)
         if not self.path.exists():

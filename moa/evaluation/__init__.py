@@ -1,1 +1,1 @@
-"""Quality of plans beside the dense model, on the same samples."""
+"""Measure the quality of plans beside the dense model, on the same samples."""

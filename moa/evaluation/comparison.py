@@ -1,4 +1,4 @@
-"""Rows (dense, plans, their uniform twins) measured on the same samples, each result kept as it comes."""
+"""Measure rows (dense, plans, their uniform twins) on the same samples, and keep each result as it comes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,11 +21,11 @@ from moa.progress import Note, Progress, silent
 
 @dataclass(frozen=True)
 class Part:
-    """How much is measured at one length.
+    """The samples measured at one length.
 
     Attributes:
         length: Tokens.
-        counts: Samples of each task, by its name.
+        counts: Number of samples of each task, by its name.
         tasks: The tasks by name.
     """
 
@@ -37,7 +37,7 @@ class Part:
         """Refuse what cannot be measured.
 
         Raises:
-            MoaError: Naming the rule, the value and the valid choices.
+            MoaError: Something cannot be measured; the error names the rule, the value and the valid choices.
         """
         check_length(model, self.length)
         if unknown := [name for name in self.counts if name not in self.tasks]:
@@ -59,12 +59,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Sample:
-    """One thing measured for every row.
+    """A sample that every row is measured on.
 
     Attributes:
         task: The task's name.
         length: Tokens.
-        index: Which of its task and length.
+        index: Its number among those of its task and length.
         content: What the task drew.
     """
 
@@ -85,7 +85,7 @@ def compare(
         model: The dense model; it is left as it was.
         tokenizer: Its tokenizer.
         plans: (name, plan) of each.
-        parts: How much at each length.
+        parts: The samples at each length.
         uniform: Whether each plan gets a uniform twin.
         backend: Back-end of the plans' rows, None for the device's own.
         seed: Seed of the samples.
@@ -97,8 +97,8 @@ def compare(
         JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
 
     Raises:
-        MoaError: Parts that cannot be measured, or names that are not distinct.
-        ModelMismatch: A plan made for another model.
+        MoaError: Parts cannot be measured, or names are not distinct.
+        ModelMismatch: A plan was made for another model.
     """
     names = ["dense", *(name for name, _ in plans)]
     if len(set(names)) < len(names):
@@ -151,11 +151,11 @@ def _notes(sample: Sample, row: Row) -> dict[str, Any]:
 
 
 def _key(identity: dict[str, Any], sample: Sample, row: Row) -> str:
-    """Names a result by all it depends on, so that a journal never answers for another model, plan or sample."""
+    """Return a key made of all that a result depends on, so that a journal never mixes up models, plans or samples."""
     plan = None if row.plan is None else row.plan.fingerprint()
     return key(**identity, sample=repr(sample), plan=plan, backend=row.backend)
 
 
 def _cost(task: Task, sample: Sample, rows: Sequence[Row]) -> int:
-    """Tokens to run for these rows, those of the dense model besides."""
+    """Return the tokens to run for these rows and the dense model."""
     return sample.length * (len(rows) + (task.dense_besides and all(row.plan is not None for row in rows)))

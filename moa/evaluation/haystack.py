@@ -1,6 +1,6 @@
-"""Needles in a haystack: sentences hidden in held-out prose, asked about once the text is cached.
+"""Make haystacks: held-out prose with hidden sentences (needles), which are asked about once the text is cached.
 
-The formats are none that calibration uses (`moa.profiler.calibration`), and the prose is held out from it. The prompt
+Calibration uses none of the formats (`moa.profiler.calibration`), and the prose is held out from it. The prompt
 ends with the first words of the answer, so that the next words are the answer itself, as in RULER (arXiv 2404.06654).
 """
 
@@ -89,7 +89,7 @@ HELD_OUT = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question about a haystack: its tokens up to where the answer starts, the answer, the needle's depth."""
+    """A question about a haystack: its tokens up to where the answer starts, the answer, the needle's depth."""
 
     ids: tuple[int, ...]
     answer: str
@@ -108,15 +108,15 @@ def haystack(
     tokenizer: Any, length: int, needles: int, index: int, of: int, seed: int = 0,
     formats: Sequence[Format] = FORMATS,
 ) -> Haystack:  # fmt: skip
-    """Sample `index` of `of`: the text and its longest question together have `length` tokens.
+    """Return sample `index` of `of`: the text and its longest question together have `length` tokens.
 
     Args:
         tokenizer: Any transformers tokenizer; its chat template is used when it has one.
         length: Tokens of text and question.
         needles: Needles in the text, at most one of each format, at stratified depths; one question each.
-        index: Which sample; depths sweep evenly from sample to sample.
-        of: How many samples there are.
-        seed: Seed.
+        index: Number of the sample; depths sweep evenly from sample to sample.
+        of: Number of samples.
+        seed: Seed of the text and the needles.
         formats: Kinds of needles to draw from.
 
     Raises:
@@ -141,7 +141,7 @@ def haystack(
 
 
 def _frame(tokenizer: Any) -> tuple[str, str]:
-    """The prompt before the user's text, and between it and the answer."""
+    """Return the prompt before the user's text, and the one between it and the answer."""
     if not has_template(tokenizer):
         return "", "\nAnswer: "
     before, after = pieces(tokenizer, [{"role": "user", "content": MARK}], answer=True)

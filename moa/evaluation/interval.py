@@ -1,4 +1,4 @@
-"""Intervals for success rates and for the difference of two rates on the same questions."""
+"""Compute intervals for success rates and for the difference of two rates on the same questions."""
 
 import math
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ Z = 1.959964
 
 
 def wilson(right: int, count: int) -> tuple[float, float]:
-    """95 % interval of a success rate (Wilson, 1927)."""
+    """Return the 95 % interval of a success rate (Wilson, 1927)."""
     rate, spread = right / count, Z * Z / count
     middle = (rate + spread / 2) / (1 + spread)
     half = Z * math.sqrt(rate * (1 - rate) / count + spread / (4 * count)) / (1 + spread)
@@ -16,7 +16,7 @@ def wilson(right: int, count: int) -> tuple[float, float]:
 
 
 def paired(first: Sequence[bool], second: Sequence[bool]) -> tuple[float, float, float]:
-    """Rate of `first` minus rate of `second` on the same questions, and its 95 % interval.
+    """Return the rate of `first` minus that of `second` on the same questions, and its 95 % interval.
 
     Newcombe's method 10 (1998): the two Wilson intervals, joined with the correlation of the pairs. Unlike a normal or
     bootstrap interval it does not shrink to a point when the two agree on every question.

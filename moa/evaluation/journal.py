@@ -1,4 +1,4 @@
-"""Finished results in a JSON-lines file, so that a killed run goes on where it stopped."""
+"""Keep finished results in a JSON-lines file, so that a killed run goes on where it stopped."""
 
 import fcntl
 import hashlib
@@ -12,13 +12,13 @@ from moa.plans.lines import Lines
 
 
 class Journal:
-    """Results by what they are results of. Without a path they live in memory only. Processes may share a file."""
+    """Results by the key of what they depend on. Without a path they are in memory only. Processes may share a file."""
 
     def __init__(self, path: Path | None) -> None:
-        """Read what earlier runs finished; a damaged rest is set aside, and a warning says where.
+        """Read what earlier runs finished; a damaged rest is moved to a file of its own, which a warning names.
 
         Raises:
-            MoaError: The file is something else.
+            MoaError: The file is no journal.
         """
         self.path = path
         self._results: dict[str, Any] = {}
@@ -30,7 +30,7 @@ class Journal:
             self._earlier = {_said({k: v for k, v in entry.items() if k not in ("key", "result")}) for entry in entries}
 
     def get(self, key: str) -> Any:
-        """The result under `key`, or None."""
+        """Return the result under `key`, or None."""
         return self._results.get(key)
 
     def has_other(self, key: str, **about: Any) -> bool:
@@ -47,7 +47,7 @@ class Journal:
 
 @contextmanager
 def _locked(path: Path) -> Iterator[Lines]:
-    """The file, while no other process reads or writes it."""
+    """Yield the file while no other process reads or writes it."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield Lines(path, "a result of an evaluation", b'{"key": ', _ours)
@@ -62,5 +62,5 @@ def _said(about: dict[str, Any]) -> str:
 
 
 def key(**what: Any) -> str:
-    """A key from everything that a result depends on, as JSON."""
+    """Return a key made of everything that a result depends on, as JSON."""
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""The rows of a comparison: the dense model, plans, and beside each plan a uniform window of its size."""
+"""Make the rows of a comparison: the dense model, plans, and beside each plan a uniform window of its size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from moa.runtime.variant import Variant
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: the dense model, or a plan at a length.
+    """A line of the table: the dense model, or a plan at a length.
 
     Attributes:
         name: What the table calls it.
@@ -29,7 +29,7 @@ class Row:
 
 
 def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:
-    """Dense, then each plan and, when asked, the least uniform window that keeps as much as the plan at `length`."""
+    """Return the dense row, then each plan's and, if asked, its least uniform window that keeps as much at `length`."""
     rows = [Row("dense", None)]
     for name, plan in plans:
         rows.append(Row(name, plan, backend))

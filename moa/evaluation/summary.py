@@ -1,4 +1,4 @@
-"""From the results of single samples to one row of the table."""
+"""Summarise the results of single samples as one row of the table."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -20,13 +20,13 @@ def summarise(
     """Return one row at one length.
 
     Args:
-        name: The row's.
-        plan: The row's; `Plan.dense` for the dense model.
+        name: The row's name.
+        plan: The row's plan; `Plan.dense` for the dense model.
         samples: All samples of the length.
-        results: The row's result of each.
-        dense: The dense model's result of each.
-        dtype: Of the cache.
-        tasks: Those that the samples are of.
+        results: The row's result of each sample.
+        dense: The dense model's result of each sample.
+        dtype: Dtype of the cache.
+        tasks: The tasks that the samples belong to.
 
     Returns:
         The entry of `rows` that `docs/evaluation.md` describes.

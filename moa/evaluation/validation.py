@@ -1,4 +1,4 @@
-"""What a plan does to the running model on text held out from calibration: the figures a study goes by."""
+"""Measure how a plan changes the model on text held out from calibration: the figures that a study judges it by."""
 
 import random
 from collections.abc import Iterator
@@ -24,8 +24,8 @@ TASKS = ("facts", "pairs")
 class Validation:
     """Measures plans against the dense model, always on the same samples; a callable that a study takes.
 
-    Text is the `validation` part of the built-in text (`moa.profiler.text`); tasks are the calibration's kinds, drawn
-    anew, so that what `moa eval` asks about is seen by neither.
+    Text is the `validation` part of the built-in text (`moa.profiler.text`); tasks are of the kinds that calibration
+    uses, drawn anew. Neither contains what `moa eval` asks about.
     """
 
     def __init__(
@@ -37,13 +37,13 @@ class Validation:
             model: The dense model.
             tokenizer: Its tokenizer.
             length: Tokens of every sample.
-            texts: Windows of text, fewer where the text has no more, and as many contexts of tasks, of one kind after
-                the other.
+            texts: Number of windows of text (fewer where the text has no more), and of contexts of tasks, which take
+                turns.
             backend: Back-end that plans run on, None for the device's own.
             seed: Seed of the tasks.
 
         Raises:
-            MoaError: A length that the model or the text does not have.
+            MoaError: The model or the text does not reach the length.
         """
         check_length(model, length)
         found = windows(tokenizer, length, texts, "validation")
@@ -59,7 +59,7 @@ class Validation:
         self._dense = [self._hidden(sample) for _, sample in self._samples]
 
     def __call__(self, plan: Plan) -> Iterator[Measured]:
-        """Means over the samples so far, after each window of text and task: as many pairs as there are windows."""
+        """Yield the means over the samples so far after each pair of a window of text and a task."""
         rows: dict[str, list[Tensor]] = {"kl": [], "recall": [], "right": []}
         for (kind, sample), dense in zip(self._samples, self._dense, strict=True):
             with apply(self.model, plan, self.backend):

@@ -1,4 +1,4 @@
-"""The attention modules of a transformers model, by layer. What of them no rule can honour is refused by name, once."""
+"""Find the attention modules of a transformers model, by layer, and refuse by name those that no rule can honour."""
 
 import inspect
 from collections.abc import Callable
@@ -31,14 +31,14 @@ REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 
 def attention_modules(model: Any, info: ModelInfo) -> list[torch.nn.Module]:
-    """The attention module of each layer, by the attributes that transformers' attention interface relies on.
+    """Return the attention module of each layer, found by the attributes that transformers' attention interface needs.
 
     Args:
         model: A transformers model, bare or wrapped (peft).
         info: Its shape.
 
     Raises:
-        Unsupported: A module has a trait that rules cannot honour, or a layer has no module of its own.
+        Unsupported: A module has a feature that rules cannot honour, or a layer has no module of its own.
     """
     modules: dict[int, torch.nn.Module] = {}
     for module in model.modules():
@@ -61,17 +61,17 @@ def attention_modules(model: Any, info: ModelInfo) -> list[torch.nn.Module]:
 
 
 def check_heads(module: torch.nn.Module, info: ModelInfo, query: Tensor, key: Tensor, value: Tensor) -> None:
-    """Refuse heads other than the config's: a config may hold fields that its model does not read.
+    """Refuse heads other than those of the config: a config may hold fields that its model does not read.
 
     Args:
-        module: The attention module that hands them over.
-        info: What the config says.
+        module: The attention module that passes them on.
+        info: The shape that the config describes.
         query: [batch, query_heads, width, D].
         key: [batch, kv_heads, keys, D].
-        value: Like key.
+        value: [batch, kv_heads, keys, D].
 
     Raises:
-        Unsupported: Naming both.
+        Unsupported: They differ; the error names both.
     """
     found = query.shape[1], key.shape[1], key.shape[3], value.shape[1], value.shape[3]
     said = info.query_heads, info.kv_heads, info.head_size, info.kv_heads, info.head_size
@@ -84,7 +84,7 @@ def check_heads(module: torch.nn.Module, info: ModelInfo, query: Tensor, key: Te
 
 
 def decoder_of(model: Any, modules: list[torch.nn.Module]) -> PreTrainedModel:
-    """The innermost model whose config the attention modules read.
+    """Return the innermost model whose config the attention modules read.
 
     Raises:
         Unsupported: There is none.

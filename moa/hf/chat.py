@@ -1,4 +1,4 @@
-"""Chat templates rendered as on one fixed day, so that a sample has the same tokens whenever it is made."""
+"""Render chat templates as on one fixed day, so that a sample has the same tokens whenever it is made."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,18 +24,18 @@ MARK = "\u241e"
 
 
 def has_template(tokenizer: Any) -> bool:
-    """Whether it can render a chat."""
+    """Return whether the tokenizer can render a chat."""
     return bool(getattr(tokenizer, "chat_template", None))
 
 
 def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False, now: bool = False) -> str:
-    """The text of a chat by the tokenizer's template, whatever the day is.
+    """Return the text of a chat by the tokenizer's template, whatever the day is.
 
     Args:
         tokenizer: Any transformers tokenizer with a chat template.
         turns: Messages with `role` and `content`.
         answer: Whether the beginning of the model's answer follows.
-        now: Whether the day is today, as a user of the model has it.
+        now: Whether the template gets today's date, as in use, instead of the fixed one.
 
     Raises:
         MoaError: The template cannot render these turns.
@@ -56,10 +56,10 @@ def render(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = Fa
 
 
 def pieces(tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False) -> list[str]:
-    """The text of a chat, cut at each MARK in the turns.
+    """Return the text of a chat, cut at each MARK in the turns.
 
     Raises:
-        MoaError: The template cannot render these turns, or does not keep what they say.
+        MoaError: The template cannot render these turns, or changes their text.
     """
     found = render(tokenizer, turns, answer=answer).split(MARK)
     wanted = sum(turn["content"].count(MARK) for turn in turns)

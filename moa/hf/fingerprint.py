@@ -1,11 +1,11 @@
-"""Which weights a model holds."""
+"""Identify the weights that a model holds."""
 
 import hashlib
 from typing import Any
 
 
 def fingerprint(model: Any) -> str:
-    """Hash of the first weights of every parameter: other weights under the same name are another model."""
+    """Return a hash of the first weights of every parameter: other weights under the same name are another model."""
     digest = hashlib.sha256()
     for name, weight in model.named_parameters():
         digest.update(f"{name}{tuple(weight.shape)}".encode())

@@ -1,4 +1,4 @@
-"""Lengths that a model can be measured at."""
+"""Check the lengths that a model can be measured at."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def check_length(model: Any, length: int) -> None:
     """Refuse a length that nothing can be measured at.
 
     Raises:
-        MoaError: Too short, or over the model's maximum.
+        MoaError: The length is too short, or over the model's maximum.
     """
     longest = longest_text(model.config)
     if length < SHORTEST:

@@ -32,17 +32,17 @@ def load_model(
     Its calls give outputs by name, and neither attention weights nor all hidden states, whatever config.json says.
 
     Args:
-        name: Hub id, local folder, or `.gguf` file (its weights are unpacked to `dtype`).
-        dtype: float32, bfloat16, float16, or auto: float32 on the CPU, else, and with `device_map`, as the checkpoint
-            says.
-        device: Where the whole model goes; default CUDA when there is one, else the CPU.
+        name: Hub id, local folder, or `.gguf` file, whose weights are unpacked to `dtype`.
+        dtype: float32, bfloat16, float16, or auto: float32 on the CPU; elsewhere, and with `device_map`, the
+            checkpoint's own.
+        device: Device of the whole model; by default CUDA where there is one, else the CPU.
         device_map: As transformers takes it, for a model larger than one device; excludes `device`.
 
     Returns:
         The transformers model and tokenizer.
 
     Raises:
-        MoaError: Nothing loadable under that name, weights missing from it, or a package missing to read it.
+        MoaError: Nothing can be loaded by that name, weights are missing, or a package to read it is.
     """
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -110,10 +110,10 @@ def _check_finite(name: str | Path, model: Any) -> None:
 
 
 def loaded(model: Given, *, dtype: str = "auto", device_map: Any = None) -> tuple[Any, Any]:
-    """The model and its tokenizer, loaded where it is a name.
+    """Return the model and its tokenizer, loaded where a name is given.
 
     Raises:
-        MoaError: As `load_model` does; or a dtype or device map for a model that is loaded already.
+        MoaError: As for `load_model`; or a dtype or device map is given for a model that is loaded already.
     """
     if not isinstance(model, tuple):
         return load_model(model, dtype=dtype, device_map=device_map)
@@ -123,10 +123,10 @@ def loaded(model: Given, *, dtype: str = "auto", device_map: Any = None) -> tupl
 
 
 def load_config(name: str | Path) -> Any:
-    """The transformers config of a model named as for `load_model`; no weights are read.
+    """Return the transformers config of a model named as for `load_model`; no weights are read.
 
     Raises:
-        MoaError: Nothing loadable under that name.
+        MoaError: Nothing can be loaded by that name.
     """
     from transformers import AutoConfig
 
@@ -138,11 +138,11 @@ def load_config(name: str | Path) -> Any:
 def check_options(
     given: Given, of: Mapping[str, ModelInfo], *, lengths: Sequence[int] = (), backend: str | None = None
 ) -> Any:
-    """Refuse, before any weights are read, what this model cannot be asked for.
+    """Refuse, before any weights are read, options that do not fit this model.
 
     Args:
         given: The model: its name, or loaded.
-        of: The models that files are of, by the files' names; all must be this one.
+        of: The models that files belong to, by the files' names; all must be this one.
         lengths: Tokens to measure at.
         backend: Back-end to run on.
 
@@ -150,9 +150,9 @@ def check_options(
         An object whose `config` is the model's.
 
     Raises:
-        MoaError: Nothing loadable under that name, or a length over the model's maximum.
-        ModelMismatch: Naming each field that differs.
-        Unsupported: A model that takes no rules, or a back-end that cannot run here.
+        MoaError: Nothing can be loaded by that name, or a length is over the model's maximum.
+        ModelMismatch: A file belongs to another model; the error names each field that differs.
+        Unsupported: The model takes no rules, or the back-end cannot run here.
     """
     from moa.hf.limits import check_length
     from moa.kernels.backend import load
@@ -171,7 +171,7 @@ def check_options(
 
 
 def _locate(name: str | Path) -> tuple[str, dict[str, str]]:
-    """What `from_pretrained` takes: a folder or hub id, and `gguf_file` when the name is such a file."""
+    """Return what `from_pretrained` takes: a folder or hub id, and `gguf_file` when the name is such a file."""
     if not str(name).strip():
         raise MoaError("the model's name is empty; give a hub id, a folder or a .gguf file")
     path, model = Path(name).expanduser(), f"model '{name}'"
@@ -214,9 +214,9 @@ def _clear_errors(name: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _quiet(*, progress: bool) -> Iterator[None]:
-    """No log lines of transformers, for a while, no warnings, and progress bars (downloads) only if `progress`.
+    """Silence transformers' log lines and warnings within the block, and download bars unless `progress`.
 
-    What goes wrong is raised as well, and said once.
+    Errors are raised as exceptions too, so that they are reported once.
     """
     from transformers.utils import logging
 

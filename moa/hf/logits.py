@@ -1,8 +1,8 @@
-"""Hidden states of a model's decoder, and the logits that its own head makes of them, a few positions at a time.
+"""Compute hidden states of a model's decoder, and the logits that its own head makes of them, some positions at a time.
 
-Logits of 8,192 positions of a large vocabulary would not fit at once. So the decoder runs alone, and then the model's
-own forward pass on chunks of what it gave, with a decoder that hands them on: whatever the model does after its decoder
-(norms, scales, caps, a head with layers of its own), it does here too.
+Logits of 8,192 positions of a large vocabulary would not fit in memory at once. So the decoder runs alone; then the
+model's own forward pass runs on chunks of the hidden states, with a stand-in decoder that returns them. Whatever the
+model does after its decoder (norms, scales, caps, a head with layers of its own), it does here too.
 """
 
 from typing import Any
@@ -28,7 +28,7 @@ _outputs: WeakKeyDictionary[Any, type[ModelOutput]] = WeakKeyDictionary()
 
 
 def hidden_of(model: Any, ids: Tensor) -> Tensor:
-    """Last hidden states [n, d] of one text.
+    """Return the last hidden states [n, d] of one text.
 
     Args:
         model: A transformers causal language model, bare or wrapped (peft).
@@ -38,7 +38,7 @@ def hidden_of(model: Any, ids: Tensor) -> Tensor:
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """float32 logits [rows, vocabulary] of last hidden states [rows, d], as the model's own head makes them.
+    """Return float32 logits [rows, vocabulary] of last hidden states [rows, d], as the model's own head makes them.
 
     Raises:
         Unsupported: As for `check_head`.
@@ -49,9 +49,9 @@ def logits_of(model: Any, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def check_head(model: Any) -> None:
-    """Compare, once for each model, what `logits_of` gives with what the whole model gives on a short text.
+    """Compare, once for each model, the result of `logits_of` with that of the whole model on a short text.
 
-    The first time, the model must run dense.
+    The model must run dense at the first call.
 
     Raises:
         Unsupported: They differ, or there is no decoder below the model's head.
@@ -76,7 +76,7 @@ def check_head(model: Any) -> None:
 
 
 def _causal(model: Any) -> PreTrainedModel:
-    """The model with a head, below whatever wraps it."""
+    """Return the model with a head, below whatever wraps it."""
     found = next(
         (m for m in model.modules() if isinstance(m, PreTrainedModel) and isinstance(m, GenerationMixin)), None
     )
@@ -86,7 +86,7 @@ def _causal(model: Any) -> PreTrainedModel:
 
 
 def _decoder(causal: PreTrainedModel) -> PreTrainedModel:
-    """The module that `causal` takes hidden states from."""
+    """Return the module that `causal` takes hidden states from."""
     found = causal.get_decoder()  # for some models a linear head of that name
     return found if isinstance(found, PreTrainedModel) else causal.base_model
 
@@ -97,7 +97,7 @@ def _run_decoder(causal: PreTrainedModel, ids: Tensor) -> ModelOutput:
 
 
 def _head(causal: PreTrainedModel, hidden: Tensor) -> Tensor:
-    """The model's forward pass over `hidden` [rows, d] with a decoder that hands them on."""
+    """Run the model's forward pass over `hidden` [rows, d], with a stand-in decoder that returns them."""
     decoder, output = _decoder(causal), _outputs[causal](last_hidden_state=hidden[None])
     before = vars(decoder).get("forward")
     decoder.forward = lambda *_args, **_kwargs: output

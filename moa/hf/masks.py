@@ -1,4 +1,4 @@
-"""What mask functions of transformers show. They are closures, made of each other, asked pair by pair."""
+"""Tell what transformers' mask functions show. They are closures, composed of each other and called pair by pair."""
 
 import inspect
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from transformers.masking_utils import causal_mask_function
 
 
 def is_causal(function: Callable[..., Any]) -> bool:
-    """Whether a mask function is known to show each token itself and all before it, and no others.
+    """Return whether a mask function is known to show each token itself and all before it, and no others.
 
-    Models for images and text add that a picture's tokens see each other, also to a text that has no picture.
+    Models for images and text add that a picture's tokens see each other, even for a text without a picture.
     """
     if function is causal_mask_function:
         return True
@@ -22,7 +22,7 @@ def is_causal(function: Callable[..., Any]) -> bool:
 
 
 def is_sliding(function: Callable[..., Any]) -> bool:
-    """Whether a mask function has a sliding window as one of the parts that must all show a pair."""
+    """Return whether a mask function has a sliding window as one of the parts that must all show a pair."""
     if function is causal_mask_function or not _made_by("and_masks", function):  # the first alone in a compiled graph
         return False
     parts = inspect.getclosurevars(function).nonlocals.get("mask_functions", ())

@@ -1,11 +1,11 @@
-"""From padded batches, as transformers has them, to packed tokens, as the back-ends want them, and back."""
+"""Convert transformers' padded batches to the packed tokens that back-ends take, and back."""
 
 import torch
 from torch import Tensor
 
 
 class Packing:
-    """Where the real tokens of a padded batch lie.
+    """The positions of the real tokens of a padded batch.
 
     A batch with one column is never packed: its padding, if any, is computed along and zeroed in the result. That
     needs no data-dependent shape, so a decode step neither waits for the device nor breaks a compiled graph; and the
@@ -21,11 +21,11 @@ class Packing:
         """Index the batch.
 
         Args:
-            real: bool [batch, width], false where padded; None when nothing is.
+            real: bool [batch, width], false where padded; None when nothing is padded.
             batch: Sequences.
             width: Columns.
-            device: Of the result.
-            starts: 0 … batch, if at hand; for a width of 1.
+            device: Device of the result.
+            starts: The numbers 0 to batch, if the caller has them already; for a width of 1.
         """
         self._shape = (batch, width)
         self._real = real
@@ -39,14 +39,14 @@ class Packing:
             self.starts = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
 
     def pack(self, x: Tensor) -> Tensor:
-        """[batch, heads, width, D] to [tokens, heads, D]."""
+        """Return [tokens, heads, D], packed from [batch, heads, width, D]."""
         if self._shape[1] == 1:
             return x.squeeze(2)
         flat = x.transpose(1, 2).flatten(0, 1)
         return flat if self._index is None else flat[self._index]
 
     def unpack(self, x: Tensor) -> Tensor:
-        """[tokens, heads, D] to [batch, width, heads, D], 0 where padded."""
+        """Return [batch, width, heads, D], unpacked from [tokens, heads, D]; 0 where padded."""
         batch, width = self._shape
         if self._index is not None:
             x = x.new_zeros(batch * width, *x.shape[1:]).index_copy(0, self._index, x)

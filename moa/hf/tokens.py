@@ -1,4 +1,4 @@
-"""How every text becomes tokens: the one place that adds special tokens.
+"""Tokenise every text; no other module adds special tokens.
 
 Calibration, validation, evaluation and `moa generate` all call it, so that a plan is fitted to, judged by and used on
 texts that begin alike. Some models are lost without their first token.
@@ -12,15 +12,15 @@ from moa.plans.errors import Unsupported
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a piece of text, without special tokens around it."""
+    """Return the tokens of a piece of text, without special tokens around it."""
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
 
 
 def start(tokenizer: Any) -> list[int]:
-    """The special tokens that the tokenizer puts before a text (BOS); for many tokenizers none.
+    """Return the special tokens that the tokenizer puts before a text (BOS); for many tokenizers there are none.
 
-    What some put behind a text (EOS) is never added: each text here goes on.
+    The tokens that some put after a text (EOS) are never added, because every text here continues.
 
     Raises:
         Unsupported: Special tokens change the text itself.
@@ -33,7 +33,7 @@ def start(tokenizer: Any) -> list[int]:
 
 
 def begin(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """The tokens of a text's beginning, behind `start`; what brings it along, as chat templates may, gets it once."""
+    """Return the tokens of a text's beginning, with `start` once, even if a chat template has written it already."""
     first = start(tokenizer)
     return [*ids] if list(ids[: len(first)]) == first else [*first, *ids]
 
@@ -41,5 +41,5 @@ def begin(tokenizer: Any, ids: Sequence[int]) -> list[int]:
 def chat_tokens(
     tokenizer: Any, turns: Sequence[dict[str, str]], *, answer: bool = False, now: bool = False
 ) -> list[int]:
-    """Tokens of a chat; the arguments are those of `moa.hf.chat.render`."""
+    """Return the tokens of a chat; the arguments are those of `moa.hf.chat.render`."""
     return begin(tokenizer, encode(tokenizer, render(tokenizer, turns, answer=answer, now=now)))

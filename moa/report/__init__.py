@@ -1,1 +1,1 @@
-"""Plans and fronts as tables and pictures."""
+"""Show plans and fronts as tables and pictures."""

@@ -1,4 +1,4 @@
-"""A front of plans as a table and a picture."""
+"""Show a front of plans as a table and a picture."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +11,7 @@ from moa.search.front import Point
 
 
 def figures(point: Point, n: int, costs: Costs | None) -> dict[str, float]:
-    """What a plan costs at `n` tokens, one sequence; times where they were measured."""
+    """Return what a plan costs for one sequence of `n` tokens; times where they were measured."""
     found = {
         "density": point.plan.density(n),
         "KV cache, MiB": point.plan.kv_bytes(n, dtype=point.plan.kv_dtype) / 2**20,
@@ -23,7 +23,7 @@ def figures(point: Point, n: int, costs: Costs | None) -> dict[str, float]:
 
 
 def table(points: Mapping[str, Point], n: int, costs: Costs | None) -> Table:
-    """One row per plan, dense first."""
+    """Return a table with one row per plan, dense first."""
     rows = {name: figures(point, n, costs) for name, point in points.items()}
     columns = list(next(iter(rows.values())))
     dtype = next(iter(points.values())).plan.kv_dtype

@@ -1,4 +1,4 @@
-"""Plans as pictures and tables: for the terminal with rich, as a PNG with matplotlib."""
+"""Show plans as pictures and tables: in the terminal with rich, as a PNG with matplotlib."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -32,7 +32,7 @@ MOST = 10
 
 
 def growth(rule: Rule) -> str:
-    """How the span grows with the length: `full`, `constant`, or `growing`."""
+    """Return how the span grows with the length: `full`, `constant`, or `growing`."""
     near, far = reach([rule]).live_blocks(np.array([BLOCK * FAR // 2, BLOCK * FAR]))[0]
     if far == FAR:
         return "full"
@@ -48,7 +48,7 @@ def same_model(plans: Sequence[Plan]) -> None:
 
 
 def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Table:
-    """What each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`."""
+    """Return a table of what each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`."""
     title = f"Costs, KV cache in {dtype}"
     table = Table("tokens", "plan", "density", "prefill kept", "KV cache, MiB", "of dense", title=title)
     for n in lengths:
@@ -70,7 +70,7 @@ def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Ta
 
 
 def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
-    """The rules by how they grow: number of groups, ranges of numbers, patterns, mean density at each length."""
+    """Return a table of the rules by how they grow: groups, ranges of numbers, patterns, mean densities by length."""
     places = [(layer, head) for layer in plan.model.ruled_layers for head in range(plan.model.kv_heads)]
     numbers = list(dict.fromkeys(name for place in places for name in plan.rule(*place).shown))
     labelled = [kind for kind in PATTERNS.values() if kind.label]
@@ -91,19 +91,19 @@ def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
 
 
 def span_map(plan: Plan, lengths: Sequence[int], title: str) -> Table:
-    """Shaded blocks: a row per layer, a block per KV head, a column per length."""
+    """Return spans as shaded blocks: a row per layer, a block per KV head, a column per length."""
     shades = {f"{n:,}": np.searchsorted(EDGES, plan.spans(n) / n, side="right") for n in lengths}
     return _map(plan, shades, SHADES, title)
 
 
 def difference_map(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
-    """Where the second plan sees further (+) or less far (-) than the first."""
+    """Return a map of where the second plan sees further (+) or less far (-) than the first."""
     signs = {f"{n:,}": np.sign(second.spans(n) - first.spans(n)) + 1 for n in lengths}
     return _map(first, signs, SIGNS, "2 against 1")
 
 
 def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
-    """The groups that differ, the widest difference of spans first: their spans at each length, and their sinks."""
+    """Return a table of the groups that differ, the widest difference first: spans at each length, and sinks."""
     spans = [(first.spans(n), second.spans(n)) for n in lengths]
     change = np.max([np.abs(b - a) for a, b in spans], axis=0)
     counts = ", ".join(f"{np.count_nonzero(b - a)} at {n:,}" for n, (a, b) in zip(lengths, spans, strict=True))
@@ -161,7 +161,7 @@ def save(figure: "Figure", path: Path) -> None:
 
 
 def canvas(size: tuple[float, float]) -> "Figure":
-    """An empty figure of `size` inches.
+    """Return an empty figure of `size` inches.
 
     Raises:
         MoaError: matplotlib is not installed.
@@ -174,7 +174,7 @@ def canvas(size: tuple[float, float]) -> "Figure":
 
 
 def _map(plan: Plan, cells: Mapping[str, Ints], marks: str, title: str) -> Table:
-    """One mark per (layer, KV head): `cells` holds indices into `marks`, [layers, kv_heads], per column."""
+    """Return one mark per (layer, KV head): `cells` holds indices into `marks`, [layers, kv_heads], per column."""
     table = Table("layer", title=Text(title))
     for name in cells:
         table.add_column(name, overflow="fold")  # a row of many heads goes on below itself

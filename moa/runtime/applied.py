@@ -1,4 +1,4 @@
-"""Put a transformers model under a plan, and take it off again."""
+"""Put a transformers model under a plan, and take the plan off again."""
 
 import inspect
 from functools import partial
@@ -62,7 +62,7 @@ class Applied:
         self.model, self.plan = model, plan
 
     def remove(self) -> None:
-        """Take the plan off: the model is as it was. Doing so twice is harmless.
+        """Take the plan off, which leaves the model as it was before; doing so twice is harmless.
 
         An attention implementation that was set while the plan was on stays.
         """
@@ -82,7 +82,7 @@ class Applied:
 def _check_call(
     plan: Plan, backends: Backends, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Before every forward call: refuse what the attention function could not see to be wrong."""
+    """Refuse, before every forward call, errors that the attention function could not notice."""
     if not torch.compiler.is_compiling():  # not by `apply`: no fork keeps the threads that a back-end may start
         if decoder.device.type == "cpu":
             forks.check()

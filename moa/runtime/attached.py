@@ -1,4 +1,4 @@
-"""What a plan in force adds to a model, and whether it is all still there."""
+"""Attach what a plan in force adds to a model, and check that all of it is still there."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,22 +15,22 @@ from moa.runtime.staged import ATTRIBUTE
 
 
 class Attached:
-    """The attention implementation in the configs, a `LayerState` on each attention module, a pre-hook on the decoder.
+    """What is attached: the attention implementation in the configs, a `LayerState` per attention module, a pre-hook.
 
-    All of it lives on the model, so a deep copy of the model has its own, and computes under the plan too.
+    All of it is stored on the model, so a deep copy of the model has its own and computes under the plan too.
     """
 
     def __init__(
         self, decoder: PreTrainedModel, modules: Sequence[torch.nn.Module], plan: Plan, backends: Backends,
         before_call: Callable[..., None],
     ) -> None:  # fmt: skip
-        """Attach.
+        """Attach all of it to the model.
 
         Args:
             decoder: The model whose config the attention modules read.
             modules: The attention module of each layer.
             plan: The plan.
-            backends: Of the attention.
+            backends: Back-ends of the attention.
             before_call: Called with the arguments and keyword arguments of each forward call of the decoder.
 
         Raises:
@@ -67,7 +67,7 @@ class Attached:
                 )
 
     def remove(self) -> None:
-        """Take off what is still there; an attention implementation that others have set since stays."""
+        """Remove what is still there; an attention implementation that others have set since stays."""
         self._hook.remove()
         for module in self._modules:
             module.__dict__.pop(ATTRIBUTE, None)
@@ -90,10 +90,10 @@ class Attached:
         return self._hook.id in self._decoder._forward_pre_hooks
 
     def _other(self) -> str | None:
-        """An attention implementation that stands in the place of ours."""
+        """Return an attention implementation that has replaced ours."""
         names = (config._attn_implementation for config in self._configs())
         return next((name or "eager" for name in names if name != NAME), None)
 
     def _configs(self) -> list[Any]:
-        """The configs that say how masks are made and which function attends."""
+        """Return the configs that say how masks are made and which function attends."""
         return [self._decoder.config, *(module.config for module in self._modules)]

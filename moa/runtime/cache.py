@@ -1,4 +1,4 @@
-"""The KV cache under a plan, for transformers."""
+"""Provide the KV cache of a model under a plan, for transformers."""
 
 import copy
 from os import PathLike
@@ -18,28 +18,28 @@ from moa.runtime.transcript import Transcript
 
 
 class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
-    """Keeps, for every sequence and KV head, the keys and values that the plan still wants; padding is never stored.
+    """The keys and values that the plan still needs, for every sequence and KV head; padding is never stored.
 
-    Works only with a model under the same plan (`moa.apply`), which gives `generate` one by itself. Layers with a
-    sliding window of the model's own have transformers' layer for it.
+    The cache works only with a model under the same plan (`moa.apply`), whose `generate` makes one by itself. Layers
+    with a sliding window of the model's own use transformers' cache layer.
 
     Attributes:
         plan: The plan.
         max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
-        beyond_limit: Whether its keys are rotated as those of long texts, for models with two ways
-            (`moa.runtime.step`); None before the first call.
-        transcript: Which tokens its columns hold.
+        beyond_limit: Whether its keys are rotated as those of long texts, for models that rotate keys of short and long
+            texts differently (`moa.runtime.step`); None before the first call.
+        transcript: The tokens that its columns hold.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
-        """An empty cache.
+        """Make an empty cache.
 
         Args:
             plan: A plan, the path of a plan file, or the name of a shipped plan.
             max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
                 everything is allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step waits
-                for nothing on the device, and `torch.compile` works; under rules whose pattern moves keys it may wait
-                where a block begins, and graphs are refused.
+                for nothing on the device, and `torch.compile` works. Under rules whose pattern moves keys, a step may
+                wait where a block begins, and compiled graphs are refused.
         """
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         if max_length is not None and max_length < 1:
@@ -54,22 +54,22 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
+        """The bytes allocated for keys and values."""
         return sum(_bytes(layer, "nbytes") for layer in self.layers)
 
     @property
     def live_bytes(self) -> int:
-        """Bytes of the blocks that the plan wants at the current lengths."""
+        """The bytes of the blocks that the plan needs at the current lengths."""
         return sum(_bytes(layer, "live_bytes") for layer in self.layers)
 
     @property
     def columns(self) -> int:
-        """Columns seen, padding counted, without asking the device: calls in compiled graphs do not count."""
+        """The columns seen, padding counted, without asking the device: calls in compiled graphs do not count."""
         return int(self.layers[self._first_ruled].columns)
 
     @property
     def lengths(self) -> Tensor | None:
-        """True length of each sequence, int64 [sequences]; None while empty."""
+        """The true length of each sequence, int64 [sequences]; None while the cache is empty."""
         layer = self.layers[self._first_ruled]
         return layer.text.lengths if layer.is_initialized else None
 
@@ -104,10 +104,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         return staged  # type: ignore[no-any-return]
 
     def check_in_step(self) -> None:
-        """Raise Unsupported if an earlier call stored tokens in some layers and then failed; not on a GPU, to not wait.
+        """Raise Unsupported if an earlier call stored tokens in some layers and then failed; a GPU is not asked.
 
-        Of layers with rules `update` sees it. Those with the model's own window store before it is known whether the
-        others can.
+        In layers with rules `update` notices it. Layers with the model's own window store their tokens before it is
+        known whether the others can.
         """
         if torch.compiler.is_compiling():
             return
@@ -125,7 +125,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KVCache":
-        """A copy that may be written outside of inference mode, whatever mode it is made in."""
+        """Return a copy that may be written outside of inference mode, whatever mode it is made in."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         with torch.inference_mode(False):
@@ -133,10 +133,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         return new
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens, padding counted: all layers or none.
+        """Take back the last `-tokens_to_remove` tokens, padding counted, in all layers or none.
 
         Raises:
-            Unsupported: Keys that the plan would want again are gone. Up to 64 tokens can always be taken back.
+            Unsupported: Keys that the plan would need again are gone. Up to 64 tokens can always be taken back.
         """
         self._require("crop")
         if tokens_to_remove > 0:

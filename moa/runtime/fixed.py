@@ -1,4 +1,4 @@
-"""A cache layer of a fixed length: allocated once, free of host synchronisation, fit for `torch.compile`."""
+"""Provide a cache layer of a fixed length: allocated once, free of host synchronisation, fit for `torch.compile`."""
 
 import numpy as np
 import torch
@@ -12,9 +12,9 @@ from moa.runtime.text import FixedText, Text
 
 
 class FixedPlanLayer(PlanLayer):
-    """A layer allocated once for texts up to `max_length`; all state lives in tensors that keep their place.
+    """A layer allocated once for texts up to `max_length`; all its state is in tensors that are never reallocated.
 
-    So a decode step reads nothing back from the device and can be compiled, as with transformers' `StaticCache`.
+    A decode step therefore reads nothing back from the device and can be compiled, as with transformers' `StaticCache`.
     """
 
     store: Store
@@ -26,7 +26,7 @@ class FixedPlanLayer(PlanLayer):
 
     @property
     def is_compileable(self) -> bool:
-        """Whether compiled graphs may hold it: not where the host moves keys to the sinks."""
+        """Whether compiled graphs may hold the layer: false where the host moves keys to the sinks."""
         return not self.rules.moving
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -49,19 +49,19 @@ class FixedPlanLayer(PlanLayer):
         pass
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Always the whole length: shapes stay fixed."""
+        """Return always the whole length: shapes stay fixed."""
         return self.max_length, 0
 
     def get_seq_length(self) -> Tensor:
-        """Columns seen so far, padding counted, on the device."""
+        """Return the columns seen so far, padding counted, on the device."""
         return self.text.width if self.is_initialized else torch.zeros((), dtype=torch.int64)
 
     def get_max_length(self) -> int:
-        """The most columns it can hold."""
+        """Return the most columns that the layer can hold."""
         return self.max_length
 
     def reset(self) -> None:
-        """Forget the text, keep the memory; zeroed, since NaN of a forgotten text would outlive it."""
+        """Forget the text and keep the memory, zeroed: NaN of a forgotten text would outlive it."""
         self.columns = 0
         if self.is_initialized:
             self.text.reset()

@@ -1,4 +1,4 @@
-"""`generate` on a model under a plan: which cache it gets, and that the model keeps it."""
+"""Give `generate` on a model under a plan the right cache, and see that the model keeps it."""
 
 import functools
 from typing import Any, NoReturn
@@ -50,11 +50,11 @@ def prepare_cache(
     batch_size: int,
     max_cache_length: int,
 ) -> None:
-    """Stands for `GenerationMixin._prepare_cache_for_generation`: the cache is a `KVCache`, or one that was given.
+    """Replace `GenerationMixin._prepare_cache_for_generation`: the cache is a `KVCache`, or the one that was given.
 
     Raises:
-        Unsupported: What the call, or the checkpoint's generation_config, says of the cache contradicts itself, or the
-            cache that was given is not the beginning of the text.
+        Unsupported: The cache settings of the call, or of the checkpoint's generation_config, contradict each other, or
+            the cache that was given does not hold the beginning of the text.
     """
     given, kind = model_kwargs.get("past_key_values"), generation_config.cache_implementation
     if given is None and kind not in (None, "dynamic"):
@@ -117,7 +117,7 @@ def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_ca
 
 
 def _check_text(cache: KVCache, ids: Tensor | None, mask: Any) -> None:
-    """Before the first step with a cache that was given: it must hold the beginning of the prompt."""
+    """Check, before the first step, that a cache that was given holds the beginning of the prompt."""
     cache.transcript.due = False
     held = int(cache.get_seq_length())
     whole = ids is not None and (mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape))
@@ -126,7 +126,7 @@ def _check_text(cache: KVCache, ids: Tensor | None, mask: Any) -> None:
 
 
 def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
-    """Stands for `init_continuous_batching`, whose worker thread would report errors one request at a time."""
+    """Replace `init_continuous_batching`, whose worker thread would report errors one request at a time."""
     raise Unsupported(
         "continuous batching (generate_batch) under a plan: it has an attention and a cache of its own; call generate, "
         "or remove the plan (Applied.remove())"
@@ -134,7 +134,7 @@ def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 def refuse_prefix(*args: Any, **kwargs: Any) -> NoReturn:
-    """Stands for `_prepare_cache_for_generation` where peft would put its own cache in the place of a `KVCache`."""
+    """Replace `_prepare_cache_for_generation` where peft would put its own cache in the place of a `KVCache`."""
     raise Unsupported(
         "generate with prefix tuning (peft) under a plan: peft replaces the cache by one that holds the prefix; use "
         "another kind of adapter, or generate without a plan"
@@ -142,9 +142,9 @@ def refuse_prefix(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Stands for `prepare_inputs_for_generation` of the model, which may drop its cache to compute all keys anew.
+    """Replace the model's `prepare_inputs_for_generation`, which may drop its cache to compute all keys anew.
 
-    Phi-3 does where its rotary embedding changes. It then gets the same cache, emptied, and so stays under the plan.
+    Phi-3 does so where its rotary embedding changes. It then gets the same cache, emptied, and stays under the plan.
     """
     theirs = getattr(type(model), PREPARE_INPUTS)
     cache = kwargs.get("past_key_values")

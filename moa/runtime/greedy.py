@@ -1,4 +1,4 @@
-"""What `moa generate` takes from a checkpoint's generation settings, and what it does not."""
+"""Decide which of a checkpoint's generation settings `moa generate` applies, and which it does not."""
 
 from typing import Any
 
@@ -36,15 +36,15 @@ _ABOUT = ("_from_model_config", "_original_object_hash", "transformers_version")
 
 
 def settings(model: Any, prompt: int, max_new_tokens: int) -> tuple[Any, str]:
-    """Settings for `generate`, instead of the checkpoint's, and a line about those that do not apply.
+    """Return settings for `generate` that replace the checkpoint's, and a line about those that do not apply.
 
     Args:
-        model: A transformers model; its generation_config holds what the checkpoint's files say.
+        model: A transformers model; its generation_config holds the checkpoint's settings.
         prompt: Tokens of the prompt.
         max_new_tokens: Most tokens to generate.
 
     Returns:
-        The GenerationConfig, and the line, empty where everything applies.
+        The GenerationConfig, and the line, which is empty where everything applies.
     """
     from transformers import GenerationConfig
 

@@ -1,4 +1,4 @@
-"""The rules of one layer, as arrays for the host and as tables for the back-ends."""
+"""Hold the rules of one layer, as arrays for the host and as tables for the back-ends."""
 
 import numpy as np
 import torch
@@ -10,13 +10,13 @@ from moa.plans.span import BLOCK, Ints
 
 
 class Rules:
-    """One rule per KV head of a layer.
+    """The rules of a layer, one per KV head.
 
     Attributes:
-        reach: What they see, [kv_heads].
+        reach: The reach of the rules, [kv_heads].
         model: The model that the plan is for.
-        moves: Into whose sinks the host moves keys as the text grows, bool [kv_heads].
-        moving: The patterns of those; empty where there are none.
+        moves: Whether the host moves keys into the head's sink as the text grows, bool [kv_heads].
+        moving: The patterns of heads whose keys move; empty where there are none.
     """
 
     def __init__(self, plan: Plan, layer: int) -> None:
@@ -25,7 +25,7 @@ class Rules:
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def visibility(self, length: int, device: torch.device) -> Visibility:
-        """What rows see, for positions below `length` at least."""
+        """Return what rows see, for all positions below `length` or more."""
         blocks = -(-length // BLOCK)
         tables = self._tables.get(device)
         if tables is None or tables[0].shape[1] < blocks:
@@ -36,18 +36,18 @@ class Rules:
         return Visibility(*tables, self.first)
 
     def first(self, lengths: Ints) -> Ints:
-        """First block besides the sink that the token at position `lengths` [sequences] sees: [sequences, kv_heads]."""
+        """Return the first block after the sink seen from position `lengths` [sequences]: [sequences, kv_heads]."""
         return self.reach.first(np.asarray(lengths) // BLOCK).T
 
     def live_slots(self, lengths: Ints) -> int:
-        """Slots that hold wanted keys, in whole blocks, summed over sequences and groups."""
+        """Return the slots that hold keys the rules still need, in whole blocks, summed over sequences and groups."""
         return BLOCK * int(self.reach.live_blocks(lengths).sum())
 
     def reserve(self, lengths: Ints) -> Ints:
-        """Lengths [sequences] to make room for when slabs must grow to `lengths`: whole blocks, and then some.
+        """Return the lengths [sequences] to allocate when slabs must grow to `lengths`: whole blocks, with a reserve.
 
-        All get as many more blocks as fit in 9/8 of what all need now, so that no sequence runs out before the others:
-        copies on growth stay a small share of the work, and memory stays near what the plan says.
+        Every sequence gets the same number of further blocks, as many as fit in 9/8 of what all need now, so that none
+        runs out before the others: copies on growth stay a small share of the work, and memory near what the plan says.
         """
         least = -(-np.asarray(lengths, np.int64) // BLOCK) * BLOCK
         more = np.arange(int(least.max()) // 8 // BLOCK + 1) * BLOCK
@@ -56,5 +56,5 @@ class Rules:
         return rooms[slots * 8 <= slots[0] * 9][-1]  # type: ignore[no-any-return]
 
     def capacities(self, lengths: Ints) -> Ints:
-        """Slots that each slab needs for texts of `lengths` [sequences]: [sequences, kv_heads], multiples of 64."""
+        """Return the slots of each slab for texts of `lengths` [sequences]: [sequences, kv_heads], multiples of 64."""
         return BLOCK * self.reach.cache_blocks(lengths).T

@@ -1,7 +1,7 @@
-"""Whether a forward call goes on where the cache that it was given stands.
+"""Check that a forward call continues the text that its cache holds.
 
-A call that does not still computes something: a text fed again, tokens at the positions of others, keys of two rotary
-embeddings beside each other. The caller could not tell from the result.
+A call that does not continue it still computes something, from a text fed twice, tokens at the positions of others, or
+keys of two rotary embeddings side by side. The caller could not tell from the result.
 """
 
 from collections.abc import Mapping
@@ -27,7 +27,7 @@ def check(decoder: Any, cache: Any, call: Mapping[str, Any]) -> None:
         call: The arguments, by name.
 
     Raises:
-        Unsupported: They do not.
+        Unsupported: The columns, positions or rotary embedding do not follow.
     """
     if isinstance(cache, KVCache) and call.get("use_cache") is False:
         raise Unsupported("use_cache=False beside a moa.KVCache, which would be written all the same: leave out one")
@@ -50,7 +50,7 @@ def check(decoder: Any, cache: Any, call: Mapping[str, Any]) -> None:
 
 
 def _check_positions(cache: Any, positions: Tensor, mask: Any, held: int) -> None:
-    """A token's position lies between how many tokens are before it and how many columns are, padding counted."""
+    """Refuse a token's position below the number of tokens before it, or above the number of columns before it."""
     new = positions.shape[1]
     columns = torch.arange(held, held + new, device=positions.device)
     if (positions == columns).all():
@@ -76,7 +76,7 @@ def _check_positions(cache: Any, positions: Tensor, mask: Any, held: int) -> Non
 
 
 def longrope_limit(config: Any) -> int | None:
-    """Tokens after which a model rotates all keys by other frequencies; None where it never does."""
+    """Return the tokens after which a model rotates all keys by other frequencies; None where it never does."""
     rope = getattr(config, "rope_parameters", None) or {}
     kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
     limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]

@@ -1,4 +1,4 @@
-"""Which tokens the columns of a cache hold, so that a prompt can be compared with what is cached of it."""
+"""Record which tokens the columns of a cache hold, so that a prompt can be compared with what is cached of it."""
 
 from collections.abc import Callable
 
@@ -13,9 +13,9 @@ MOST = 256
 
 
 class Transcript:
-    """Token ids of a cache's columns, in the order of the forward calls that brought them.
+    """The token ids of a cache's columns, in the order of the forward calls that brought them.
 
-    Calls in compiled graphs are not seen: then it has fewer columns than the cache, and says nothing.
+    It does not see calls in compiled graphs: then it has fewer columns than the cache, and reports no difference.
 
     Attributes:
         due: Whether the next prompt is to be compared.
@@ -31,7 +31,8 @@ class Transcript:
         Args:
             ids: int64 [sequences, new], or None.
             embeddings: [sequences, new, d], where ids are None.
-            held: Columns before the call, None where asking would wait for the device. What is beyond was never stored.
+            held: Columns that the cache holds before the call, None where asking would wait for the device. Columns of
+                the transcript beyond them were never stored.
         """
         if held is not None and self.width > held:
             self.take_back(self.width - held)
@@ -44,15 +45,15 @@ class Transcript:
 
     @property
     def width(self) -> int:
-        """Columns."""
+        """The number of columns."""
         return sum(part.shape[1] for part in self._parts)
 
     def differs(self, ids: Tensor, mask: Tensor | None, held: int) -> bool:
-        """Whether a text [sequences, columns] is known to begin otherwise than the `held` cached columns; waits.
+        """Return whether a text is known to begin differently from the `held` cached columns; waits for the device.
 
         Args:
-            ids: The text.
-            mask: bool or integers [sequences, columns], 0 where padded; None where nothing is.
+            ids: The text [sequences, columns].
+            mask: bool or integers [sequences, columns], 0 where padded; None where nothing is padded.
             held: Columns that the cache holds.
         """
         if self.width != held or not held or ids.shape[1] < held or len(ids) != len(self._parts[0]):
@@ -64,7 +65,7 @@ class Transcript:
         return bool(other.any())
 
     def take_back(self, columns: int) -> None:
-        """Forget the last `columns`."""
+        """Forget the last `columns` columns."""
         while columns > 0 and self._parts:
             last = self._parts.pop()
             if last.shape[1] > columns:
@@ -72,10 +73,10 @@ class Transcript:
             columns -= last.shape[1]
 
     def select(self, choose: Callable[[Tensor], Tensor]) -> None:
-        """Choose among the sequences, which are given and returned along the first axis."""
+        """Apply to the columns a function that selects sequences along the first axis."""
         if self._parts:
             self._parts = [choose(torch.cat(self._parts, 1))]
 
     def reset(self) -> None:
-        """Forget all."""
+        """Forget all columns."""
         self._parts.clear()

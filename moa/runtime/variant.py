@@ -1,4 +1,4 @@
-"""Ways to run a model, and what their caches hold."""
+"""Define the ways to run a model, and what their caches hold."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +15,12 @@ from moa.runtime.cache import KVCache
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to run a model.
+    """A way to run a model: dense or under a plan, with a growing or a fixed cache.
 
     Attributes:
         plan: The plan, or None for the model as it comes.
         fixed: Whether its cache is allocated once (`KVCache` with max_length, `StaticCache`) or grows.
-        backend: Of a plan; by default the device's own.
+        backend: Back-end of the plan; by default the device's own.
     """
 
     plan: Plan | None = None
@@ -29,7 +29,7 @@ class Variant:
 
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
-        """`model`, in place, run this way for a while."""
+        """Let `model` run this way, in place, within the block."""
         if self.plan is None:
             yield
         else:
@@ -37,14 +37,14 @@ class Variant:
                 yield
 
     def cache(self, model: Any, room: int) -> Any:
-        """An empty cache for texts of up to `room` tokens."""
+        """Return an empty cache for texts of up to `room` tokens."""
         if self.plan is not None:
             return KVCache(self.plan, room if self.fixed else None)
         return StaticCache(config=model.config, max_cache_len=room) if self.fixed else DynamicCache(config=model.config)
 
 
 def held_bytes(cache: Cache) -> int:
-    """Bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
+    """Return the bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
     if isinstance(cache, KVCache):
         return cache.nbytes
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)

@@ -1,4 +1,4 @@
-"""The tasks of the evaluation, by name. A task is one file beside this one, and its line here."""
+"""List the tasks of the evaluation by name. A task is a file in this folder and a line here."""
 
 from moa.evaluation.tasks import needles, text
 from moa.evaluation.tasks.task import Task

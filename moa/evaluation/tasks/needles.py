@@ -1,4 +1,4 @@
-"""Needle retrieval: facts hidden in a text that is cached once, and asked about."""
+"""Measure needle retrieval: facts are hidden in a text that is cached once, and asked about."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -27,7 +27,7 @@ class Needles(Task):
     """Contexts with needles at stratified depths, and one question about each.
 
     Attributes:
-        needles: In each context, at most one of each format.
+        needles: Number of needles in each context, at most one of each format.
         formats: Kinds of needles.
     """
 
@@ -63,7 +63,7 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
         `right`: one bool per question; `answers`: the texts generated; `cache_bytes`: what the cache holds of the text.
 
     Raises:
-        Unsupported: The model rotates keys in another way once the answer is there than before the question.
+        Unsupported: The model rotates keys in another way after the answer than before the question.
     """
     longest = len(hay.ids) + max(len(q.ids) for q in hay.questions) + ANSWER_TOKENS
     limit = longrope_limit(model.config.get_text_config())
@@ -82,13 +82,13 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
 
 
 def answered(text: str, answer: str) -> bool:
-    """Whether `text` starts with the words of `answer`, case and punctuation aside."""
+    """Return whether `text` starts with the words of `answer`, ignoring case and punctuation."""
     wanted = _words(answer)
     return _words(text)[: len(wanted)] == wanted
 
 
 def undecided(text: str, answer: str) -> bool:
-    """Whether more text could still tell whether it is the answer: quotes before it do not count, its end must show."""
+    """Return whether more text is needed to tell if this is the answer: leading quotes do not count, its end does."""
     said, wanted = " ".join(_words(text)), " ".join(_words(answer))
     return wanted.startswith(said) and (said != wanted or text[-1:].isalnum())
 
@@ -98,7 +98,7 @@ def _words(text: str) -> list[str]:
 
 
 def _continue(model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], answer: str) -> str:
-    """Greedy text after `ids`, no longer than it takes to tell whether it is the answer."""
+    """Return the greedy text after `ids`, no longer than it takes to tell whether it is the answer."""
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops or ())
     out: list[int] = []

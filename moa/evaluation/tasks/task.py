@@ -1,4 +1,4 @@
-"""What a task of the evaluation is."""
+"""Define what a task of the evaluation is."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from moa.evaluation.rows import Row
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One kind of samples that every row is measured on.
+    """A kind of samples that every row is measured on.
 
     Attributes:
         name: Its key in results, and in `moa eval --task NAME=COUNT`.

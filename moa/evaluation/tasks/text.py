@@ -1,4 +1,4 @@
-"""Perplexity and KL divergence from the dense model on windows of held-out text."""
+"""Measure perplexity and KL divergence from the dense model on windows of held-out text."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ QUARTERS = 4
 
 @dataclass(frozen=True)
 class Text(Task):
-    """Windows of held-out text, one after the other."""
+    """The task of consecutive windows of held-out text."""
 
     dense_besides = True
 
@@ -30,7 +30,7 @@ class Text(Task):
         """Return the windows' token ids; the seed changes nothing.
 
         Raises:
-            MoaError: The text has fewer windows.
+            MoaError: The text is too short for so many windows.
         """
         found = windows(tokenizer, length, count)
         if len(found) < count:
@@ -63,7 +63,7 @@ class Text(Task):
 
 
 def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") -> list[list[int]]:
-    """Up to `count` windows of `length` tokens of held-out text, one after the other, each behind `start`."""
+    """Return up to `count` consecutive windows of `length` tokens of held-out text, each behind `start`."""
     first = start(tokenizer)
     step = length - len(first)
     ids: list[int] = []
@@ -76,15 +76,15 @@ def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") 
 
 @torch.inference_mode()
 def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[str, dict[str, list[float]]]:
-    """Negative log-likelihood and KL(dense || row) of one window, nats per token, by quarter of the window.
+    """Return negative log-likelihood and KL(dense || row) of one window, nats per token, by quarter of the window.
 
     Args:
         model: The model.
-        rows: What to compare; the dense model is run besides.
+        rows: The rows to compare with the dense model, which is run in any case.
         window: Token ids.
 
     Returns:
-        Row name to `nll` and `kl`, one mean per quarter.
+        A mapping from row name to `nll` and `kl`, one mean per quarter.
     """
     ids = torch.tensor([window], device=model.device)
     dense = _hidden(model, Row("dense", None), ids)
@@ -100,7 +100,7 @@ def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[s
 
 @torch.inference_mode()
 def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Next-token distributions from two models' last hidden states [tokens, d], a chunk of logits at a time.
+    """Compare the next-token distributions of two models' last hidden states [tokens, d], a chunk of logits at a time.
 
     Returns:
         KL(dense || other) in nats, the other's log-probability of `ids`, and whether that is its choice: [tokens] each.
@@ -115,7 +115,7 @@ def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Ten
 
 
 def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
-    """Last hidden states [tokens, d]."""
+    """Return the last hidden states [tokens, d]."""
     with row.variant.on(model):
         return hidden_of(model, ids)
 
