@@ -1,4 +1,4 @@
-"""`python -m moa`: the same as the `moa` command (so that `torchrun -m moa profile …` works)."""
+"""Run the `moa` command as `python -m moa` (so that `torchrun -m moa profile …` works)."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What a measurement depends on besides the model and the plan: machine, versions, dtype, back-end."""
+"""Describe what a measurement depends on apart from model and plan: machine, versions, dtype, back-end."""
 
 import platform
 from importlib.metadata import version
@@ -32,7 +32,7 @@ def environment(model: Any = None, backend: str | None = None) -> dict[str, str 
 
 
 def cpu_name() -> str:
-    """The model of the CPU: times of another one are no guide."""
+    """Return the model of the CPU: times measured on another one do not apply."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))

@@ -1,4 +1,4 @@
-"""`moa.find_plan` and `moa.find_front`: from a profile and budgets to plans; no model is needed."""
+"""Provide `moa.find_plan` and `moa.find_front`, which find plans from a profile and budgets, without the model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,12 +23,12 @@ Runner = Callable[[Plan, Work], list[float]]
 
 @dataclass(frozen=True)
 class Timed:
-    """Predicted milliseconds of a plan at some work, beside measured ones.
+    """The predicted milliseconds of a plan at some work, beside measured ones.
 
     Attributes:
         work: A decode step or a prefill.
         why: The budget that limits it, or None.
-        predicted: By the costs.
+        predicted: Milliseconds that the costs predict.
         measured: Median of the runs; None where nothing was run.
     """
 
@@ -40,12 +40,12 @@ class Timed:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
         plan: The plan.
-        solution: Its objective, how close to the least it is proven to be, and how long that took.
-        question: What was asked, completed.
+        solution: Its objective, how close to the least it is proven to be, and how long the proof took.
+        question: The completed question.
         times: Predicted times where costs are known.
     """
 
@@ -72,8 +72,8 @@ def find_plan(
         The plan, with the proof of how good it is.
 
     Raises:
-        BudgetInfeasible: No plan keeps the budgets; names the smallest that some plan does.
-        MoaError: Something that cannot be asked, or a file that cannot be read.
+        BudgetInfeasible: No plan keeps the budgets; the error names the smallest that some plan keeps.
+        MoaError: An option is invalid, or a file cannot be read.
     """
     question = Question.of(profile, budgets, moa.__version__, **options)
     run = runner(question, measure) if measure is not None else None
@@ -84,7 +84,7 @@ def find_plan(
 
 @dataclass(frozen=True)
 class Front:
-    """Plans from the smallest to dense; iterating solves for them, one by one.
+    """Plans from the smallest to dense, which iteration solves for one by one.
 
     Attributes:
         question: What was asked, completed.
@@ -112,21 +112,21 @@ def find_front(
     profile: Profile | str | PathLike[str], count: int, budgets: Mapping[str, Figures] | None = None,
     **options: Unpack[Options],
 ) -> Front:  # fmt: skip
-    """Find plans from the smallest to dense, each of less harm than all that keep less.
+    """Find plans from the smallest to dense, each with less harm than all that keep less.
 
     Args:
         profile: A profile, or its file.
         count: Budgets to solve for, 2 or more, in equal ratios: of the time of a decode step at the longest intended
             length where costs have it, else of the density there.
-        budgets: Others, as for `find_plan`, which every plan keeps.
+        budgets: Other budgets, as for `find_plan`, which every plan keeps.
         **options: As for `find_plan`, without `minimise`.
 
     Returns:
         The front, whose plans are solved for while it is iterated over.
 
     Raises:
-        BudgetInfeasible: While iterating: the other budgets cannot be kept with the least of this one.
-        MoaError: Something that cannot be asked, or a file that cannot be read.
+        BudgetInfeasible: Raised while iterating: the other budgets cannot be kept together with the least of this one.
+        MoaError: An option is invalid, or a file cannot be read.
     """
     question = Question.of(profile, budgets or {}, moa.__version__, **options)
     if question.minimise is not None:
@@ -136,11 +136,11 @@ def find_front(
 
 
 def runner(question: Question, model: Given) -> Runner:
-    """What runs plans on the model, where the costs were measured.
+    """Return what runs plans on the model, in the environment where the costs were measured.
 
     Raises:
-        MoaError: No costs to compare with, or costs of another place.
-        ModelMismatch: Another model than was profiled.
+        MoaError: There are no costs to compare with, or they belong to another environment.
+        ModelMismatch: The model is not the one that was profiled.
     """
     from moa.measuring import runner_of
 
@@ -168,7 +168,7 @@ def timed_by(question: Question, model: Given, dtype: str = "auto") -> tuple[Cos
 
 
 def timed(plan: Plan, question: Question, run: Runner | None) -> tuple[Timed, ...]:
-    """Times of all that is limited or minimised in milliseconds; of a step and a prefill where nothing is."""
+    """Return the times of all that is limited or minimised in milliseconds, else those of a step and a prefill."""
     costs, lengths = question.costs, question.lengths
     if costs is None:
         return ()

@@ -1,4 +1,4 @@
-"""`moa.profile_model`: measure how much harm each cut of each KV head does."""
+"""Provide `moa.profile_model`, which measures how much harm each cut of each KV head does."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -38,22 +38,22 @@ def profile_model(
     samples.
 
     Args:
-        model: The model: its name, or what `moa.load_model` gave.
+        model: The model: its name, or what `moa.load_model` returned.
         output: Profile to write (.safetensors).
         lengths: Lengths to measure, tokens.
         samples: Samples per source and length.
         sources: Names of built-in sources; None for the default ones, or none where there is `data`.
         data: Documents as one more source: .jsonl, .txt, .parquet or hub:NAME.
         variants: What to measure: patterns and sizes of sinks, multiples of 64; None for every pattern at 64.
-        estimator: Estimator of every source; None for each one's own, as for `labels` and `loss`.
+        estimator: Estimator of every source; None for each source's own, as for `labels` and `loss`.
         labels: sampled, greedy or given.
         loss: nll or margin; with `around` also kl.
         chat: Whether tasks are rendered with the chat template, where there is one.
         around: Plan that the model runs under while it is measured; None for the dense model.
-        retrieval_score: Whether copy scores are measured besides.
+        retrieval_score: Whether copy scores are measured too.
         add: Earlier profile, whose samples join the new ones.
         seed: Seed of texts and sampled labels.
-        dtype: Of a model that is named, as for `moa.load_model`; so too `device_map`.
+        dtype: Dtype to load a named model in, as for `moa.load_model`; so too `device_map`.
         device_map: `auto` spreads the model over devices.
         progress: Called after each sample with the tokens that are done.
         note: Called with lines about the work ahead, and about sources that say nothing.
@@ -62,7 +62,7 @@ def profile_model(
         The profile; None in all processes of `torchrun` but the first.
 
     Raises:
-        MoaError: Something that cannot be measured, or a file that cannot be read or must not be replaced.
+        MoaError: Something cannot be measured, or a file cannot be read or must not be replaced.
     """
     path = Path(output)
     names = sources if sources is not None else ([] if data else list(DEFAULT))
@@ -104,7 +104,7 @@ def _ahead(
     network: Any, tokenizer: Any, settings: Settings, todo: Sequence[Task], mine: Sequence[Task], plan: Plan | None,
     output: Path,
 ) -> list[str]:  # fmt: skip
-    """Return what there is to do, what it takes, and what is measured at one length only."""
+    """Return lines about the work ahead, its time and memory, and the sources measured at one length only."""
     finished = {task for task in todo if sample_file(output, task).exists()}
     minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
     memory, held = 0, None
@@ -123,7 +123,7 @@ def _ahead(
 
 
 def _processes(*, own_device: bool) -> tuple[int, int, Callable[[], None]]:
-    """Rank, number of processes and their barrier, as torchrun set them up; with `own_device` each takes a GPU."""
+    """Return rank, number of processes and barrier, as torchrun set them up; with `own_device` each takes a GPU."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:
         return 0, 1, lambda: None

@@ -86,7 +86,7 @@ def refine_plan(
         storage: Journal file or database URL of the trials, which workers may share. None is memory.
         seed: Seed of the trials, of the held-out tasks and of rounds.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
-        measure: Whether to time the plan, beside what `costs` predict; a model that is named is loaded in their dtype.
+        measure: Whether to time the plan, to compare with what `costs` predict; a named model gets the costs' dtype.
         progress: Called after every step.
         note: Called with a line about every better plan.
         **options: As for `moa.find_plan`.

@@ -1,1 +1,1 @@
-"""Time and memory, measured on this machine."""
+"""Measure time and memory on this machine."""

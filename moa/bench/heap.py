@@ -1,4 +1,4 @@
-"""What the C library does with freed memory."""
+"""Set what the C library does with freed memory."""
 
 import ctypes
 import os
@@ -9,10 +9,10 @@ FREED = 4 << 20
 
 
 def return_freed(size: int = FREED) -> None:
-    """From now on every new allocation of `size` bytes or more is the system's own, and goes back when freed.
+    """Let every new allocation of `size` bytes or more go back to the system as soon as it is freed.
 
-    glibc otherwise keeps most of it, in pieces that later ones do not fit. Elsewhere, and where the environment says
-    otherwise, nothing changes.
+    Without this, glibc keeps most of the memory, in pieces that later allocations do not fit. With another C library,
+    or where the environment sets these limits, nothing changes.
     """
     if sys.platform == "linux" and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

@@ -1,4 +1,4 @@
-"""A back-end against the reference on a small random case: a second's work, for `moa doctor`."""
+"""Compare a back-end with the reference on a small random case, which takes a second, for `moa doctor`."""
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ LENGTHS = (400, 250)
 
 
 def deviation(backend: Backend, device: torch.device | str = "cpu") -> float:
-    """The largest difference to the reference, over a ragged prefill and a decode step from its cache.
+    """Return the largest difference to the reference, over a ragged prefill and a decode step from its cache.
 
     Args:
-        backend: The one to test.
+        backend: The back-end to test.
         device: Where its tensors lie; the reference's lie on the CPU.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Timing of dense and planned models in turn, on caches filled without a prefill; the process's peak memory.
+"""Time dense and planned models in turn, on caches filled without a prefill; measure the process's peak memory.
 
-What a step takes depends on how much a cache holds, not on what. So decoding at a length is timed on random keys.
+The time of a step depends on how much a cache holds, not on what it holds. So decoding is timed on random keys.
 """
 
 import ctypes
@@ -27,7 +27,7 @@ from moa.search.spread import iqr
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of one thing, measured several times."""
+    """The seconds that one thing took, measured several times."""
 
     seconds: tuple[float, ...]
 
@@ -38,20 +38,20 @@ class Times:
 
     @property
     def iqr(self) -> float:
-        """Distance between the quartiles, as a share of the median."""
+        """The distance between the quartiles, as a share of the median."""
         return iqr(self.seconds)
 
     def summary(self) -> dict[str, Any]:
-        """Return what results say of the times: `median`, `iqr` and all `seconds`."""
+        """Return the entry of the times in results: `median`, `iqr` and all `seconds`."""
         return {"median": self.median, "iqr": self.iqr, "seconds": list(self.seconds)}
 
 
 def alternate(calls: Mapping[str, Callable[[], Sequence[float]]], rounds: int) -> dict[str, Times]:
-    """Every call in turn, `rounds` times over, so that drift of the machine meets all alike.
+    """Run every call in turn, `rounds` times over, so that drift of the machine affects all alike.
 
     Args:
-        calls: By name; each gives the seconds that it took itself, once or several times.
-        rounds: At least 1.
+        calls: The calls, by name; each returns the seconds that it took, once or several times.
+        rounds: Number of rounds, at least 1.
     """
     taken: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -62,7 +62,7 @@ def alternate(calls: Mapping[str, Callable[[], Sequence[float]]], rounds: int) -
 
 @torch.inference_mode()
 def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
-    """Seconds of one forward call over `ids` [batch, n] into an empty cache, logits of the last position alone."""
+    """Return the seconds of one forward call over `ids` [batch, n] into an empty cache, with the last logits alone."""
     with variant.on(model):
         cache = variant.cache(model, ids.shape[1] + 1)
         return [timed(lambda: model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1), model.device)]
@@ -70,12 +70,12 @@ def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
 
 @torch.inference_mode()
 def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int = 5) -> list[float]:
-    """Seconds of each of `steps` decode steps, after one that is not counted.
+    """Return the seconds of each of `steps` decode steps, after one that is not counted.
 
     Args:
         model: The model.
         variant: How to run it.
-        length: Tokens that each sequence has before, random ones.
+        length: Random tokens that each sequence has before.
         batch: Sequences.
         steps: Steps to time.
     """
@@ -84,7 +84,7 @@ def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int 
 
 @torch.inference_mode()
 def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: int) -> list[float]:
-    """`decode`, from a cache that `filled` gave, with room for `steps` + 1 tokens more."""
+    """Return what `decode` does, for a cache made by `filled` with room for `steps` + 1 more tokens."""
     token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
     with variant.on(model):
         taken = [
@@ -94,7 +94,7 @@ def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: i
 
 
 def filled(model: Any, variant: Variant, length: int, batch: int, *, room: int | None = None) -> Any:
-    """A cache of the variant's that holds `length` random tokens of each sequence; a fixed one has `room` for more."""
+    """Return a cache of the variant that holds `length` random tokens of each sequence, with `room` more if fixed."""
     cache = variant.cache(model, room or length)
     fill(cache, model, length, batch)
     return cache
@@ -103,11 +103,11 @@ def filled(model: Any, variant: Variant, length: int, batch: int, *, room: int |
 def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     """Give an empty cache `length` tokens of random keys and values, the same in every sequence and layer.
 
-    Sinks that would hold other keys than the first hold those: which keys they are takes a step no time.
+    Sinks of every pattern hold the first keys: which keys a sink holds does not change the time of a step.
 
     Args:
         cache: A `KVCache`, `DynamicCache` or `StaticCache` of the model.
-        model: For its shape, dtype and device.
+        model: The model, for its shape, dtype and device.
         length: Tokens.
         batch: Sequences.
     """
@@ -133,15 +133,15 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
 
 @torch.inference_mode()
 def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> float:
-    """How far a variant's logits are from the reference's: the largest difference over their standard deviation.
+    """Return how far a variant's logits are from the reference's: the largest difference over their standard deviation.
 
     The reference runs the whole text at once, without a cache: the model as it comes, or back-end `reference`.
 
     Args:
         model: The model.
-        variant: Prefills all but the last `new` tokens, then takes those in one by one.
-        ids: [1, n].
-        new: Tokens.
+        variant: How to run it: it prefills all but the last `new` tokens, then reads those one by one.
+        ids: Token ids [1, n].
+        new: Number of tokens read one by one.
     """
     with Variant(variant.plan, backend="reference").on(model):
         expected = model(ids, use_cache=False, logits_to_keep=new + 1).logits[0]
@@ -155,7 +155,7 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most memory this process has held since `reset_peak`: of a GPU what torch allocated, else resident memory."""
+    """Return the most memory held since `reset_peak`: on a GPU what torch allocated, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "linux":  # getrusage would count what a parent held when it started this process
@@ -166,9 +166,9 @@ def peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak(device: torch.device) -> None:
-    """Begin to look for the peak anew; of resident memory only Linux can, elsewhere the peak stays the process's.
+    """Reset the peak of memory; only Linux can reset that of resident memory, elsewhere it covers the whole process.
 
-    What was freed and the C library has kept goes back first: it would count as if it were still held.
+    Freed memory that the C library has kept goes back to the system first: it would count as if it were still held.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -180,7 +180,7 @@ def reset_peak(device: torch.device) -> None:
 
 
 def timed(call: Callable[[], object], device: torch.device) -> float:
-    """Seconds that `call` takes, what it left running on the device included."""
+    """Return the seconds that `call` takes, including what it left running on the device."""
     _wait(device)
     begin = time.perf_counter()
     call()

@@ -1,4 +1,4 @@
-"""The options that `moa search` and `moa refine` share, and what both print of a plan that was found."""
+"""Define the options that `moa search` and `moa refine` share, and print the plan that either finds."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,7 +52,7 @@ def budgets(
     density: list[str] | None, kv_gb: list[str] | None, decode_ms: list[str] | None, prefill_ms: list[str] | None,
     harm: str | None,
 ) -> dict[str, list[str]]:  # fmt: skip
-    """The budgets that were given, by kind."""
+    """Return the budgets that were given, by kind."""
     given = {"density": density, "kv_gb": kv_gb, "decode_ms": decode_ms, "prefill_ms": prefill_ms}
     return {kind: texts for kind, texts in {**given, "harm": None if harm is None else [harm]}.items() if texts}
 
@@ -61,7 +61,7 @@ def options(
     minimise: str | None, costs: Path | None, lengths: str | None, max_length: int | None,
     source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, time_limit: float,
 ) -> "Options":  # fmt: skip
-    """The options as Python takes them."""
+    """Return the options as Python takes them."""
     from moa.cli.common import numbers
 
     return {
@@ -72,7 +72,7 @@ def options(
 
 
 def assumed(question: "Question", profile: Path, kv_dtype: str | None) -> str:
-    """A line about a dtype that nobody named, empty where somebody did."""
+    """Return a line about a dtype that the user did not name; empty where they did."""
     if kv_dtype is not None or question.profile.dtype is not None:
         return ""
     return f"{profile} names no dtype: the cache is counted in {question.kv_dtype}; --kv-dtype names another"
@@ -108,7 +108,7 @@ def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: s
 
 
 def _weights(texts: list[str]) -> dict[str, float]:
-    """Weights from `text=1`."""
+    """Return weights from `text=1`."""
     weights = {}
     for text in texts:
         name, _, weight = text.partition("=")

@@ -1,4 +1,4 @@
-"""What several commands share: reading options, the progress bar."""
+"""Share among commands the reading of options and the progress bar."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ Backend = Annotated[str | None, typer.Option(help=f"{names()}; else the device's
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers up to `LONGEST` from `1024,2048`."""
+    """Return whole numbers up to `LONGEST` from `1024,2048`."""
     try:
         found = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
@@ -29,7 +29,7 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def counts(option: str, texts: Sequence[str]) -> dict[str, int]:
-    """Whole numbers by name from `text=2`."""
+    """Return whole numbers by name from `text=2`."""
     found = {}
     for text in texts:
         name, _, count = text.partition("=")
@@ -41,21 +41,21 @@ def counts(option: str, texts: Sequence[str]) -> dict[str, int]:
 
 
 def distinct(names: Sequence[str]) -> list[str]:
-    """The names, all numbered where two are equal or one is `dense`."""
+    """Return the names, all numbered where two are equal or one is `dense`."""
     if len({"dense", *names}) > len(names):
         return list(names)
     return [f"{i} {name}" for i, name in enumerate(names, 1)]
 
 
 def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
-    """`value` when it is None or valid."""
+    """Return `value` if it is None or valid, else raise an error."""
     if value is not None and value not in valid:
         raise MoaError(f"{name} must be one of {', '.join(valid)}, found {brief(value)}")
     return value
 
 
 def plan_name(path: str) -> str:
-    """What tables call a plan: its file's name without `.yaml`, or the name of a shipped plan."""
+    """Return what tables call a plan: its file's name without `.yaml`, or the name of a shipped plan."""
     return Path(path).name.removesuffix(".yaml")
 
 
@@ -77,7 +77,7 @@ class Bar:
         return self
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """`done` of `total` tokens were run, the last for `what`."""
+        """Show that `done` of `total` tokens were run, the last for `what`."""
         if total != self._total:  # other work than before: its time left is its own
             self._total = total
             self._progress.reset(self._task, total=total)

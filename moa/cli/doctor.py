@@ -99,7 +99,7 @@ def _gain(kept: "Kept") -> str:
 
 
 def _where(runs: "Sequence[tuple[bool, Sequence[int]]]") -> str:
-    """At which lengths there is a gain.
+    """Return at which lengths there is a gain, in words.
 
     A gain may end: a plan that drops as many tokens at every length drops next to nothing of a long text.
     """
@@ -111,7 +111,7 @@ def _where(runs: "Sequence[tuple[bool, Sequence[int]]]") -> str:
 
 
 def _run(lengths: "Sequence[int]", longest: int) -> str:
-    """Lengths that follow one another, in words."""
+    """Return consecutive lengths in words."""
     if lengths[-1] == longest:
         return f"at {lengths[0]:,} tokens and above"
     if len(lengths) == 1:

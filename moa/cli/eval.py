@@ -53,7 +53,7 @@ def command(
 
 
 def table(found: dict[str, Any]) -> "Table":
-    """The table of a comparison."""
+    """Return the table of a comparison."""
     from rich.table import Table
 
     from moa.evaluation.summary import COLUMNS, cells

@@ -1,4 +1,4 @@
-"""The `moa` command. One file per sub-command beside this one; each imports torch only when it runs."""
+"""Define the `moa` command. Each sub-command has a file beside this one, and imports torch only when it runs."""
 
 import os
 import sys
@@ -77,7 +77,7 @@ def main() -> int:
 
 
 def _discard_output() -> None:
-    """Let nothing that is still to be written to stdout fail once more when Python ends."""
+    """Discard what is still to be written to stdout, so that it does not fail once more when Python ends."""
     with suppress(OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -77,7 +77,7 @@ def command(
 
 
 def _variants(texts: list[str] | None, sinks: str | None, keydiff: str | None) -> "list[Variant] | None":
-    """What is measured, from PATTERN:SINK or in the words of the release before; None where nothing is said."""
+    """Return the variants to measure, from PATTERN:SINK or the last release's options; None where none is given."""
     from moa.cli.common import numbers
     from moa.plans.errors import MoaError, brief
     from moa.plans.patterns import PATTERNS

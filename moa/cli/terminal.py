@@ -1,4 +1,4 @@
-"""Output where the terminal's encoding lacks our characters, as with PYTHONIOENCODING=ascii: others stand for them."""
+"""Replace characters that the terminal's encoding lacks, as with PYTHONIOENCODING=ascii."""
 
 import codecs
 import sys
