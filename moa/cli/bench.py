@@ -1,4 +1,4 @@
-"""`moa bench MODEL --plan PLAN`: time and memory of a plan on this machine, beside the dense model."""
+"""`moa bench MODEL --plan PLAN`: measure time and memory of a plan on this machine, beside the dense model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,4 +1,4 @@
-"""`moa doctor`: what is installed, what would run here and why, what a model and a plan would cost."""
+"""`moa doctor`: say what is installed, what would run here and why, what a model and a plan would cost."""
 
 from typing import TYPE_CHECKING, Annotated
 

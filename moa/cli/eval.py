@@ -1,4 +1,4 @@
-"""`moa eval MODEL --plan PLAN`: what a plan costs in quality and saves in memory, beside the dense model."""
+"""`moa eval MODEL --plan PLAN`: measure what a plan costs in quality and saves in memory, beside the dense model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any

@@ -1,4 +1,4 @@
-"""`moa search --front K -o DIR`: a row of plans, their table and their picture."""
+"""`moa search --front K -o DIR`: write a row of plans, their table and their picture."""
 
 import re
 from io import StringIO

@@ -1,4 +1,4 @@
-"""`moa generate MODEL --plan PLAN --prompt-file FILE`: text under a plan, streamed, and what it took."""
+"""`moa generate MODEL --plan PLAN --prompt-file FILE`: stream text under a plan, and say what it took."""
 
 from functools import partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`moa measure MODEL -o COSTS.json`: what decode steps and prefills take here, for budgets in milliseconds."""
+"""`moa measure MODEL -o COSTS.json`: time decode steps and prefills here, for budgets in milliseconds."""
 
 from pathlib import Path
 from typing import Annotated
