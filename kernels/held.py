@@ -1,4 +1,4 @@
-"""Which keys sinks hold, for the measurement of harm: the names that patterns give (`Rule.holds`) and their meaning."""
+"""Say which keys sinks hold when harm is measured: the names that patterns give (`Rule.holds`) and their meaning."""
 
 from collections.abc import Callable
 from typing import NamedTuple

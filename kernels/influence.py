@@ -1,4 +1,4 @@
-"""Backward pass of causal attention that measures, in the same sweep, the harm of every cut of every KV head.
+"""Run the backward pass of causal attention and measure, in the same sweep, the harm of every cut of every KV head.
 
 The plain-PyTorch form of the operation (any device); `kernels/triton/influence.py` is the same fused. It holds
 one tile of query rows at a time: `A`, `dP` and `D` of a flash-attention backward (arXiv 2205.14135, algorithm 4), never
@@ -29,13 +29,13 @@ class First:
     sink: int
 
     def sums(self, x: Tensor, edges: int) -> Tensor:
-        """Sum of `x` [heads, rows, keys] over them: [heads, rows, 1], the same at each edge."""
+        """Return the sum of `x` [heads, rows, keys] over the first keys: [heads, rows, 1], the same at each edge."""
         return x[..., : self.sink].sum(-1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class Held:
-    """What a sink that does not hold the first keys holds in one group, at every edge.
+    """The keys of a sink that does not hold the first keys, in one group, at every edge.
 
     Attributes:
         sink: Slots, tokens.
@@ -49,13 +49,13 @@ class Held:
 
     @classmethod
     def of(cls, positions: Tensor, dtype: torch.dtype) -> "Held":
-        """From the positions held at each edge [edges, sink]."""
+        """Return the sink made from the positions held at each edge [edges, sink]."""
         keys, which = positions.unique(return_inverse=True)
         member = torch.zeros(len(positions), len(keys), dtype=dtype, device=keys.device).scatter_(1, which, 1)
         return cls(positions.shape[1], keys, member.T.contiguous())
 
     def sums(self, x: Tensor, edges: int) -> Tensor:
-        """Sum of `x` [heads, rows, keys] over what it holds at each of the first `edges`: [heads, rows, edges]."""
+        """Return the sum of `x` [heads, rows, keys] over keys held at each of `edges` edges: [heads, rows, edges]."""
         there = int((self.keys < x.shape[-1]).sum())
         return x[..., self.keys[:there]] @ self.member[:there, :edges]
 
@@ -79,7 +79,7 @@ class Tile:
     bin_size: int
 
     def kept(self, x: Tensor) -> Tensor:
-        """Sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks, heads, rows, edges].
+        """Return the sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks, heads, rows, edges].
 
         A cut at edge e keeps the sink and every key from e * bin_size on; everything when the two meet.
         """
@@ -109,7 +109,7 @@ def influence_backward(
     sink: Tensor | None = None,
     held: Sequence[History | None] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of causal attention, and the summed harm of every cut.
+    """Return the gradients of causal attention, and the summed harm of every cut.
 
     Under rules (`first`, `sink`) the gradients are those of attention under them; harm is still what a cut takes away
     from full attention, in a model that runs under the rules.
@@ -177,5 +177,5 @@ def influence_backward(
 
 
 def _sum(x: Tensor) -> torch.dtype:
-    """Products, sums and softmax run in at least float32."""
+    """Return the dtype of products, sums and softmax, at least float32."""
     return torch.promote_types(x.dtype, torch.float32)

@@ -1,9 +1,9 @@
-"""Sinks that hold other keys than the first: those most unlike the keys around them.
+"""Choose keys for sinks that do not hold the first keys: those that differ most from the keys around them.
 
-Of all keys that have left the window, a sink of S slots holds the first 4 of the text, on which models park attention
-(arXiv 2309.17453), and the S - 4 of least cosine to the mean key of their own block, after KeyDiff (arXiv 2504.15364).
-A key's score is known once its block is full and never changes, so a key once dropped is never wanted again, and what
-a sink holds does not depend on how the text was cut into calls.
+Of all keys that have left the window, a sink of S slots holds the first 4 of the text, which models need as attention
+sinks (arXiv 2309.17453), and the S - 4 of least cosine to the mean key of their own block, after KeyDiff (arXiv
+2504.15364). A key's score is known once its block is full and never changes, so a key that was dropped is never needed
+again, and what a sink holds does not depend on how the text was cut into calls.
 
 The cosine is over the slower half of the rotary pairs, the second half of either half of the head: keys are stored
 after RoPE, whose fast pairs turn several times within a block and say nothing of how alike two keys are.
@@ -19,7 +19,7 @@ PINNED = 4
 
 
 def scores(k: Tensor) -> Tensor:
-    """How much each key is wanted: how unlike the mean of its block it is.
+    """Return each key's score: how much it differs from the mean of its block.
 
     Args:
         k: Keys after RoPE, of whole blocks [..., n, D].
@@ -34,12 +34,12 @@ def scores(k: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Vectors [..., D] at length 1; zeros stay zeros."""
+    """Return vectors [..., D] scaled to length 1; zeros stay zeros."""
     return x / _total(x * x).sqrt().clamp(min=1e-12)
 
 
 def _total(x: Tensor) -> Tensor:
-    """Sums over the last dimension, which is kept: half is added to half until one number is left.
+    """Return sums over the last dimension, which is kept: half is added to half until one number is left.
 
     A library's sum goes in an order that depends on shape, strides, processor and device, and then rounds otherwise;
     additions number by number round alike everywhere, so equal keys have equal scores in every call.
@@ -53,13 +53,13 @@ def _total(x: Tensor) -> Tensor:
 
 
 def winners(score: Tensor, sink: int) -> Tensor:
-    """Positions, in rising order, of the `sink` keys of greatest `score` [..., n]; of equals the earlier."""
+    """Return the positions, ascending, of the `sink` keys of greatest `score` [..., n]; of equal ones the earlier."""
     order = score.sort(stable=True, dim=-1, descending=True).indices
     return order[..., :sink].sort(-1).values
 
 
 def kept(score: Tensor, held: Tensor, left: Tensor) -> Tensor:
-    """What a sink goes on to hold of what it held and of keys that now leave the window.
+    """Return which keys a sink holds next, of those that it held and those that now leave the window.
 
     Args:
         score: Of all keys [kv_heads, keys]; those of the text's first `PINNED` are infinite.
@@ -74,7 +74,7 @@ def kept(score: Tensor, held: Tensor, left: Tensor) -> Tensor:
 
 
 def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
-    """What a sink holds once everything before an edge has left the window, for every edge.
+    """Return what a sink holds, for every edge, once all keys before the edge have left the window.
 
     Args:
         k: Keys after RoPE of one sequence [kv_heads, n, D].
