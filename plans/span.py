@@ -35,7 +35,7 @@ IntLike = int | npt.NDArray[np.integer]
 
 
 Window = Callable[[Ints, Ints, Ints, Ints], Ints]
-"""From a rule's three integers (the sink first) and the length to the window besides the sink, in 1/256 of a token."""
+"""Function from a rule's three integers (the sink first) and the length to the window's size, in 1/256 of a token."""
 
 
 def linear(sink: Ints, alpha: Ints, beta256: Ints, n: Ints) -> Ints:

@@ -25,7 +25,7 @@ class Task(ABC):
     counted: str
 
     dense_besides: ClassVar[bool] = False
-    """Whether a sample runs the dense model besides the rows."""
+    """Whether a sample runs the dense model in addition to the rows."""
 
     @abstractmethod
     def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> Sequence[Any]:
