@@ -1,10 +1,14 @@
-"""A tiny model for the byte tokenizer, made on the spot."""
+"""A tiny model for the byte tokenizer, made on the spot; lets the tests share the sources in `noise.py`."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture
