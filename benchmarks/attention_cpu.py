@@ -59,11 +59,11 @@ def tables(rules: Rules, length: int) -> dict[str, Tensor]:
 def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(1, h, length, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
     packed = {n: x[0].transpose(0, 1) for n, x in (("q", q), ("k", k), ("v", v))}
-    starts, lengths = torch.tensor([0, length], dtype=torch.int32), torch.tensor([0])
+    cu_seqlens, lengths = torch.tensor([0, length], dtype=torch.int32), torch.tensor([0])
 
     def ours(rules: Rules) -> Callable[[], object]:
         table = tables(rules, length)
-        return lambda: attend(**packed, **table, starts=starts, lengths=lengths, scale=SIZE**-0.5)
+        return lambda: attend(**packed, **table, cu_seqlens=cu_seqlens, lengths=lengths, scale=SIZE**-0.5)
 
     def dense() -> object:
         return scaled_dot_product_attention(
@@ -82,7 +82,7 @@ def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
 
 def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(batch, h, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
-    starts, lengths = torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64)
+    cu_seqlens, lengths = torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64)
     caches = [torch.randn(2, batch, GROUPS, length, SIZE).to(dtype) for _ in range(layers)]
     mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
 
@@ -114,7 +114,7 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
                 nonlocal at
                 at = at + 1  # as in decoding: `torch` keeps what it can from step to step
                 for store in stores:
-                    step(q, k, v, **table, store=store, starts=starts, lengths=at, scale=SIZE**-0.5)
+                    step(q, k, v, **table, store=store, cu_seqlens=cu_seqlens, lengths=at, scale=SIZE**-0.5)
 
             return steps
 

@@ -43,7 +43,7 @@ def attend(
         [tokens, query_heads, D].
     """
     tables = {"first": seen.first, "sink": seen.sink}
-    packed = {"starts": batch.cu_seqlens, "lengths": batch.past}
+    packed = {"cu_seqlens": batch.cu_seqlens, "lengths": batch.past}
     few = batch.every and batch.most <= (BLOCK if sinks is None else 1)
     if grown is not None and store is not None and few:
         store = grown()

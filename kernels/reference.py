@@ -7,7 +7,7 @@ Every back-end has these three functions with these arguments:
     first    int32 [kv_heads, blocks]    first block kept besides the sink, per query block (`moa.plans.span`)
     sink     int32 [kv_heads]            tokens, multiples of 64
     store    the past of every sequence, or None when there is none
-    starts   int32 [sequences + 1]       packed offsets of each sequence's new tokens
+    cu_seqlens  int32 [sequences + 1]    packed offsets of each sequence's new tokens
     lengths  int64 [sequences]           tokens each sequence had before: the position of its first new token
     scale    factor on q·k
 
@@ -29,7 +29,7 @@ def attend(
     first: Tensor,
     sink: Tensor,
     store: Store | None = None,
-    starts: Tensor,
+    cu_seqlens: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
@@ -43,7 +43,7 @@ def attend(
     heads = q.shape[1] // groups
     wide = torch.promote_types(q.dtype, torch.float32)
     for s, past in enumerate(lengths.tolist()):
-        new = slice(int(starts[s]), int(starts[s + 1]))
+        new = slice(int(cu_seqlens[s]), int(cu_seqlens[s + 1]))
         rows = torch.arange(past, past + new.stop - new.start, device=q.device)
         if not len(rows):
             continue
@@ -64,10 +64,10 @@ def attend(
     return out
 
 
-def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, lengths: Tensor) -> None:
+def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> None:
     """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
     for s, past in enumerate(lengths.tolist()):
-        new = slice(int(starts[s]), int(starts[s + 1]))
+        new = slice(int(cu_seqlens[s]), int(cu_seqlens[s + 1]))
         rows = torch.arange(past, past + new.stop - new.start, device=k.device)
         for g in range(k.shape[1] if len(rows) else 0):
             ring = store.capacity[s, g] // BLOCK - sink[g] // BLOCK
@@ -84,11 +84,11 @@ def step(
     first: Tensor,
     sink: Tensor,
     store: Store,
-    starts: Tensor,
+    cu_seqlens: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
     """The decode form, for 1 to 64 new tokens of every sequence: `attend` and `append` in one call."""
-    out = attend(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
-    append(store, k, v, sink=sink, starts=starts, lengths=lengths)
+    out = attend(q, k, v, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale)
+    append(store, k, v, sink=sink, cu_seqlens=cu_seqlens, lengths=lengths)
     return out

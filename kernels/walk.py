@@ -46,7 +46,7 @@ def walk(
     if len(others):
         results[:, others] = backend.attend(
             rows[:, others].flatten(1, 2), k[:, others], v[:, others], first=seen.first[others], sink=seen.sink[others],
-            store=part(store, others), starts=batch.cu_seqlens, lengths=batch.past, scale=scale,
+            store=part(store, others), cu_seqlens=batch.cu_seqlens, lengths=batch.past, scale=scale,
         ).unflatten(1, (len(others), -1))  # fmt: skip
     edges, begin, offsets = seen.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
     counts = np.diff(offsets)
@@ -60,7 +60,7 @@ def walk(
             text = _Text(k[new, groups], v[new, groups], int(begin[s]), store, sinks, s, groups)
             results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
             pending.append((text, int(wanted[-1, groups[0]])))
-    backend.append(store, k, v, sink=seen.sink, starts=batch.cu_seqlens, lengths=batch.past)
+    backend.append(store, k, v, sink=seen.sink, cu_seqlens=batch.cu_seqlens, lengths=batch.past)
     for text, edge in pending:
         text.leave(store, sinks, edge)
     sinks.advance(store, edges(last), here)

@@ -66,6 +66,6 @@ def mixes(groups: int) -> list[Mix]:
 
 
 def packed(lengths: Ints, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random [tokens, heads, D], and `starts`."""
-    starts = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
-    return torch.randn(int(lengths.sum()), heads, dim, device=device).to(dtype), starts
+    """Random [tokens, heads, D], and `cu_seqlens`."""
+    cu_seqlens = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
+    return torch.randn(int(lengths.sum()), heads, dim, device=device).to(dtype), cu_seqlens

@@ -47,10 +47,10 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
     store.v.fill_(torch.nan)
     rows, past = [], zero
     for what, new in (("prefill", lengths), ("chunk", lengths % 90 + 20), ("decode", lengths % 4 + 1)):
-        (q, starts), (k, _), (v, _) = (
+        (q, cu_seqlens), (k, _), (v, _) = (
             packed(new, h, dim, dtype, bench.device) for h in (groups * heads, groups, groups)
         )
-        call = {**tables, "starts": starts, "lengths": past, "scale": scale}
+        call = {**tables, "cu_seqlens": cu_seqlens, "lengths": past, "scale": scale}
         want = reference.attend(q.double(), k.double(), v.double(), store=_double(store), **call)
         if what == "decode":
             again = replace(store, k=store.k.clone(), v=store.v.clone())
@@ -61,8 +61,8 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
         else:
             got = kernels.attend(q, k, v, store=store, **call)
             twin = replace(store, k=store.k.clone(), v=store.v.clone())
-            kernels.append(store, k, v, sink=tables["sink"], starts=starts, lengths=past)
-            reference.append(twin, k, v, sink=tables["sink"], starts=starts, lengths=past)
+            kernels.append(store, k, v, sink=tables["sink"], cu_seqlens=cu_seqlens, lengths=past)
+            reference.append(twin, k, v, sink=tables["sink"], cu_seqlens=cu_seqlens, lengths=past)
             same = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in ((store.k, twin.k), (store.v, twin.v)))
             rows.append({"what": f"append after {what}", **name, "error": 0.0 if same else 1.0, "agrees": same})
         rows.append({"what": what, **name, **_compare(got, want, dtype)})

@@ -46,10 +46,10 @@ def _decode_sizes() -> list[tuple[int, int]]:
 def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
     """One sequence. Keys of the libraries' calls are expanded to all heads beforehand, outside the clock."""
     groups, scale = len(mix.sink), dim**-0.5
-    (q, starts), (k, _), (v, _) = (
+    (q, cu_seqlens), (k, _), (v, _) = (
         packed(np.array([length]), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
-    call = {**mix.tables(length, bench.device), "starts": starts, "scale": scale}
+    call = {**mix.tables(length, bench.device), "cu_seqlens": cu_seqlens, "scale": scale}
     call["lengths"] = torch.zeros(1, dtype=torch.int64, device=bench.device)
     whole = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
     wide = [whole[0], *(x.repeat_interleave(heads // groups, 1) for x in whole[1:])]
@@ -71,10 +71,10 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
     """One token for each sequence; every call as a CUDA graph. `dense` calls read every key, at any mix."""
     groups, scale = len(mix.sink), dim**-0.5
     store = mix.store(np.full(batch, length), dim, DTYPE, bench.device)
-    (q, starts), (k, _), (v, _) = (
+    (q, cu_seqlens), (k, _), (v, _) = (
         packed(np.ones(batch, np.int64), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
-    call = {**mix.tables(length + 64, bench.device), "starts": starts, "scale": scale}
+    call = {**mix.tables(length + 64, bench.device), "cu_seqlens": cu_seqlens, "scale": scale}
     past = torch.full((batch,), length - 1, dtype=torch.int64, device=bench.device)
     keys, values = (torch.randn(batch, groups, length, dim, device=bench.device, dtype=DTYPE) for _ in range(2))
     queries = q[:, :, None]

@@ -73,14 +73,14 @@ def _exp_of(x: Any) -> Any:
 def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
     """The compiled step for groups of `heads` query heads of `size`, and a store of element type `kind`.
 
-    Not `parallel`, it takes its shares one after the other, and starts no threads.
+    Not `parallel`, it takes its shares one after the other, and cu_seqlens no threads.
 
     Its arguments are those of `moa.kernels.reference.step` and the store's fields, as arrays; q and out are
     [tokens * kv_heads, heads, size] in float32, or float64 where `kind` is, 16-bit keys and values int16. Compiled once
     per machine, and kept on disk by numba.
 
     Returns:
-        (q, out, k, v, keys, values, order, base, capacity, first, sink, starts, lengths, scale, threads) -> whether
+        (q, out, k, v, keys, values, order, base, capacity, first, sink, cu_seqlens, lengths, scale, threads) -> whether
         every sequence has a new token; if not, nothing is written.
     """
     wide = np.float64 if kind == "float64" else np.float32
@@ -88,17 +88,17 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
 
     def step(
         q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, order: Any, base: Any, capacity: Any,
-        first: Any, sink: Any, starts: Any, lengths: Any, scale: Any, threads: Any,
+        first: Any, sink: Any, cu_seqlens: Any, lengths: Any, scale: Any, threads: Any,
     ) -> Any:  # fmt: skip
         groups, slabs, most, factor = len(sink), len(order), 0, wide(scale)
         for s in range(len(lengths)):
-            count = starts[s + 1] - starts[s]
+            count = cu_seqlens[s + 1] - cu_seqlens[s]
             if count < 1:
                 return False
             most = max(most, count)
         for s in range(len(lengths)):
-            for token in range(starts[s], starts[s + 1]):
-                at = lengths[s] + token - starts[s]
+            for token in range(cu_seqlens[s], cu_seqlens[s + 1]):
+                at = lengths[s] + token - cu_seqlens[s]
                 for g in range(groups):
                     sinks, block = sink[g] // BLOCK, at // BLOCK
                     if block >= sinks:
@@ -112,7 +112,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
         for i in range(slabs):
             s, g = order[i] // groups, order[i] % groups
             edges[i + 1] = edges[i] + min(
-                capacity[s, g] // BLOCK, (lengths[s] + starts[s + 1] - starts[s] - 1) // BLOCK + 1
+                capacity[s, g] // BLOCK, (lengths[s] + cu_seqlens[s + 1] - cu_seqlens[s] - 1) // BLOCK + 1
             )
         # Thread t's share of slab i is part i + t: both only rise, so no two shares have one number.
         top = np.full((slabs + threads, most * heads), NOTHING, wide)
@@ -125,7 +125,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                 while edges[i + 1] <= done:
                     i += 1
                 s, g, part = order[i] // groups, order[i] % groups, i + t
-                sinks, count = sink[g] // BLOCK, starts[s + 1] - starts[s]
+                sinks, count = sink[g] // BLOCK, cu_seqlens[s + 1] - cu_seqlens[s]
                 ring, last = max(1, capacity[s, g] // BLOCK - sinks), (lengths[s] + count - 1) // BLOCK
                 stop = min(end, edges[i + 1])
                 for place in range(done - edges[i], stop - edges[i]):
@@ -136,7 +136,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                         seen = min(BLOCK, at + 1 - BLOCK * block)
                         if seen <= 0 or (block >= sinks and block < first[g, at // BLOCK]):
                             continue
-                        mine = q.ctypes.data + ((starts[s] + w) * groups + g) * heads * size * bytes_
+                        mine = q.ctypes.data + ((cu_seqlens[s] + w) * groups + g) * heads * size * bytes_
                         dots(keys.ctypes.data + here, seen, mine, scores.ctypes.data, heads, size, kind, BLOCK)
                         for h in range(heads):
                             row = w * heads + h
@@ -166,12 +166,12 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
             end = begin + 1
             while edges[slabs] * end // threads < edges[i + 1]:
                 end += 1
-            for w in range(starts[s + 1] - starts[s]):
+            for w in range(cu_seqlens[s + 1] - cu_seqlens[s]):
                 for h in range(heads):
                     row, highest = w * heads + h, wide(NOTHING)
                     for t in range(begin, end):
                         highest = max(highest, top[i + t, row])
-                    target = out[(starts[s] + w) * groups + g, h]
+                    target = out[(cu_seqlens[s] + w) * groups + g, h]
                     target[:] = 0
                     whole = wide(0)
                     for t in range(begin, end):

@@ -34,7 +34,7 @@ def step(
     first: Tensor,
     sink: Tensor,
     store: Store,
-    starts: Tensor,
+    cu_seqlens: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
@@ -46,7 +46,9 @@ def step(
         [tokens, query_heads, D].
     """
     if torch.compiler.is_compiling():
-        return decode.step(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
+        return decode.step(
+            q, k, v, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale
+        )
     assert q.dtype == k.dtype == v.dtype == store.k.dtype
     groups, size = k.shape[1:]
     heads = q.shape[1] // groups
@@ -56,7 +58,7 @@ def step(
     with shared() if shares > 1 else nullcontext():
         whole = kernel(heads, size, KINDS[q.dtype], shares > 1)(
             *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v),
-            *_unchanging(store, first, sink, starts), lengths.numpy(), float(scale), shares,
+            *_unchanging(store, first, sink, cu_seqlens), lengths.numpy(), float(scale), shares,
         )  # fmt: skip
     if not whole:
         raise RuntimeError("step needs a new token of every sequence")
@@ -69,20 +71,20 @@ class _Unchanging:
 
     first: Tensor
     sink: Tensor
-    starts: Tensor
+    cu_seqlens: Tensor
     arrays: list[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied store makes its own: copied arrays would share no memory with its tensors."""
 
 
-def _unchanging(store: Store, first: Tensor, sink: Tensor, starts: Tensor) -> list[Any]:
+def _unchanging(store: Store, first: Tensor, sink: Tensor, cu_seqlens: Tensor) -> list[Any]:
     """The store's keys, values and layout, and the tables: making an array of a tensor takes as long as 300 keys."""
     kept = store.scratch.get("arrays")
-    if not (kept and kept.first is first and kept.sink is sink and kept.starts is starts):
-        layout = (store.order, store.base, store.capacity, first, sink, starts)
+    if not (kept and kept.first is first and kept.sink is sink and kept.cu_seqlens is cu_seqlens):
+        layout = (store.order, store.base, store.capacity, first, sink, cu_seqlens)
         arrays = [_array(store.k), _array(store.v), *(x.numpy() for x in layout)]
-        kept = store.scratch["arrays"] = _Unchanging(first, sink, starts, arrays)
+        kept = store.scratch["arrays"] = _Unchanging(first, sink, cu_seqlens, arrays)
     return kept.arrays
 
 
@@ -103,7 +105,7 @@ def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None
     step(
         one.expand(1, heads, size), one, one, first=none[None].int(), sink=none.int(), lengths=none, scale=1.0,
         store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
-        starts=torch.arange(2, dtype=torch.int32, device="cpu"),
+        cu_seqlens=torch.arange(2, dtype=torch.int32, device="cpu"),
     )  # fmt: skip
 
 

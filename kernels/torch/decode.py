@@ -27,7 +27,7 @@ def step(
     first: Tensor,
     sink: Tensor,
     store: Store,
-    starts: Tensor,
+    cu_seqlens: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
@@ -39,9 +39,9 @@ def step(
         [tokens, query_heads, D].
     """
     tokens, groups, size = k.shape
-    width = _width(starts, tokens)
+    width = _width(cu_seqlens, tokens)
     make = _next if width == 1 and _on_host(lengths) else _rows
-    rows = make(store, first, sink, starts, lengths, width, q)
+    rows = make(store, first, sink, cu_seqlens, lengths, width, q)
     store.k.index_copy_(0, rows.place, k.reshape(-1, size))
     store.v.index_copy_(0, rows.place, v.reshape(-1, size))
 
@@ -64,11 +64,11 @@ def step(
     return out
 
 
-def _width(starts: Tensor, tokens: int) -> int:
+def _width(cu_seqlens: Tensor, tokens: int) -> int:
     """The most rows that a sequence brings, or a bound of it where asking would cost a wait; each brings one."""
-    sequences = len(starts) - 1
-    if tokens > sequences and _on_host(starts):
-        return int(starts.diff().max())
+    sequences = len(cu_seqlens) - 1
+    if tokens > sequences and _on_host(cu_seqlens):
+        return int(cu_seqlens.diff().max())
     return tokens - sequences + 1
 
 
@@ -97,21 +97,23 @@ class _Rows:
     """int64 [slabs * width]: token * kv_heads + group of each row; None where rows lie in order already."""
 
 
-def _rows(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Tensor, width: int, q: Tensor) -> _Rows:
+def _rows(
+    store: Store, first: Tensor, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor, width: int, q: Tensor
+) -> _Rows:
     """The rows of a step with up to `width` new tokens of each sequence."""
-    torch._assert_async((starts[1:] > starts[:-1]).all(), "step needs a new token of every sequence")
+    torch._assert_async((cu_seqlens[1:] > cu_seqlens[:-1]).all(), "step needs a new token of every sequence")
     groups = len(sink)
     if width == 1:
         at = lengths[:, None]
         place = slots(at, sink, store.base, store.capacity).flatten()
         index = store.order if len(store.runs) > 1 else None
     else:  # a sequence with fewer rows repeats its last
-        row = torch.minimum(starts[:-1, None] + torch.arange(width, device=q.device), starts[1:, None] - 1)
+        row = torch.minimum(cu_seqlens[:-1, None] + torch.arange(width, device=q.device), cu_seqlens[1:, None] - 1)
         index = row[:, None] * groups + torch.arange(groups, device=q.device)[:, None]  # [sequences, groups, width]
         index = index.flatten(0, 1)[store.order].flatten()
-        sequence, position = find_tokens(starts, lengths, len(q))
+        sequence, position = find_tokens(cu_seqlens, lengths, len(q))
         place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence]).flatten()
-        at = lengths[:, None] + row - starts[:-1, None]
+        at = lengths[:, None] + row - cu_seqlens[:-1, None]
     bias = _bias(store, first, sink, at, _wide(q.dtype))
     batches = list(_batches(store, bias, q.shape[1] // groups, _reach(lengths, width)))
     return _Rows(place, bias, batches, index)
@@ -122,12 +124,14 @@ class _Kept:
     """The rows of the last step, and what they were made from."""
 
     first: Tensor
-    starts: Tensor
+    cu_seqlens: Tensor
     lengths: list[int]
     rows: _Rows
 
 
-def _next(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Tensor, width: int, q: Tensor) -> _Rows:
+def _next(
+    store: Store, first: Tensor, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor, width: int, q: Tensor
+) -> _Rows:
     """`_rows` for one token per sequence, from the last step's where every length is one more and no block begins.
 
     Then each token goes one slot further and sees that slot besides: most of a step's small operations are saved.
@@ -136,7 +140,7 @@ def _next(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Te
     if (
         kept
         and kept.first is first
-        and kept.starts is starts
+        and kept.cu_seqlens is cu_seqlens
         and all(n == before + 1 and n % BLOCK for n, before in zip(now, kept.lengths, strict=True))
     ):
         kept.rows.place.add_(1)
@@ -144,8 +148,8 @@ def _next(store: Store, first: Tensor, sink: Tensor, starts: Tensor, lengths: Te
         kept.lengths = now
     else:
         with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
-            rows = _rows(store, first, sink, starts, lengths, width, q)
-        kept = store.scratch["row"] = _Kept(first, starts, now, rows)
+            rows = _rows(store, first, sink, cu_seqlens, lengths, width, q)
+        kept = store.scratch["row"] = _Kept(first, cu_seqlens, now, rows)
     return kept.rows
 
 

@@ -28,7 +28,7 @@ def attend(
     first: Tensor,
     sink: Tensor,
     store: Store | None = None,
-    starts: Tensor,
+    cu_seqlens: Tensor,
     lengths: Tensor,
     scale: float,
 ) -> Tensor:
@@ -39,7 +39,7 @@ def attend(
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     by_group, out_by_group = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
-    offsets = starts.tolist()
+    offsets = cu_seqlens.tolist()
     for s, past in enumerate(lengths.tolist()):
         new = slice(offsets[s], offsets[s + 1])
         count = new.stop - new.start
@@ -59,10 +59,10 @@ def attend(
     return out
 
 
-def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, lengths: Tensor) -> None:
+def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> None:
     """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
-    sequence, position = find_tokens(starts, lengths, k.shape[0])
-    block, end = position // BLOCK, (lengths + starts.diff() - 1) // BLOCK
+    sequence, position = find_tokens(cu_seqlens, lengths, k.shape[0])
+    block, end = position // BLOCK, (lengths + cu_seqlens.diff() - 1) // BLOCK
     ring = store.capacity // BLOCK - sink // BLOCK
     kept = (block[:, None] < sink // BLOCK) | (block[:, None] > (end[:, None] - ring)[sequence])
     place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])[kept]

@@ -40,14 +40,14 @@ def append_rows(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def append_kernel(
-    k, v, k_store, v_store, sink, base, capacity, starts, lengths, sequences, groups,
+    k, v, k_store, v_store, sink, base, capacity, cu_seqlens, lengths, sequences, groups,
     k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """ROWS new tokens of one sequence and group."""
     group = tl.program_id(1).to(tl.int64)
-    sequence, tile = find_sequence(starts, sequences, tl.program_id(0), 1, ROWS)
-    start = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - start
+    sequence, tile = find_sequence(cu_seqlens, sequences, tl.program_id(0), 1, ROWS)
+    start = tl.load(cu_seqlens + sequence)
+    count = tl.load(cu_seqlens + sequence + 1) - start
     past = tl.load(lengths + sequence).to(tl.int32)
     slot0, sink_blocks, ring = slab(base, capacity, sink, sequence * groups + group, group)
     if tile * ROWS < count:
@@ -57,13 +57,13 @@ def append_kernel(
         )  # fmt: skip
 
 
-def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, starts: Tensor, lengths: Tensor) -> None:
+def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> None:
     """As `moa.kernels.reference.append`."""
     require_supported(k, v)
     tokens, groups, dim = k.shape
-    sequences, rows = starts.shape[0] - 1, 64
+    sequences, rows = cu_seqlens.shape[0] - 1, 64
     with on_device(k):
         append_kernel[(tokens // rows + sequences, groups)](
-            k, v, store.k, store.v, sink, store.base, store.capacity, starts, lengths, sequences, groups,
+            k, v, store.k, store.v, sink, store.base, store.capacity, cu_seqlens, lengths, sequences, groups,
             *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
         )  # fmt: skip

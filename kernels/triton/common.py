@@ -49,19 +49,19 @@ def on_device(x: Tensor) -> torch.cuda.device:
 
 
 @triton.jit
-def find_sequence(starts, sequences, tile, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+def find_sequence(cu_seqlens, sequences, tile, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
     """The sequence that owns row tile `tile`, and the tile's index in it.
 
-    Tiles of sequence s begin at starts[s] * HEADS // BLOCK_M + s, which leaves each sequence room enough: the host
+    Tiles of sequence s begin at cu_seqlens[s] * HEADS // BLOCK_M + s, which leaves each sequence room enough: the host
     needs only the token count for its grid, and no prefix sum is formed. Tiles past a sequence's rows are empty.
     """
     low, high = 0, sequences
     while high - low > 1:
         middle = (low + high) // 2
-        mine = tl.load(starts + middle) * HEADS // BLOCK_M + middle <= tile
+        mine = tl.load(cu_seqlens + middle) * HEADS // BLOCK_M + middle <= tile
         low = tl.where(mine, middle, low)
         high = tl.where(mine, high, middle)
-    return low, tile - (tl.load(starts + low) * HEADS // BLOCK_M + low)
+    return low, tile - (tl.load(cu_seqlens + low) * HEADS // BLOCK_M + low)
 
 
 @triton.jit

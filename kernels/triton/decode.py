@@ -63,7 +63,7 @@ def pieces_of(capacity, pair, per_piece):
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def decode_kernel(
-    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, starts, lengths, scale,
+    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, cu_seqlens, lengths, scale,
     blocks, groups, per_piece, tokens, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     APPEND: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
@@ -72,8 +72,8 @@ def decode_kernel(
     pair = tl.load(items + 2 * tl.program_id(0))
     piece = tl.load(items + 2 * tl.program_id(0) + 1)
     sequence, group = pair // groups, pair % groups
-    start = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - start
+    start = tl.load(cu_seqlens + sequence)
+    count = tl.load(cu_seqlens + sequence + 1) - start
     if count == 0:
         return
     past = tl.load(lengths + sequence).to(tl.int32)
@@ -140,14 +140,14 @@ def decode_kernel(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def join_kernel(
-    parts, lse, out, first, sink, capacity, starts, lengths, blocks, groups, per_piece, tokens,
+    parts, lse, out, first, sink, capacity, cu_seqlens, lengths, blocks, groups, per_piece, tokens,
     HEADS: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Weighted mean of the pieces, for COLUMNS columns of one sequence and query head."""
     sequence, query_head = tl.program_id(0), tl.program_id(1)
     group = query_head // HEADS
-    start = tl.load(starts + sequence)
-    count = tl.load(starts + sequence + 1) - start
+    start = tl.load(cu_seqlens + sequence)
+    count = tl.load(cu_seqlens + sequence + 1) - start
     if count == 0:
         return
     past = tl.load(lengths + sequence).to(tl.int32)
@@ -198,20 +198,20 @@ def pieces(store: Store, processors: int) -> Pieces:
 
 
 def decode(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store, starts: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store, cu_seqlens: Tensor,
     lengths: Tensor, scale: float, write: bool, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
     """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
 
     Args:
-        q, k, v, first, sink, store, starts, lengths, scale: See the reference; the last dimension is contiguous,
+        q, k, v, first, sink, store, cu_seqlens, lengths, scale: See the reference; the last dimension is contiguous,
             and every sequence with new tokens has slots in the store.
         out: Written whole.
         write: Also append the new keys and values to the store (at most 64 tokens per sequence).
         tiles: Tile shape, the device's own by default.
     """
     tokens, heads, dim = q.shape
-    groups, sequences = k.shape[1], starts.shape[0] - 1
+    groups, sequences = k.shape[1], cu_seqlens.shape[0] - 1
     per_group = heads // groups
     items, size, most = pieces(store, _processors(q.device))
     split = most > 1
@@ -220,7 +220,7 @@ def decode(
     with on_device(q):
         shape = tiles or decode_tiles(dim, q.dtype, -(-tokens // sequences) * per_group)
         decode_kernel[(len(items),)](
-            q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, starts, lengths,
+            q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, cu_seqlens, lengths,
             scale, first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
             HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write, SPLIT=split,
             PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
@@ -228,7 +228,7 @@ def decode(
         if split:
             columns = 32
             join_kernel[(sequences, heads, triton.cdiv(dim, columns))](
-                parts, lse, out, first, sink, store.capacity, starts, lengths, first.shape[1], groups, size, tokens,
+                parts, lse, out, first, sink, store.capacity, cu_seqlens, lengths, first.shape[1], groups, size, tokens,
                 HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
             )  # fmt: skip
 

@@ -61,7 +61,7 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
     prefill(
         q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), out, first=everything,
         sink=everything[:, 0].contiguous(),
-        starts=torch.arange(2, dtype=torch.int32, device=q.device) * n,
+        cu_seqlens=torch.arange(2, dtype=torch.int32, device=q.device) * n,
         lengths=torch.zeros(1, dtype=torch.int64, device=q.device), scale=scale, lse=lse,
     )  # fmt: skip
     return out.transpose(0, 1), lse

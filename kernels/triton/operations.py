@@ -20,7 +20,7 @@ FEW = 16
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store | None = None, starts: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store | None = None, cu_seqlens: Tensor,
     lengths: Tensor, scale: float,
 ) -> Tensor:  # fmt: skip
     """As `moa.kernels.reference.attend`."""
@@ -28,32 +28,52 @@ def attend(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(q):
         return out
-    if store is not None and _few(q, starts) and len(store.order) == store.base.numel():  # each slab has a piece
+    if store is not None and _few(q, cu_seqlens) and len(store.order) == store.base.numel():  # each slab has a piece
         decode(
-            q, k, v, out, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale, write=False
+            q,
+            k,
+            v,
+            out,
+            first=first,
+            sink=sink,
+            store=store,
+            cu_seqlens=cu_seqlens,
+            lengths=lengths,
+            scale=scale,
+            write=False,
         )
     else:
-        prefill(q, k, v, out, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
+        prefill(q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale)
     return out
 
 
 def step(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store, starts: Tensor, lengths: Tensor,
+    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store, cu_seqlens: Tensor, lengths: Tensor,
     scale: float,
 ) -> Tensor:  # fmt: skip
     """As `moa.kernels.reference.step`: at most 64 new tokens per sequence."""
-    if not _few(q, starts):
-        out = attend(q, k, v, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale)
-        append(store, k, v, sink=sink, starts=starts, lengths=lengths)
+    if not _few(q, cu_seqlens):
+        out = attend(q, k, v, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale)
+        append(store, k, v, sink=sink, cu_seqlens=cu_seqlens, lengths=lengths)
         return out
     require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
         decode(
-            q, k, v, out, first=first, sink=sink, store=store, starts=starts, lengths=lengths, scale=scale, write=True
+            q,
+            k,
+            v,
+            out,
+            first=first,
+            sink=sink,
+            store=store,
+            cu_seqlens=cu_seqlens,
+            lengths=lengths,
+            scale=scale,
+            write=True,
         )
     return out
 
 
-def _few(q: Tensor, starts: Tensor) -> bool:
-    return len(q) <= FEW * (len(starts) - 1)
+def _few(q: Tensor, cu_seqlens: Tensor) -> bool:
+    return len(q) <= FEW * (len(cu_seqlens) - 1)

@@ -49,7 +49,7 @@ def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def prefill_kernel(
-    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, starts, lengths, scale,
+    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, lengths, scale,
     blocks, sequences, groups, tiles, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
@@ -57,9 +57,9 @@ def prefill_kernel(
     """Rows of one tile: see the module."""
     program = tl.program_id(0)
     group = by_reach(first, blocks, groups, program // tiles, GROUPS)
-    sequence, tile = find_sequence(starts, sequences, tiles - 1 - program % tiles, HEADS, BLOCK_M)
-    start = tl.load(starts + sequence)
-    count = (tl.load(starts + sequence + 1) - start) * HEADS
+    sequence, tile = find_sequence(cu_seqlens, sequences, tiles - 1 - program % tiles, HEADS, BLOCK_M)
+    start = tl.load(cu_seqlens + sequence)
+    count = (tl.load(cu_seqlens + sequence + 1) - start) * HEADS
     if tile * BLOCK_M >= count:
         return
     past = tl.load(lengths + sequence).to(tl.int32)
@@ -131,25 +131,25 @@ def prefill_kernel(
 
 def prefill(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store | None = None,
-    starts: Tensor, lengths: Tensor, scale: float, lse: Tensor | None = None, tiles: Tiles | None = None,
+    cu_seqlens: Tensor, lengths: Tensor, scale: float, lse: Tensor | None = None, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
     """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
 
     Args:
-        q, k, v, first, sink, store, starts, lengths, scale: See the reference; the last dimension is contiguous.
+        q, k, v, first, sink, store, cu_seqlens, lengths, scale: See the reference; the last dimension is contiguous.
         out: Written whole.
         lse: float32 [tokens, query_heads], filled with log2 of each row's softmax denominator if given.
         tiles: Tile shape, the device's own by default.
     """
     tokens, heads, dim = q.shape
     groups = k.shape[1]
-    sequences = starts.shape[0] - 1
+    sequences = cu_seqlens.shape[0] - 1
     past = (store.k, store.v, store.base, store.capacity) if store else (k, v, lengths, sink)
     with on_device(q):
         shape = tiles or prefill_tiles(dim, q.dtype)
         count = tokens * (heads // groups) // shape.block_m + sequences
         prefill_kernel[(count * groups,)](
-            q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3], starts,
+            q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3], cu_seqlens,
             lengths, scale, first.shape[1], sequences, groups, count, *q.stride()[:2], *k.stride()[:2],
             *v.stride()[:2], HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim, WIDTH=shape.width,
             BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None, PRECISION=shape.precision,

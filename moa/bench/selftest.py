@@ -42,7 +42,7 @@ def _run(backend: Backend, device: torch.device | str) -> Tensor:
             for heads in (HEADS, len(SINK), len(SINK))
         )
         where = {
-            "starts": torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device),
+            "cu_seqlens": torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device),
             "lengths": torch.from_numpy(held).to(device),
         }
         if not held.any():

@@ -12,11 +12,11 @@ class Packing:
     key that a padded token leaves in its slab is overwritten by the next real one before anything reads it.
 
     Attributes:
-        starts: int32 [sequences + 1], packed offset of each sequence's tokens.
+        cu_seqlens: int32 [sequences + 1], packed offset of each sequence's tokens.
     """
 
     def __init__(
-        self, real: Tensor | None, batch: int, width: int, device: torch.device, starts: Tensor | None = None
+        self, real: Tensor | None, batch: int, width: int, device: torch.device, cu_seqlens: Tensor | None = None
     ) -> None:
         """Index the batch.
 
@@ -25,18 +25,18 @@ class Packing:
             batch: Sequences.
             width: Columns.
             device: Device of the result.
-            starts: The numbers 0 to batch, if the caller has them already; for a width of 1.
+            cu_seqlens: The numbers 0 to batch, if the caller has them already; for a width of 1.
         """
         self._shape = (batch, width)
         self._real = real
         self._index: Tensor | None = None
-        if starts is not None:
-            self.starts = starts
+        if cu_seqlens is not None:
+            self.cu_seqlens = cu_seqlens
         elif real is None or width == 1:
-            self.starts = torch.arange(0, (batch + 1) * width, width, dtype=torch.int32, device=device)
+            self.cu_seqlens = torch.arange(0, (batch + 1) * width, width, dtype=torch.int32, device=device)
         else:
             self._index = real.flatten().nonzero()[:, 0]
-            self.starts = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
+            self.cu_seqlens = torch.nn.functional.pad(real.sum(1).cumsum(0), (1, 0)).to(torch.int32)
 
     def pack(self, x: Tensor) -> Tensor:
         """Return [tokens, heads, D], packed from [batch, heads, width, D]."""

@@ -260,7 +260,7 @@ def _without_cache(
     if past:
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
         k, v = old.pack(key[:, :, :past]), old.pack(value[:, :, :past])
-        backend.append(store, k, v, sink=seen.sink, starts=old.starts, lengths=lengths)
+        backend.append(store, k, v, sink=seen.sink, cu_seqlens=old.cu_seqlens, lengths=lengths)
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
@@ -268,7 +268,7 @@ def _without_cache(
     if layer.moving:
         sinks = Sinks(layer.reach.sink, layer.moves, batch, device)  # folds the past at once: the store holds all of it
     out = attend(
-        q, k, v, batch=Packed(now.starts, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
+        q, k, v, batch=Packed(now.cu_seqlens, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
         backend=backend,
     )  # fmt: skip
     return now.unpack(out)

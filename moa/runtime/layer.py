@@ -121,7 +121,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             return self.store
 
         out = attend(
-            q, k, v, batch=Packed(packing.starts, call.lengths, new, every, longest),
+            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, every, longest),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
             scale=scale, backend=backend,
         )  # fmt: skip

@@ -49,12 +49,12 @@ class Text:
     v: list[Tensor]
 
     def new(self, begin: list[int], end: list[int], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """The packed tokens begin … end of each sequence, with `starts` and `lengths`."""
+        """The packed tokens begin … end of each sequence, with `cu_seqlens` and `lengths`."""
         cut = {n: torch.cat([x[b:e] for x, b, e in zip(getattr(self, n), begin, end, strict=True)]).to(dtype)
                for n in "qkv"}  # fmt: skip
         counts = np.subtract(end, begin)
         return cut | {
-            "starts": torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32),
+            "cu_seqlens": torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32),
             "lengths": torch.tensor(begin, dtype=torch.int64),
         }
 

@@ -61,7 +61,7 @@ def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
             packed = whole.new([past], [past + new], dtype)
             outs.append(
                 attend(
-                    *(packed[x] for x in "qkv"), batch=Packed(packed["starts"], packed["lengths"], new, True),
+                    *(packed[x] for x in "qkv"), batch=Packed(packed["cu_seqlens"], packed["lengths"], new, True),
                     seen=Visibility(**tensors, first_at=edges), store=store, sinks=sinks, grown=lambda: store,
                     scale=SIZE**-1.0, backend=backend,
                 )

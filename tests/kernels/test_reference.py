@@ -113,7 +113,7 @@ def test_a_text_fed_in_pieces(kit, name, dtype, data):
         if not small:
             del tokens["q"]
             run.append(store, **tokens, sink=tensors["sink"])
-        for s, piece in enumerate(out.split(tokens["starts"].diff().tolist())):
+        for s, piece in enumerate(out.split(tokens["cu_seqlens"].diff().tolist())):
             pieces[s].append(piece)
         done = end
     bound = 1e-10 if dtype == torch.float64 else kit.rounding(whole, SCALE, dtype)
@@ -139,7 +139,9 @@ def test_a_step_heeds_the_tables_that_it_is_given(kit, name, new):
         buffer = torch.full((2, 16), 9999, dtype=torch.int32)
         buffer[:, :blocks] = rules.tensors(64 * blocks - 1)["first"]
         tokens = whole.new(at, end)
-        tokens["starts"] = same.setdefault(tuple(tokens["starts"].tolist()), tokens["starts"])  # as a cache does
+        tokens["cu_seqlens"] = same.setdefault(
+            tuple(tokens["cu_seqlens"].tolist()), tokens["cu_seqlens"]
+        )  # as a cache does
         tables = {"first": same.setdefault((i // 3 % 3, blocks), buffer[:, :blocks]), "sink": dense_sink}
         out = run.step(**tokens, **tables, store=store, scale=SCALE)
         rows = torch.cat([x[b:e] for x, b, e in zip(expected[i // 3 % 3], at, end, strict=True)])

@@ -84,7 +84,9 @@ def test_steps_in_a_row(kit, rules):
     whole = kit.text([340, 240], 12, 4, 4, 0)
     store = kit.store_of(whole, rules, [200, 160], fill=0, room=140)
     tensors, expected = rules.tensors(340), kit.oracle(whole, rules, SCALE)
-    tensors["starts"] = whole.new([0, 0], [1, 1])["starts"]  # the very tensor, as a cache passes: else nothing is kept
+    tensors["cu_seqlens"] = whole.new([0, 0], [1, 1])[
+        "cu_seqlens"
+    ]  # the very tensor, as a cache passes: else nothing is kept
     for n in (*range(90), *range(70, 130)):
         begin = [200 + n, 160 + n // 2]
         end = [b + 1 for b in begin]

@@ -46,11 +46,11 @@ class Text:
         return torch.from_numpy(first_block(sink, alpha, beta, np.arange(blocks)).astype(np.int32))
 
     def new(self, begin: Tensor, end: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """q, k, v of tokens begin to end of each sequence, packed; and `starts`, `lengths`."""
+        """q, k, v of tokens begin to end of each sequence, packed; and `cu_seqlens`, `lengths`."""
         spans = list(zip(begin.tolist(), end.tolist(), strict=True))
         packed = [torch.cat([x[a:b] for x, (a, b) in zip(xs, spans, strict=True)]) for xs in (self.q, self.k, self.v)]
-        starts = torch.nn.functional.pad((end - begin).cumsum(0), (1, 0)).to(torch.int32)
-        return packed, {"starts": starts, "lengths": begin}
+        cu_seqlens = torch.nn.functional.pad((end - begin).cumsum(0), (1, 0)).to(torch.int32)
+        return packed, {"cu_seqlens": cu_seqlens, "lengths": begin}
 
     def store(self, ends: Tensor) -> Store:
         capacity = capacities(*np.array(self.rules).T, ends.numpy())
@@ -107,7 +107,7 @@ def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
         q, k, v = text.q[s][:b], text.k[s][:b], text.v[s][:b]
         exact = reference.attend(
             q.double(), k.double(), v.double(), first=text.first(), sink=text.sink, scale=q.shape[-1] ** -0.5,
-            starts=torch.tensor([0, b]), lengths=torch.zeros(1, dtype=torch.int64),
+            cu_seqlens=torch.tensor([0, b]), lengths=torch.zeros(1, dtype=torch.int64),
         )  # fmt: skip
         error = (eager(q, k, v, text.first(), text.sink) - exact).abs().max()
         allowed = error + 2 * torch.finfo(q.dtype).eps * v.double().abs().max()
@@ -288,7 +288,7 @@ def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch
         q, k, v = (torch.empty(rows, heads, 16, device="meta") for heads in (4, 2, 2))
         call = {
             "sink": torch.empty(2, dtype=torch.int32, device="meta"),
-            "starts": torch.empty(2, dtype=torch.int32, device="meta"),
+            "cu_seqlens": torch.empty(2, dtype=torch.int32, device="meta"),
             "lengths": torch.empty(1, dtype=torch.int64, device="meta"),
         }
         first = torch.empty(2, 16, dtype=torch.int32, device="meta")

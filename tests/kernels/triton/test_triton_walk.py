@@ -35,10 +35,10 @@ def test_prefill_and_steps_agree_with_the_reference(kit: SimpleNamespace) -> Non
         store = allocate(capacities(*NUMBERS, ends), 16, dtype, "cpu")
         sinks = Sinks(NUMBERS[0], np.array([True, True]), len(TEXTS), torch.device("cpu"))
         for (q, k, v), counted in zip(tokens, [TEXTS, *[[1] * len(TEXTS)] * STEPS], strict=True):
-            starts = torch.tensor([0, *np.cumsum(counted)], dtype=torch.int32)
+            cu_seqlens = torch.tensor([0, *np.cumsum(counted)], dtype=torch.int32)
             out.append(
                 attend(
-                    *(x.to(dtype) for x in (q, k, v)), batch=Packed(starts, lengths, max(counted), True),
+                    *(x.to(dtype) for x in (q, k, v)), batch=Packed(cu_seqlens, lengths, max(counted), True),
                     seen=Visibility(**rules, first_at=edges), store=store, sinks=sinks, grown=lambda store=store: store,
                     scale=0.3, backend=backend,
                 )

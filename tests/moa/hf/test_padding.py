@@ -23,15 +23,15 @@ def test_real_tokens_come_back_and_padded_ones_are_0(width: int, seed: int) -> N
     assert torch.equal(packing.unpack(packed), (x * real[:, None, :, None]).transpose(1, 2))
     if width > 1:  # a single column is computed along
         assert torch.equal(packed, x.transpose(1, 2)[real])
-        assert packing.starts.tolist() == [0, *real.sum(1).cumsum(0).tolist()]
-    assert packing.starts.dtype == torch.int32
+        assert packing.cu_seqlens.tolist() == [0, *real.sum(1).cumsum(0).tolist()]
+    assert packing.cu_seqlens.dtype == torch.int32
 
 
 @pytest.mark.parametrize("width", [1, 4])
 def test_without_padding_every_token_is_packed(width: int) -> None:
     x, packing = batch(3, width), Packing(None, 3, width, CPU)
     assert torch.equal(packing.pack(x), x.transpose(1, 2).flatten(0, 1))
-    assert packing.starts.tolist() == [0, width, 2 * width, 3 * width]
+    assert packing.cu_seqlens.tolist() == [0, width, 2 * width, 3 * width]
     assert torch.equal(packing.unpack(packing.pack(x)), x.transpose(1, 2))
 
 
