@@ -1,4 +1,4 @@
-"""Tiny random models of each family, random plans, and an oracle that shares no code with the runtime."""
+"""Tiny random models of each family, random plans, profiles and costs, and an oracle apart from the runtime."""
 
 import copy
 import sys
@@ -13,11 +13,17 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from typer.testing import CliRunner
 
 from moa.cli import main as cli
+from moa.environment import environment
+from moa.hf.load import load_model
+from moa.plans.model import ModelInfo
 from moa.plans.patterns import KeyDiffWindow, Rule
 from moa.plans.plan import Plan
+from moa.profiler.profile import Profile
 from moa.runtime.attention import NAME
+from moa.search.cost import Costs
 
 VOCABULARY = 61
 
@@ -206,3 +212,64 @@ def moa_in(monkeypatch, capfd):
         return code, out, err
 
     return run
+
+
+@pytest.fixture(scope="session")
+def refine() -> Callable:
+    """Runs `moa refine` with these options."""
+    return lambda *options: CliRunner().invoke(cli.app, ["refine", *options])
+
+
+@pytest.fixture(scope="session")
+def search() -> Callable:
+    """Runs `moa search` with these options."""
+    return lambda *options: CliRunner().invoke(cli.app, ["search", *options])
+
+
+@pytest.fixture(scope="module")
+def profile(model_folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("profile") / "p.safetensors"
+    done = CliRunner().invoke(
+        cli.app, ["profile", str(model_folder), "-o", str(path), "--lengths", "512", "--samples", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    return path
+
+
+@pytest.fixture(scope="module")
+def made_up(model_folder):
+    """A profile of 512 and 1,024 tokens, text squared, facts by effect at the shorter alone, as `moa profile` does."""
+    model, _ = load_model(model_folder)
+    info, rng = ModelInfo.of(model), np.random.default_rng(0)
+    cuts = {
+        (source, n): np.tril(rng.exponential(1.0, (1, 2, 2, n // 64, n // 64))).astype(np.float32)
+        for source, n in (("text", 512), ("facts", 512), ("text", 1024))
+    }
+    for table in cuts.values():
+        table[..., 0] = 0
+    counts = dict.fromkeys(cuts, 1)
+    meta = {"seed": 0, "samples": 1, "labels": "greedy", "loss": None, "chat": False}
+    return Profile(info, (("sink_window", 64),), cuts, counts, counts, meta, {"text": "fisher", "facts": "effect"})
+
+
+@pytest.fixture
+def costs(model_folder, tmp_path):
+    """Costs, their figures made up, of this place."""
+    model, _ = load_model(model_folder)
+    terms = {
+        "decode": {"step": 1.0, "sequence": 0.1, "block": 0.1, "keydiff": 0.1},
+        "prefill": {
+            "step": 1.0,
+            **dict.fromkeys(("token", "whole", "windowed", "chunk", "keydiff", "keydiff_chunk"), 0.1),
+        },
+    }
+    found = Costs(
+        model=ModelInfo.of(model),
+        environment=environment(model, None),
+        terms=terms,
+        error={"decode": 0.1, "prefill": 0.1},
+        measured=(),
+    )
+    path = tmp_path / "costs.json"
+    path.write_text(found.model_dump_json())
+    return path

@@ -1,0 +1,39 @@
+"""The distance of a plan from dense that a search measures."""
+
+from copy import deepcopy
+
+import pytest
+
+from moa.evaluation.validation import Validation
+from moa.hf.load import load_model
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+
+
+def test_dense_is_at_no_distance_and_a_cut_plan_at_some(model_folder):
+    model, tokenizer = load_model(model_folder)
+    check = Validation(model, tokenizer, 512, texts=2)
+    dense, cut = (list(check(p)) for p in (Plan.dense(model), Plan.uniform(model, 0.4, at=512)))
+    assert len(dense) == 2
+    assert dense[-1].kl == pytest.approx(0, abs=1e-6)
+    assert dense[-1].recall == pytest.approx(0, abs=1e-6)
+    assert cut[-1].kl > 1e-6
+    assert cut[-1].recall != pytest.approx(cut[-1].kl)  # of answers, not of text
+    assert list(check(Plan.uniform(model, 0.4, at=512))) == cut
+
+
+def test_a_tokenizer_without_a_chat_template(model_folder):
+    model, tokenizer = load_model(model_folder)
+    bare = deepcopy(tokenizer)
+    bare.chat_template = None
+    plan = Plan.uniform(model, 0.4, at=512)
+    assert list(Validation(model, bare, 512, texts=1)(plan)) != list(Validation(model, tokenizer, 512, texts=1)(plan))
+
+
+def test_as_many_windows_as_there_are(model_folder, monkeypatch):
+    model, tokenizer = load_model(model_folder)
+    monkeypatch.setattr("moa.evaluation.validation.windows", lambda *_: [[1] * 512])
+    assert len(list(Validation(model, tokenizer, 512)(Plan.dense(model)))) == 1
+    monkeypatch.setattr("moa.evaluation.validation.windows", lambda *_: [])
+    with pytest.raises(MoaError, match="no window of 512 tokens: give a shorter --validate-length"):
+        Validation(model, tokenizer, 512)
