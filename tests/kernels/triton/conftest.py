@@ -1,4 +1,5 @@
 import os
+import sys
 from collections.abc import Callable, Iterable
 from itertools import combinations, product
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).parent))  # the tests share `piecewise.py`
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 FAR = 1 << 30
 
@@ -59,3 +61,9 @@ def far_apart(tmp_path: Path) -> Callable[[Tensor, int], Tensor]:
         return room.as_strided(x.shape, stride, used - x.numel()).copy_(x)
 
     return place
+
+
+@pytest.fixture
+def nothing_is_zero_by_luck(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain: Callable[..., Tensor] = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: plain(*a, **k).fill_(torch.nan))

@@ -1,9 +1,7 @@
 """Prefill, decode and append under the interpreter, against float64 attention over the whole text."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,144 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from piecewise import ALL, HALF, ONE_BLOCK, WINDOW, Rules, Text, agree, feed, texts
 from torch import Tensor
 
-from moa.kernels import reference
-from moa.kernels.store import Store, allocate, capacities, slots
 from moa.kernels.triton import operations as kernels
-from moa.kernels.triton import tiles
-from moa.kernels.triton.common import on_device, require_supported
 from moa.kernels.triton.decode import pieces
-from moa.plans.errors import Unsupported
-from moa.plans.span import BLOCK, first_block
 
-Rules = Sequence[tuple[int, int, int]]  # sink, alpha, beta256 of each group
-ONE_BLOCK, WINDOW, HALF, ALL = (0, 0, 0), (64, 128, 0), (64, -64, 128), (64, 0, 256)
-NAN = float("nan")
-
-
-@dataclass
-class Text:
-    """Whole texts of several sequences under a plan, fed to the kernels piece by piece."""
-
-    q: list[Tensor]
-    k: list[Tensor]
-    v: list[Tensor]
-    rules: Rules
-
-    @property
-    def sink(self) -> Tensor:
-        return torch.tensor([rule[0] for rule in self.rules], dtype=torch.int32)
-
-    def first(self, slack: int = 0) -> Tensor:
-        blocks = max(len(x) for x in self.q) // BLOCK + 1 + slack
-        sink, alpha, beta = np.array(self.rules).T[..., None]
-        return torch.from_numpy(first_block(sink, alpha, beta, np.arange(blocks)).astype(np.int32))
-
-    def new(self, begin: Tensor, end: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """q, k, v of tokens begin to end of each sequence, packed; and `cu_seqlens`, `lengths`."""
-        spans = list(zip(begin.tolist(), end.tolist(), strict=True))
-        packed = [torch.cat([x[a:b] for x, (a, b) in zip(xs, spans, strict=True)]) for xs in (self.q, self.k, self.v)]
-        cu_seqlens = torch.nn.functional.pad((end - begin).cumsum(0), (1, 0)).to(torch.int32)
-        return packed, {"cu_seqlens": cu_seqlens, "lengths": begin}
-
-    def store(self, ends: Tensor) -> Store:
-        capacity = capacities(*np.array(self.rules).T, ends.numpy())
-        store = allocate(capacity, self.q[0].shape[-1], self.q[0].dtype, "cpu")
-        store.k.fill_(NAN)
-        store.v.fill_(NAN)
-        return store
-
-    def poison(self, store: Store, begin: Tensor) -> None:
-        """NaN into every slot that rows from `begin` on do not want."""
-        wanted = torch.zeros(len(store.k), dtype=torch.bool)
-        first = self.first()
-        for s, past in enumerate(begin.tolist()):
-            for g, (sink, _, _) in enumerate(self.rules):
-                at = torch.arange(past)
-                at = at[(at < sink) | (at // BLOCK >= first[g, past // BLOCK])]
-                wanted[slots(at, self.sink[g], store.base[s, g], store.capacity[s, g])] = True
-        store.k[~wanted] = store.v[~wanted] = NAN
-
-
-def texts(lengths: Sequence[int], rules: Rules, heads: int, dim: int, dtype: torch.dtype) -> Text:
-    g = torch.Generator().manual_seed(len(lengths) + heads * dim)
-    groups = len(rules)
-
-    def draw(n: int, count: int) -> Tensor:
-        return torch.randn(n, count, dim, generator=g).to(dtype)
-
-    return Text(
-        [draw(n, groups * heads) for n in lengths], [draw(n, groups) for n in lengths],
-        [draw(n, groups) for n in lengths],
-        rules,
-    )  # fmt: skip
-
-
-def eager(q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink: Tensor) -> Tensor:
-    """What plain PyTorch gives in the tensors' own precision, softmax in float32."""
-    n, groups, _ = k.shape
-    at = torch.arange(n)
-    block = at // BLOCK
-    kept = (at < sink[:, None])[:, None] | (block >= first[:, block][..., None])  # [kv_heads, rows, keys]
-    seen = (kept & (at <= at[:, None])).repeat_interleave(q.shape[1] // groups, 0)
-    k, v = (x.repeat_interleave(q.shape[1] // groups, 1) for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, torch.promote_types(q.dtype, torch.float32))
-    return torch.einsum("hqk,khd->qhd", weights.to(q.dtype), v)
-
-
-def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
-    """`out`, packed, is within eager attention's own error plus two roundings of the largest value."""
-    row = 0
-    for s, (a, b) in enumerate(zip(begin.tolist(), end.tolist(), strict=True)):
-        if a == b:
-            continue
-        q, k, v = text.q[s][:b], text.k[s][:b], text.v[s][:b]
-        exact = reference.attend(
-            q.double(), k.double(), v.double(), first=text.first(), sink=text.sink, scale=q.shape[-1] ** -0.5,
-            cu_seqlens=torch.tensor([0, b]), lengths=torch.zeros(1, dtype=torch.int64),
-        )  # fmt: skip
-        error = (eager(q, k, v, text.first(), text.sink) - exact).abs().max()
-        allowed = error + 2 * torch.finfo(q.dtype).eps * v.double().abs().max()
-        found = (out[row : row + b - a] - exact[a:]).abs().max()
-        assert found <= allowed, f"sequence {s}: error {found:.2e}, allowed {allowed:.2e}"
-        row += b - a
-    assert row == len(out)
-
-
-def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False, filled: bool = False) -> None:
-    """Feed the texts up to each of `stops` in turn, through one store, checking outputs and every written slot.
-
-    With `decode`, by `step` after the first stop; with `filled`, the first stop only fills the store. As a growing
-    cache, it gives `attend` no store before the first tokens; with `decode`, as a fixed one, an empty store.
-    """
-    ends = [torch.tensor(stop) for stop in stops]
-    store, twin = text.store(ends[-1]), text.store(ends[-1])
-    begin = torch.zeros_like(ends[0])
-    for end in ends:
-        (q, k, v), where = text.new(begin, end)
-        text.poison(store, begin)
-        call = {"first": text.first(slack=3), "sink": text.sink, "scale": q.shape[-1] ** -0.5, **where}
-        twin.k.copy_(store.k)
-        twin.v.copy_(store.v)
-        if decode and begin.any():
-            agree(text, begin, end, kernels.step(q, k, v, store=store, **call))
-        else:
-            if begin.any() or not filled:
-                past = store if begin.any() or decode else None
-                agree(text, begin, end, kernels.attend(q, k, v, store=past, **call))
-            kernels.append(store, k, v, sink=text.sink, **where)
-        reference.append(twin, k, v, sink=text.sink, **where)
-        for mine, theirs in ((store.k, twin.k), (store.v, twin.v)):
-            torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
-        begin = end
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_zero_by_luck(monkeypatch: pytest.MonkeyPatch) -> None:
-    plain: Callable[..., Tensor] = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: plain(*a, **k).fill_(NAN))
+pytestmark = pytest.mark.usefixtures("nothing_is_zero_by_luck")
 
 
 @pytest.mark.parametrize("heads", [1, 3, 4, 8])
@@ -216,13 +83,6 @@ def test_more_pieces_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) ->
     feed(text, [[2199], [2200]], decode=True, filled=True)
 
 
-def test_no_kernel_leaves_the_order_of_its_sums_to_chance() -> None:
-    """So the same input gives the same bits. The interpreter runs one program after another: results cannot show it."""
-    files = list(Path(kernels.__file__).parent.glob("*.py"))
-    assert len(files) > 5
-    assert not [file.name for file in files if "atomic_" in file.read_text()]
-
-
 @pytest.mark.parametrize("before", [[0, 70], [0, 0]])
 def test_a_few_tokens_of_sequences_without_slots(before: list[int]) -> None:
     text = texts([3, 73], [WINDOW, ALL], 2, 16, torch.float32)
@@ -250,118 +110,6 @@ def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> N
         agree(text, torch.tensor([begin]), torch.tensor([end]), out)
         if begin == 0:
             kernels.append(store, k, v, sink=text.sink, **where)
-
-
-def test_whole_pieces_start_first() -> None:
-    store = allocate(np.array([[64, 640], [320, 64]]), 16, torch.float32, "cpu")
-    items, size, most = pieces(store, 1)
-    left = store.capacity.flatten()[items[:, 0].long()] // BLOCK - size * items[:, 1]
-    assert (size, most, left.clamp(max=size).tolist()) == (4, 3, [4, 4, 2, 4, 1, 1, 1])
-
-
-def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tensors on `meta` have no values: what a launch needs is known without them, so that nothing waits for any."""
-    launched, current = [], [-2]
-
-    class Device:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def __enter__(self) -> None:
-            current.append(self.index)
-
-        def __exit__(self, *_: object) -> None:
-            current.pop()
-
-    class Kernel:
-        def __init__(self, name: str) -> None:
-            self.name = name
-
-        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-            return lambda *_, **__: launched.append((self.name, grid, current[-1]))
-
-    monkeypatch.setattr(torch.cuda, "device", Device)
-    for name, kernel in (("prefill", "prefill"), ("append", "append"), ("decode", "decode"), ("decode", "join")):
-        monkeypatch.setattr(import_module(f"moa.kernels.triton.{name}"), f"{kernel}_kernel", Kernel(kernel))
-    store = allocate(np.array([[1024, 128]]), 16, torch.float32, "meta")
-    for rows in (100, 1):
-        q, k, v = (torch.empty(rows, heads, 16, device="meta") for heads in (4, 2, 2))
-        call = {
-            "sink": torch.empty(2, dtype=torch.int32, device="meta"),
-            "cu_seqlens": torch.empty(2, dtype=torch.int32, device="meta"),
-            "lengths": torch.empty(1, dtype=torch.int64, device="meta"),
-        }
-        first = torch.empty(2, 16, dtype=torch.int32, device="meta")
-        kernels.step(q, k, v, first=first, store=store, scale=0.25, **call)
-    assert launched == [
-        ("prefill", (2 * (200 // 32 + 1),), -1), ("append", (2, 2), -1),
-        ("decode", (5,), -1), ("join", (1, 4, 1), -1),
-    ]  # fmt: skip
-    assert on_device(SimpleNamespace(is_cuda=True, device=torch.device("cuda", 1))).index == 1
-
-
-def test_strided_inputs() -> None:
-    text = texts([130], [WINDOW, ALL], 2, 16, torch.float32)
-    begin, end = torch.zeros(1, dtype=torch.int64), torch.tensor([130])
-    (q, k, v), where = text.new(begin, end)
-    q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v))
-    assert not q.is_contiguous()
-    agree(text, begin, end, kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=0.25, **where))
-
-
-def test_nothing_new() -> None:
-    text = texts([0], [ALL], 1, 16, torch.float32)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([0]))
-    assert kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where).shape == (0, 1, 16)
-
-
-@pytest.mark.parametrize("dim", [8, 72])
-def test_head_sizes_that_do_not_align_are_refused(dim: int) -> None:
-    text = texts([10], [ALL], 1, dim, torch.float32)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
-    with pytest.raises(Unsupported, match=f"head size {dim}"):
-        kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where)
-
-
-def test_a_start_off_the_16_byte_grid_is_refused() -> None:
-    text = texts([10], [ALL], 1, 16, torch.float32)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
-    off = torch.zeros(k.numel() + 1)[1:].view(k.shape)
-    with pytest.raises(Unsupported, match="1 elements of 4 bytes into its storage"):
-        kernels.attend(q, off, v, first=text.first(), sink=text.sink, scale=1.0, **where)
-
-
-def test_what_surrounds_a_launch_breaks_no_compiled_graph() -> None:
-    def surroundings(x: Tensor) -> Tensor:
-        require_supported(x)
-        with on_device(x):
-            return x + 1
-
-    compiled = torch.compile(surroundings, fullgraph=True, backend="eager")
-    assert torch.equal(compiled(torch.zeros(2, 2, 16)), torch.ones(2, 2, 16))
-
-
-def test_float64_is_refused() -> None:
-    text = texts([10], [ALL], 1, 16, torch.float64)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
-    with pytest.raises(Unsupported, match=r"found torch\.float64"):
-        kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where)
-
-
-def test_append_refuses_what_attention_refuses() -> None:
-    text = texts([10], [ALL], 1, 16, torch.float32)
-    (_, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
-    store = text.store(torch.tensor([10]))
-    with pytest.raises(Unsupported, match="contiguous last dimension"):
-        kernels.append(store, k.transpose(0, 2).contiguous().transpose(0, 2), v, sink=text.sink, **where)
-
-
-def test_every_device_has_tiles() -> None:
-    for target in ("sm_80", "sm_90", "sm_100", "gfx942", "cpu"):
-        for dtype in (torch.float32, torch.bfloat16):
-            for dim in (64, 80, 96, 128, 256):
-                assert tiles.prefill_tiles(dim, dtype, target).width >= dim
-                assert tiles.decode_tiles(dim, dtype, 200, target).block_m >= 16
 
 
 RULE = st.tuples(st.sampled_from([0, 64, 128]), st.integers(-100, 400), st.integers(0, 256))
