@@ -114,7 +114,7 @@ def pose(
         raise MoaError("give at least one budget, such as --max-density 0.5")
     lengths = lengths or Lengths.of(profile)
     kv_dtype = kv_dtype or profile.dtype or ASSUMED
-    most = profile.meta.get("max_length")
+    most = profile.max_length
     for budget in (*budgets, *([] if minimise is None else [minimise])):
         if most and budget.length and budget.length > most:
             raise MoaError(f"the length of {budget} must be at most {most}, the longest text that the model takes")

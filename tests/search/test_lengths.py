@@ -74,10 +74,11 @@ def test_a_budget_binds_the_longest_text_and_leaves_short_ones_free(make_profile
     assert plan.density(512) > 0.375  # all that a budget at every length would leave there is the narrowest rule
 
 
+@pytest.mark.parametrize("known", [{"max_length": 4000}, {"added": [{"max_length": 4000}]}])
 @pytest.mark.parametrize("minimise", [False, True])
-def test_no_budget_is_for_longer_texts_than_the_model_takes(make_profile, minimise):
+def test_no_budget_is_for_longer_texts_than_the_model_takes(make_profile, minimise, known):
     profile = make_profile()
-    profile = replace(profile, meta={**profile.meta, "max_length": 4000})
+    profile = replace(profile, meta={**profile.meta, **known})
     budgets = [parse("harm", "0.5")] if minimise else [parse("density", "0.5@4001")]
     with pytest.raises(MoaError, match="must be at most 4000, the longest text that the model takes"):
         choose(profile, budgets, minimise=cost("density@4001") if minimise else None)
