@@ -30,18 +30,9 @@ def attend(
         return out
     if store is not None and _few(q, cu_seqlens) and len(store.order) == store.base.numel():  # each slab has a piece
         decode(
-            q,
-            k,
-            v,
-            out,
-            first=first,
-            sink=sink,
-            store=store,
-            cu_seqlens=cu_seqlens,
-            lengths=lengths,
-            scale=scale,
+            q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale,
             write=False,
-        )
+        )  # fmt: skip
     else:
         prefill(q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale)
     return out
@@ -60,18 +51,9 @@ def step(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
         decode(
-            q,
-            k,
-            v,
-            out,
-            first=first,
-            sink=sink,
-            store=store,
-            cu_seqlens=cu_seqlens,
-            lengths=lengths,
-            scale=scale,
+            q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale,
             write=True,
-        )
+        )  # fmt: skip
     return out
 
 

@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moa.plans.errors import MoaError, brief
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -62,11 +60,12 @@ def options(
     source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, time_limit: float,
 ) -> "Options":  # fmt: skip
     """Return the options as Python takes them."""
-    from moa.cli.common import numbers
+    from moa.cli.common import by_name, numbers
 
+    weights = by_name("a source weight is written SOURCE=WEIGHT", source_weight or [], float)
     return {
         "minimise": minimise, "costs": costs, "lengths": None if lengths is None else numbers("lengths", lengths),
-        "max_length": max_length, "source_weights": _weights(source_weight or []), "patterns": pattern,
+        "max_length": max_length, "source_weights": weights, "patterns": pattern,
         "kv_dtype": kv_dtype, "time_limit": time_limit,
     }  # fmt: skip
 
@@ -105,15 +104,3 @@ def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: s
     if question.costs is not None:
         errors = ", ".join(f"{kind} {error:.1%}" for kind, error in question.costs.error.items())
         console.print(f"  costs of {question.costs.place}; median error of the fit {errors}")
-
-
-def _weights(texts: list[str]) -> dict[str, float]:
-    """Return weights from `text=1`."""
-    weights = {}
-    for text in texts:
-        name, _, weight = text.partition("=")
-        try:
-            weights[name] = float(weight)
-        except ValueError:
-            raise MoaError(f"a source weight is written SOURCE=WEIGHT, found {brief(text)}") from None
-    return weights

@@ -1,8 +1,8 @@
 """Share among commands the reading of options and the progress bar."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Backend = Annotated[str | None, typer.Option(help=f"{names()}; else the device's own.")]
 """The option `--backend`."""
 
+Number = TypeVar("Number", int, float)
+
 
 def numbers(name: str, text: str) -> tuple[int, ...]:
     """Return whole numbers up to `LONGEST` from `1024,2048`."""
@@ -28,15 +30,15 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
-def counts(option: str, texts: Sequence[str]) -> dict[str, int]:
-    """Return whole numbers by name from `text=2`."""
+def by_name(form: str, texts: Sequence[str], number: Callable[[str], Number]) -> dict[str, Number]:
+    """Return numbers by name from `text=2`; `form` says in an error how they are written."""
     found = {}
     for text in texts:
-        name, _, count = text.partition("=")
+        name, _, value = text.partition("=")
         try:
-            found[name] = int(count)
+            found[name] = number(value)
         except ValueError:
-            raise MoaError(f"{option} is written NAME=COUNT, found {brief(text)}") from None
+            raise MoaError(f"{form}, found {brief(text)}") from None
     return found
 
 

@@ -34,11 +34,12 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.common import Bar, counts, distinct, numbers, plan_name
+    from moa.cli.common import Bar, by_name, distinct, numbers, plan_name
     from moa.evaluation.tasks import TASKS
 
     asked = {name: known.default for name, known in TASKS.items()}
-    asked |= {"text": ppl_windows, "single": needles, "four": four_needles, **counts("--task", task or [])}
+    asked |= {"text": ppl_windows, "single": needles, "four": four_needles}
+    asked |= by_name("--task is written NAME=COUNT", task or [], int)
     paths = plan or []
     plans = dict(zip(distinct(list(map(plan_name, paths))), paths, strict=True))
     console = Console(stderr=True, soft_wrap=True, highlight=False)

@@ -1,4 +1,4 @@
-"""Synthetic profiles, with random harms that need not be monotone."""
+"""Synthetic profiles, with random harms that need not be monotone, and costs of a made-up device."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,7 @@ import pytest
 
 from moa.plans.model import ModelInfo, Sliding
 from moa.profiler.profile import Profile, bin_size
+from moa.search.cost import Costs
 
 
 def synthetic(
@@ -35,3 +36,24 @@ def synthetic(
 @pytest.fixture(scope="session")
 def make_profile() -> Callable[..., Profile]:
     return synthetic
+
+
+COSTS = {
+    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.02, "keydiff": 0.1},
+    "prefill": {
+        "step": 30.0, "token": 0.4, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01, "keydiff": 6e-5,
+        "keydiff_chunk": 0.03,
+    },
+}  # fmt: skip
+
+
+@pytest.fixture
+def info(make_profile):
+    return make_profile(layers=4).model
+
+
+@pytest.fixture
+def known(info):
+    """Costs of a made-up device."""
+    place = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32"}
+    return Costs(model=info, environment=place, terms=COSTS, error={"decode": 0.0, "prefill": 0.0}, measured=())

@@ -11,26 +11,6 @@ from moa.search.choose import choose
 from moa.search.cost import Costs, Measured, Work
 from moa.search.grid import grid
 
-TERMS = {
-    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.02, "keydiff": 0.1},
-    "prefill": {
-        "step": 30.0, "token": 0.4, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01, "keydiff": 6e-5,
-        "keydiff_chunk": 0.03,
-    },
-}  # fmt: skip
-
-
-@pytest.fixture
-def info(make_profile):
-    return make_profile(layers=4).model
-
-
-@pytest.fixture
-def known(info):
-    """Costs with TERMS."""
-    place = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32"}
-    return Costs(model=info, environment=place, terms=TERMS, error={"decode": 0.0, "prefill": 0.0}, measured=())
-
 
 @settings(max_examples=25)
 @given(
@@ -110,7 +90,7 @@ def test_a_plan_keeps_its_times(make_profile, known):
         fixed, dense = known.fixed(Work(kind, 1024)), known.predict(Plan.dense(profile.model), Work(kind, 1024))
         budgets.append(Budget(f"{kind}_ms", fixed + share * (dense - fixed), 1024))
     plan, _ = choose(profile, budgets, costs=known)
-    for budget, kind in zip(budgets, TERMS, strict=True):
+    for budget, kind in zip(budgets, known.terms, strict=True):
         assert known.fixed(Work(kind, 1024)) < known.predict(plan, Work(kind, 1024)) <= budget.most * (1 + 1e-8)
 
 
@@ -122,6 +102,6 @@ def test_refusals(make_profile, known):
         choose(make_profile(layers=3), [parse("decode_ms", "5@1024")], costs=known)
     with pytest.raises(BudgetInfeasible, match=r"decode_ms<=5@1024: the smallest feasible value is 22\."):
         choose(profile, [parse("decode_ms", "5@1024")], costs=known)
-    decode_only = known.model_copy(update={"terms": {"decode": TERMS["decode"]}})
+    decode_only = known.model_copy(update={"terms": {"decode": known.terms["decode"]}})
     with pytest.raises(MoaError, match="know nothing of prefill"):
         choose(profile, [parse("prefill_ms", "500@1024")], costs=decode_only)

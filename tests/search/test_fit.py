@@ -4,28 +4,11 @@ import pytest
 from moa.plans.errors import MoaError
 from moa.plans.patterns import KeyDiffWindow
 from moa.plans.plan import Plan, Rule
-from moa.search.cost import Costs, Work
+from moa.search.cost import Work
 from moa.search.fit import LEAST, in_turn, measure, probes
 from moa.search.spread import SURE, standard_error
 
 WORKS = [Work("decode", n, batch) for n in (512, 2048) for batch in (1, 4)] + [Work("prefill", n) for n in (512, 2048)]
-TERMS = {
-    "decode": {"step": 20.0, "sequence": 1.5, "block": 0.02, "keydiff": 0.1},
-    "prefill": {
-        "step": 30.0, "token": 0.4, "whole": 2e-5, "windowed": 4e-5, "chunk": 0.01, "keydiff": 6e-5,
-        "keydiff_chunk": 0.03,
-    },
-}  # fmt: skip
-
-
-@pytest.fixture
-def info(make_profile):
-    return make_profile(layers=4).model
-
-
-@pytest.fixture
-def known(info):
-    return Costs(model=info, environment={"device": "abacus"}, terms=TERMS, error={}, measured=())
 
 
 def test_terms_are_found_again(info, known):
@@ -39,7 +22,7 @@ def test_terms_are_found_again(info, known):
     assert len(calls) == LEAST * len(WORKS) * len(probes(info, 2048)) == len(seen)  # no spread: no more are needed
     assert seen[-1][0] == seen[-1][1]
     assert found.environment == known.environment
-    for kind, terms in TERMS.items():
+    for kind, terms in known.terms.items():
         assert found.terms[kind] == pytest.approx(terms, rel=1e-4)
         assert found.error[kind] < 1e-6
     assert all(row.predicted == pytest.approx(row.ms, rel=1e-3) for row in found.measured)
@@ -53,7 +36,7 @@ def test_noise_is_averaged_and_reported(info, known):
     )  # fmt: skip
     assert all(ms >= 0 for terms in noisy.terms.values() for ms in terms.values())
     kinds = Plan.uniform(info, 0.3, at=1024), Plan.from_rules(info, {}, defaults=KeyDiffWindow(alpha=384, beta=0))
-    for kind in TERMS:
+    for kind in known.terms:
         assert 0 < noisy.error[kind] < 0.05
         for work in (Work(kind, 1024), Work(kind, 1536)):
             for plan in kinds:
