@@ -39,7 +39,7 @@ from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.patterns import Rule
 from moa.plans.plan import Plan
-from moa.runtime.variant import Variant, held_bytes
+from moa.runtime.variant import Variant, allocated_bytes
 
 CHECKED = 1024
 """Tokens of the equality check."""
@@ -121,7 +121,7 @@ class Bench:
 
     def held(self, length: int, batch: int) -> dict[str, int]:
         """The bytes that each variant's cache holds."""
-        return {n: held_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
+        return {n: allocated_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
 
     def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
         """Peak bytes of a process of its own; see `peaks`."""

@@ -17,7 +17,7 @@ from moa.plans.plan import Plan, Predicted
 from moa.plans.replace import replace_json
 from moa.progress import Progress, silent
 from moa.runtime.applied import apply
-from moa.runtime.variant import Variant, held_bytes
+from moa.runtime.variant import Variant, allocated_bytes
 
 T = TypeVar("T")
 
@@ -91,18 +91,20 @@ def _measure(
         keep(found)
         progress(done := done + n, total, f"prefill of {n:,}")
         for batch in batches:
-            held = {name: _fitting(partial(_held, network, way, n, batch), None) for name, way in ways.items()}
+            allocated = {
+                name: _fitting(partial(_allocated, network, way, n, batch), None) for name, way in ways.items()
+            }
             calls = {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}
             times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
-            about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": held}
+            about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": allocated}
             steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))
             keep(found)
             progress(done := done + n * batch, total, f"decode at {n:,}, batch {batch}")
     return found
 
 
-def _held(network: Any, way: Variant, length: int, batch: int) -> int:
-    return held_bytes(timing.filled(network, way, length, batch))
+def _allocated(network: Any, way: Variant, length: int, batch: int) -> int:
+    return allocated_bytes(timing.filled(network, way, length, batch))
 
 
 def _fitting(call: Callable[[], T], otherwise: T) -> T:
@@ -110,7 +112,7 @@ def _fitting(call: Callable[[], T], otherwise: T) -> T:
     try:
         return call()
     except torch.OutOfMemoryError:
-        pass  # what the call held is free only after this block
+        pass  # the memory of the call is free only after this block
     torch.cuda.empty_cache()
     return otherwise
 

@@ -130,8 +130,8 @@ def _cache(bench: Bench, model: Any, plan: Any, length: int, batch: int, way: st
         layer.lazy_initialization(one, one)
         layer.store.k.normal_()
         layer.store.v.normal_()
-        layer.text.lengths.fill_(length)
-        layer.text.width.fill_(length)
+        layer.batch.lengths.fill_(length)
+        layer.batch.width.fill_(length)
     return cache
 
 

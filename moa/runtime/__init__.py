@@ -1,1 +1,1 @@
-"""The model under a plan: attention, layers, cache, generation."""
+"""Run a model under a plan: attention, cache layers, the cache, and generation."""

@@ -16,27 +16,27 @@ from moa.plans.plan import Plan
 from moa.runtime.attached import Attached
 from moa.runtime.attention import Backends
 from moa.runtime.cache import KVCache
+from moa.runtime.continuation import check_continuation
 from moa.runtime.generation import Generator
-from moa.runtime.step import check
 
 
 def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = None) -> "Applied":
-    """Let `model` attend by `plan`, in place.
+    """Put `model` under `plan`, in place, and return a handle that undoes it.
 
     Afterwards `generate` keeps its keys in a `KVCache`, and `forward` attends under the plan with or without a cache.
-    Nothing of the model's weights or classes changes; `Applied.remove`, or leaving a `with` block, undoes it.
+    The model's weights and classes stay as they are. `Applied.remove`, or the end of a `with` block, undoes it.
 
     Args:
         model: A transformers decoder-only model in evaluation mode, bare or wrapped (peft).
         plan: A plan made for it, the path of a plan file, or the name of a shipped plan.
-        backend: Name of a back-end (`moa.kernels.registry`); by default the one meant for each layer's device.
+        backend: Name of a back-end (`moa.kernels.registry`); by default the one for each layer's device.
 
     Returns:
-        The handle that takes the plan off.
+        The handle whose `remove` takes the plan off the model.
 
     Raises:
         ModelMismatch: The plan was made for another model.
-        Unsupported: The model has a feature that plans cannot honour, or is under a plan already.
+        Unsupported: The model has a feature that plans cannot honour, or is already under a plan.
     """
     return Applied(model, plan if isinstance(plan, Plan) else Plan.load(plan), backend)
 
@@ -62,9 +62,9 @@ class Applied:
         self.model, self.plan = model, plan
 
     def remove(self) -> None:
-        """Take the plan off, which leaves the model as it was before; doing so twice is harmless.
+        """Take the plan off and leave the model as it was before; a second call does nothing.
 
-        An attention implementation that was set while the plan was on stays.
+        An attention implementation that was set while the model was under the plan stays.
         """
         if self._removed:
             return
@@ -82,8 +82,8 @@ class Applied:
 def _check_call(
     plan: Plan, backends: Backends, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Refuse, before every forward call, errors that the attention function could not notice."""
-    if not torch.compiler.is_compiling():  # not by `apply`: no fork keeps the threads that a back-end may start
+    """Refuse, before every forward call, what the attention function could not notice."""
+    if not torch.compiler.is_compiling():  # not in `apply`: a fork would lose the threads that a back-end may start
         if decoder.device.type == "cpu":
             forks.check()
         heads = plan.model.query_heads // plan.model.kv_heads
@@ -109,4 +109,4 @@ def _check_call(
             raise Unsupported(
                 f"{type(given).__name__} under a plan: use moa.KVCache(plan, max_length=…) or DynamicCache"
             )
-        check(decoder, given, call)
+        check_continuation(decoder, given, call)

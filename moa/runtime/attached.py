@@ -1,4 +1,4 @@
-"""Attach what a plan in force adds to a model, and check that all of it is still there."""
+"""Attach what a plan needs to a model, and check before each call that all of it is still there."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,22 +15,22 @@ from moa.runtime.staged import ATTRIBUTE
 
 
 class Attached:
-    """What is attached: the attention implementation in the configs, a `LayerState` per attention module, a pre-hook.
+    """What a plan adds to a model: an attention implementation in its configs, a `LayerState` per module, a pre-hook.
 
-    All of it is stored on the model, so a deep copy of the model has its own and computes under the plan too.
+    All of it is stored on the model, so a deep copy of the model has its own and also computes under the plan.
     """
 
     def __init__(
         self, decoder: PreTrainedModel, modules: Sequence[torch.nn.Module], plan: Plan, backends: Backends,
         before_call: Callable[..., None],
     ) -> None:  # fmt: skip
-        """Attach all of it to the model.
+        """Attach the plan to the model.
 
         Args:
             decoder: The model whose config the attention modules read.
             modules: The attention module of each layer.
             plan: The plan.
-            backends: Back-ends of the attention.
+            backends: The back-ends that compute attention.
             before_call: Called with the arguments and keyword arguments of each forward call of the decoder.
 
         Raises:
@@ -52,7 +52,11 @@ class Attached:
             setattr(module, ATTRIBUTE, state)
 
     def check(self) -> None:
-        """Raise Unsupported unless a forward call would attend under the plan in every layer."""
+        """Refuse a forward call in which some layer would not attend under the plan.
+
+        Raises:
+            Unsupported: Something that was attached has been replaced or removed.
+        """
         if other := self._other():
             raise Unsupported(
                 f"the model's attention implementation is {brief(other)}, set since moa.apply (by "
@@ -67,7 +71,7 @@ class Attached:
                 )
 
     def remove(self) -> None:
-        """Remove what is still there; an attention implementation that others have set since stays."""
+        """Remove what is still there; an attention implementation that was set in the meantime stays."""
         self._hook.remove()
         for module in self._modules:
             module.__dict__.pop(ATTRIBUTE, None)
@@ -90,10 +94,10 @@ class Attached:
         return self._hook.id in self._decoder._forward_pre_hooks
 
     def _other(self) -> str | None:
-        """Return an attention implementation that has replaced ours."""
+        """Return the name of an attention implementation that has replaced ours, or None."""
         names = (config._attn_implementation for config in self._configs())
         return next((name or "eager" for name in names if name != NAME), None)
 
     def _configs(self) -> list[Any]:
-        """Return the configs that say how masks are made and which function attends."""
+        """Return the configs that name the mask and the attention function."""
         return [self._decoder.config, *(module.config for module in self._modules)]

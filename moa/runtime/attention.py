@@ -1,7 +1,7 @@
-"""The attention and the mask function that a model under a plan uses, registered with transformers under one name.
+"""Provide the attention and the mask function of a model under a plan, registered with transformers under one name.
 
-The state lives on the model's attention modules, so models with different plans do not meet: the functions themselves
-know nothing. What they cannot honour they refuse by name.
+The functions have no state: it is stored on the model's attention modules, so that models with different plans do not
+affect each other. An argument that the functions cannot honour raises an error that names it.
 """
 
 from collections.abc import Callable
@@ -35,37 +35,37 @@ NAME = "moa"
 
 
 class Backends:
-    """The back-end for each device: the one asked for, or else the one meant for it."""
+    """The back-end of each device: the one that the user named, or else the device's default."""
 
     def __init__(self, name: str | None) -> None:
         self._name = name
         self._loaded: dict[str, Backend] = {}
 
     def on(self, device: torch.device) -> Backend:
-        """The back-end for tensors on `device`; the model's own device may differ when weights are offloaded."""
+        """Return the back-end for tensors on `device`, which differs from the model's where weights are offloaded."""
         backend = self._loaded.get(device.type)
         if backend is None:
             backend = self._loaded[device.type] = load(self._name or pick(device), device)
         return backend
 
     def loaded(self) -> list[Backend]:
-        """Those asked for so far."""
+        """Return the back-ends that `on` has returned so far."""
         return list(self._loaded.values())
 
 
 @dataclass(frozen=True)
 class LayerState:
-    """What an attention module under a plan knows.
+    """What `moa.apply` stores on an attention module.
 
     Attributes:
-        rules: None for a layer with a window of the model's own.
-        backends: That attend.
-        is_watched: Whether the decoder still checks each call before it computes.
+        rules: The rules of the layer; None for a layer with a window of the model's own.
+        backends: The back-ends that compute attention.
+        is_hooked: Returns whether the decoder still has the pre-hook that checks each call.
     """
 
     rules: Rules | None
     backends: Backends
-    is_watched: Callable[[], bool]
+    is_hooked: Callable[[], bool]
 
 
 def attention(
@@ -78,20 +78,23 @@ def attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention under the plan, by transformers' attention interface.
+    """Return attention under the plan; transformers calls it through its attention interface.
 
     Args:
-        module: The attention module; holds a `LayerState`.
-        query: [batch, query_heads, width, D].
-        key: Handle of a `KVCache`, or [batch, kv_heads, past + width, D].
-        value: Like key.
-        attention_mask: From `mask`: bool [batch, past + width], or None when no token is padding.
+        module: The attention module, which holds a `LayerState`.
+        query: Queries [batch, query_heads, width, D].
+        key: Handle of a `KVCache`, or keys [batch, kv_heads, past + width, D].
+        value: Values, like key.
+        attention_mask: The result of `mask`: bool [batch, past + width], or None when no token is padding.
         scaling: Factor on q·k, by default D ** -0.5.
         dropout: Must be 0.
-        kwargs: What the model passes besides.
+        kwargs: The other arguments that the model passes.
 
     Returns:
         [batch, width, query_heads, D], 0 where padded, and None for the weights.
+
+    Raises:
+        Unsupported: The plan is not fully attached to the model, or an argument asks for what rules cannot honour.
     """
     state: LayerState | None = module.__dict__.get(ATTRIBUTE)
     if state is None:
@@ -99,7 +102,7 @@ def attention(
             f"{type(module).__name__} shares its config with another model that is under a plan: "
             "give each model a config of its own (copy.deepcopy)"
         )
-    if not torch.compiler.is_compiling() and not state.is_watched():
+    if not torch.compiler.is_compiling() and not state.is_hooked():
         raise Unsupported(
             "the decoder has lost the pre-hook of moa.apply: call Applied.remove() and apply the plan again"
         )
@@ -120,14 +123,14 @@ def attention(
             out = key.attend(q, attention_mask, scale=scale, backend=backend)
         else:
             out = _without_cache(state.rules, backend, q, k.to(v.dtype), v, attention_mask, scale)
-    wanting = next((x for x in (query, k, v) if x.requires_grad), None) if torch.is_grad_enabled() else None
-    if wanting is not None:
-        out = _NoGradient.apply(wanting, out)  # type: ignore[no-untyped-call]
+    needs_grad = next((x for x in (query, k, v) if x.requires_grad), None) if torch.is_grad_enabled() else None
+    if needs_grad is not None:
+        out = _NoGradient.apply(needs_grad, out)  # type: ignore[no-untyped-call]
     return out, None
 
 
 def _exact(device: torch.device) -> AbstractContextManager[None]:
-    """Within it autocast changes no type: it would take float32 scores for half precision, where they overflow."""
+    """Return a context without autocast, which would compute float32 scores in half precision, where they overflow."""
     if torch.is_autocast_enabled(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
@@ -141,18 +144,21 @@ def mask(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> Tensor | None:
-    """The mask for `attention`, by transformers' mask interface.
+    """Return the mask for `attention`; transformers calls it through its mask interface.
 
     Args:
-        q_length: New columns.
-        kv_length: Columns, past and new.
-        q_offset: Past columns; a tensor when the cache has a fixed length.
-        mask_function: Must be causal; for sliding windows of the model's own anything goes.
-        attention_mask: The caller's, bool [batch, columns], false where padded.
-        kwargs: What transformers passes besides.
+        q_length: Number of new columns.
+        kv_length: Number of columns, past and new.
+        q_offset: Number of past columns; a tensor when the cache has a fixed length.
+        mask_function: Must be causal, except in layers with a sliding window of the model's own.
+        attention_mask: The caller's mask, bool [batch, columns], false where padded.
+        kwargs: The other arguments that transformers passes.
 
     Returns:
         bool [batch, kv_length], or None when nothing is padded. For sliding windows, transformers' own mask.
+
+    Raises:
+        Unsupported: The mask is not causal, or has a wrong number of columns.
     """
     windowed = kwargs.get("local_size") is not None or is_sliding(mask_function)
     if windowed and window_of(kwargs["config"]) is not None:
@@ -175,15 +181,15 @@ def mask(
         )
     if attention_mask is None:
         return None
-    may_wait = (attention_mask.device.type == "cpu" or q_length > 1) and not torch.compiler.is_compiling()
+    may_sync = (attention_mask.device.type == "cpu" or q_length > 1) and not torch.compiler.is_compiling()
     columns, fixed = attention_mask.shape[1], isinstance(q_offset, Tensor)
     if columns != kv_length and not (fixed and columns < kv_length):
         _wrong_width(kv_length, columns)
     if not fixed:
-        return None if may_wait and attention_mask.all() else attention_mask
+        return None if may_sync and attention_mask.all() else attention_mask
     if columns < kv_length:
         assert isinstance(q_offset, Tensor)
-        if not may_wait:
+        if not may_sync:
             torch._assert_async(q_offset + q_length == columns, "attention_mask must have a column for every token")
         elif columns != int(q_offset) + q_length:
             _wrong_width(int(q_offset) + q_length, columns)
@@ -192,20 +198,21 @@ def mask(
 
 
 def _wrong_width(wanted: int, found: int) -> NoReturn:
+    """Refuse a mask whose number of columns is wrong."""
     raise Unsupported(f"attention_mask must have a column for each of {wanted} tokens, cached and new, found {found}")
 
 
 def register() -> None:
-    """Make both functions known to transformers; the name is all that is global."""
+    """Register both functions with transformers; apart from their name, nothing is global."""
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, mask)
 
 
 class _NoGradient(torch.autograd.Function):
-    """Marks a result that has no gradient, so that `backward` says so instead of leaving weights without theirs."""
+    """Marks a result without a gradient, so that `backward` raises an error instead of skipping weights in silence."""
 
     @staticmethod
-    def forward(ctx: Any, wanting: Tensor, out: Tensor) -> Tensor:
+    def forward(ctx: Any, needs_grad: Tensor, out: Tensor) -> Tensor:
         return out.view_as(out)
 
     @staticmethod
@@ -214,7 +221,7 @@ class _NoGradient(torch.autograd.Function):
 
 
 _TENSORS = {"position_ids", "cache_position", "num_items_in_batch"}
-"""Tensors that models pass along and attention does not need."""
+"""Tensors that models pass to attention although it does not need them."""
 _TYPES = {"token_type_ids", "mm_token_type_ids"}
 """Tensors that are 0 where a token is plain text."""
 
@@ -222,13 +229,14 @@ _TYPES = {"token_type_ids", "mm_token_type_ids"}
 def _refuse(
     module: torch.nn.Module, key: Tensor | Staged, mask: Tensor | None, dropout: float, kwargs: dict[str, Any]
 ) -> None:
+    """Refuse every argument of `attention` that rules cannot honour."""
     if module.training or dropout:
         raise Unsupported("training mode under a plan: call model.eval(), or remove the plan to train")
     if mask is not None and mask.ndim != 2:
         raise Unsupported(f"{mask.ndim}-D attention masks under a plan: pass a 2-D mask that marks padding")
     if kwargs.get("softcap") is not None:
         raise Unsupported(f"attention logit soft-capping (softcap={kwargs['softcap']}) under a plan")
-    window = kwargs.get("sliding_window")  # of the longest text's length or more (`window_of`): none, up to there
+    window = kwargs.get("sliding_window")  # has no effect on texts that are shorter than it (`window_of`)
     if (
         window is not None
         and not torch.compiler.is_compiling()
@@ -243,19 +251,19 @@ def _refuse(
 
 
 def _without_cache(
-    layer: Rules, backend: Backend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    rules: Rules, backend: Backend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
 ) -> Tensor:
-    """Attention where all keys are given: no cache, or a stock `DynamicCache`, which stays as large as it was."""
+    """Return attention where all keys are given: without a cache, or with a `DynamicCache`, which saves no memory."""
     device = key.device
     batch, groups, columns, head_size = key.shape
     new, past = query.shape[2], key.shape[2] - query.shape[2]
     if mask is not None and mask.shape[1] != columns:
         raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
-    seen = layer.visibility(columns, device)
+    seen = rules.visibility(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
     store = None
-    if past or layer.moving:
-        slots = np.full((batch, groups), -(-(columns if layer.moving else past) // BLOCK) * BLOCK)
+    if past or rules.moving_patterns:
+        slots = np.full((batch, groups), -(-(columns if rules.moving_patterns else past) // BLOCK) * BLOCK)
         store = allocate(slots, head_size, key.dtype, device)
     if past:
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
@@ -265,8 +273,10 @@ def _without_cache(
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
     sinks = None
-    if layer.moving:
-        sinks = Sinks(layer.reach.sink, layer.moves, batch, device)  # folds the past at once: the store holds all of it
+    if rules.moving_patterns:
+        sinks = Sinks(
+            rules.reach.sink, rules.moves_keys, batch, device
+        )  # the store holds the whole past, so its keys are chosen at once
     out = attend(
         q, k, v, batch=Packed(now.cu_seqlens, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
         backend=backend,

@@ -1,4 +1,4 @@
-"""Provide the KV cache of a model under a plan, for transformers."""
+"""Provide the KV cache of a model under a plan, as one of transformers' caches."""
 
 import copy
 from os import PathLike
@@ -10,10 +10,10 @@ from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSli
 
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
+from moa.runtime.batch import BatchState
 from moa.runtime.fixed import FixedPlanLayer
 from moa.runtime.layer import PlanLayer
 from moa.runtime.rules import Rules
-from moa.runtime.text import Text
 from moa.runtime.transcript import Transcript
 
 
@@ -25,10 +25,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     Attributes:
         plan: The plan.
-        max_length: Tokens that fixed slabs have room for, padding counted; None when they grow.
+        max_length: Number of tokens that fixed slabs have room for, padding counted; None when slabs grow.
         beyond_limit: Whether its keys are rotated as those of long texts, for models that rotate keys of short and long
-            texts differently (`moa.runtime.step`); None before the first call.
-        transcript: The tokens that its columns hold.
+            texts differently (`moa.runtime.continuation`); None before the first call.
+        transcript: The token ids of its columns.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
@@ -37,16 +37,19 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Args:
             plan: A plan, the path of a plan file, or the name of a shipped plan.
             max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
-                everything is allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step waits
-                for nothing on the device, and `torch.compile` works. Under rules whose pattern moves keys, a step may
-                wait where a block begins, and compiled graphs are refused.
+                all slabs are allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step never waits
+                for the device, and `torch.compile` works. Under rules whose pattern moves keys, a step may wait where a
+                block begins, and compiled graphs are refused.
+
+        Raises:
+            MoaError: `max_length` is below 1.
         """
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         if max_length is not None and max_length < 1:
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
-        texts: dict[torch.device, Text] = {}
-        super().__init__(layers=[_layer(plan, layer, max_length, texts) for layer in range(plan.model.layers)])
-        self.plan, self.max_length, self._texts = plan, max_length, texts
+        batches: dict[torch.device, BatchState] = {}
+        super().__init__(layers=[_layer(plan, layer, max_length, batches) for layer in range(plan.model.layers)])
+        self.plan, self.max_length, self._batches = plan, max_length, batches
         self.beyond_limit: bool | None = None
         self.transcript = Transcript()
         self._ruled = [layer for layer in self.layers if isinstance(layer, PlanLayer)]
@@ -64,68 +67,71 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def columns(self) -> int:
-        """The columns seen, padding counted, without asking the device: calls in compiled graphs do not count."""
+        """The number of columns seen, padding counted, known without a wait; calls in compiled graphs do not count."""
         return int(self.layers[self._first_ruled].columns)
 
     @property
     def lengths(self) -> Tensor | None:
         """The true length of each sequence, int64 [sequences]; None while the cache is empty."""
         layer = self.layers[self._first_ruled]
-        return layer.text.lengths if layer.is_initialized else None
+        return layer.batch.lengths if layer.is_initialized else None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Any, Any]:
-        """Stage the new keys and values [batch, kv_heads, new, D] of a layer; see `moa.runtime.layer`.
+        """Return handles for a layer's new keys and values [batch, kv_heads, new, D]; see `moa.runtime.layer`.
 
         Raises:
-            Unsupported: The layers are out of step, because an earlier forward call was cut short.
+            Unsupported: The layers hold different numbers of tokens, because an earlier forward call was cut short.
         """
         layer = self.layers[layer_idx]
         key_states = key_states.to(value_states.dtype)  # autocast leaves keys in float32, by their rotary embedding
         if key_states.device.type == "cpu" and isinstance(layer, PlanLayer) and not layer.is_initialized:
-            # All layers at once, so that the first call allocates all slabs before its large passing tensors: slabs
-            # left between those make glibc's heap grow by more than the plan saves.
+            # All layers are initialized at once, so that the first call allocates all slabs before its large temporary
+            # tensors: slabs between those would make glibc's heap grow by more than the plan saves.
             layer.lazy_initialization(key_states, value_states)
             for other in self._ruled:
                 if not other.is_initialized:
-                    other.foresee(key_states, value_states)
+                    other.initialize_early(key_states, value_states)
         staged = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if isinstance(layer, PlanLayer):
             staged[0].peers = self._ruled
         first, new = self.layers[self._first_ruled], key_states.shape[-2]
         checked = isinstance(layer, PlanLayer) and layer is not first and not torch.compiler.is_compiling()
         if checked and layer.columns + new != first.columns:  # the first has committed this call's tokens
-            held = int(first.text.width) - new
+            cached = int(first.batch.width) - new
             raise Unsupported(
-                f"the cache's layer {layer_idx} holds {held - first.columns + new + layer.columns} tokens, layer "
-                f"{self._first_ruled} held {held}: an earlier call was cut short; reset the cache"
+                f"the cache's layer {layer_idx} holds {cached - first.columns + new + layer.columns} tokens, layer "
+                f"{self._first_ruled} held {cached}: an earlier call was cut short; reset the cache"
             )
         return staged  # type: ignore[no-any-return]
 
     def check_in_step(self) -> None:
-        """Raise Unsupported if an earlier call stored tokens in some layers and then failed; a GPU is not asked.
+        """Refuse to go on if an earlier call stored tokens in some layers and then failed.
 
-        In layers with rules `update` notices it. Layers with the model's own window store their tokens before it is
-        known whether the others can.
+        `update` notices this in layers with rules. This check is for layers with the model's own window, which store
+        their tokens before it is known whether the other layers can. It makes no GPU wait, and checks nothing there.
+
+        Raises:
+            Unsupported: The layers hold different numbers of tokens.
         """
         if torch.compiler.is_compiling():
             return
-        held = self.layers[self._first_ruled].get_seq_length()
+        expected = self.layers[self._first_ruled].get_seq_length()
         for i, layer in enumerate(self.layers):
             if isinstance(layer, PlanLayer):
                 continue
-            has = layer.get_seq_length()
-            if any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (held, has)):
+            found = layer.get_seq_length()
+            if any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (expected, found)):
                 return
-            if int(has) != int(held):
+            if int(found) != int(expected):
                 raise Unsupported(
-                    f"the cache's layer {i} holds {int(has)} tokens, layer {self._first_ruled} {int(held)}: an earlier "
-                    "call was cut short; reset the cache"
+                    f"the cache's layer {i} holds {int(found)} tokens, layer {self._first_ruled} {int(expected)}: an "
+                    "earlier call was cut short; reset the cache"
                 )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "KVCache":
-        """Return a copy that may be written outside of inference mode, whatever mode it is made in."""
+        """Return a copy that can be written outside of inference mode, even if it is made inside."""
         new = self.__class__.__new__(self.__class__)
         memo[id(self)] = new
         with torch.inference_mode(False):
@@ -133,22 +139,22 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         return new
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last `-tokens_to_remove` tokens, padding counted, in all layers or none.
+        """Remove the last `-tokens_to_remove` tokens, padding counted, from all layers or from none.
 
         Raises:
-            Unsupported: Keys that the plan would need again are gone. Up to 64 tokens can always be taken back.
+            Unsupported: Keys that the plan would need again are gone. Up to 64 tokens can always be removed.
         """
         self._require("crop")
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
         columns = -tokens_to_remove
-        for text in self._texts.values():
-            if columns > (width := int(text.width)):
+        for batch in self._batches.values():
+            if columns > (width := int(batch.width)):
                 raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
-            lengths = text.host_lengths()
-            left = lengths - text.tokens_in_last(columns)
+            lengths = batch.host_lengths()
+            left = lengths - batch.tokens_in_last(columns)
             for layer in self._ruled:
-                if layer.is_initialized and layer.text is text:
+                if layer.is_initialized and layer.batch is batch:
                     layer.check_crop(columns, lengths, left)
         for layer in self.layers:
             if isinstance(layer, PlanLayer):
@@ -159,39 +165,40 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                     "call activate_past_recording() after the prefill, as assisted generation does"
                 )
         super().crop(tokens_to_remove)
-        self.transcript.take_back(columns)
-        for text in self._texts.values():
-            text.take_back(columns)
+        self.transcript.crop(columns)
+        for batch in self._batches.values():
+            batch.crop(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Let sequence i become a copy of sequence `beam_idx[i]`."""
         super().reorder_cache(beam_idx)
         self.transcript.select(lambda sequences: sequences[beam_idx.to(sequences.device)])
-        for text in self._texts.values():
-            text.select(beam_idx.to(text.device))
+        for batch in self._batches.values():
+            batch.select(beam_idx.to(batch.device))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
         self._require("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
         self.transcript.select(lambda sequences: sequences.repeat_interleave(repeats, 0))
-        for text in self._texts.values():
-            text.select(torch.arange(text.batch, device=text.device).repeat_interleave(repeats))
+        for batch in self._batches.values():
+            batch.select(torch.arange(batch.size, device=batch.device).repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the sequences `indices`."""
         self._require("batch_select_indices")
         super().batch_select_indices(indices)
         self.transcript.select(lambda sequences: sequences[indices.to(sequences.device)])
-        for text in self._texts.values():
-            text.select(torch.arange(text.batch, device=text.device)[indices])
+        for batch in self._batches.values():
+            batch.select(torch.arange(batch.size, device=batch.device)[indices])
 
     def reset(self) -> None:
-        """Forget the text."""
+        """Empty the cache."""
         super().reset()
         self.transcript.reset()
 
     def _require(self, operation: str) -> None:
+        """Refuse an operation that some layer does not have."""
         lacking = next((layer for layer in self.layers if not hasattr(layer, operation)), None)
         if lacking is not None:
             raise Unsupported(
@@ -199,10 +206,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             )
 
 
-def _layer(plan: Plan, layer: int, max_length: int | None, texts: dict[torch.device, Text]) -> Any:
+def _layer(plan: Plan, layer: int, max_length: int | None, batches: dict[torch.device, BatchState]) -> Any:
     if layer in plan.model.ruled_layers:
         rules = Rules(plan, layer)
-        return PlanLayer(rules, texts) if max_length is None else FixedPlanLayer(rules, texts, max_length)
+        return PlanLayer(rules, batches) if max_length is None else FixedPlanLayer(rules, batches, max_length)
     assert plan.model.sliding is not None
     window = plan.model.sliding.window
     if max_length is None:

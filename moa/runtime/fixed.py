@@ -1,4 +1,4 @@
-"""Provide a cache layer of a fixed length: allocated once, free of host synchronisation, fit for `torch.compile`."""
+"""Provide a cache layer of fixed length: it is allocated once, never waits for the device, and can be compiled."""
 
 import numpy as np
 import torch
@@ -6,28 +6,28 @@ from torch import Tensor
 
 from moa.kernels.store import Store, select
 from moa.plans.span import Ints
+from moa.runtime.batch import BatchState, FixedBatchState
 from moa.runtime.layer import PlanLayer
 from moa.runtime.rules import Rules
-from moa.runtime.text import FixedText, Text
 
 
 class FixedPlanLayer(PlanLayer):
-    """A layer allocated once for texts up to `max_length`; all its state is in tensors that are never reallocated.
+    """A layer that is allocated once for `max_length` tokens; all its state is in tensors that keep their address.
 
-    A decode step therefore reads nothing back from the device and can be compiled, as with transformers' `StaticCache`.
+    So a decode step reads nothing back from the device and can be compiled, as with transformers' `StaticCache`.
     """
 
     store: Store
-    text: FixedText
+    batch: FixedBatchState
 
-    def __init__(self, rules: Rules, texts: dict[torch.device, Text], max_length: int) -> None:
-        super().__init__(rules, texts)
+    def __init__(self, rules: Rules, batches: dict[torch.device, BatchState], max_length: int) -> None:
+        super().__init__(rules, batches)
         self.max_length = max_length
 
     @property
     def is_compileable(self) -> bool:
-        """Whether compiled graphs may hold the layer: false where the host moves keys to the sinks."""
-        return not self.rules.moving
+        """Whether compiled graphs may hold the layer: false where the host moves keys into sinks."""
+        return not self.rules.moving_patterns
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""
@@ -39,34 +39,34 @@ class FixedPlanLayer(PlanLayer):
             for tensor in (self.store.k, self.store.v):
                 torch._dynamo.mark_static_address(tensor)
 
-    def _new_text(self, batch: int) -> Text:
-        return FixedText(batch, self.device, self.max_length)
+    def _new_batch(self, sequences: int) -> BatchState:
+        return FixedBatchState(sequences, self.device, self.max_length)
 
     def _longest_past(self) -> Ints:
-        return np.full(self.text.batch, self.columns)
+        return np.full(self.batch.size, self.columns)
 
     def _make_room(self, lengths: Tensor) -> None:
         pass
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Return always the whole length: shapes stay fixed."""
+        """Return `max_length` and offset 0 at every length, so that shapes stay fixed."""
         return self.max_length, 0
 
     def get_seq_length(self) -> Tensor:
-        """Return the columns seen so far, padding counted, on the device."""
-        return self.text.width if self.is_initialized else torch.zeros((), dtype=torch.int64)
+        """Return the number of columns seen so far, padding counted, as a tensor on the device."""
+        return self.batch.width if self.is_initialized else torch.zeros((), dtype=torch.int64)
 
     def get_max_length(self) -> int:
-        """Return the most columns that the layer can hold."""
+        """Return the largest number of columns that the layer can hold."""
         return self.max_length
 
     def reset(self) -> None:
-        """Forget the text and keep the memory, zeroed: NaN of a forgotten text would outlive it."""
+        """Forget all sequences but keep the memory, zeroed: otherwise their NaN could reach later results."""
         self.columns = 0
         if self.is_initialized:
-            self.text.reset()
+            self.batch.reset()
             self._lost[:] = 0
-            self._new_sinks(self.text.batch)
+            self._new_sinks(self.batch.size)
             self.store.k.zero_()
             self.store.v.zero_()
 

@@ -1,4 +1,4 @@
-"""Give `generate` on a model under a plan the right cache, and see that the model keeps it."""
+"""Make `generate` on a model under a plan use a `KVCache`, and check that the model does not replace it."""
 
 import functools
 from typing import Any, NoReturn
@@ -11,16 +11,16 @@ from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.runtime.cache import KVCache
-from moa.runtime.step import GO_ON, longrope_limit
+from moa.runtime.continuation import CONTINUE, longrope_limit
 
 PREPARE_CACHE, PREPARE_INPUTS = "_prepare_cache_for_generation", "prepare_inputs_for_generation"
 BATCHING = "init_continuous_batching"
 PREFIXES = "PREFIX_TUNING", "CARTRIDGE"
-"""Adapters of peft that are keys and values."""
+"""Kinds of peft adapters that consist of keys and values."""
 
 
 class Generator:
-    """The part of a model that generates, if any, with three of its methods replaced on the instance until `remove`."""
+    """Replace three methods of the model instance that generates, if there is one, until `remove` is called."""
 
     def __init__(self, model: Any, plan: Plan) -> None:
         self._model = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
@@ -50,11 +50,11 @@ def prepare_cache(
     batch_size: int,
     max_cache_length: int,
 ) -> None:
-    """Replace `GenerationMixin._prepare_cache_for_generation`: the cache is a `KVCache`, or the one that was given.
+    """Stand in for `GenerationMixin._prepare_cache_for_generation`: use the given cache, or else make a `KVCache`.
 
     Raises:
-        Unsupported: The cache settings of the call, or of the checkpoint's generation_config, contradict each other, or
-            the cache that was given does not hold the beginning of the text.
+        Unsupported: Cache settings of the call or of the checkpoint's generation_config contradict each other, or the
+            given cache does not hold the beginning of the text.
     """
     given, kind = model_kwargs.get("past_key_values"), generation_config.cache_implementation
     if given is None and kind not in (None, "dynamic"):
@@ -71,7 +71,7 @@ def prepare_cache(
     mask = model_kwargs.get("attention_mask")
     columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[-1]
     if isinstance(given, KVCache):
-        given.transcript.due = True
+        given.transcript.check_pending = True
     if given is not None:
         _check_given(given, columns, generation_config, generation_mode, max_cache_length)
     limit, drafts = (
@@ -99,6 +99,7 @@ def prepare_cache(
 
 
 def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_cache_length: int) -> None:
+    """Refuse a given cache that is too small, holds as much as the prompt or more, or contradicts other settings."""
     if config.cache_implementation is not None:
         raise Unsupported(
             f"cache_implementation={brief(config.cache_implementation)} beside past_key_values: pass "
@@ -106,27 +107,27 @@ def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_ca
         )
     if isinstance(cache, KVCache) and cache.max_length is not None and cache.max_length < max_cache_length:
         raise Unsupported(f"the cache has max_length {cache.max_length}, this call may need {max_cache_length}")
-    held = int(cache.get_seq_length())
-    if held and columns is not None and columns <= held:
-        raise Unsupported(f"the cache holds {held} tokens, the prompt {columns}: {GO_ON}")
-    if held and mode == GenerationMode.ASSISTED_GENERATION:
+    cached = int(cache.get_seq_length())
+    if cached and columns is not None and columns <= cached:
+        raise Unsupported(f"the cache holds {cached} tokens, the prompt {columns}: {CONTINUE}")
+    if cached and mode == GenerationMode.ASSISTED_GENERATION:
         raise Unsupported(
-            f"assisted generation from a cache that holds {held} tokens: transformers would feed it the whole text "
+            f"assisted generation from a cache that holds {cached} tokens: transformers would feed it the whole text "
             "again; reset the cache"
         )
 
 
 def _check_text(cache: KVCache, ids: Tensor | None, mask: Any) -> None:
-    """Check, before the first step, that a cache that was given holds the beginning of the prompt."""
-    cache.transcript.due = False
-    held = int(cache.get_seq_length())
+    """Refuse, before the first step, a given cache that does not hold the beginning of the prompt."""
+    cache.transcript.check_pending = False
+    cached = int(cache.get_seq_length())
     whole = ids is not None and (mask is None or (isinstance(mask, Tensor) and mask.shape == ids.shape))
-    if ids is not None and whole and cache.transcript.differs(ids, mask, held):
-        raise Unsupported(f"the cache holds {held} tokens of another text than the prompt: {GO_ON}")
+    if ids is not None and whole and cache.transcript.differs(ids, mask, cached):
+        raise Unsupported(f"the cache holds {cached} tokens of another text than the prompt: {CONTINUE}")
 
 
 def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
-    """Replace `init_continuous_batching`, whose worker thread would report errors one request at a time."""
+    """Stand in for `init_continuous_batching`: refuse at once what its worker would report request by request."""
     raise Unsupported(
         "continuous batching (generate_batch) under a plan: it has an attention and a cache of its own; call generate, "
         "or remove the plan (Applied.remove())"
@@ -134,7 +135,7 @@ def refuse_batching(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 def refuse_prefix(*args: Any, **kwargs: Any) -> NoReturn:
-    """Replace `_prepare_cache_for_generation` where peft would put its own cache in the place of a `KVCache`."""
+    """Stand in for `_prepare_cache_for_generation` where peft would replace a `KVCache` by a cache of its own."""
     raise Unsupported(
         "generate with prefix tuning (peft) under a plan: peft replaces the cache by one that holds the prefix; use "
         "another kind of adapter, or generate without a plan"
@@ -142,13 +143,13 @@ def refuse_prefix(*args: Any, **kwargs: Any) -> NoReturn:
 
 
 def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:
-    """Replace the model's `prepare_inputs_for_generation`, which may drop its cache to compute all keys anew.
+    """Stand in for the model's `prepare_inputs_for_generation`, which may drop its cache to compute all keys again.
 
     Phi-3 does so where its rotary embedding changes. It then gets the same cache, emptied, and stays under the plan.
     """
     theirs = getattr(type(model), PREPARE_INPUTS)
     cache = kwargs.get("past_key_values")
-    if isinstance(cache, KVCache) and cache.transcript.due:
+    if isinstance(cache, KVCache) and cache.transcript.check_pending:
         _check_text(cache, args[0] if args else kwargs.get("input_ids"), kwargs.get("attention_mask"))
     inputs = theirs(model, *args, **kwargs)
     cache, kept = kwargs.get("past_key_values"), inputs.get("past_key_values")
@@ -156,6 +157,6 @@ def prepare_inputs(model: Any, *args: Any, **kwargs: Any) -> Any:
         if kept is not None:
             raise Unsupported(f"{type(model).__name__} replaces its cache by a {type(kept).__name__}")
         cache.reset()
-        inputs = theirs(model, *args, **kwargs | {"next_sequence_length": None})  # whole: 5.17 gives the last token
+        inputs = theirs(model, *args, **kwargs | {"next_sequence_length": None})  # all tokens: 5.17 gives only the last
         inputs["past_key_values"] = cache
     return inputs

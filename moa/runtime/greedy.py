@@ -1,4 +1,4 @@
-"""Decide which of a checkpoint's generation settings `moa generate` applies, and which it does not."""
+"""Decide which of a checkpoint's generation settings `moa generate` applies."""
 
 from typing import Any
 
@@ -28,20 +28,20 @@ _HONOURED = (
     "suppress_tokens",
     "watermarking_config",
 )
-"""Settings that say which token is next, or when the text ends; they mean the same to a greedy search."""
+"""Settings that decide the next token or the end of the text, and mean the same for greedy search."""
 
 
 _ABOUT = ("_from_model_config", "_original_object_hash", "transformers_version")
-"""Notes about the settings themselves."""
+"""Entries that describe the settings themselves."""
 
 
 def settings(model: Any, prompt: int, max_new_tokens: int) -> tuple[Any, str]:
-    """Return settings for `generate` that replace the checkpoint's, and a line about those that do not apply.
+    """Return the settings for `generate`, and a line that lists the checkpoint's settings that do not apply.
 
     Args:
         model: A transformers model; its generation_config holds the checkpoint's settings.
-        prompt: Tokens of the prompt.
-        max_new_tokens: Most tokens to generate.
+        prompt: Number of tokens in the prompt.
+        max_new_tokens: Largest number of tokens to generate.
 
     Returns:
         The GenerationConfig, and the line, which is empty where everything applies.

@@ -1,4 +1,4 @@
-"""Hold the rules of one layer, as arrays for the host and as tables for the back-ends."""
+"""Hold the rules of one layer: as arrays for the host, and as tables on the device for the back-ends."""
 
 import numpy as np
 import torch
@@ -13,19 +13,19 @@ class Rules:
     """The rules of a layer, one per KV head.
 
     Attributes:
-        reach: The reach of the rules, [kv_heads].
+        reach: The spans of the rules as functions of length, [kv_heads].
         model: The model that the plan is for.
-        moves: Whether the host moves keys into the head's sink as the text grows, bool [kv_heads].
-        moving: The patterns of heads whose keys move; empty where there are none.
+        moves_keys: Whether the host moves keys into the head's sink as the text grows, bool [kv_heads].
+        moving_patterns: Names of the patterns of those heads; empty where there are none.
     """
 
     def __init__(self, plan: Plan, layer: int) -> None:
-        self.reach, self.model, self.moves = plan.reach(layer), plan.model, plan.moves_keys(layer)
-        self.moving = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
+        self.reach, self.model, self.moves_keys = plan.reach(layer), plan.model, plan.moves_keys(layer)
+        self.moving_patterns = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
         self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def visibility(self, length: int, device: torch.device) -> Visibility:
-        """Return what rows see, for all positions below `length` or more."""
+        """Return tables of what each query sees, for all positions below `length` and perhaps beyond."""
         blocks = -(-length // BLOCK)
         tables = self._tables.get(device)
         if tables is None or tables[0].shape[1] < blocks:
@@ -36,18 +36,18 @@ class Rules:
         return Visibility(*tables, self.first)
 
     def first(self, lengths: Ints) -> Ints:
-        """Return the first block after the sink seen from position `lengths` [sequences]: [sequences, kv_heads]."""
+        """Return the first block after the sink that queries at positions `lengths` see, [sequences, kv_heads]."""
         return self.reach.first(np.asarray(lengths) // BLOCK).T
 
     def live_slots(self, lengths: Ints) -> int:
-        """Return the slots that hold keys the rules still need, in whole blocks, summed over sequences and groups."""
+        """Return how many slots hold keys that the rules still need, in whole blocks, over all sequences and groups."""
         return BLOCK * int(self.reach.live_blocks(lengths).sum())
 
     def reserve(self, lengths: Ints) -> Ints:
-        """Return the lengths [sequences] to allocate when slabs must grow to `lengths`: whole blocks, with a reserve.
+        """Return the lengths [sequences] to allocate for when slabs must grow to `lengths`: whole blocks and a reserve.
 
-        Every sequence gets the same number of further blocks, as many as fit in 9/8 of what all need now, so that none
-        runs out before the others: copies on growth stay a small share of the work, and memory near what the plan says.
+        Every sequence gets the same number of further blocks, as many as fit into 9/8 of the memory needed now, so that
+        no sequence runs out before the others. Slabs are then copied rarely, and memory stays near the plan's figure.
         """
         least = -(-np.asarray(lengths, np.int64) // BLOCK) * BLOCK
         more = np.arange(int(least.max()) // 8 // BLOCK + 1) * BLOCK
@@ -56,5 +56,5 @@ class Rules:
         return rooms[slots * 8 <= slots[0] * 9][-1]  # type: ignore[no-any-return]
 
     def capacities(self, lengths: Ints) -> Ints:
-        """Return the slots of each slab for texts of `lengths` [sequences]: [sequences, kv_heads], multiples of 64."""
+        """Return how many slots each slab needs for `lengths` [sequences], multiples of 64, [sequences, kv_heads]."""
         return BLOCK * self.reach.cache_blocks(lengths).T

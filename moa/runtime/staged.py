@@ -1,4 +1,4 @@
-"""The handle that a `KVCache` returns in place of keys and values; `moa.runtime.layer` says what for."""
+"""Provide the handle that a `KVCache` returns in place of keys and values; `moa.runtime.layer` explains why."""
 
 import inspect
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ ATTRIBUTE = "_moa"
 
 
 class Staged:
-    """New keys and values of one layer, on their way from the cache to the attention function.
+    """The new keys and values of one layer, on their way from the cache to the attention function.
 
     Attributes:
-        peers: All layers with rules of the cache. Layers do not know each other, so that a cache no longer used is
-            freed at once and not when Python next looks for cycles.
+        peers: All layers of the cache that have rules. The handle carries them, since layers that referred to each
+            other would form a cycle, and an unused cache would be freed only at Python's next garbage collection.
     """
 
     peers: "Sequence[PlanLayer]" = ()
@@ -32,17 +32,17 @@ class Staged:
 
     @property
     def columns(self) -> int:
-        """Columns that the layer will hold, past and new."""
+        """The number of columns that the layer will hold, past and new."""
         return self._layer.columns + int(self.k.shape[2])
 
     def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
-        """Attention of `query` [batch, query_heads, width, D] to the past and the staged keys, which are then stored.
+        """Return attention to the past and the staged keys, and store the staged keys.
 
         Args:
-            query: Of the staged tokens.
-            mask: bool [batch, past + new columns], false where padded; None when no new token is.
+            query: Queries of the staged tokens [batch, query_heads, width, D].
+            mask: bool [batch, past + new columns], false where padded; None when no new token is padding.
             scale: Factor on q·k.
-            backend: Of `moa.kernels.backend`.
+            backend: The back-end that computes (`moa.kernels.backend`).
 
         Returns:
             [batch, width, query_heads, D], 0 where padded.
@@ -61,7 +61,7 @@ class Staged:
 
 
 def _refuse() -> NoReturn:
-    """Say who reads a handle: a module under a plan that works on cached keys by itself, or one without a plan."""
+    """Refuse to be read as a tensor: name the module under a plan that tried it, or say that the model has no plan."""
     frame = inspect.currentframe()
     while frame is not None:
         for reader in (frame.f_locals.get("self"), frame.f_locals.get("module")):

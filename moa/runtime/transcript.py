@@ -1,4 +1,4 @@
-"""Record which tokens the columns of a cache hold, so that a prompt can be compared with what is cached of it."""
+"""Record the token ids of a cache's columns, so that a prompt can be compared with what is cached."""
 
 from collections.abc import Callable
 
@@ -6,41 +6,41 @@ import torch
 from torch import Tensor
 
 UNKNOWN = -1
-"""A column given as an embedding."""
+"""Stands for the token id of a column that was given as an embedding."""
 
-MOST = 256
-"""Parts before they are joined."""
+MAX_PARTS = 256
+"""Number of tensors that are kept before they are joined into one."""
 
 
 class Transcript:
-    """The token ids of a cache's columns, in the order of the forward calls that brought them.
+    """The token ids of a cache's columns, in the order in which forward calls added them.
 
-    It does not see calls in compiled graphs: then it has fewer columns than the cache, and reports no difference.
+    Calls in compiled graphs are not recorded: then it has fewer columns than the cache, and reports no difference.
 
     Attributes:
-        due: Whether the next prompt is to be compared.
+        check_pending: Whether the next prompt must be compared with the cache.
     """
 
     def __init__(self) -> None:
-        self.due = False
+        self.check_pending = False
         self._parts: list[Tensor] = []
 
-    def note(self, ids: Tensor | None, embeddings: Tensor | None, held: int | None) -> None:
-        """Add what a forward call brings.
+    def append(self, ids: Tensor | None, embeddings: Tensor | None, cached: int | None) -> None:
+        """Append the columns of a forward call.
 
         Args:
             ids: int64 [sequences, new], or None.
-            embeddings: [sequences, new, d], where ids are None.
-            held: Columns that the cache holds before the call, None where asking would wait for the device. Columns of
-                the transcript beyond them were never stored.
+            embeddings: [sequences, new, d], used where ids are None.
+            cached: Number of columns in the cache before the call; None where reading it would wait for the device. The
+                transcript drops further columns of its own, which the cache never stored.
         """
-        if held is not None and self.width > held:
-            self.take_back(self.width - held)
+        if cached is not None and self.width > cached:
+            self.crop(self.width - cached)
         if ids is None and embeddings is not None:
             ids = torch.full(embeddings.shape[:2], UNKNOWN, dtype=torch.int64, device=embeddings.device)
         if ids is not None:
             self._parts.append(ids.detach().clone())
-        if len(self._parts) > MOST:
+        if len(self._parts) > MAX_PARTS:
             self._parts = [torch.cat(self._parts, 1)]
 
     @property
@@ -48,24 +48,24 @@ class Transcript:
         """The number of columns."""
         return sum(part.shape[1] for part in self._parts)
 
-    def differs(self, ids: Tensor, mask: Tensor | None, held: int) -> bool:
-        """Return whether a text is known to begin differently from the `held` cached columns; waits for the device.
+    def differs(self, ids: Tensor, mask: Tensor | None, cached: int) -> bool:
+        """Return whether a text is known to differ from the cached columns where it begins; this waits for the device.
 
         Args:
-            ids: The text [sequences, columns].
+            ids: Token ids of the text [sequences, columns].
             mask: bool or integers [sequences, columns], 0 where padded; None where nothing is padded.
-            held: Columns that the cache holds.
+            cached: Number of columns in the cache.
         """
-        if self.width != held or not held or ids.shape[1] < held or len(ids) != len(self._parts[0]):
+        if self.width != cached or not cached or ids.shape[1] < cached or len(ids) != len(self._parts[0]):
             return False
         known = torch.cat([part.to(ids.device) for part in self._parts], 1)
-        other = (known != ids[:, :held]) & (known != UNKNOWN)
+        other = (known != ids[:, :cached]) & (known != UNKNOWN)
         if mask is not None:
-            other &= mask[:, :held].to(ids.device).bool()
+            other &= mask[:, :cached].to(ids.device).bool()
         return bool(other.any())
 
-    def take_back(self, columns: int) -> None:
-        """Forget the last `columns` columns."""
+    def crop(self, columns: int) -> None:
+        """Remove the last `columns` columns."""
         while columns > 0 and self._parts:
             last = self._parts.pop()
             if last.shape[1] > columns:
@@ -78,5 +78,5 @@ class Transcript:
             self._parts = [choose(torch.cat(self._parts, 1))]
 
     def reset(self) -> None:
-        """Forget all columns."""
+        """Remove all columns."""
         self._parts.clear()

@@ -1,4 +1,4 @@
-"""Define the ways to run a model, and what their caches hold."""
+"""Define the ways to run a model, dense or under a plan, with the caches that they use."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Variant:
     Attributes:
         plan: The plan, or None for the model as it comes.
         fixed: Whether its cache is allocated once (`KVCache` with max_length, `StaticCache`) or grows.
-        backend: Back-end of the plan; by default the device's own.
+        backend: Name of the back-end; by default the one for the device.
     """
 
     plan: Plan | None = None
@@ -29,7 +29,7 @@ class Variant:
 
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
-        """Let `model` run this way, in place, within the block."""
+        """Return a context in which `model` runs this way, in place."""
         if self.plan is None:
             yield
         else:
@@ -43,7 +43,7 @@ class Variant:
         return StaticCache(config=model.config, max_cache_len=room) if self.fixed else DynamicCache(config=model.config)
 
 
-def held_bytes(cache: Cache) -> int:
+def allocated_bytes(cache: Cache) -> int:
     """Return the bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
     if isinstance(cache, KVCache):
         return cache.nbytes

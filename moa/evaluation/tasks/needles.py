@@ -13,8 +13,8 @@ from moa.evaluation.interval import paired, wilson
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.plans.errors import Unsupported
-from moa.runtime.step import longrope_limit
-from moa.runtime.variant import held_bytes
+from moa.runtime.continuation import longrope_limit
+from moa.runtime.variant import allocated_bytes
 
 ANSWER_TOKENS = 8
 """Tokens generated per question at most; the answer counts when it stands at their start."""
@@ -75,10 +75,10 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
     with row.variant.on(model):
         cache = row.variant.cache(model, len(hay.ids))
         model(torch.tensor([hay.ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
-        held = held_bytes(cache)
+        allocated = allocated_bytes(cache)
         answers = [_continue(model, tokenizer, deepcopy(cache), q.ids, q.answer) for q in hay.questions]
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
-    return {"right": right, "answers": answers, "cache_bytes": held}
+    return {"right": right, "answers": answers, "cache_bytes": allocated}
 
 
 def answered(text: str, answer: str) -> bool:

@@ -10,8 +10,8 @@ import moa
 from moa import KVCache, Plan, Unsupported
 from moa.kernels.torch.decode import _width
 from moa.plans.plan import Rule
+from moa.runtime.batch import BatchState
 from moa.runtime.rules import Rules
-from moa.runtime.text import Text
 
 
 def step(model, cache, ids):
@@ -73,7 +73,7 @@ def test_on_a_device_that_must_not_wait_a_wrong_mask_is_refused_too(model, plan,
     ids, cache = tokens(2, 101), KVCache(plan, max_length)
     with moa.apply(model, plan), torch.no_grad():
         step(model, cache, ids[:, :100])
-        monkeypatch.setattr(Text, "may_wait", lambda self, new: False)
+        monkeypatch.setattr(BatchState, "may_sync", lambda self, new: False)
         mask = torch.ones_like(ids)
         mask[:, :30] = 0
         with pytest.raises(RuntimeError, match="other past tokens"):

@@ -8,7 +8,7 @@ import torch
 import moa
 from moa import KVCache, Unsupported
 from moa.plans.plan import Plan, Rule
-from moa.runtime.transcript import MOST, Transcript
+from moa.runtime.transcript import MAX_PARTS, Transcript
 
 NEW = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
 
@@ -84,11 +84,11 @@ def test_a_refused_call_leaves_the_record_right(tiny, tokens, plan):
 def test_many_steps_are_joined_and_taken_back():
     record, ids = Transcript(), torch.arange(1000)[None]
     for at in range(600):
-        record.note(ids[:, at : at + 1], None, at)
+        record.append(ids[:, at : at + 1], None, at)
     assert record.width == 600
-    assert len(record._parts) <= MOST
-    record.take_back(450)
+    assert len(record._parts) <= MAX_PARTS
+    record.crop(450)
     assert not record.differs(ids, None, 150)
-    record.note(ids[:, 7:9], None, None)
+    record.append(ids[:, 7:9], None, None)
     assert record.differs(ids, None, 152)
     assert not record.differs(ids, None, 151)  # steps that it has not seen: nothing is known

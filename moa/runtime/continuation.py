@@ -1,0 +1,99 @@
+"""Check that a forward call continues the text that its cache holds.
+
+A call that does not continue it still gives a result, but a wrong one: part of the text is fed twice, tokens get the
+positions of other tokens, or keys of two rotary embeddings lie side by side. The caller could not tell.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from moa.plans.errors import Unsupported
+from moa.runtime.cache import KVCache
+
+CONTINUE = "pass the whole text, that is what is cached and at least one new token, or reset the cache"
+
+
+def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any]) -> None:
+    """Refuse a call whose columns, positions or rotary embedding do not follow those of the cache.
+
+    On a GPU the positions of a decode step are not checked, since reading them would wait for the device; `generate`
+    checks lengths before its first step.
+
+    Args:
+        decoder: The model that is called.
+        cache: A `KVCache` or `DynamicCache`.
+        call: The arguments of the call, by name.
+
+    Raises:
+        Unsupported: The columns, positions or rotary embedding do not follow.
+    """
+    if isinstance(cache, KVCache) and call.get("use_cache") is False:
+        raise Unsupported("use_cache=False beside a moa.KVCache, which would be written all the same: leave out one")
+    given = call.get("input_ids")
+    tokens = call.get("inputs_embeds") if given is None else given
+    if tokens is None or torch.compiler.is_compiling():
+        return
+    new, may_sync = tokens.shape[1], tokens.device.type == "cpu" or tokens.shape[1] > 1
+    cached = int(cache.get_seq_length()) if may_sync or not isinstance(cache, KVCache) else cache.columns
+    positions = call.get("position_ids")
+    if positions is not None and (positions.ndim != 2 or positions.shape[1] != new):
+        positions = None  # they have several axes (images), or a shape that the model refuses
+    if may_sync and positions is not None:
+        _check_positions(cache, positions, call.get("attention_mask"), cached)
+    limit = longrope_limit(decoder.config)
+    if isinstance(cache, KVCache):
+        if limit is not None:
+            _check_rotary(cache, limit, cached, new, positions, may_sync)
+        cache.transcript.append(given, tokens, cached if may_sync else None)
+
+
+def _check_positions(cache: Any, positions: Tensor, mask: Any, cached: int) -> None:
+    """Refuse a position below the number of tokens before it, or above the number of columns before it."""
+    new = positions.shape[1]
+    columns = torch.arange(cached, cached + new, device=positions.device)
+    if (positions == columns).all():
+        return  # nothing padded, the usual case
+    if isinstance(mask, Mapping):  # models for images and text make one mask for each kind of layer themselves
+        mask = mask.get("full_attention")
+    if isinstance(mask, Tensor):
+        if mask.ndim != 2 or mask.shape[1] < cached + new:
+            return  # refused where masks are made
+        past, real = mask[:, :cached].sum(1), mask[:, cached : cached + new].bool()
+    else:
+        lengths = cache.lengths if isinstance(cache, KVCache) else None
+        past, real = positions.new_tensor([cached]) if lengths is None else lengths, torch.ones_like(positions).bool()
+    if len({len(past), len(real), len(positions)} - {1}) > 1:
+        return  # batches differ, which the cache refuses
+    wrong = real & ((positions < past[:, None] + real.cumsum(1) - 1) | (positions > columns))
+    if wrong.any():
+        row, column = wrong.nonzero()[0].tolist()
+        found = int(positions.expand(len(wrong), -1)[row, column])
+        raise Unsupported(
+            f"the cache holds {cached} tokens, and the one in column {cached + column} is given position {found}: "
+            f"{CONTINUE}"
+        )
+
+
+def longrope_limit(config: Any) -> int | None:
+    """Return the number of tokens beyond which a model rotates all keys differently; None if it never does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = [rope] if "rope_type" in rope else [kind for kind in rope.values() if isinstance(kind, dict)]
+    limits = [kind["original_max_position_embeddings"] for kind in kinds if kind.get("rope_type") == "longrope"]
+    return int(limits[0]) if limits else None
+
+
+def _check_rotary(cache: KVCache, limit: int, cached: int, new: int, positions: Tensor | None, may_sync: bool) -> None:
+    """Refuse a call that crosses the limit beyond which the model rotates all keys differently."""
+    beyond = cached + new > limit
+    if beyond and positions is not None and (may_sync or not cache.beyond_limit):
+        beyond = int(positions.max()) >= limit  # padding has columns, but no positions
+    if not cached or cache.beyond_limit is None:  # None: a benchmark filled the cache without a call
+        cache.beyond_limit = beyond
+    elif beyond != cache.beyond_limit:
+        raise Unsupported(
+            f"the model rotates keys of texts over {limit} tokens in another way: {cached} cached and {new} new tokens "
+            "cross that limit; reset the cache and pass the whole text in one call"
+        )
