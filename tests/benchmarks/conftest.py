@@ -1,7 +1,10 @@
-"""Lends the benchmarks' tests the tiny models of tests/moa and the synthetic profiles of tests/search."""
+"""Lets the tests import the benchmarks, and lends them what tests/moa and tests/search make."""
 
+import sys
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 
 def lent(folder, fixture):
@@ -13,4 +16,5 @@ def lent(folder, fixture):
 
 
 fresh = lent("moa", "fresh")
+save_tiny = lent("moa", "save_tiny")
 make_profile = lent("search", "make_profile")

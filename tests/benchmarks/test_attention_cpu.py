@@ -3,11 +3,9 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 
 
 def test_variants_and_provenance(tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     script, out = import_module("attention_cpu"), tmp_path / "found.json"
     options = ["--length", "1024", "--batch", "2", "--layers", "2", "--repeats", "2", "--json", str(out)]
     monkeypatch.setattr(sys, "argv", ["attention_cpu.py", *options])

@@ -4,11 +4,9 @@ import json
 import sys
 from dataclasses import replace
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from moa.evaluation.tasks import needles
 from moa.plans.model import ModelInfo
@@ -40,16 +38,13 @@ def make_profile(info, seed, estimators):
 @pytest.fixture
 def baselines(monkeypatch):
     """The script."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return import_module("baselines")
 
 
 @pytest.fixture
-def run(baselines, fresh, tokenizer, tmp_path, monkeypatch):
+def run(baselines, save_tiny, tmp_path, monkeypatch):
     """Runs the script with further arguments: exit code."""
-    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    model = save_tiny(tmp_path)
     profile = make_profile(ModelInfo.of(model), 1, {"facts": "effect"})
     profile.save(tmp_path / "unscored.safetensors")
     replace(profile, retrieval=SCORES, retrieval_tokens=10).save(tmp_path / "p.safetensors")

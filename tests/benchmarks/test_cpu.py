@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,14 +12,11 @@ from moa.plans.plan import Plan, Rule
 
 
 @pytest.fixture
-def benchmark(fresh, tokenizer, tmp_path, monkeypatch):
+def benchmark(save_tiny, tmp_path, monkeypatch):
     """The script and a call of it; peak memory is measured in this process, which is faster."""
-    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
-    model.save_pretrained(tmp_path)
-    tokenizer.save_pretrained(tmp_path)
+    model = save_tiny(tmp_path)
     Plan.from_rules(model, {}, defaults=Rule(alpha=256, beta=0.0)).save(tmp_path / "half.yaml")
     Plan.from_rules(model, {}, defaults=KeyDiffWindow(alpha=128, beta=0.0)).save(tmp_path / "quarter.yaml")
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     cpu = import_module("cpu")
     monkeypatch.setattr(cpu, "ROUNDS", {"prefill": 2, "decode": 2})
     monkeypatch.setattr(cpu.Bench, "memory", lambda bench, variant, **_: bench.peaks(variant))

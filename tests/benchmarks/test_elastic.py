@@ -1,12 +1,7 @@
 """What benchmarks/elastic.py asks of plans, of rows that it did not measure."""
 
-import sys
-from pathlib import Path
-
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import elastic
+import pytest
 
 
 def row(name, length, found, times=1.0, questions=40):

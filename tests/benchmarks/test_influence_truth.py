@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +15,6 @@ from moa.plans.patterns import PATTERNS
 @pytest.fixture
 def script(model_folder, tmp_path, monkeypatch):
     """The script, told to take two samples of 576 tokens."""
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     options = ["--samples", "2", "--length", "576", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["influence_truth.py", str(model_folder), *options])
     return import_module("influence_truth")

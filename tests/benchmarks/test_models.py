@@ -1,7 +1,6 @@
 """`benchmarks/models.py` on 20 families: a new release of transformers shows at once what changed."""
 
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,6 @@ REFUSED = {"gemma2": "soft-caps", "gpt_oss": "sinks", "deepseek_v3": "latent", "
 
 @pytest.fixture
 def module(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return import_module("models")
 
 

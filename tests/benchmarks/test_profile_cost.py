@@ -3,13 +3,11 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import pytest
 
 
 def test_rows_and_going_on(model_folder, tmp_path, monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     script = import_module("profile_cost")
     monkeypatch.setattr(script, "return_freed", lambda _size: None)  # of this whole process
     options = ["--lengths", "192", "320", "--repeats", "2", "--results", str(tmp_path)]

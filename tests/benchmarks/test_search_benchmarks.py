@@ -1,25 +1,14 @@
 """The benchmarks of the search, without a model: what they write, and that they go on where they were stopped."""
 
-import importlib.util
 import json
 import sys
-from pathlib import Path
+from importlib import import_module
 
 import pytest
 
 from moa.search.cost import Costs
 
 PLACE = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32"}
-
-
-def script(name):
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    sys.path.insert(0, str(path.parent))
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    sys.path.remove(str(path.parent))
-    return module
 
 
 TERMS = {
@@ -35,7 +24,7 @@ TERMS = {
 def searched(make_profile):
     """A profile, and the plans that the cost model is tested on; searching for them takes a while."""
     profile = make_profile(lengths=(2048, 8192), keydiff=(64,))
-    return profile, script("cost_model").plans(profile)
+    return profile, import_module("cost_model").plans(profile)
 
 
 @pytest.fixture
@@ -44,7 +33,7 @@ def cost_model(searched, monkeypatch, tmp_path):
 
     The callable is told which of the plan's runs it is; the plans of the fit take what TERMS say.
     """
-    module = script("cost_model")
+    module = import_module("cost_model")
     profile, plans = searched
     profile.save(tmp_path / "p.safetensors")
     costs = Costs(model=profile.model, environment=PLACE, terms=TERMS, error={}, measured=())
@@ -137,5 +126,5 @@ def test_a_cell_that_never_settles_is_listed_as_unresolved(cost_model):
 
 
 def test_only_plans_that_are_predicted_apart_are_ranked():
-    module = script("cost_model")
+    module = import_module("cost_model")
     assert module.apart([1.0, 1.02, 1.031, 1.2, 1.21, 0.5]) == [5, 0, 2, 3]

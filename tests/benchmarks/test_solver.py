@@ -3,14 +3,12 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 
 
 def test_solver_sizes_are_searched_as_by_default_and_limits_are_claims(make_profile, monkeypatch, tmp_path, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = import_module("solver")
     path = tmp_path / "p.safetensors"
     profile = make_profile(lengths=(1024, 4096), keydiff=(64,))

@@ -3,7 +3,6 @@
 import json
 import sys
 from importlib import import_module
-from pathlib import Path
 
 import optuna
 import pytest
@@ -14,7 +13,6 @@ from moa.evaluation.comparison import Part
 
 
 def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = import_module("study")
     monkeypatch.setattr(module, "CHECKED", (Part(576, {"single": 1, "text": 1}),))
     monkeypatch.setattr(module, "DENSITIES", ("0.6", "0.5"))
@@ -56,7 +54,6 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
 
 
 def test_a_replayed_pruner_stops_what_it_would_have_stopped(monkeypatch):
-    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     module = import_module("study")
     study = optuna.create_study()
     scores = [1.0, 1.1, 0.9, 1.2, 3.0, 0.5]  # at every sample alike: the fifth is worse than all before it

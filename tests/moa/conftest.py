@@ -164,6 +164,19 @@ def fresh() -> Callable:
 
 
 @pytest.fixture(scope="session")
+def save_tiny(tokenizer) -> Callable:
+    """Saves a tiny float32 model and its tokenizer: (folder, **config changes) to the model."""
+
+    def save(folder, **changes):
+        model = make_model(dtype=torch.float32, vocab_size=len(tokenizer), **changes)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return model
+
+    return save
+
+
+@pytest.fixture(scope="session")
 def random_plan() -> Callable:
     return make_plan
 
@@ -174,8 +187,8 @@ def keydiff_plan() -> Callable:
 
 
 @pytest.fixture
-def model(tiny):
-    return tiny()
+def model(fresh):
+    return fresh()  # a test may leave it changed
 
 
 @pytest.fixture

@@ -14,11 +14,9 @@ from moa.plans.plan import Plan, Predicted, Rule
 
 
 @pytest.fixture(scope="module")
-def folder(fresh, tokenizer, tmp_path_factory):
+def folder(save_tiny, fresh, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32, max_position_embeddings=32768)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model = save_tiny(path, max_position_embeddings=32768)
     Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "plan.yaml")
     Plan.dense(model).save(path / "dense.yaml")
     Plan.from_rules(model, {}, defaults=Rule(alpha=-512, beta=1.0)).save(path / "ends.yaml")

@@ -2,18 +2,15 @@ import json
 from functools import partial
 
 import pytest
-import torch
 
 from moa.plans.plan import Plan, Rule
 
 
 @pytest.fixture(scope="module")
-def folder(fresh, tokenizer, tmp_path_factory):
+def folder(save_tiny, fresh, tmp_path_factory):
     """A tiny model, its tokenizer, a plan, and a plan for another model."""
     path = tmp_path_factory.mktemp("model")
-    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model = save_tiny(path)
     Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "narrow.yaml")
     (path / "again").mkdir()
     Plan.from_rules(model, {}, defaults=Rule(alpha=256, beta=0.0)).save(path / "again" / "narrow.yaml")

@@ -17,12 +17,10 @@ from moa.search.cost import Costs, Work
 
 
 @pytest.fixture(scope="module")
-def folder(fresh, tokenizer, tmp_path_factory):
+def folder(save_tiny, tmp_path_factory):
     """A tiny model with its tokenizer, a profile of it and one of another model."""
     path = tmp_path_factory.mktemp("model")
-    model = fresh(vocab_size=len(tokenizer), dtype=torch.float32)
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    model = save_tiny(path)
     info = ModelInfo.of(model)
     rng = np.random.default_rng(0)
     table = np.tril(rng.exponential(1.0, (1, 2, 2, 8, 8))).astype(np.float32)

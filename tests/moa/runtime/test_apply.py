@@ -2,26 +2,11 @@ import copy
 
 import pytest
 import torch
+from feeding import feed, padded, positions_of
 from transformers import AttentionInterface, DynamicCache
 
 import moa
 from moa import KVCache, Unsupported
-
-
-@pytest.fixture
-def model(fresh):
-    return fresh()
-
-
-@pytest.fixture
-def plan(model, random_plan):
-    return random_plan(model, 1)
-
-
-def padded(ids, spans):
-    """Mask [batch, n] whose row i is real in columns spans[i]."""
-    columns = torch.arange(ids.shape[1])
-    return torch.stack([(columns >= a) & (columns < b) for a, b in spans]).long()
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
@@ -30,7 +15,7 @@ def test_padding_on_both_sides_in_forward(model, plan, tokens, oracle, backend, 
     ids = tokens(4, 260)
     spans = [(37, 260), (0, 201), (64, 130), (0, 260)]
     mask = padded(ids, spans)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = positions_of(mask)
     cache = KVCache(plan) if cached else None
     with moa.apply(model, plan, backend), torch.no_grad():
         found = model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=cached).logits
@@ -69,21 +54,9 @@ def test_left_padding_in_generate(model, plan, tokens, backend):
 def test_dynamic_cache_of_the_user_stays_right(model, plan, tokens, oracle, backend):
     ids = tokens(2, 250)
     mask = padded(ids, [(20, 250), (0, 250)])
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, parts, done = DynamicCache(config=model.config), [], 0
+    cache = DynamicCache(config=model.config)
     with moa.apply(model, plan, backend), torch.no_grad():
-        for new in (100, 1, 80, 1, 1, 67):
-            done += new
-            here = slice(done - new, done)
-            parts.append(
-                model(
-                    ids[:, here],
-                    attention_mask=mask[:, :done],
-                    position_ids=positions[:, here],
-                    past_key_values=cache,
-                ).logits
-            )
-    found = torch.cat(parts, 1)
+        found = feed(model, cache, ids, (100, 1, 80, 1, 1, 67), mask)
     torch.testing.assert_close(found[0, 20:], oracle(model, plan, ids[0, 20:]), rtol=0, atol=1e-10)
     torch.testing.assert_close(found[1], oracle(model, plan, ids[1]), rtol=0, atol=1e-10)
 

@@ -14,16 +14,6 @@ OURS = ("_prepare_cache_for_generation", "init_continuous_batching", "prepare_in
 
 
 @pytest.fixture
-def model(fresh):
-    return fresh()
-
-
-@pytest.fixture
-def plan(model, random_plan):
-    return random_plan(model, 1)
-
-
-@pytest.fixture
 def applied(model, plan):
     with moa.apply(model, plan) as applied:
         yield applied

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from feeding import positions_of
 from torch._dynamo.utils import counters
 
 import moa
@@ -14,7 +15,7 @@ def test_decode_step_compiles_whole_and_once(fresh, random_plan, tokens, family,
     model = fresh(family, dtype=torch.float32)
     plan, ids, mask = random_plan(model, 1), tokens(2, 230), torch.ones(2, 230, dtype=torch.int64)
     mask[1, :80] = 0
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    positions = positions_of(mask)
     torch._dynamo.reset()
     counters.clear()
     with moa.apply(model, plan), torch.no_grad():

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from feeding import feed, run
 
 import moa
 from moa import KVCache, Plan, Unsupported
@@ -153,12 +154,7 @@ def test_taken_back_after_a_padded_single_column_all_is_right_or_refused(model, 
         with moa.apply(model, plan), torch.no_grad():
             mask = torch.ones_like(ids)
             mask[0, :200] = mask[1, length] = 0  # the first text is short: it loses nothing
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
-            for here in (slice(0, length), slice(length, None)):
-                model(
-                    ids[:, here], attention_mask=mask[:, : here.stop], position_ids=positions[:, here],
-                    past_key_values=cache,
-                )  # fmt: skip
+            feed(model, cache, ids, [length, 1], mask)
             try:
                 cache.crop(-back)
             except Unsupported:
@@ -166,10 +162,7 @@ def test_taken_back_after_a_padded_single_column_all_is_right_or_refused(model, 
             legal.append(back)
             left = length + 1 - back
             if back > 1:
-                found = model(
-                    ids[:, left:length], attention_mask=mask[:, :length], position_ids=positions[:, left:length],
-                    past_key_values=cache,
-                ).logits  # fmt: skip
+                found = run(model, cache, ids[:, :length], mask[:, :length])
                 expected = oracle(model, plan, ids[1, :length])[left:]
                 torch.testing.assert_close(found[1], expected, rtol=0, atol=1e-10)
     assert legal == ([1, 2, 64, 65, 66, 128] if length == 255 else [1, 2, 64, 65])
@@ -183,15 +176,10 @@ def test_columns_taken_back_may_be_padded_otherwise_again(model, plan, tokens, o
     other = torch.ones_like(mask)
     other[1, 95:105] = 0
     cache = KVCache(plan, max_length)
-
-    def call(mask, begin, end):
-        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, begin:end]
-        return model(ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions, past_key_values=cache)
-
     with moa.apply(model, plan), torch.no_grad():
-        call(mask, 0, 120)
+        feed(model, cache, ids, [120], mask)
         cache.crop(-30)
-        call(other, 90, 130)
+        feed(model, cache, ids, [40], other)
         assert cache.lengths.tolist() == [130, 120]
         cache.crop(-40)
         assert cache.lengths.tolist() == [90, 90]
@@ -205,13 +193,8 @@ def test_a_padded_column_where_a_slab_is_full(model, tokens, backend):
     """Its key is written too, one slot past the text: with no room there it would lie on a key that is wanted."""
     plan, ids, mask = Plan.dense(model), tokens(2, 131), torch.ones(2, 131, dtype=torch.int64)
     mask[0, 128] = 0
-    cache, positions = KVCache(plan), (mask.cumsum(1) - 1).clamp(min=0)
     with moa.apply(model, plan, backend), torch.no_grad():
-        for begin, end in ((0, 128), (128, 129), (129, 130), (130, 131)):
-            found = model(
-                ids[:, begin:end], attention_mask=mask[:, :end], position_ids=positions[:, begin:end],
-                past_key_values=cache,
-            ).logits[:, -1]  # fmt: skip
+        found = feed(model, KVCache(plan), ids, [128, 1, 1, 1], mask)[:, -1]
     with torch.no_grad():
         expected = torch.cat([model(row[kept.bool()][None]).logits[:, -1] for row, kept in zip(ids, mask, strict=True)])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -220,7 +203,7 @@ def test_a_padded_column_where_a_slab_is_full(model, tokens, backend):
 def padded_left(cache, model, ids, lengths):
     """Feed texts of `lengths` tokens, aligned at their ends."""
     mask = (torch.arange(ids.shape[1]) >= ids.shape[1] - torch.tensor(lengths)[:, None]).long()
-    model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0), past_key_values=cache)
+    run(model, cache, ids, mask)
     return mask
 
 

@@ -2,19 +2,13 @@
 
 import pytest
 import torch
+from feeding import positions_of
 from transformers import DynamicCache
 
-import moa
 from moa import KVCache, Unsupported
 
 KINDS = ["growing", "fixed", "stock"]
 GREEDY = {"max_new_tokens": 6, "do_sample": False}
-
-
-@pytest.fixture
-def applied(model, plan):
-    with moa.apply(model, plan):
-        yield model
 
 
 @pytest.fixture
@@ -24,7 +18,7 @@ def holding(applied, plan):
     def make(kind, ids, mask=None):
         fixed = KVCache(plan, max_length=300)
         cache = {"growing": KVCache(plan), "fixed": fixed, "stock": DynamicCache(config=applied.config)}[kind]
-        positions = None if mask is None else (mask.cumsum(1) - 1).clamp(min=0)  # as `generate` counts
+        positions = None if mask is None else positions_of(mask)  # as `generate` counts
         with torch.no_grad():
             applied(ids, attention_mask=mask, position_ids=positions, past_key_values=cache)
         return cache

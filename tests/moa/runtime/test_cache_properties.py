@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from feeding import positions_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -47,7 +48,7 @@ class Life:
         }[padding]
         self.real = torch.cat([self.real, torch.from_numpy(fresh)], 1)
         self.ids = torch.cat([self.ids, torch.from_numpy(self.rng.integers(1, 61, (batch, new)))], 1)
-        positions = (self.real.long().cumsum(1) - 1).clamp(min=0)
+        positions = positions_of(self.real.long())
         mask = None if self.real.all() else self.real.long()
         with torch.no_grad():
             found = self.model(

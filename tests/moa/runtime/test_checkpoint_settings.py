@@ -173,12 +173,6 @@ def test_outputs_that_config_json_asks_for_besides(folder, generated, alone, moa
 
 
 @pytest.fixture
-def applied(model, plan):
-    with moa.apply(model, plan):
-        yield model
-
-
-@pytest.fixture
 def said(applied, monkeypatch):
     """Sets what the checkpoint's files say."""
     return partial(monkeypatch.setattr, applied.generation_config)

@@ -4,6 +4,7 @@ import peft
 import pytest
 import torch
 import transformers
+from feeding import run
 
 import moa
 from moa import KVCache, Plan, Unsupported
@@ -104,8 +105,7 @@ def test_a_row_that_ended_early_and_is_masked_afterwards(model, plan, tokens):
         with pytest.raises(Unsupported, match=r"hides or shows.*reset the cache and pass the whole text"):
             model(ids[:, 80:], attention_mask=mask, past_key_values=cache)
         cache.reset()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        whole = model(ids, attention_mask=mask, position_ids=positions, past_key_values=cache).logits
+        whole = run(model, cache, ids, mask)
         alone = model(torch.cat([ids[1:, :75], ids[1:, 80:]], 1)).logits
     assert cache.lengths.tolist() == [90, 85]
     torch.testing.assert_close(whole[1, 80:], alone[0, 75:], rtol=0, atol=1e-10)

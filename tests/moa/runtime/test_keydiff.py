@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from feeding import feed, padded, positions_of
 from transformers import DynamicCache
 
 import moa
@@ -13,28 +14,8 @@ from moa.plans.patterns import KeyDiffWindow, Rule
 BACKENDS = ["reference", "torch", "numba"]
 
 
-def padded(ids, spans):
-    """Mask [batch, n] whose row i is real in columns spans[i]."""
-    columns = torch.arange(ids.shape[1])
-    return torch.stack([(columns >= a) & (columns < b) for a, b in spans]).long()
-
-
 def same(found, expected):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
-
-
-def feed(model, cache, ids, news, mask=None):
-    """Logits of `ids` [batch, n], in calls of `news` columns."""
-    mask = torch.ones_like(ids) if mask is None else mask
-    positions, parts, done = (mask.cumsum(1) - 1).clamp(min=0), [], int(cache.get_seq_length())
-    for new in news:
-        here, done = slice(done, done + new), done + new
-        parts.append(
-            model(
-                ids[:, here], attention_mask=mask[:, :done], position_ids=positions[:, here], past_key_values=cache
-            ).logits
-        )
-    return torch.cat(parts, 1)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -68,7 +49,7 @@ def test_padding_on_both_sides(model, keydiff_plan, tokens, oracle, backend, cac
                 model, KVCache(plan, None if cached is True else cached), ids, [300, 1, 1, 100, *[1] * 58], mask
             )
         else:
-            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            positions = positions_of(mask)
             found = model(ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
     for row, (a, b) in enumerate(spans):
         same(found[row, a:b], oracle(model, plan, ids[row, a:b]))

@@ -8,6 +8,7 @@ import copy
 
 import pytest
 import torch
+from feeding import feed, padded
 from transformers import DynamicCache
 
 import moa
@@ -23,7 +24,7 @@ LEFT = (0, 90)
 
 
 @pytest.fixture
-def feed(monkeypatch):
+def fed(monkeypatch):
     """Logits of the last N - FIRST columns, and the keys [sequences, kv_heads, n, D] that each layer was given."""
 
     def run(model, cache, ids, news):
@@ -34,18 +35,9 @@ def feed(monkeypatch):
             return theirs(self, k, v, *args, **kwargs)
 
         monkeypatch.setattr(PlanLayer, "update", update)
-        columns, parts, done = torch.arange(ids.shape[1]), [], 0
-        mask = torch.stack([columns >= left for left in LEFT]).long()
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        for new in news:
-            here, done = slice(done, done + new), done + new
-            parts.append(
-                model(
-                    ids[:, here], attention_mask=mask[:, :done], position_ids=positions[:, here], past_key_values=cache
-                ).logits
-            )
+        logits = feed(model, cache, ids, news, padded(ids, [(left, ids.shape[1]) for left in LEFT]))
         monkeypatch.undo()
-        return torch.cat(parts, 1)[:, FIRST:].double(), [torch.cat(k, 2) for k in given.values()]
+        return logits[:, FIRST:].double(), [torch.cat(k, 2) for k in given.values()]
 
     return run
 
@@ -53,7 +45,7 @@ def feed(monkeypatch):
 @pytest.mark.parametrize(
     ("backend", "dtype"), [("torch", torch.bfloat16), ("numba", torch.float16), ("numba", torch.float32)]
 )
-def test_sinks_follow_stored_keys_and_logits_differ_by_the_model_s_rounding(tiny, tokens, feed, backend, dtype):
+def test_sinks_follow_stored_keys_and_logits_differ_by_the_model_s_rounding(tiny, tokens, fed, backend, dtype):
     """Two runs, each off by as much as the dense model in one pass, are twice that apart at most, in the mean."""
     model, ids = tiny(dtype=dtype), tokens(2, N)
     plan = Plan.from_rules(
@@ -62,7 +54,7 @@ def test_sinks_follow_stored_keys_and_logits_differ_by_the_model_s_rounding(tiny
     )  # fmt: skip
     with torch.no_grad():
         exact, here = (
-            feed(x, DynamicCache(config=x.config), ids, [N])[0] for x in (copy.deepcopy(model).double(), model)
+            fed(x, DynamicCache(config=x.config), ids, [N])[0] for x in (copy.deepcopy(model).double(), model)
         )
         rounding = float((here - exact).abs().mean())
         assert rounding > 0
@@ -70,7 +62,7 @@ def test_sinks_follow_stored_keys_and_logits_differ_by_the_model_s_rounding(tiny
         for news in WAYS.values():
             with moa.apply(model, plan, backend):
                 cache = KVCache(plan)
-                logits, keys = feed(model, cache, ids, news)
+                logits, keys = fed(model, cache, ids, news)
             held = []
             for layer, k in zip(cache.layers, keys, strict=True):
                 for s, left in enumerate(LEFT):

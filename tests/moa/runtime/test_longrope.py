@@ -31,17 +31,6 @@ def model(fresh):
     return fresh("Phi3", rope_parameters=ROPE, original_max_position_embeddings=LIMIT, max_position_embeddings=1024)
 
 
-@pytest.fixture(scope="module")
-def plan(model, random_plan):
-    return random_plan(model, 1)
-
-
-@pytest.fixture
-def applied(model, plan):
-    with moa.apply(model, plan):
-        yield model
-
-
 def caches(plan):
     return {"none": None, "growing": KVCache(plan), "fixed": KVCache(plan, max_length=300)}
 
