@@ -1,7 +1,7 @@
 """Plants faults in copies of the sources, one at a time, and runs the tests that must notice: `make mutants`.
 
-The faults lie beside this file in YAML, by folders of the sources: a name, the file, a text that occurs there
-once, the text that takes its place, and the tests to run. Of each fault the verdict is
+The faults lie beside this file in YAML, by folders of the sources, those of a large folder by subjects: a name, the
+file, a text that occurs there once, the text that takes its place, and the tests to run. Of each fault the verdict is
 
     killed    a test failed that passes without the fault
     survived  all tests passed: one is missing
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FOLDERS = ("kernels", "plans", "profiler", "search")
 """Of the sources, those that are installed within the folder moa."""
+DECIDING = ("moa", *FOLDERS, "benchmarks", "tests")
+"""What verdicts depend on."""
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo", "__pycache__", "*.egg-info")
 NO_FAULT = ("SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError")
 """Errors of code that does not run at all: any test would notice."""
@@ -71,7 +73,7 @@ def faults(folder: Path = HERE) -> list[Fault]:
     Raises:
         ValueError: Two have one name.
     """
-    found = [Fault(**entry) for path in sorted(folder.glob("*.yaml")) for entry in yaml.safe_load(path.read_text())]
+    found = [Fault(**entry) for path in sorted(folder.rglob("*.yaml")) for entry in yaml.safe_load(path.read_text())]
     twice = [name for name, count in Counter(fault.name for fault in found).items() if count > 1]
     if twice:
         raise ValueError(f"two faults have the name {twice[0]}")
@@ -130,9 +132,9 @@ class Copy:
 
 
 def digest(root: Path) -> str:
-    """Of all sources and tests, which verdicts depend on."""
+    """Of all that verdicts depend on."""
     sha = hashlib.sha256()
-    for folder in ("moa", *FOLDERS, "tests"):
+    for folder in DECIDING:
         for path in sorted((root / folder).rglob("*.py")):
             sha.update(f"{path.relative_to(root)}\n".encode() + path.read_bytes())
     return sha.hexdigest()

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from moa.evaluation.journal import Journal
 
@@ -31,6 +32,19 @@ def test_every_fault_can_be_planted_and_names_tests_that_exist(run: ModuleType) 
             if name:
                 assert re.search(rf"^def {name.partition('[')[0]}\(", (ROOT / path).read_text(), re.M), fault.name
             assert "/" not in test or (ROOT / path).is_file(), fault.name
+
+
+def test_faults_lie_as_their_sources_do_and_all_are_found(run: ModuleType) -> None:
+    """`moa/hf.yaml` is of the folder moa/hf, `search/solver.yaml` of a subject in the folder search."""
+    here, names = Path(__file__).parent, []
+    for path in here.rglob("*.yaml"):
+        room = path.relative_to(here).with_suffix("")
+        of = room if (ROOT / room).is_dir() else room.parent
+        found = yaml.safe_load(path.read_text())
+        assert all(Path(fault["file"]).is_relative_to(of) for fault in found), path
+        names += [fault["name"] for fault in found]
+    assert sorted(names) == sorted(fault.name for fault in run.faults())
+    assert {Path(fault.file).parts[0] for fault in run.faults()} <= set(run.DECIDING)
 
 
 SUM = """
