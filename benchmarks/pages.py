@@ -1,7 +1,8 @@
-"""Writes the measured figures of README.md and docs/*.md from the files in benchmarks/results.
+"""Writes the measured figures of README.md, docs/*.md and the shipped plans from the files in benchmarks/results.
 
 A block of a page stands between `<!-- figures: NAME -->` and `<!-- end -->`; BLOCKS says which function writes it, from
-which result file. Each block ends with a line that says how that file was made.
+which result file. Each block ends with a line that says how that file was made; one that looks for plans in several
+files writes that line itself.
 
     python benchmarks/pages.py            writes all blocks anew
     python benchmarks/pages.py --check    names blocks that differ from their file; exit code 1 if there are any
@@ -16,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages_parts import others, profile, quality, search, speed
+from pages_parts import others, profile, quality, search, shipped, speed
 from pages_parts.common import RESULTS, Figures, load, made
 
 from moa.plans.errors import MoaError
@@ -47,21 +48,26 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "compiled": (others.compiled, "triton-aot"),
     "roofline": (others.roofline, "roofline"),
 }
+SHIPPED = "shipped plans"
+NAMES = *BLOCKS, SHIPPED
 
 
 def pages() -> list[Path]:
     """The pages that have figures of today: records of experiments are not among them."""
-    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *(ROOT / "plans").glob("library/README.md")]
 
 
 def block(name: str, page: Path) -> str:
     """What stands in a block of `page`: links start from the page's folder."""
-    if name not in BLOCKS:
-        raise MoaError(f"{page.name}: a block must be one of {', '.join(BLOCKS)}; found {name}")
-    write, file = BLOCKS[name]
-    found = load(file)
+    if name not in NAMES:
+        raise MoaError(f"{page.name}: a block must be one of {', '.join(NAMES)}; found {name}")
+    if name == SHIPPED:
+        text = shipped.shipped()
+    else:
+        write, file = BLOCKS[name]
+        text = f"{write(found := load(file))}\n\n{made(file, found)}"
     up = "../" * len(page.relative_to(ROOT).parents[1:])
-    return LINK.sub(f"]({up}", f"{write(found)}\n\n{made(file, found)}\n")
+    return LINK.sub(f"]({up}", f"{text}\n")
 
 
 def written(page: Path) -> str:

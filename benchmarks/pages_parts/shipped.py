@@ -1,0 +1,65 @@
+"""What was measured of each shipped plan, found in the result files by the plan's fingerprint."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from pages_parts.common import RESULTS, Figures, load, made, table, wrapped
+from pages_parts.quality import TASKS
+
+from moa.plans.plan import Plan
+
+LIBRARY = Path(__file__).parents[2] / "plans" / "library"
+SOURCES = "elastic", "baselines", "study"
+"""Result files with rows of quality and the plans that they are of, those with the most samples first."""
+NOTHING = "Not measured: no result file has a plan with these rules."
+
+
+def shipped() -> str:
+    """Every shipped plan with its evidence, or the line that there is none."""
+    found = {name: load(name) for name in SOURCES if (RESULTS / f"{name}.json").exists()}
+    return "\n\n".join(section(path, found) for path in sorted(LIBRARY.glob("*.yaml")))
+
+
+def section(path: Path, found: Mapping[str, Figures]) -> str:
+    """A plan's name, fingerprint and budget, and a table from every result file that has it."""
+    plan = Plan.load(path)
+    budget = f", searched for `{plan.provenance.budget}`" if plan.provenance else ""
+    parts = [f"### {path.stem}", wrapped(f"Fingerprint `{plan.fingerprint()}`{budget}.")]
+    for name, figures in found.items():
+        if rows := measured(plan, figures):
+            parts += [evidence(rows), made(name, figures)]
+    return "\n\n".join(parts if len(parts) > 2 else [*parts, NOTHING])
+
+
+def measured(plan: Plan, figures: Figures) -> list[Figures]:
+    """The rows of a result file that ran under this plan, one per length."""
+    known = figures.get("plans", {})
+    mine = {name for name, document in known.items() if Plan.from_dict(document).fingerprint() == plan.fingerprint()}
+    rows: dict[int, Figures] = {}
+    for row in figures["rows"]:
+        if not mine.isdisjoint((row["row"], f"{row['row']} at {row['length']}")):
+            rows.setdefault(row["length"], row)
+    return list(rows.values())
+
+
+def evidence(rows: list[Figures]) -> str:
+    """Needles with 95 % intervals, their difference from dense, perplexity and KL, by length."""
+    tasks = [task for task in TASKS if any(task in row for row in rows)]
+    columns = ["tokens", "density"]
+    for task in tasks:
+        columns += [f"{TASKS[task]}: found", "minus dense"]
+    lines = []
+    for row in rows:
+        cells = [f"{row['length']:,}", f"{row['density']:.3f}"]
+        for task in tasks:
+            if task not in row:
+                cells += ["-", "-"]
+                continue
+            one = row[task]
+            low, high = one["interval"]
+            cells.append(f"{one['right']} of {one['questions']}, {one['rate']:.2f} ({low:.2f} to {high:.2f})")
+            cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*one["minus_dense"]))
+        text = row.get("text")
+        against = f"{text['perplexity_against_dense']:.3f}" if text else "-"
+        lines.append([*cells, against, f"{text['kl']:.4f}" if text else "-"])
+    return table([*columns, "perplexity / dense", "KL, nats"], lines)
