@@ -14,6 +14,7 @@ def command(
     profile: Annotated[Path, typer.Argument(help="Profile made by `moa profile`.")],
     model: Annotated[str, typer.Argument(help="The model it is of: hub id, local folder, or .gguf file.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Plan to write (.yaml): always the best so far.")],
+    *,
     max_density: asked.Density = None,
     max_kv_gb: asked.Memory = None,
     kv_dtype: asked.Stored = None,

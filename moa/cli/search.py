@@ -9,8 +9,6 @@ from moa.cli import asked, refine
 from moa.plans.errors import MoaError
 
 MOVED = "moa search --validate MODEL is now moa refine PROFILE MODEL, and will be gone from the next release"
-
-
 _OF_REFINE = typer.Option(hidden=True)
 
 
@@ -64,9 +62,12 @@ def command(
         if front is not None or measure not in (None, validate):
             raise MoaError("moa refine takes one plan and one model: no --front, and --measure of the same MODEL")
         refine.command(
-            profile, validate, output, max_density, max_kv_gb, kv_dtype, max_decode_ms, max_prefill_ms, costs,
-            max_harm, minimise, measure is not None, lengths, max_length, source_weight, pattern, time_limit,
-            validate_length, trials, rounds, round_samples, storage, seed, dtype, calibrate,
+            profile, validate, output, max_density=max_density, max_kv_gb=max_kv_gb, kv_dtype=kv_dtype,
+            max_decode_ms=max_decode_ms, max_prefill_ms=max_prefill_ms, costs=costs, max_harm=max_harm,
+            minimise=minimise, measure=measure is not None, lengths=lengths, max_length=max_length,
+            source_weight=source_weight, pattern=pattern, time_limit=time_limit, validate_length=validate_length,
+            trials=trials, rounds=rounds, round_samples=round_samples, storage=storage, seed=seed, dtype=dtype,
+            calibrate=calibrate,
         )  # fmt: skip
         typer.echo(MOVED, err=True)
         return

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -190,6 +192,30 @@ def test_the_old_spelling_gives_the_same_plan_and_names_the_new_one(refine, sear
     assert done.exit_code == 0, done.output
     assert done.output.count("--validate MODEL is now moa refine PROFILE MODEL") == 1
     assert Plan.load(plans[0]).to_dict() == Plan.load(plans[1]).to_dict()
+
+
+def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, monkeypatch):
+    asked = {
+        "max_density": "0.5", "max_kv_gb": "1@512", "kv_dtype": "float16", "max_decode_ms": "2@512",
+        "max_prefill_ms": "3@512", "costs": "costs.json", "max_harm": "4", "minimise": "density@512", "lengths": "512",
+        "max_length": "1024", "source_weight": "text=5", "pattern": "sink_window", "time_limit": "6",
+        "validate_length": "512", "trials": "7", "rounds": "8", "round_samples": "9", "storage": "trials.log",
+        "seed": "10", "dtype": "float32", "calibrate": "11",
+    }  # fmt: skip
+    taken = set(signature(import_module("moa.cli.refine").command).parameters)
+    assert taken == {*asked, "profile", "model", "output", "measure"}
+    calls = []
+
+    def record(*args, progress, note, **options):
+        calls.append((args, options))
+        raise MoaError("recorded")
+
+    monkeypatch.setattr(moa, "refine_plan", record, raising=False)
+    options = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
+    refine("profile", "MODEL", "-o", "plan.yaml", "--measure", *options)
+    search("profile", "-o", "plan.yaml", "--validate", "MODEL", "--measure", "MODEL", *options)
+    assert len(calls) == 2
+    assert calls[0] == calls[1]
 
 
 def test_a_model_that_is_loaded_already(model_folder, made_up, tmp_path):
