@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from provenance import provenance
-from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.backend import load
+from moa.kernels.call import Decode, Packed, Visibility
 from moa.kernels.store import allocate, capacities
 from moa.kernels.torch.operations import attend
 from moa.plans.replace import replace_json
@@ -50,20 +50,20 @@ def timed(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
     return {n: {"median": statistics.median(t), "iqr": iqr(t)} for n, t in times.items()}
 
 
-def tables(rules: Rules, length: int) -> dict[str, Tensor]:
+def visibility(rules: Rules, length: int) -> Visibility:
     sink, alpha, beta = (x[:, None] for x in rules)
     first = first_block(sink, alpha, beta, np.arange(length // 64 + 1))
-    return {"first": torch.from_numpy(first).int(), "sink": torch.from_numpy(rules[0]).int()}
+    return Visibility(torch.from_numpy(first).int(), torch.from_numpy(rules[0]).int())
 
 
 def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(1, h, length, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
     packed = {n: x[0].transpose(0, 1) for n, x in (("q", q), ("k", k), ("v", v))}
-    cu_seqlens, lengths = torch.tensor([0, length], dtype=torch.int32), torch.tensor([0])
+    batch = Packed(torch.tensor([0, length], dtype=torch.int32), torch.tensor([0]), length, every=True)
 
     def ours(rules: Rules) -> Callable[[], object]:
-        table = tables(rules, length)
-        return lambda: attend(**packed, **table, cu_seqlens=cu_seqlens, lengths=lengths, scale=SIZE**-0.5)
+        seen = visibility(rules, length)
+        return lambda: attend(**packed, batch=batch, seen=seen, scale=SIZE**-0.5)
 
     def dense() -> object:
         return scaled_dot_product_attention(
@@ -82,7 +82,7 @@ def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
 
 def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(batch, h, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
-    cu_seqlens, lengths = torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64)
+    start = Packed(torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64), 1, every=True)
     caches = [torch.randn(2, batch, GROUPS, length, SIZE).to(dtype) for _ in range(layers)]
     mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
 
@@ -105,20 +105,20 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
             store.k.normal_()
             store.v.normal_()
             stores.append(store)
-        table = tables(rules, length)
+        seen = visibility(rules, length)
 
-        def run(step: Callable[..., Tensor]) -> Callable[[], None]:
-            at = lengths
+        def run(decode: Decode) -> Callable[[], None]:
+            at = start
 
             def steps() -> None:
                 nonlocal at
-                at = at + 1  # as in decoding: `torch` keeps what it can from step to step
+                at = at._replace(past=at.past + 1)  # as in decoding: `torch` keeps what it can from step to step
                 for store in stores:
-                    step(q, k, v, **table, store=store, cu_seqlens=cu_seqlens, lengths=at, scale=SIZE**-0.5)
+                    decode(q, k, v, batch=at, seen=seen, store=store, scale=SIZE**-0.5)
 
             return steps
 
-        return {name: run(load(name).step) for name in ("torch", "numba")}, sum(x.nbytes for x in stores)
+        return {name: run(load(name).decode) for name in ("torch", "numba")}, sum(x.nbytes for x in stores)
 
     made = {name: ours(tuple(np.array(x) for x in mix)) for name, mix in MIXES.items()}
     runs: dict[str, Callable[[], None]] = {"repeat_kv": dense, "enable_gqa": dense_grouped}

@@ -40,7 +40,7 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942":
 TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 INTS32 = {"first", "sink", "sinks", "held", "sizes", "capacity", "cu_seqlens", "items"}
-INTS64 = {"base", "lengths"}
+INTS64 = {"base", "pasts"}
 FLOATS = {"lse", "parts", "delta", "cuts"}
 
 

@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from moa.kernels import registry
+from moa.kernels.call import Append, Attend, Decode
 from moa.plans.errors import Unsupported
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
@@ -20,15 +20,15 @@ def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
 
 
 class Backend(NamedTuple):
-    """One implementation of the three operations; `moa.kernels.reference` documents their arguments.
+    """One implementation of the operations that `moa.kernels.call` documents.
 
     `warm_up` makes ahead what the first step would wait for: (query heads per KV head, head size, dtype of the cache).
     """
 
     name: str
-    attend: Callable[..., Tensor]
-    append: Callable[..., None]
-    step: Callable[..., Tensor]
+    attend: Attend
+    append: Append
+    decode: Decode
     warm_up: Callable[[int, int, torch.dtype], None] = _nothing
 
 
@@ -57,7 +57,7 @@ def load(name: str, device: torch.device | None = None) -> Backend:
         module = import_module(spec.module)
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose torch: {error}") from error
-    return Backend(name, module.attend, module.append, module.step, getattr(module, "warm_up", _nothing))
+    return Backend(name, module.attend, module.append, module.decode, getattr(module, "warm_up", _nothing))
 
 
 def pick(device: torch.device | str) -> str:

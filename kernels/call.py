@@ -1,10 +1,14 @@
-"""What one attention call is about: a packed batch, and what its rows see."""
+"""The attention operations that every back-end has, and what one call of them is about.
 
-from collections.abc import Callable
-from typing import NamedTuple
+Shapes and meanings are documented here alone; `moa.kernels.reference` says in plain PyTorch what each operation does.
+A row at position p sees key j exactly when j <= p and (j < sink or j // 64 >= first[p // 64]).
+"""
+
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from moa.kernels.store import Store
 from moa.plans.span import Ints
 
 
@@ -13,9 +17,9 @@ class Packed(NamedTuple):
 
     Attributes:
         cu_seqlens: int32 [sequences + 1], offsets of each sequence's new tokens.
-        past: int64 [sequences], tokens that each sequence had before.
+        past: int64 [sequences], tokens that each sequence had before: the position of its first new token.
         most: New tokens of the sequence with the most, or a bound of them.
-        every: Whether every sequence has a new token; a back-end's `step` needs one.
+        every: Whether every sequence has a new token; `decode` needs one.
         longest_past: Upper bounds of `past` that the host knows without a wait [sequences]; None where `past` may be
             read.
     """
@@ -28,14 +32,51 @@ class Packed(NamedTuple):
 
 
 class Visibility(NamedTuple):
-    """What the rows of one layer see.
+    """What the rows of one layer see, by `moa.plans.span`.
 
     Attributes:
         first: int32 [kv_heads, blocks], first block besides the sink per query block.
-        sink: int32 [kv_heads], tokens.
-        first_at: The same first blocks on the host: from positions [n] to [n, kv_heads].
+        sink: int32 [kv_heads], tokens, multiples of 64.
     """
 
     first: Tensor
     sink: Tensor
-    first_at: Callable[[Ints], Ints]
+
+
+class Attend(Protocol):
+    """Attention of the new tokens over the store's past and themselves; writes nothing."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None,
+        scale: float,
+    ) -> Tensor:  # fmt: skip
+        """Attend.
+
+        Args:
+            q: Queries of the new tokens [tokens, query_heads, D]; query head h uses KV head h // group size.
+            k: Their keys [tokens, kv_heads, D].
+            v: Their values, like k.
+            batch: How they are packed; sequences without new tokens are among them.
+            seen: What their rows see.
+            store: The past of every sequence; None where there is none.
+            scale: Factor on q·k.
+
+        Returns:
+            [tokens, query_heads, D] in q's dtype.
+        """
+
+
+class Append(Protocol):
+    """Writes new tokens into their slabs: the sink's, and the newest that the ring has room for."""
+
+    def __call__(self, store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
+        """Write; arguments as for `Attend`."""
+
+
+class Decode(Protocol):
+    """The decode form, for 1 to 64 new tokens of every sequence: `Attend` and `Append` in one call."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float
+    ) -> Tensor:
+        """Attend and write; arguments and result as for `Attend`."""

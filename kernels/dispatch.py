@@ -12,7 +12,7 @@ from moa.kernels.call import Packed, Visibility
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import Store, allocate
 from moa.kernels.walk import walk
-from moa.plans.span import BLOCK, Ints
+from moa.plans.span import BLOCK
 
 
 def attend(
@@ -21,19 +21,13 @@ def attend(
 ) -> Tensor:  # fmt: skip
     """Attend to the new tokens and, if they are to be kept, store them.
 
-    - As a decode step (`Backend.step`) where there is a past and every sequence has new tokens to be kept, up to 64 of
-      them, or one where keys move into sinks.
+    - As a decode step (`Backend.decode`) where there is a past and every sequence has new tokens to be kept: up to 64
+      of them, or one where keys move into sinks.
     - Otherwise in tiles (`moa.kernels.walk`) where keys move into sinks.
     - Otherwise as a prefill: `Backend.attend`, then `Backend.append`.
 
     Args:
-        q: New tokens' queries [tokens, query_heads, D].
-        k: Their keys [tokens, kv_heads, D].
-        v: Their values, like k.
-        batch: How they are packed.
-        seen: What their rows see.
-        store: The past of every sequence, None where there is none.
-        scale: Factor on q·k.
+        q, k, v, batch, seen, store, scale: See `moa.kernels.call.Attend`.
         backend: What computes.
         sinks: What the store's sinks hold, where keys move into them; None where they hold the first keys.
         grown: Returns the store with room for the new tokens, which are kept there. Where they are not kept it is None,
@@ -42,32 +36,30 @@ def attend(
     Returns:
         [tokens, query_heads, D].
     """
-    tables = {"first": seen.first, "sink": seen.sink}
-    packed = {"cu_seqlens": batch.cu_seqlens, "lengths": batch.past}
     few = batch.every and batch.most <= (BLOCK if sinks is None else 1)
     if grown is not None and store is not None and few:
         store = grown()
         if sinks is not None:
-            sinks.follow(store, batch, seen)
-        return backend.step(q, k, v, **tables, store=store, **packed, scale=scale)
+            sinks.follow(store, batch)
+        return backend.decode(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
     if sinks is not None:
         store = store if grown is None else grown()
         assert store is not None
         return walk(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
-    out = backend.attend(q, k, v, **tables, store=store, **packed, scale=scale)
+    out = backend.attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
     if grown is not None:
-        backend.append(grown(), k, v, sink=seen.sink, **packed)
+        backend.append(grown(), k, v, batch=batch, seen=seen)
     return out
 
 
 def attend_alone(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, moves_keys: npt.NDArray[np.bool_] | None,
-    scale: float, backend: Backend,
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, moves_keys: npt.NDArray[np.bool_] | None, scale: float,
+    backend: Backend,
 ) -> Tensor:  # fmt: skip
     """Attention of one text to itself, nothing kept.
 
     Args:
-        q, k, v, first, sink, scale: See `moa.kernels.reference.attend`.
+        q, k, v, seen, scale: See `moa.kernels.call.Attend`.
         moves_keys: Whose sinks hold the keys of `moa.kernels.keydiff`, bool [kv_heads].
         backend: What computes.
 
@@ -77,14 +69,9 @@ def attend_alone(
     tokens, groups, size = k.shape
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=k.device)
     batch = Packed(cu_seqlens, torch.zeros(1, dtype=torch.int64, device=k.device), tokens)
-    table = first.cpu().numpy().astype(np.int64)
-
-    def first_at(position: Ints) -> Ints:
-        return table[:, position // BLOCK].T
-
     store, sinks = None, None
     if moves_keys is not None and moves_keys.any():
+        first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
         store = allocate(np.full((1, groups), -(-tokens // BLOCK) * BLOCK), size, k.dtype, k.device)
-        sinks = Sinks(sink.cpu().numpy().astype(np.int64), moves_keys, 1, k.device)
-    seen = Visibility(first, sink, first_at)
+        sinks = Sinks(sink, moves_keys, lambda position: first[:, position // BLOCK].T, 1, k.device)
     return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)

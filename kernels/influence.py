@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Visibility
 from moa.kernels.held import History, Sink
 from moa.plans.span import BLOCK
 
@@ -105,13 +106,12 @@ def influence_backward(
     estimator: Estimator,
     sinks: Sequence[Sink],
     bin_size: int,
-    first: Tensor | None = None,
-    sink: Tensor | None = None,
+    seen: Visibility | None = None,
     held: Sequence[History | None] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of causal attention, and the summed harm of every cut.
 
-    Under rules (`first`, `sink`) the gradients are those of attention under them; harm is still what a cut takes away
+    Under rules (`seen`) the gradients are those of attention under them; harm is still what a cut takes away
     from full attention, in a model that runs under the rules.
 
     Args:
@@ -123,8 +123,7 @@ def influence_backward(
         estimator: Harm of every cut, given a tile.
         sinks: Sinks to measure.
         bin_size: Tokens per row and edge bin, a multiple of 64.
-        first: First block each query block sees besides the sink, int [kv_heads, blocks]; None is full attention.
-        sink: Sink of each group, tokens, int [kv_heads].
+        seen: What rows see under the rules; None is full attention.
         held: Which keys the sinks hold under the rules, for each group; None is the first.
 
     Returns:
@@ -143,8 +142,8 @@ def influence_backward(
             for sink, of in zip(sinks, positions, strict=True)
         ]
         ours = None  # what this group's sink holds under the rules
-        if sink is not None and held and (keys_of := held[g]) is not None:
-            ours = keys_of(k[g : g + 1], int(sink[g]), BLOCK)
+        if seen is not None and held and (keys_of := held[g]) is not None:
+            ours = keys_of(k[g : g + 1], int(seen.sink[g]), BLOCK)
         mine = slice(g * heads, (g + 1) * heads)
         wide_k, wide_v = k[g].to(_sum(k)), v[g].to(_sum(v))  # products in half precision can overflow
         for start in range(0, n, BLOCK):
@@ -159,11 +158,11 @@ def influence_backward(
             d = (a * dp).sum(-1, keepdim=True)
             harm = estimator(Tile(a, dp, d, measured, bin_size))  # [sinks, rows, edges]
             table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
-            if first is not None and sink is not None:
-                edge = int(first[g, start // BLOCK])
+            if seen is not None:
+                edge = int(seen.first[g, start // BLOCK])
                 hidden = torch.arange(stop, device=q.device) < BLOCK * edge
                 if ours is None:
-                    hidden[: int(sink[g])] = False
+                    hidden[: int(seen.sink[g])] = False
                 elif hidden.any():
                     hidden[ours[edge, 0]] = False
                 scores.masked_fill_(hidden, -torch.inf)

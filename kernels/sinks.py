@@ -5,12 +5,14 @@ in the sink from then on, the others where the block lay. So back-ends read a si
 block to spare, the last block that left can come back unchanged when tokens are taken back.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Packed
 from moa.kernels.keydiff import PINNED, scores, winners
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK, Ints
@@ -21,11 +23,15 @@ class Sinks:
 
     Attributes:
         groups: KV heads whose sinks these are, int64, rising.
+        first_at: First blocks besides the sink that rows see, on the host: from positions [n] to [n, kv_heads].
         folded: Blocks before it have left the window for the sink, on the host [sequences, kv_heads].
     """
 
-    def __init__(self, sink: Ints, moves_keys: npt.NDArray[np.bool_], sequences: int, device: torch.device) -> None:
-        self.groups = np.flatnonzero(moves_keys)
+    def __init__(
+        self, sink: Ints, moves_keys: npt.NDArray[np.bool_], first_at: Callable[[Ints], Ints], sequences: int,
+        device: torch.device,
+    ) -> None:  # fmt: skip
+        self.groups, self.first_at = np.flatnonzero(moves_keys), first_at
         self._sink, self._start = sink, sink // BLOCK
         self.folded = np.tile(self._start, (sequences, 1))
         self._can_undo = np.zeros(self.folded.shape, np.bool_)
@@ -98,11 +104,11 @@ class Sinks:
                     self._undo(store, returns, int(size))
             due &= self.folded != first
 
-    def follow(self, store: Store, batch: Packed, seen: Visibility) -> None:
+    def follow(self, store: Store, batch: Packed) -> None:
         """Let sinks hold what each sequence's one new token wants; asks the device only where a block may end."""
         past = batch.past.cpu().numpy() if batch.longest_past is None else batch.longest_past
-        if self.due(seen.first_at(past)).any():
-            self.advance(store, seen.first_at(batch.past.cpu().numpy()))
+        if self.due(self.first_at(past)).any():
+            self.advance(store, self.first_at(batch.past.cpu().numpy()))
 
     def check_crop(self, first: Ints) -> bool:
         """Whether sinks can hold again what rows want whose first blocks are `first` [sequences, kv_heads]."""

@@ -14,10 +14,10 @@ class Spec:
 
     Attributes:
         name: What users call it.
-        module: The module with `attend`, `append` and `step`, which `moa.kernels.reference` documents, and with
-            `warm_up` where the first call would have to wait for something.
+        module: The module with `attend`, `append` and `decode`, which `moa.kernels.call` documents, and with `warm_up`
+            where the first call would have to wait for something.
         can: What it does: `prefill`, `decode`, `influence` (the profiler's backward pass in fused kernels, in
-            `influence.py` beside the module), `graph` (its `step` may lie in a graph of `torch.compile`).
+            `influence.py` beside the module), `graph` (its `decode` may lie in a graph of `torch.compile`).
         devices: Types of device that it computes on; none means any.
         packages: The packages that it needs besides those that moa always needs.
         hint: How to install them.

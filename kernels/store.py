@@ -135,11 +135,11 @@ def slots(position: Tensor, sink: Tensor, base: Tensor, capacity: Tensor) -> Ten
     return base + BLOCK * slab_block(position // BLOCK, sink // BLOCK, capacity) + position % BLOCK
 
 
-def find_tokens(cu_seqlens: Tensor, lengths: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
+def find_tokens(cu_seqlens: Tensor, past: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
     """The sequence and the position of each packed token."""
     token = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
-    return sequence, lengths[sequence] + token - cu_seqlens[sequence]
+    return sequence, past[sequence] + token - cu_seqlens[sequence]
 
 
 def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:

@@ -30,9 +30,7 @@ def walk(
     """Attend to the new tokens and append them.
 
     Args:
-        q, k, v, scale: See `moa.kernels.reference.attend`.
-        batch: How the new tokens are packed.
-        seen: What their rows see.
+        q, k, v, batch, seen, scale: See `moa.kernels.call.Attend`.
         store: The past of every sequence; it has room for the new tokens.
         sinks: Of the store.
         backend: Attends where sinks hold the first keys, and appends.
@@ -45,10 +43,10 @@ def walk(
     others = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
     if len(others):
         results[:, others] = backend.attend(
-            rows[:, others].flatten(1, 2), k[:, others], v[:, others], first=seen.first[others], sink=seen.sink[others],
-            store=part(store, others), cu_seqlens=batch.cu_seqlens, lengths=batch.past, scale=scale,
+            rows[:, others].flatten(1, 2), k[:, others], v[:, others], batch=batch,
+            seen=Visibility(seen.first[others], seen.sink[others]), store=part(store, others), scale=scale,
         ).unflatten(1, (len(others), -1))  # fmt: skip
-    edges, begin, offsets = seen.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
+    edges, begin, offsets = sinks.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
     counts = np.diff(offsets)
     here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
     sinks.advance(store, edges(begin), here)
@@ -60,7 +58,7 @@ def walk(
             text = _Text(k[new, groups], v[new, groups], int(begin[s]), store, sinks, s, groups)
             results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
             pending.append((text, int(wanted[-1, groups[0]])))
-    backend.append(store, k, v, sink=seen.sink, cu_seqlens=batch.cu_seqlens, lengths=batch.past)
+    backend.append(store, k, v, batch=batch, seen=seen)
     for text, edge in pending:
         text.leave(store, sinks, edge)
     sinks.advance(store, edges(last), here)

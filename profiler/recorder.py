@@ -22,6 +22,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.logits import check_head
 from moa.kernels.backend import influence, load, pick
+from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
 from moa.kernels.held import HISTORIES, History, sinks
 from moa.kernels.influence import Estimator, influence_backward
@@ -64,13 +65,13 @@ class Recorder:
         held = self.plan is None and self.estimator in (fisher, effect)
         return held and q.dtype != torch.float64 and influence(pick(q.device)) is not None
 
-    def rules(self, layer: int, length: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
-        """Return `first` and `sink` of a layer under the plan, None when dense."""
+    def rules(self, layer: int, length: int, device: torch.device) -> Visibility | None:
+        """Return what the rows of a layer see under the plan, None when dense."""
         if self.plan is None:
-            return None, None
+            return None
         first = torch.from_numpy(self.plan.first_table(layer, -(-length // BLOCK)))
         sink = torch.from_numpy(self.plan.reach(layer).sink.astype("int32"))
-        return first.to(device), sink.to(device)
+        return Visibility(first.to(device), sink.to(device))
 
     def moves_keys(self, layer: int) -> npt.NDArray[np.bool_] | None:
         """Return for which of a layer's groups the host moves keys into the sink under the plan: bool [kv_heads]."""
@@ -116,11 +117,11 @@ class _Recorded(torch.autograd.Function):
             ctx.save_for_backward(q, k, v, out, lse)
             return out  # type: ignore[no-any-return]
         ctx.save_for_backward(q, k, v)
-        first, sink = recorder.rules(layer, q.shape[1], q.device)
-        if first is not None and sink is not None:
+        seen = recorder.rules(layer, q.shape[1], q.device)
+        if seen is not None:
             apart = attend_alone(
-                *(x.transpose(0, 1) for x in (q, k, v)), first=first, sink=sink, moves_keys=recorder.moves_keys(layer),
-                scale=scale, backend=load("torch"),
+                *(x.transpose(0, 1) for x in (q, k, v)), seen=seen, moves_keys=recorder.moves_keys(layer), scale=scale,
+                backend=load("torch"),
             )  # fmt: skip
             return apart.transpose(0, 1)
         heads = q.shape[0] // k.shape[0]
@@ -141,10 +142,9 @@ class _Recorded(torch.autograd.Function):
                 squared=recorder.estimator is fisher,
             )  # fmt: skip
         else:
-            first, sink = recorder.rules(ctx.layer, q.shape[1], q.device)
             dq, dk, dv, table = influence_backward(
                 q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks, bin_size=size,
-                first=first, sink=sink, held=recorder.held(ctx.layer),
+                seen=recorder.rules(ctx.layer, q.shape[1], q.device), held=recorder.held(ctx.layer),
             )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None

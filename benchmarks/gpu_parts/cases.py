@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Visibility
 from moa.kernels.store import Store, allocate, capacities
 from moa.plans.span import BLOCK, Ints, first_block, live_blocks, span
 
@@ -19,13 +20,11 @@ class Mix:
     alpha: Ints
     beta256: Ints
 
-    def tables(self, length: int, device: torch.device) -> dict[str, Tensor]:
-        """`first` and `sink` for positions below `length`."""
+    def visibility(self, length: int, device: torch.device) -> Visibility:
+        """What rows at positions below `length` see."""
         first = first_block(*self._columns(), np.arange(-(-length // BLOCK))).astype(np.int32)
-        return {
-            "first": torch.from_numpy(first).to(device),
-            "sink": torch.from_numpy(self.sink.astype(np.int32)).to(device),
-        }
+        sink = self.sink.astype(np.int32)
+        return Visibility(torch.from_numpy(first).to(device), torch.from_numpy(sink).to(device))
 
     def density(self, length: int) -> float:
         """Keys the last query sees, over all."""

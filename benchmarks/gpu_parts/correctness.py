@@ -11,6 +11,7 @@ from torch import Tensor
 
 from moa.kernels import influence as plain
 from moa.kernels import reference
+from moa.kernels.call import Packed
 from moa.kernels.held import sinks
 from moa.kernels.store import Store
 from moa.kernels.triton import operations as kernels
@@ -40,7 +41,7 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
     lengths = np.array([1, 63, 64, 65] if bench.dry else [1, 63, 64, 65, 111, 1000])
     mix, name = mixes(8)[-1], {"dtype": str(dtype), "head size": dim, "group": heads}
     groups = len(mix.sink)
-    tables, scale = mix.tables(2000, bench.device), dim**-0.5
+    seen, scale = mix.visibility(2000, bench.device), dim**-0.5
     zero = torch.zeros(len(lengths), dtype=torch.int64, device=bench.device)
     store = mix.store(lengths + 200, dim, dtype, bench.device)
     store.k.fill_(torch.nan)
@@ -50,19 +51,20 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
         (q, cu_seqlens), (k, _), (v, _) = (
             packed(new, h, dim, dtype, bench.device) for h in (groups * heads, groups, groups)
         )
-        call = {**tables, "cu_seqlens": cu_seqlens, "lengths": past, "scale": scale}
+        where = {"batch": Packed(cu_seqlens, past, int(new.max()), every=True), "seen": seen}
+        call = {**where, "scale": scale}
         want = reference.attend(q.double(), k.double(), v.double(), store=_double(store), **call)
         if what == "decode":
             again = replace(store, k=store.k.clone(), v=store.v.clone())
             replay_out: list[Tensor] = []
-            bench.graph(lambda: replay_out.append(kernels.step(q, k, v, store=again, **call)))()
+            bench.graph(lambda: replay_out.append(kernels.decode(q, k, v, store=again, **call)))()
             rows.append({"what": "decode in a graph", **name, **_compare(replay_out[-1], want, dtype)})
-            got = kernels.step(q, k, v, store=store, **call)
+            got = kernels.decode(q, k, v, store=store, **call)
         else:
             got = kernels.attend(q, k, v, store=store, **call)
             twin = replace(store, k=store.k.clone(), v=store.v.clone())
-            kernels.append(store, k, v, sink=tables["sink"], cu_seqlens=cu_seqlens, lengths=past)
-            reference.append(twin, k, v, sink=tables["sink"], cu_seqlens=cu_seqlens, lengths=past)
+            kernels.append(store, k, v, **where)
+            reference.append(twin, k, v, **where)
             same = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in ((store.k, twin.k), (store.v, twin.v)))
             rows.append({"what": f"append after {what}", **name, "error": 0.0 if same else 1.0, "agrees": same})
         rows.append({"what": what, **name, **_compare(got, want, dtype)})

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
+from moa.kernels.call import Packed
 from moa.kernels.triton import operations as kernels
 
 Row = dict[str, Any]
@@ -49,13 +50,13 @@ def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
     (q, cu_seqlens), (k, _), (v, _) = (
         packed(np.array([length]), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
-    call = {**mix.tables(length, bench.device), "cu_seqlens": cu_seqlens, "scale": scale}
-    call["lengths"] = torch.zeros(1, dtype=torch.int64, device=bench.device)
+    seen, past = mix.visibility(length, bench.device), torch.zeros(1, dtype=torch.int64, device=bench.device)
+    call = {"batch": Packed(cu_seqlens, past, length, every=True), "seen": seen, "scale": scale}
     whole = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
     wide = [whole[0], *(x.repeat_interleave(heads // groups, 1) for x in whole[1:])]
     calls: dict[str, Call] = {"ours": lambda: kernels.attend(q, k, v, **call)}
     calls |= _sdpa(bench, wide, is_causal=True)
-    if flex := flex_call(bench, *whole, call["first"], call["sink"]):
+    if flex := flex_call(bench, *whole, *seen):
         calls["flex"] = flex
     times = bench.time(calls)
     kept = mix.kept(length)
@@ -74,13 +75,13 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
     (q, cu_seqlens), (k, _), (v, _) = (
         packed(np.ones(batch, np.int64), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
-    call = {**mix.tables(length + 64, bench.device), "cu_seqlens": cu_seqlens, "scale": scale}
     past = torch.full((batch,), length - 1, dtype=torch.int64, device=bench.device)
+    seen, new = mix.visibility(length + 64, bench.device), Packed(cu_seqlens, past, 1, every=True)
     keys, values = (torch.randn(batch, groups, length, dim, device=bench.device, dtype=DTYPE) for _ in range(2))
     queries = q[:, :, None]
-    calls = {"ours": bench.graph(lambda: kernels.step(q, k, v, store=store, lengths=past, **call))}
+    calls = {"ours": bench.graph(lambda: kernels.decode(q, k, v, batch=new, seen=seen, store=store, scale=scale))}
     calls |= {f"{n} dense": bench.graph(f) for n, f in _sdpa(bench, [queries, keys, values], enable_gqa=True).items()}
-    if flex := flex_call(bench, queries, keys, values, call["first"], call["sink"]):
+    if flex := flex_call(bench, queries, keys, values, *seen):
         calls["flex"] = bench.graph(flex)
     if other := flashinfer_call(bench, q, keys, values):
         calls["flashinfer dense"] = bench.graph(other)

@@ -75,30 +75,30 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
 
     Not `parallel`, it takes its shares one after the other, and cu_seqlens no threads.
 
-    Its arguments are those of `moa.kernels.reference.step` and the store's fields, as arrays; q and out are
+    Its arguments are those of `moa.kernels.call.Decode` and the store's fields, as arrays; q and out are
     [tokens * kv_heads, heads, size] in float32, or float64 where `kind` is, 16-bit keys and values int16. Compiled once
     per machine, and kept on disk by numba.
 
     Returns:
-        (q, out, k, v, keys, values, order, base, capacity, first, sink, cu_seqlens, lengths, scale, threads) -> whether
+        (q, out, k, v, keys, values, order, base, capacity, first, sink, cu_seqlens, past, scale, threads) -> whether
         every sequence has a new token; if not, nothing is written.
     """
     wide = np.float64 if kind == "float64" else np.float32
     width, bytes_ = SIZE[kind], np.dtype(wide).itemsize
 
-    def step(
+    def decode(
         q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, order: Any, base: Any, capacity: Any,
-        first: Any, sink: Any, cu_seqlens: Any, lengths: Any, scale: Any, threads: Any,
+        first: Any, sink: Any, cu_seqlens: Any, past: Any, scale: Any, threads: Any,
     ) -> Any:  # fmt: skip
         groups, slabs, most, factor = len(sink), len(order), 0, wide(scale)
-        for s in range(len(lengths)):
+        for s in range(len(past)):
             count = cu_seqlens[s + 1] - cu_seqlens[s]
             if count < 1:
                 return False
             most = max(most, count)
-        for s in range(len(lengths)):
+        for s in range(len(past)):
             for token in range(cu_seqlens[s], cu_seqlens[s + 1]):
-                at = lengths[s] + token - cu_seqlens[s]
+                at = past[s] + token - cu_seqlens[s]
                 for g in range(groups):
                     sinks, block = sink[g] // BLOCK, at // BLOCK
                     if block >= sinks:
@@ -112,7 +112,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
         for i in range(slabs):
             s, g = order[i] // groups, order[i] % groups
             edges[i + 1] = edges[i] + min(
-                capacity[s, g] // BLOCK, (lengths[s] + cu_seqlens[s + 1] - cu_seqlens[s] - 1) // BLOCK + 1
+                capacity[s, g] // BLOCK, (past[s] + cu_seqlens[s + 1] - cu_seqlens[s] - 1) // BLOCK + 1
             )
         # Thread t's share of slab i is part i + t: both only rise, so no two shares have one number.
         top = np.full((slabs + threads, most * heads), NOTHING, wide)
@@ -126,13 +126,13 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                     i += 1
                 s, g, part = order[i] // groups, order[i] % groups, i + t
                 sinks, count = sink[g] // BLOCK, cu_seqlens[s + 1] - cu_seqlens[s]
-                ring, last = max(1, capacity[s, g] // BLOCK - sinks), (lengths[s] + count - 1) // BLOCK
+                ring, last = max(1, capacity[s, g] // BLOCK - sinks), (past[s] + count - 1) // BLOCK
                 stop = min(end, edges[i + 1])
                 for place in range(done - edges[i], stop - edges[i]):
                     block = place if place < sinks else max(place, last - (last - place) % ring)
                     here = (base[s, g] + BLOCK * place) * size * width
                     for w in range(count):
-                        at = lengths[s] + w
+                        at = past[s] + w
                         seen = min(BLOCK, at + 1 - BLOCK * block)
                         if seen <= 0 or (block >= sinks and block < first[g, at // BLOCK]):
                             continue
@@ -184,9 +184,9 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
         return True
 
     # On disk one file lists all code of a function by this name; shapes of their own names cannot be mistaken there.
-    step.__qualname__ = f"step_{heads}_{size}_{kind}_{BLOCK}_{CODE}" + "_parallel" * parallel
+    decode.__qualname__ = f"decode_{heads}_{size}_{kind}_{BLOCK}_{CODE}" + "_parallel" * parallel
     options = OPTIONS | (PARALLEL if parallel else {})
     try:
-        return njit(cache=True, **options)(step)
+        return njit(cache=True, **options)(decode)
     except RuntimeError:  # no folder that may be written to: compiled anew by every process
-        return njit(**options)(step)
+        return njit(**options)(decode)

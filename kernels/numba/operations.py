@@ -13,42 +13,27 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.numba.decode import kernel
 from moa.kernels.numba.threads import check, shared
 from moa.kernels.numba.vectors import SIZE
 from moa.kernels.store import Store, allocate
-from moa.kernels.torch import decode
+from moa.kernels.torch import operations
 from moa.kernels.torch.operations import append, attend
 from moa.plans.span import BLOCK
 
-__all__ = ["append", "attend", "step", "warm_up"]
+__all__ = ["append", "attend", "decode", "warm_up"]
 
 KINDS = {getattr(torch, name): name for name in SIZE}
 
 
-def step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    first: Tensor,
-    sink: Tensor,
-    store: Store,
-    cu_seqlens: Tensor,
-    lengths: Tensor,
-    scale: float,
-) -> Tensor:
+def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
     """The decode form, for 1 to 64 new tokens of every sequence: append, then attend from the slabs alone.
 
     In a graph of `torch.compile` it is that of back-end `torch`, which the compiler can look into.
-
-    Returns:
-        [tokens, query_heads, D].
     """
     if torch.compiler.is_compiling():
-        return decode.step(
-            q, k, v, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale
-        )
+        return operations.decode(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
     assert q.dtype == k.dtype == v.dtype == store.k.dtype
     groups, size = k.shape[1:]
     heads = q.shape[1] // groups
@@ -58,10 +43,10 @@ def step(
     with shared() if shares > 1 else nullcontext():
         whole = kernel(heads, size, KINDS[q.dtype], shares > 1)(
             *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v),
-            *_unchanging(store, first, sink, cu_seqlens), lengths.numpy(), float(scale), shares,
+            *_unchanging(store, batch, seen), batch.past.numpy(), float(scale), shares,
         )  # fmt: skip
     if not whole:
-        raise RuntimeError("step needs a new token of every sequence")
+        raise RuntimeError("decode needs a new token of every sequence")
     return out.to(q.dtype)
 
 
@@ -78,9 +63,9 @@ class _Unchanging:
         """A copied store makes its own: copied arrays would share no memory with its tensors."""
 
 
-def _unchanging(store: Store, first: Tensor, sink: Tensor, cu_seqlens: Tensor) -> list[Any]:
+def _unchanging(store: Store, batch: Packed, seen: Visibility) -> list[Any]:
     """The store's keys, values and layout, and the tables: making an array of a tensor takes as long as 300 keys."""
-    kept = store.scratch.get("arrays")
+    kept, (first, sink), cu_seqlens = store.scratch.get("arrays"), seen, batch.cu_seqlens
     if not (kept and kept.first is first and kept.sink is sink and kept.cu_seqlens is cu_seqlens):
         layout = (store.order, store.base, store.capacity, first, sink, cu_seqlens)
         arrays = [_array(store.k), _array(store.v), *(x.numpy() for x in layout)]
@@ -102,10 +87,11 @@ def warm_up(heads: int, size: int, dtype: torch.dtype) -> None:
 @cache
 def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None:
     none, one = torch.zeros(1, dtype=torch.int64, device="cpu"), torch.zeros(1, 1, size, dtype=dtype, device="cpu")
-    step(
-        one.expand(1, heads, size), one, one, first=none[None].int(), sink=none.int(), lengths=none, scale=1.0,
-        store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
-        cu_seqlens=torch.arange(2, dtype=torch.int32, device="cpu"),
+    decode(
+        one.expand(1, heads, size), one, one,
+        batch=Packed(torch.arange(2, dtype=torch.int32, device="cpu"), past=none, most=1, every=True),
+        seen=Visibility(none[None].int(), none.int()), store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
+        scale=1.0,
     )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store, find_tokens, period, slots, text_block
 from moa.plans.span import BLOCK
 
@@ -19,29 +20,15 @@ LARGE = 1 << 18
 """Numbers in a slab's keys from which sharing it out among threads pays (4,096 slots of 64; measured on 2 cores)."""
 
 
-def step(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    first: Tensor,
-    sink: Tensor,
-    store: Store,
-    cu_seqlens: Tensor,
-    lengths: Tensor,
-    scale: float,
-) -> Tensor:
+def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
     """The decode form, for 1 to 64 new tokens of every sequence: append, then attend from the slabs alone.
 
     Fixed shapes and no host synchronisation for tensors on a device.
-
-    Returns:
-        [tokens, query_heads, D].
     """
     tokens, groups, size = k.shape
-    width = _width(cu_seqlens, tokens)
-    make = _next if width == 1 and _on_host(lengths) else _rows
-    rows = make(store, first, sink, cu_seqlens, lengths, width, q)
+    width = _width(batch.cu_seqlens, tokens)
+    make = _next if width == 1 and _on_host(batch.past) else _rows
+    rows = make(store, batch, seen, width, q)
     store.k.index_copy_(0, rows.place, k.reshape(-1, size))
     store.v.index_copy_(0, rows.place, v.reshape(-1, size))
 
@@ -52,10 +39,10 @@ def step(
     if width > 1:
         queries = queries.view(len(store.order), -1, size)  # [slabs, width * heads, D]
     results, done = [], 0
-    for batch in rows.batches:
-        part = queries if len(rows.batches) == 1 else queries[done : done + batch.slabs]
-        results.append(_attend(part, batch, scale))
-        done += batch.slabs
+    for slabs in rows.slabs:
+        part = queries if len(rows.slabs) == 1 else queries[done : done + slabs.at_once]
+        results.append(_attend(part, slabs, scale))
+        done += slabs.at_once
     result = results[0] if len(results) == 1 else torch.cat(results)
     if rows.index is None:
         return result.view(q.shape)
@@ -72,10 +59,10 @@ def _width(cu_seqlens: Tensor, tokens: int) -> int:
     return tokens - sequences + 1
 
 
-class _Batch(NamedTuple):
+class _Slabs(NamedTuple):
     """Slabs to multiply at once, as views of the store: neither changes its place while no block begins."""
 
-    slabs: int
+    at_once: int
     keys: Tensor
     """[slabs or pieces, D, slots]; a lone slab may be cut into pieces for the threads."""
     values: Tensor
@@ -92,31 +79,30 @@ class _Rows:
     """int64: slot of each new key."""
     bias: Tensor
     """[width, slots]: 0 for the slots that a row sees, else -inf."""
-    batches: list[_Batch]
+    slabs: list[_Slabs]
     index: Tensor | None
     """int64 [slabs * width]: token * kv_heads + group of each row; None where rows lie in order already."""
 
 
-def _rows(
-    store: Store, first: Tensor, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor, width: int, q: Tensor
-) -> _Rows:
+def _rows(store: Store, batch: Packed, seen: Visibility, width: int, q: Tensor) -> _Rows:
     """The rows of a step with up to `width` new tokens of each sequence."""
-    torch._assert_async((cu_seqlens[1:] > cu_seqlens[:-1]).all(), "step needs a new token of every sequence")
+    cu_seqlens, past, sink = batch.cu_seqlens, batch.past, seen.sink
+    torch._assert_async((cu_seqlens[1:] > cu_seqlens[:-1]).all(), "decode needs a new token of every sequence")
     groups = len(sink)
     if width == 1:
-        at = lengths[:, None]
+        at = past[:, None]
         place = slots(at, sink, store.base, store.capacity).flatten()
         index = store.order if len(store.runs) > 1 else None
     else:  # a sequence with fewer rows repeats its last
         row = torch.minimum(cu_seqlens[:-1, None] + torch.arange(width, device=q.device), cu_seqlens[1:, None] - 1)
         index = row[:, None] * groups + torch.arange(groups, device=q.device)[:, None]  # [sequences, groups, width]
         index = index.flatten(0, 1)[store.order].flatten()
-        sequence, position = find_tokens(cu_seqlens, lengths, len(q))
+        sequence, position = find_tokens(cu_seqlens, past, len(q))
         place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence]).flatten()
-        at = lengths[:, None] + row - cu_seqlens[:-1, None]
-    bias = _bias(store, first, sink, at, _wide(q.dtype))
-    batches = list(_batches(store, bias, q.shape[1] // groups, _reach(lengths, width)))
-    return _Rows(place, bias, batches, index)
+        at = past[:, None] + row - cu_seqlens[:-1, None]
+    bias = _bias(store, seen, at, _wide(q.dtype))
+    slabs = list(_slabs(store, bias, q.shape[1] // groups, _reach(past, width)))
+    return _Rows(place, bias, slabs, index)
 
 
 @dataclass
@@ -125,35 +111,33 @@ class _Kept:
 
     first: Tensor
     cu_seqlens: Tensor
-    lengths: list[int]
+    past: list[int]
     rows: _Rows
 
 
-def _next(
-    store: Store, first: Tensor, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor, width: int, q: Tensor
-) -> _Rows:
+def _next(store: Store, batch: Packed, seen: Visibility, width: int, q: Tensor) -> _Rows:
     """`_rows` for one token per sequence, from the last step's where every length is one more and no block begins.
 
     Then each token goes one slot further and sees that slot besides: most of a step's small operations are saved.
     """
-    now, kept = lengths.tolist(), store.scratch.get("row")
+    past, kept = batch.past.tolist(), store.scratch.get("row")
     if (
         kept
-        and kept.first is first
-        and kept.cu_seqlens is cu_seqlens
-        and all(n == before + 1 and n % BLOCK for n, before in zip(now, kept.lengths, strict=True))
+        and kept.first is seen.first
+        and kept.cu_seqlens is batch.cu_seqlens
+        and all(n == before + 1 and n % BLOCK for n, before in zip(past, kept.past, strict=True))
     ):
         kept.rows.place.add_(1)
         kept.rows.bias.index_fill_(1, kept.rows.place, 0)
-        kept.lengths = now
+        kept.past = past
     else:
         with torch.inference_mode(False):  # so that later calls, outside of inference mode, may write too
-            rows = _rows(store, first, sink, cu_seqlens, lengths, width, q)
-        kept = store.scratch["row"] = _Kept(first, cu_seqlens, now, rows)
+            rows = _rows(store, batch, seen, width, q)
+        kept = store.scratch["row"] = _Kept(seen.first, batch.cu_seqlens, past, rows)
     return kept.rows
 
 
-def _batches(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Batch]:
+def _slabs(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Slabs]:
     """The slabs' slots up to `reach`, in batches; a batch item is one thread's work.
 
     A few large slabs that would leave threads idle come one by one instead, each cut into pieces.
@@ -174,15 +158,15 @@ def _batches(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Ba
             if pieces > 1:
                 keys, values = (x.view(pieces, -1, size) for x in (keys, values))
                 hide = hide.reshape(-1, pieces, used // pieces).transpose(0, 1)
-            yield _Batch(at_once, keys.transpose(1, 2), values, hide)
+            yield _Slabs(at_once, keys.transpose(1, 2), values, hide)
 
 
-def _attend(q: Tensor, batch: _Batch, scale: float) -> Tensor:
-    """Attention of the rows [slabs, width * heads, D] of a batch."""
-    pieces = len(batch.keys) // batch.slabs
+def _attend(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
+    """Attention of the rows [slabs, width * heads, D] of some slabs."""
+    pieces = len(slabs.keys) // slabs.at_once
     if pieces > 1:
         q = q.expand(pieces, -1, -1)
-    scores, values = _scores(q, batch, scale), batch.values
+    scores, values = _scores(q, slabs, scale), slabs.values
     if pieces > 1:
         scores = scores.transpose(0, 1).reshape(1, q.shape[1], -1)
     weights = scores.softmax(-1)
@@ -196,14 +180,14 @@ def _attend(q: Tensor, batch: _Batch, scale: float) -> Tensor:
     return torch.bmm(weights, values).sum(0, keepdim=True).to(q.dtype)
 
 
-def _scores(q: Tensor, batch: _Batch, scale: float) -> Tensor:
+def _scores(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
     """q·k, scaled and biased, in float32 at least: [slabs or pieces, width * heads, slots]."""
     wide = _wide(q.dtype)
     if q.dtype != torch.bfloat16:
-        return torch.baddbmm(batch.bias, q.to(wide), batch.keys.to(wide), alpha=scale)
-    rounded = torch.bmm(q, batch.keys)  # and what rounding took: two products of bfloat16, faster than wider keys
-    rest = torch.baddbmm(rounded, q, batch.keys, beta=-1)
-    return torch.add(batch.bias, rounded.to(wide) + rest, alpha=scale)
+        return torch.baddbmm(slabs.bias, q.to(wide), slabs.keys.to(wide), alpha=scale)
+    rounded = torch.bmm(q, slabs.keys)  # and what rounding took: two products of bfloat16, faster than wider keys
+    rest = torch.baddbmm(rounded, q, slabs.keys, beta=-1)
+    return torch.add(slabs.bias, rounded.to(wide) + rest, alpha=scale)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -217,22 +201,21 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
-def _bias(store: Store, first: Tensor, sink: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+def _bias(store: Store, seen: Visibility, at: Tensor, dtype: torch.dtype) -> Tensor:
     """0 for the slots that a row sees, else -inf: [width, slots].
 
     Args:
-        store: The rows' own keys count as held.
-        first: int32 [kv_heads, blocks].
-        sink: int32 [kv_heads], tokens.
+        store: The rows' own keys count as stored.
+        seen: What rows see.
         at: Positions of the rows, [sequences, width], rising.
         dtype: Of the result.
     """
-    sinks, row = (sink // BLOCK)[store.group], at.T[:, store.sequence]
+    sinks, row = (seen.sink // BLOCK)[store.group], at.T[:, store.sequence]
     after = period(store.place, sinks, store.capacity[store.sequence, store.group])
     block = text_block(store.place, after, row[-1] // BLOCK)
-    kept = (block < sinks) | (block >= first[store.group, row // BLOCK])
-    seen = torch.where(kept, row + 1 - BLOCK * block, 0)  # leading slots of each block
-    hidden = torch.arange(BLOCK, device=at.device) >= seen[..., None]
+    kept = (block < sinks) | (block >= seen.first[store.group, row // BLOCK])
+    visible = torch.where(kept, row + 1 - BLOCK * block, 0)  # leading slots of each block
+    hidden = torch.arange(BLOCK, device=at.device) >= visible[..., None]
     return torch.zeros(hidden.shape, dtype=dtype, device=at.device).masked_fill_(hidden, -torch.inf).flatten(1)
 
 
@@ -241,8 +224,8 @@ def _on_host(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _reach(lengths: Tensor, width: int) -> int:
+def _reach(past: Tensor, width: int) -> int:
     """Slots of a slab that can hold keys, rounded up to blocks; a bound without end where asking would cost a wait."""
-    if not _on_host(lengths):
+    if not _on_host(past):
         return torch.iinfo(torch.int64).max
-    return BLOCK * -(-(int(lengths.max()) + width) // BLOCK)
+    return BLOCK * -(-(int(past.max()) + width) // BLOCK)

@@ -1,6 +1,6 @@
-"""The operations of back-end `torch`, with the arguments of `moa.kernels.reference`."""
+"""The operations of back-end `torch`, which `moa.kernels.call` documents."""
 
-from moa.kernels.torch.decode import step
+from moa.kernels.torch.decode import decode
 from moa.kernels.torch.prefill import append, attend
 
-__all__ = ["append", "attend", "step"]
+__all__ = ["append", "attend", "decode"]

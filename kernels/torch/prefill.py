@@ -5,13 +5,14 @@ keys in the order of the text; before each chunk of rows the sink's keys are wri
 block, over keys that no later row wants, so that every chunk reads one contiguous slice [sink | window | own]. The rows
 of a fresh text that see all of it are one causal call.
 
-Arguments are those of `moa.kernels.reference`.
+`moa.kernels.call` documents the operations and their arguments.
 """
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store, find_tokens, slots
 from moa.kernels.torch.decode import threads
 from moa.plans.span import BLOCK
@@ -21,36 +22,23 @@ HALF_CHUNK = 3
 
 
 def attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    first: Tensor,
-    sink: Tensor,
-    store: Store | None = None,
-    cu_seqlens: Tensor,
-    lengths: Tensor,
-    scale: float,
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
 ) -> Tensor:
-    """Attention of the new tokens over the store's past and themselves; writes nothing.
-
-    Returns:
-        [tokens, query_heads, D].
-    """
+    """Attention of the new tokens over the store's past and themselves; writes nothing."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     by_group, out_by_group = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
-    offsets = cu_seqlens.tolist()
-    for s, past in enumerate(lengths.tolist()):
+    offsets = batch.cu_seqlens.tolist()
+    for s, past in enumerate(batch.past.tolist()):
         new = slice(offsets[s], offsets[s + 1])
         count = new.stop - new.start
         if count == 0:
             continue
-        for groups, edges, sinks in _alike(first, sink, past // BLOCK, (past + count - 1) // BLOCK):
+        for groups, edges, sinks in _alike(seen, past // BLOCK, (past + count - 1) // BLOCK):
             keys, values = (x[new, groups].transpose(0, 1).clone(memory_format=torch.contiguous_format) for x in (k, v))
             if store is not None and past:
                 at = torch.arange(past - BLOCK * (edges[0] - sinks), device=q.device)
                 at = torch.where(at < BLOCK * sinks, at, at + BLOCK * (edges[0] - sinks))
-                place = slots(at, *(x[groups, None] for x in (sink, store.base[s], store.capacity[s])))
+                place = slots(at, *(x[groups, None] for x in (seen.sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
             rows, result = (x[new, groups].flatten(1, 2).transpose(0, 1) for x in (by_group, out_by_group))
             _walk(rows, keys, values, result, past, edges, sinks, scale)
@@ -59,10 +47,11 @@ def attend(
     return out
 
 
-def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> None:
+def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
     """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
-    sequence, position = find_tokens(cu_seqlens, lengths, k.shape[0])
-    block, end = position // BLOCK, (lengths + cu_seqlens.diff() - 1) // BLOCK
+    sink, past = seen.sink, batch.past
+    sequence, position = find_tokens(batch.cu_seqlens, past, k.shape[0])
+    block, end = position // BLOCK, (past + batch.cu_seqlens.diff() - 1) // BLOCK
     ring = store.capacity // BLOCK - sink // BLOCK
     kept = (block[:, None] < sink // BLOCK) | (block[:, None] > (end[:, None] - ring)[sequence])
     place = slots(position[:, None], sink, store.base[sequence], store.capacity[sequence])[kept]
@@ -70,11 +59,11 @@ def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, cu_seqlens: Tens
     store.v[place] = v[kept]
 
 
-def _alike(first: Tensor, sink: Tensor, begin: int, end: int) -> list[tuple[slice | list[int], tuple[int, ...], int]]:
+def _alike(seen: Visibility, begin: int, end: int) -> list[tuple[slice | list[int], tuple[int, ...], int]]:
     """Groups that see the same in query blocks begin … end: [(groups, first block per query block, sink blocks)]."""
     sets: dict[tuple[tuple[int, ...], int], list[int]] = {}
-    sinks = (sink // BLOCK).tolist()
-    for group, edges in enumerate(first[:, begin : end + 1].tolist()):
+    sinks = (seen.sink // BLOCK).tolist()
+    for group, edges in enumerate(seen.first[:, begin : end + 1].tolist()):
         sees_all = edges[-1] <= sinks[group]
         key = ((0,) * len(edges), 0) if sees_all else (tuple(edges), sinks[group])
         sets.setdefault(key, []).append(group)

@@ -4,6 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store
 from moa.kernels.triton.common import (
     BLOCK,
@@ -40,7 +41,7 @@ def append_rows(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def append_kernel(
-    k, v, k_store, v_store, sink, base, capacity, cu_seqlens, lengths, sequences, groups,
+    k, v, k_store, v_store, sink, base, capacity, cu_seqlens, pasts, sequences, groups,
     k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """ROWS new tokens of one sequence and group."""
@@ -48,7 +49,7 @@ def append_kernel(
     sequence, tile = find_sequence(cu_seqlens, sequences, tl.program_id(0), 1, ROWS)
     start = tl.load(cu_seqlens + sequence)
     count = tl.load(cu_seqlens + sequence + 1) - start
-    past = tl.load(lengths + sequence).to(tl.int32)
+    past = tl.load(pasts + sequence).to(tl.int32)
     slot0, sink_blocks, ring = slab(base, capacity, sink, sequence * groups + group, group)
     if tile * ROWS < count:
         append_rows(
@@ -57,13 +58,13 @@ def append_kernel(
         )  # fmt: skip
 
 
-def append(store: Store, k: Tensor, v: Tensor, *, sink: Tensor, cu_seqlens: Tensor, lengths: Tensor) -> None:
-    """As `moa.kernels.reference.append`."""
+def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
+    """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
     require_supported(k, v)
     tokens, groups, dim = k.shape
-    sequences, rows = cu_seqlens.shape[0] - 1, 64
+    sequences, rows = len(batch.cu_seqlens) - 1, 64
     with on_device(k):
         append_kernel[(tokens // rows + sequences, groups)](
-            k, v, store.k, store.v, sink, store.base, store.capacity, cu_seqlens, lengths, sequences, groups,
-            *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
+            k, v, store.k, store.v, seen.sink, store.base, store.capacity, batch.cu_seqlens, batch.past, sequences,
+            groups, *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
         )  # fmt: skip

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append_rows
 from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, block_rows, fold, load_rows, on_device, slab, slot_of
@@ -63,7 +64,7 @@ def pieces_of(capacity, pair, per_piece):
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def decode_kernel(
-    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, cu_seqlens, lengths, scale,
+    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, cu_seqlens, pasts, scale,
     blocks, groups, per_piece, tokens, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     APPEND: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
@@ -76,7 +77,7 @@ def decode_kernel(
     count = tl.load(cu_seqlens + sequence + 1) - start
     if count == 0:
         return
-    past = tl.load(lengths + sequence).to(tl.int32)
+    past = tl.load(pasts + sequence).to(tl.int32)
     slot0, sink_blocks, ring = slab(base, capacity, sink, pair, group)
     first += group * blocks
     k += group.to(tl.int64) * k_head
@@ -140,7 +141,7 @@ def decode_kernel(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def join_kernel(
-    parts, lse, out, first, sink, capacity, cu_seqlens, lengths, blocks, groups, per_piece, tokens,
+    parts, lse, out, first, sink, capacity, cu_seqlens, pasts, blocks, groups, per_piece, tokens,
     HEADS: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
     """Weighted mean of the pieces, for COLUMNS columns of one sequence and query head."""
@@ -150,7 +151,7 @@ def join_kernel(
     count = tl.load(cu_seqlens + sequence + 1) - start
     if count == 0:
         return
-    past = tl.load(lengths + sequence).to(tl.int32)
+    past = tl.load(pasts + sequence).to(tl.int32)
     _, _, _, used = blocks_seen(first + group * blocks, tl.load(sink + group) // BLOCK, past, count)
     pieces = tl.minimum(tl.cdiv(used, per_piece), pieces_of(capacity, sequence * groups + group, per_piece))
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
@@ -197,21 +198,21 @@ def pieces(store: Store, processors: int) -> Pieces:
     return found
 
 
-def decode(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store, cu_seqlens: Tensor,
-    lengths: Tensor, scale: float, write: bool, tiles: Tiles | None = None,
+def launch_decode(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float,
+    write: bool, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
-    """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
+    """Fill `out` [tokens, query_heads, D] (contiguous).
 
     Args:
-        q, k, v, first, sink, store, cu_seqlens, lengths, scale: See the reference; the last dimension is contiguous,
-            and every sequence with new tokens has slots in the store.
+        q, k, v, batch, seen, store, scale: See `moa.kernels.call.Attend`; the last dimension is contiguous, and every
+            sequence with new tokens has slots in the store.
         out: Written whole.
         write: Also append the new keys and values to the store (at most 64 tokens per sequence).
         tiles: Tile shape, the device's own by default.
     """
     tokens, heads, dim = q.shape
-    groups, sequences = k.shape[1], cu_seqlens.shape[0] - 1
+    groups, sequences, (first, sink) = k.shape[1], len(batch.cu_seqlens) - 1, seen
     per_group = heads // groups
     items, size, most = pieces(store, _processors(q.device))
     split = most > 1
@@ -220,16 +221,16 @@ def decode(
     with on_device(q):
         shape = tiles or decode_tiles(dim, q.dtype, -(-tokens // sequences) * per_group)
         decode_kernel[(len(items),)](
-            q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, cu_seqlens, lengths,
-            scale, first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+            q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, batch.cu_seqlens,
+            batch.past, scale, first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
             HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write, SPLIT=split,
             PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
         if split:
             columns = 32
             join_kernel[(sequences, heads, triton.cdiv(dim, columns))](
-                parts, lse, out, first, sink, store.capacity, cu_seqlens, lengths, first.shape[1], groups, size, tokens,
-                HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
+                parts, lse, out, first, sink, store.capacity, batch.cu_seqlens, batch.past, first.shape[1], groups,
+                size, tokens, HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
             )  # fmt: skip
 
 

@@ -32,12 +32,13 @@ import torch
 import triton
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.held import Sink
 from moa.kernels.triton.common import BLOCK, on_device, require_supported
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
 from moa.kernels.triton.held import held_kernel
-from moa.kernels.triton.prefill import prefill
+from moa.kernels.triton.prefill import launch_prefill
 from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
 
 
@@ -58,11 +59,11 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
     out = torch.empty((n, heads, dim), dtype=q.dtype, device=q.device)
     lse = torch.empty((n, heads), dtype=torch.float32, device=q.device)
     everything = torch.zeros((len(k), -(-n // BLOCK.value)), dtype=torch.int32, device=q.device)
-    prefill(
-        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), out, first=everything,
-        sink=everything[:, 0].contiguous(),
-        cu_seqlens=torch.arange(2, dtype=torch.int32, device=q.device) * n,
-        lengths=torch.zeros(1, dtype=torch.int64, device=q.device), scale=scale, lse=lse,
+    cu_seqlens = torch.arange(2, dtype=torch.int32, device=q.device) * n
+    launch_prefill(
+        q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), out,
+        batch=Packed(cu_seqlens, torch.zeros(1, dtype=torch.int64, device=q.device), n),
+        seen=Visibility(everything, everything[:, 0].contiguous()), scale=scale, lse=lse,
     )  # fmt: skip
     return out.transpose(0, 1), lse
 

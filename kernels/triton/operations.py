@@ -1,61 +1,52 @@
-"""The operations of back-end `triton`.
+"""The operations of back-end `triton`, which `moa.kernels.call` documents.
 
-`attend`, `append` and `step` take the arguments of `moa.kernels.reference`; the last dimension of q, k and v must be
-contiguous. No function waits for the device, and no grid depends on what only the device knows.
+The last dimension of q, k and v must be contiguous. No function waits for the device, and no grid depends on what only
+the device knows.
 """
 
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
 from moa.kernels.triton.common import require_supported
-from moa.kernels.triton.decode import decode
-from moa.kernels.triton.prefill import prefill
+from moa.kernels.triton.decode import launch_decode
+from moa.kernels.triton.prefill import launch_prefill
 
-__all__ = ["append", "attend", "decode", "prefill", "step"]
+__all__ = ["append", "attend", "decode"]
 
 FEW = 16
 """Mean new tokens per sequence up to which the keys, not the rows, are what fills the device."""
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store | None = None, cu_seqlens: Tensor,
-    lengths: Tensor, scale: float,
-) -> Tensor:  # fmt: skip
-    """As `moa.kernels.reference.attend`."""
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
+) -> Tensor:
+    """Attention of the new tokens over the store's past and themselves; writes nothing."""
     require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(q):
         return out
-    if store is not None and _few(q, cu_seqlens) and len(store.order) == store.base.numel():  # each slab has a piece
-        decode(
-            q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale,
-            write=False,
-        )  # fmt: skip
+    if store is not None and _few(q, batch) and len(store.order) == store.base.numel():  # each slab has a piece
+        launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, scale=scale, write=False)
     else:
-        prefill(q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale)
+        launch_prefill(q, k, v, out, batch=batch, seen=seen, store=store, scale=scale)
     return out
 
 
-def step(
-    q: Tensor, k: Tensor, v: Tensor, *, first: Tensor, sink: Tensor, store: Store, cu_seqlens: Tensor, lengths: Tensor,
-    scale: float,
-) -> Tensor:  # fmt: skip
-    """As `moa.kernels.reference.step`: at most 64 new tokens per sequence."""
-    if not _few(q, cu_seqlens):
-        out = attend(q, k, v, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale)
-        append(store, k, v, sink=sink, cu_seqlens=cu_seqlens, lengths=lengths)
+def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
+    """The decode form, for 1 to 64 new tokens of every sequence: `attend` and `append` in one call."""
+    if not _few(q, batch):
+        out = attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
+        append(store, k, v, batch=batch, seen=seen)
         return out
     require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
-        decode(
-            q, k, v, out, first=first, sink=sink, store=store, cu_seqlens=cu_seqlens, lengths=lengths, scale=scale,
-            write=True,
-        )  # fmt: skip
+        launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, scale=scale, write=True)
     return out
 
 
-def _few(q: Tensor, cu_seqlens: Tensor) -> bool:
-    return len(q) <= FEW * (len(cu_seqlens) - 1)
+def _few(q: Tensor, batch: Packed) -> bool:
+    return len(q) <= FEW * (len(batch.cu_seqlens) - 1)

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store
 from moa.kernels.triton.common import (
     BLOCK,
@@ -49,7 +50,7 @@ def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def prefill_kernel(
-    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, lengths, scale,
+    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, pasts, scale,
     blocks, sequences, groups, tiles, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
@@ -62,7 +63,7 @@ def prefill_kernel(
     count = (tl.load(cu_seqlens + sequence + 1) - start) * HEADS
     if tile * BLOCK_M >= count:
         return
-    past = tl.load(lengths + sequence).to(tl.int32)
+    past = tl.load(pasts + sequence).to(tl.int32)
     row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     live = row < count
     row = tl.minimum(row, count - 1)
@@ -129,29 +130,29 @@ def prefill_kernel(
         tl.store(lse + flat, top + tl.log2(total), mask=live)
 
 
-def prefill(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, first: Tensor, sink: Tensor, store: Store | None = None,
-    cu_seqlens: Tensor, lengths: Tensor, scale: float, lse: Tensor | None = None, tiles: Tiles | None = None,
+def launch_prefill(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None,
+    scale: float, lse: Tensor | None = None, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
-    """Fill `out` [tokens, query_heads, D] (contiguous); arguments as in `moa.kernels.reference.attend`.
+    """Fill `out` [tokens, query_heads, D] (contiguous).
 
     Args:
-        q, k, v, first, sink, store, cu_seqlens, lengths, scale: See the reference; the last dimension is contiguous.
+        q, k, v, batch, seen, store, scale: See `moa.kernels.call.Attend`; the last dimension is contiguous.
         out: Written whole.
         lse: float32 [tokens, query_heads], filled with log2 of each row's softmax denominator if given.
         tiles: Tile shape, the device's own by default.
     """
     tokens, heads, dim = q.shape
     groups = k.shape[1]
-    sequences = cu_seqlens.shape[0] - 1
-    past = (store.k, store.v, store.base, store.capacity) if store else (k, v, lengths, sink)
+    sequences, (first, sink) = len(batch.cu_seqlens) - 1, seen
+    past = (store.k, store.v, store.base, store.capacity) if store else (k, v, batch.past, sink)
     with on_device(q):
         shape = tiles or prefill_tiles(dim, q.dtype)
         count = tokens * (heads // groups) // shape.block_m + sequences
         prefill_kernel[(count * groups,)](
-            q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3], cu_seqlens,
-            lengths, scale, first.shape[1], sequences, groups, count, *q.stride()[:2], *k.stride()[:2],
-            *v.stride()[:2], HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim, WIDTH=shape.width,
-            BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None, PRECISION=shape.precision,
-            num_warps=shape.warps, num_stages=shape.stages,
+            q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3],
+            batch.cu_seqlens, batch.past, scale, first.shape[1], sequences, groups, count, *q.stride()[:2],
+            *k.stride()[:2], *v.stride()[:2], HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim,
+            WIDTH=shape.width, BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None,
+            PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

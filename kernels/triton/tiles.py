@@ -31,7 +31,7 @@ def arch() -> str:
 
 
 def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
-    """For `prefill` on `target` (the current device by default)."""
+    """For `prefill_kernel` on `target` (the current device by default)."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
         return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
@@ -43,7 +43,7 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
 
 
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
-    """For `decode` with about `rows` rows (tokens times heads) per sequence and group."""
+    """For `decode_kernel` with about `rows` rows (tokens times heads) per sequence and group."""
     target, width = target or arch(), _width(dim)
     block_m = 16 if rows <= 16 else 32
     if _amd(target):

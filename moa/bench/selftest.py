@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.backend import Backend, load
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import allocate, capacities
 from moa.plans.span import BLOCK, first_block
 
@@ -32,23 +33,20 @@ def deviation(backend: Backend, device: torch.device | str = "cpu") -> float:
 def _run(backend: Backend, device: torch.device | str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     first = first_block(SINK[:, None], ALPHA[:, None], BETA256[:, None], np.arange(max(LENGTHS) // BLOCK + 1))
-    rules = {"first": torch.from_numpy(first.astype(np.int32)), "sink": torch.from_numpy(SINK.astype(np.int32))}
-    rules = {name: table.to(device) for name, table in rules.items()}
+    seen = Visibility(*(torch.from_numpy(x.astype(np.int32)).to(device) for x in (first, SINK)))
     store = allocate(capacities(SINK, ALPHA, BETA256, np.add(LENGTHS, 1)), SIZE, torch.float32, device)
-    held, outs = np.zeros(len(LENGTHS), np.int64), []
+    past, outs = np.zeros(len(LENGTHS), np.int64), []
     for new in (np.array(LENGTHS), np.ones(len(LENGTHS), np.int64)):
         q, k, v = (
             torch.randn(int(new.sum()), heads, SIZE, generator=generator).to(device)
             for heads in (HEADS, len(SINK), len(SINK))
         )
-        where = {
-            "cu_seqlens": torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device),
-            "lengths": torch.from_numpy(held).to(device),
-        }
-        if not held.any():
-            outs.append(backend.attend(q, k, v, **rules, **where, scale=SIZE**-0.5))
-            backend.append(store, k, v, sink=rules["sink"], **where)
+        cu_seqlens = torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device)
+        batch = Packed(cu_seqlens, torch.from_numpy(past).to(device), int(new.max()), every=True)
+        if not past.any():
+            outs.append(backend.attend(q, k, v, batch=batch, seen=seen, scale=SIZE**-0.5))
+            backend.append(store, k, v, batch=batch, seen=seen)
         else:
-            outs.append(backend.step(q, k, v, **rules, store=store, **where, scale=SIZE**-0.5))
-        held = held + new
+            outs.append(backend.decode(q, k, v, batch=batch, seen=seen, store=store, scale=SIZE**-0.5))
+        past = past + new
     return torch.cat(outs)

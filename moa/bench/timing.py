@@ -114,7 +114,7 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     info = ModelInfo.of(model)
     kind = {"dtype": model.dtype, "device": model.device}
     torch_ = load("torch")
-    store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.step)
+    store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.decode)
     drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
     for layer in range(info.layers):
         shape = info.kv_shape(layer)

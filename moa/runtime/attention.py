@@ -266,17 +266,16 @@ def _without_cache(
         slots = np.full((batch, groups), -(-(columns if rules.moving_patterns else past) // BLOCK) * BLOCK)
         store = allocate(slots, head_size, key.dtype, device)
     if past:
+        assert store is not None
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
         k, v = old.pack(key[:, :, :past]), old.pack(value[:, :, :past])
-        backend.append(store, k, v, sink=seen.sink, cu_seqlens=old.cu_seqlens, lengths=lengths)
+        backend.append(store, k, v, batch=Packed(old.cu_seqlens, lengths, past), seen=seen)
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
     sinks = None
-    if rules.moving_patterns:
-        sinks = Sinks(
-            rules.reach.sink, rules.moves_keys, batch, device
-        )  # the store holds the whole past, so its keys are chosen at once
+    if rules.moving_patterns:  # the store holds the whole past, so its keys are chosen at once
+        sinks = Sinks(rules.reach.sink, rules.moves_keys, rules.first, batch, device)
     out = attend(
         q, k, v, batch=Packed(now.cu_seqlens, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
         backend=backend,

@@ -2,7 +2,6 @@
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from moa.kernels.call import Visibility
 from moa.plans.plan import Plan
@@ -22,18 +21,18 @@ class Rules:
     def __init__(self, plan: Plan, layer: int) -> None:
         self.reach, self.model, self.moves_keys = plan.reach(layer), plan.model, plan.moves_keys(layer)
         self.moving_patterns = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
-        self._tables: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._tables: dict[torch.device, Visibility] = {}
 
     def visibility(self, length: int, device: torch.device) -> Visibility:
         """Return tables of what each query sees, for all positions below `length` and perhaps beyond."""
         blocks = -(-length // BLOCK)
         tables = self._tables.get(device)
-        if tables is None or tables[0].shape[1] < blocks:
-            at_least = blocks if tables is None else 2 * tables[0].shape[1]
+        if tables is None or tables.first.shape[1] < blocks:
+            at_least = blocks if tables is None else 2 * tables.first.shape[1]
             first = self.reach.first(np.arange(max(blocks, at_least))).astype(np.int32)
             sink = torch.from_numpy(self.reach.sink.astype(np.int32))
-            self._tables[device] = tables = torch.from_numpy(first).to(device), sink.to(device)
-        return Visibility(*tables, self.first)
+            self._tables[device] = tables = Visibility(torch.from_numpy(first).to(device), sink.to(device))
+        return tables
 
     def first(self, lengths: Ints) -> Ints:
         """Return the first block after the sink that queries at positions `lengths` see, [sequences, kv_heads]."""

@@ -5,6 +5,7 @@ Tests take them through the fixture `kit`, since test folders are not packages.
 
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,11 +34,15 @@ class Rules:
     alpha: np.ndarray
     beta256: np.ndarray
 
-    def tensors(self, length: int) -> dict[str, Tensor]:
-        """`first` and `sink` as the kernels take them, for texts of up to `length` tokens."""
+    def seen(self, length: int) -> Visibility:
+        """What rows see, for texts of up to `length` tokens."""
         blocks = np.arange(length // BLOCK + 1)
         table = first_block(self.sink[:, None], self.alpha[:, None], self.beta256[:, None], blocks)
-        return {"first": torch.from_numpy(table).int(), "sink": torch.from_numpy(self.sink).int()}
+        return Visibility(torch.from_numpy(table).int(), torch.from_numpy(self.sink).int())
+
+    def first_at(self, at: np.ndarray) -> np.ndarray:
+        """First blocks besides the sink that rows at positions [n] see: [n, kv_heads]."""
+        return first_block(*(x[:, None] for x in (self.sink, self.alpha, self.beta256)), np.asarray(at) // BLOCK).T
 
 
 @dataclass
@@ -48,15 +53,14 @@ class Text:
     k: list[Tensor]
     v: list[Tensor]
 
-    def new(self, begin: list[int], end: list[int], dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-        """The packed tokens begin … end of each sequence, with `cu_seqlens` and `lengths`."""
+    def new(self, begin: list[int], end: list[int], dtype: torch.dtype = torch.float64) -> dict[str, Any]:
+        """`q`, `k` and `v`, tokens begin … end of each sequence, and the `batch` that says how they are packed."""
         cut = {n: torch.cat([x[b:e] for x, b, e in zip(getattr(self, n), begin, end, strict=True)]).to(dtype)
                for n in "qkv"}  # fmt: skip
         counts = np.subtract(end, begin)
-        return cut | {
-            "cu_seqlens": torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32),
-            "lengths": torch.tensor(begin, dtype=torch.int64),
-        }
+        cu_seqlens = torch.tensor([0, *np.cumsum(counts)], dtype=torch.int32)
+        past = torch.tensor(begin, dtype=torch.int64)
+        return cut | {"batch": Packed(cu_seqlens, past, int(counts.max()), bool(counts.all()))}
 
 
 def text(lengths: list[int], heads: int, groups: int, size: int, seed: int) -> Text:
@@ -201,12 +205,8 @@ def sinks_after(
     numbers, dtype = (rules.sink, rules.alpha, rules.beta256), keys[0].dtype
     store = allocate(capacities(*numbers, np.max(ends, 0)), size, dtype, "cpu")
     store.k.fill_(fill), store.v.fill_(fill)
-    sinks = Sinks(rules.sink, np.ones(groups, bool), len(keys), torch.device("cpu"))
-    tables, past = rules.tensors(int(np.max(ends))), np.zeros(len(keys), np.int64)
-
-    def edges(at: np.ndarray) -> np.ndarray:
-        return first_block(*(x[:, None] for x in numbers), np.asarray(at) // BLOCK).T
-
+    seen, past = rules.seen(int(np.max(ends))), np.zeros(len(keys), np.int64)
+    sinks = Sinks(rules.sink, np.ones(groups, bool), rules.first_at, len(keys), torch.device("cpu"))
     for i, end in enumerate(ends):
         back = np.minimum(end, ends[i + 1] if i + 1 < len(ends) else end)
         new = [k[b:e].clone() for k, b, e in zip(keys, past, end, strict=True)]
@@ -217,11 +217,11 @@ def sinks_after(
         out = attend(
             k.repeat_interleave(3, 1), k, 2 * k, scale=size**-0.5, backend=backend, store=store, sinks=sinks,
             batch=Packed(cu_seqlens, torch.from_numpy(past), int(new.max()), bool((new > 0).all())),
-            seen=Visibility(**tables, first_at=edges), grown=lambda: store,
+            seen=seen, grown=lambda: store,
         )  # fmt: skip
         assert out.isfinite().all()
         past = back
-    sinks.advance(store, edges(np.maximum(past - 1, 0)))
+    sinks.advance(store, rules.first_at(np.maximum(past - 1, 0)))
     found = []
     for s in range(len(keys)):
         for g in range(groups):

@@ -1,12 +1,15 @@
 """Back-ends by name, from one list."""
 
+import inspect
 import re
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
 
 from moa.kernels import backend, reference
+from moa.kernels.call import Append, Attend, Decode
 from moa.kernels.registry import BACKENDS, find, names, preferred
 from moa.kernels.torch import operations
 from moa.plans.errors import Unsupported
@@ -16,8 +19,18 @@ IDS = [spec.name for spec in BACKENDS]
 
 
 def test_load_gives_the_named_one():
-    assert backend.load("reference")[:4] == ("reference", reference.attend, reference.append, reference.step)
-    assert backend.load("torch").step is operations.step
+    assert backend.load("reference")[:4] == ("reference", reference.attend, reference.append, reference.decode)
+    assert backend.load("torch").decode is operations.decode
+
+
+@pytest.mark.parametrize("spec", BACKENDS, ids=IDS)
+@pytest.mark.parametrize("operation", [Attend, Append, Decode])
+def test_each_has_the_operations_as_they_are_documented(spec, operation):
+    """Argument for argument, with types and defaults."""
+    ours = getattr(import_module(spec.module), operation.__name__.lower())
+    wanted, found = inspect.signature(operation.__call__), inspect.signature(ours)
+    assert list(found.parameters.values()) == list(wanted.parameters.values())[1:]  # but `self`
+    assert found.return_annotation == wanted.return_annotation
 
 
 def test_unknown_name_lists_the_choices():
@@ -95,8 +108,8 @@ def test_those_that_claim_graphs_compile_without_a_break(kit, spec):
     whole, scale = kit.text([70, 5], 4, 2, 8, 0), 0.3
     rules = kit.Rules(*torch.tensor([[64, 0], [64, 64], [0, 64]]).numpy())
     store = kit.store_of(whole, rules, [69, 4], fill=0)
-    compiled = torch.compile(backend.load(spec.name).step, backend="eager", fullgraph=True, dynamic=False)
-    call = {**whole.new([69, 4], [70, 5]), **rules.tensors(70), "store": store, "scale": scale}
+    compiled = torch.compile(backend.load(spec.name).decode, backend="eager", fullgraph=True, dynamic=False)
+    call = {**whole.new([69, 4], [70, 5]), "seen": rules.seen(70), "store": store, "scale": scale}
     expected = torch.cat([x[-1:] for x in kit.oracle(whole, rules, scale)])
     torch.testing.assert_close(compiled(**call), expected, atol=1e-10, rtol=0)
 

@@ -7,14 +7,13 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.backend import load
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend
 from moa.kernels.held import sinks
 from moa.kernels.influence import influence_backward
 from moa.kernels.registry import BACKENDS
 from moa.kernels.sinks import Sinks
 from moa.kernels.store import allocate, capacities
-from moa.plans.span import first_block
 from moa.profiler.estimators import effect, fisher
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -33,11 +32,11 @@ def test_scores_beyond_the_range_of_float16(kit, name, dtype, scale, news):
     total = [330, 250]
     whole, past = kit.biased(total, HEADS, GROUPS, SIZE, dtype), np.subtract(total, news).tolist()
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, scale), past, strict=True)])
-    backend, tensors = load(name), rules.tensors(max(total))
-    forms = ["attend"] + ["step"] * (max(news) <= 64)
+    backend, seen = load(name), rules.seen(max(total))
+    forms = ["attend"] + ["decode"] * (max(news) <= 64)
     for form in forms:
         store = kit.store_of(whole, rules, past, fill=0, dtype=dtype) if any(past) else None
-        out = getattr(backend, form)(**whole.new(past, total, dtype), **tensors, store=store, scale=scale)
+        out = getattr(backend, form)(**whole.new(past, total, dtype), seen=seen, store=store, scale=scale)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=kit.half_rounding(whole, scale, dtype), rtol=0)
 
@@ -46,24 +45,21 @@ def test_scores_beyond_the_range_of_float16(kit, name, dtype, scale, news):
 @halves
 def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
     """Prefill, a chunk and steps, against the reference in float64; keys are large, so cosines must not overflow."""
-    numbers, ends = (np.array([64, 64]), np.array([128, 300]), np.zeros(2, np.int64)), [330]
+    rules, ends = kit.Rules(np.array([64, 64]), np.array([128, 300]), np.zeros(2, np.int64)), [330]
     whole = kit.biased(ends, HEADS, GROUPS, SIZE, dtype)
-    tensors = kit.Rules(*numbers).tensors(400)
+    room = capacities(rules.sink, rules.alpha, rules.beta256, np.array(ends))
 
     def run(name: str, dtype: torch.dtype) -> Tensor:
-        backend, sinks, outs, past = load(name), Sinks(numbers[0], np.array([True, True]), 1, "cpu"), [], 0
-        store = allocate(capacities(*numbers, np.array(ends)), SIZE, dtype, "cpu")
-
-        def edges(at: np.ndarray) -> np.ndarray:
-            return first_block(*(x[:, None] for x in numbers), np.asarray(at) // 64).T
-
+        backend, outs, past = load(name), [], 0
+        sinks, store = (
+            Sinks(rules.sink, np.array([True, True]), rules.first_at, 1, "cpu"),
+            allocate(room, SIZE, dtype, "cpu"),
+        )
         for new in (200, 70, *[1] * 60):
-            packed = whole.new([past], [past + new], dtype)
             outs.append(
                 attend(
-                    *(packed[x] for x in "qkv"), batch=Packed(packed["cu_seqlens"], packed["lengths"], new, True),
-                    seen=Visibility(**tensors, first_at=edges), store=store, sinks=sinks, grown=lambda: store,
-                    scale=SIZE**-1.0, backend=backend,
+                    **whole.new([past], [past + new], dtype), seen=rules.seen(400), store=store, sinks=sinks,
+                    grown=lambda: store, scale=SIZE**-1.0, backend=backend,
                 )
             )  # fmt: skip
             past += new
@@ -84,9 +80,9 @@ def test_numbers_near_the_ends_of_the_range_of_float16(kit, name, dtype, powers)
     for n, power in zip("qkv", powers, strict=True):
         setattr(whole, n, [(x * 2.0**power).to(dtype).double() for x in getattr(whole, n)])
     expected = kit.oracle(whole, rules, SIZE**-0.5)[0]
-    for past, form in ((0, "attend"), (199, "step"), (190, "step")):
+    for past, form in ((0, "attend"), (199, "decode"), (190, "decode")):
         store = kit.store_of(whole, rules, [past], fill=0, dtype=dtype) if past else None
-        call = {**whole.new([past], [200], dtype), **rules.tensors(200), "store": store, "scale": SIZE**-0.5}
+        call = {**whole.new([past], [200], dtype), "seen": rules.seen(200), "store": store, "scale": SIZE**-0.5}
         out = getattr(load(name), form)(**call)
         torch.testing.assert_close(
             out.double(), expected[past:], atol=kit.half_rounding(whole, SIZE**-0.5, dtype), rtol=0
@@ -100,7 +96,7 @@ def test_influence_with_such_scores(kit, dtype, rules):
     whole = kit.biased([200], HEADS, GROUPS, SIZE, dtype)
     q, k, v = (getattr(whole, n)[0].transpose(0, 1) for n in "qkv")
     dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(dtype)
-    under = {"first": torch.tensor([[0, 1, 1, 2]] * GROUPS), "sink": torch.full((GROUPS,), 64)} if rules else {}
+    seen = Visibility(torch.tensor([[0, 1, 1, 2]] * GROUPS), torch.full((GROUPS,), 64)) if rules else None
     measured = sinks("first", 64) + sinks("keydiff", 64)
     results = []
     for kind in (torch.float64, dtype):
@@ -108,7 +104,7 @@ def test_influence_with_such_scores(kit, dtype, rules):
             [
                 influence_backward(
                     *(x.to(kind) for x in (q, k, v, dout)), scale=SIZE**-1.0, estimator=estimator, sinks=measured,
-                    bin_size=64, **under,
+                    bin_size=64, seen=seen,
                 )
                 for estimator in (fisher, effect)
             ]

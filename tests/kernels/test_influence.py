@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from moa.kernels.call import Visibility
 from moa.kernels.held import sinks
 from moa.kernels.influence import First, Tile, influence_backward
 from moa.profiler.estimators import ESTIMATORS, fisher
@@ -48,7 +49,7 @@ def test_gradients_under_rules_are_those_of_autograd_and_harm_is_from_full_atten
     _, out = eager(*leaves, mask)
     out.backward(dout)
     call = {"scale": 0.3, "estimator": fisher, "sinks": sinks("first", 64), "bin_size": 64}
-    *grads, table = influence_backward(q, k, v, dout, **call, first=first, sink=sink)
+    *grads, table = influence_backward(q, k, v, dout, **call, seen=Visibility(first, sink))
     for mine, leaf in zip(grads, leaves, strict=True):
         torch.testing.assert_close(mine, leaf.grad, rtol=1e-10, atol=1e-10)
     assert torch.equal(table, influence_backward(q, k, v, dout, **call)[3])

@@ -38,12 +38,12 @@ def best(keys, sink, edge):
 @pytest.mark.parametrize(("name", "dtype"), CASES)
 @pytest.mark.parametrize("way", WAYS)
 def test_however_a_text_is_cut_into_calls(kit, rules, name, dtype, way):
-    fill = 0.0 if name == "torch" else float("nan")  # its step multiplies whole slabs
+    fill = 0.0 if name == "torch" else float("nan")  # its decode multiplies whole slabs
     keys = kit.texts_of_ties([N, SHORT], 2, SIZE, len(way), dtype)
     found = kit.sinks_after(name, keys, [list(ends) for ends in WAYS[way]], rules, fill)
     for i, (position, score, k, v) in enumerate(found):
         text, group = keys[i // 2][:, i % 2], i % 2
-        first = rules.tensors(len(text))["first"][group, (len(text) - 1) // 64]
+        first = rules.seen(len(text)).first[group, (len(text) - 1) // 64]
         every, at = best(text, int(rules.sink[group]), 64 * int(first))
         assert position.tolist() == at
         assert torch.equal(score, every[at])

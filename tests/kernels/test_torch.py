@@ -22,7 +22,7 @@ def test_chunk_size_follows_the_threads_and_changes_nothing(kit, rules, monkeypa
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     whole = kit.text([900], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [past])
-    out = ours.attend(**whole.new([past], [900]), **rules.tensors(900), store=store, scale=SCALE)
+    out = ours.attend(**whole.new([past], [900]), seen=rules.seen(900), store=store, scale=SCALE)
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
 
 
@@ -33,8 +33,8 @@ def test_single_and_half_precision(kit, rules, dtype):
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
     store = kit.store_of(whole, rules, past, fill=0, dtype=dtype)
     tokens, bound = whole.new(past, total, dtype), kit.rounding(whole, SCALE, dtype)
-    for run in (ours.attend, ours.step):
-        out = run(**tokens, **rules.tensors(500), store=store, scale=SCALE)
+    for run in (ours.attend, ours.decode):
+        out = run(**tokens, seen=rules.seen(500), store=store, scale=SCALE)
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=bound, rtol=0)
 
@@ -46,10 +46,11 @@ def test_attend_leaves_its_inputs_alone(kit, rules, past):
     store = kit.store_of(whole, rules, [past], fill=0)
     tokens = whole.new([past], [900])
     tokens |= {n: tokens[n].transpose(0, 1).contiguous().transpose(0, 1) for n in "qkv"}
-    before = [x.clone() for x in (*tokens.values(), store.k, store.v)]
-    out = ours.attend(**tokens, **rules.tensors(900), store=store, scale=SCALE)
+    given = [*(tokens[n] for n in "qkv"), *tokens["batch"][:2], store.k, store.v]
+    before = [x.clone() for x in given]
+    out = ours.attend(**tokens, seen=rules.seen(900), store=store, scale=SCALE)
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
-    assert all(torch.equal(x, y) for x, y in zip((*tokens.values(), store.k, store.v), before, strict=True))
+    assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
 
 
 def test_large_slabs_are_shared_among_threads(kit, monkeypatch):
@@ -60,7 +61,7 @@ def test_large_slabs_are_shared_among_threads(kit, monkeypatch):
         rules = kit.Rules(np.full(groups, 64), np.full(groups, 300), np.zeros(groups, np.int64))
         whole = kit.text([700], 3 * groups, groups, 4, 0)
         store = kit.store_of(whole, rules, [695], fill=1e3)
-        out = ours.step(**whole.new([695], [700]), **rules.tensors(700), store=store, scale=SCALE)
+        out = ours.decode(**whole.new([695], [700]), seen=rules.seen(700), store=store, scale=SCALE)
         torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][695:], atol=1e-10, rtol=0)
 
 
@@ -68,13 +69,13 @@ def test_step_is_one_graph_of_fixed_shapes(kit, rules):
     """Traced whole at one length, the same graph is right at the next: nothing depends on values of tensors."""
     whole = kit.text([500, 300], 12, 4, 4, 0)
     store = kit.store_of(whole, rules, [460, 260], fill=0)
-    tensors, expected = rules.tensors(600), kit.oracle(whole, rules, SCALE)
+    seen, expected = rules.seen(600), kit.oracle(whole, rules, SCALE)
     torch._dynamo.reset()
-    compiled = torch.compile(ours.step, backend="eager", fullgraph=True, dynamic=False)
+    compiled = torch.compile(ours.decode, backend="eager", fullgraph=True, dynamic=False)
     with torch._dynamo.config.patch(error_on_recompile=True):
         for n in range(60, 70):
             begin, end = [400 + n, 200 + n], [401 + n, 201 + n]
-            out = compiled(**whole.new(begin, end), **tensors, store=store, scale=SCALE)
+            out = compiled(**whole.new(begin, end), seen=seen, store=store, scale=SCALE)
             rows = torch.stack([x[e - 1] for x, e in zip(expected, end, strict=True)])
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
 
@@ -83,19 +84,22 @@ def test_steps_in_a_row(kit, rules):
     """Each goes on from the last: over the beginnings of blocks, back by 20 tokens, and where one text stands still."""
     whole = kit.text([340, 240], 12, 4, 4, 0)
     store = kit.store_of(whole, rules, [200, 160], fill=0, room=140)
-    tensors, expected = rules.tensors(340), kit.oracle(whole, rules, SCALE)
-    tensors["cu_seqlens"] = whole.new([0, 0], [1, 1])[
-        "cu_seqlens"
-    ]  # the very tensor, as a cache passes: else nothing is kept
+    seen, expected = rules.seen(340), kit.oracle(whole, rules, SCALE)
+    cu_seqlens = torch.arange(3, dtype=torch.int32)  # the very tensor, as a cache passes: else nothing is kept
+
+    def decode(begin: list[int]) -> torch.Tensor:
+        tokens = whole.new(begin, [b + 1 for b in begin])
+        tokens["batch"] = tokens["batch"]._replace(cu_seqlens=cu_seqlens)
+        return ours.decode(**tokens, seen=seen, store=store, scale=SCALE)
+
     for n in (*range(90), *range(70, 130)):
         begin = [200 + n, 160 + n // 2]
-        end = [b + 1 for b in begin]
-        out = ours.step(**whole.new(begin, end) | tensors, store=store, scale=SCALE)
+        out = decode(begin)
         rows = torch.stack([x[b] for x, b in zip(expected, begin, strict=True)])
         torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
         if n % 2:
             again = [200 + n + 1, 160 + n // 2 + 1]  # every length one more, as the kept bias expects
-            out = ours.step(**whole.new(again, [b + 1 for b in again]) | tensors, store=store, scale=SCALE)
+            out = decode(again)
             rows = torch.stack([x[b] for x, b in zip(expected, again, strict=True)])
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
 
@@ -104,4 +108,4 @@ def test_step_refuses_a_sequence_without_a_new_token(kit, rules):
     whole = kit.text([5, 5], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [3, 5], fill=0)
     with pytest.raises(RuntimeError, match="a new token of every sequence"):
-        ours.step(**whole.new([3, 5], [5, 5]), **rules.tensors(5), store=store, scale=SCALE)
+        ours.decode(**whole.new([3, 5], [5, 5]), seen=rules.seen(5), store=store, scale=SCALE)

@@ -94,7 +94,7 @@ def test_a_slope_is_the_derivative_of_the_divergence(
         out = attend(q, k, v, **how)
         if calls[0] == layer:
             full = torch.ones_like(first)
-            cut, whole = (attend(q, k, v, **{**how, "first": f}) for f in (first, full))
+            cut, whole = (attend(q, k, v, **{**how, "seen": how["seen"]._replace(first=f)}) for f in (first, full))
             own = slice(head * q.shape[1] // 2, (head + 1) * q.shape[1] // 2)
             out[:, own] += move[0] * (cut - whole)[:, own]
         calls[0] += 1

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels import reference
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store, allocate, capacities, slots
 from moa.kernels.triton import operations as kernels
 from moa.plans.span import BLOCK, first_block
@@ -35,12 +36,16 @@ class Text:
         sink, alpha, beta = np.array(self.rules).T[..., None]
         return torch.from_numpy(first_block(sink, alpha, beta, np.arange(blocks)).astype(np.int32))
 
-    def new(self, begin: Tensor, end: Tensor) -> tuple[list[Tensor], dict[str, Tensor]]:
-        """q, k, v of tokens begin to end of each sequence, packed; and `cu_seqlens`, `lengths`."""
+    def seen(self, slack: int = 0) -> Visibility:
+        """What rows see, by a table with `slack` columns too many."""
+        return Visibility(self.first(slack), self.sink)
+
+    def new(self, begin: Tensor, end: Tensor) -> tuple[list[Tensor], Packed]:
+        """q, k, v of tokens begin to end of each sequence, and how they are packed."""
         spans = list(zip(begin.tolist(), end.tolist(), strict=True))
         packed = [torch.cat([x[a:b] for x, (a, b) in zip(xs, spans, strict=True)]) for xs in (self.q, self.k, self.v)]
         cu_seqlens = torch.nn.functional.pad((end - begin).cumsum(0), (1, 0)).to(torch.int32)
-        return packed, {"cu_seqlens": cu_seqlens, "lengths": begin}
+        return packed, Packed(cu_seqlens, begin, int((end - begin).max()))
 
     def store(self, ends: Tensor) -> Store:
         capacity = capacities(*np.array(self.rules).T, ends.numpy())
@@ -96,8 +101,8 @@ def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
             continue
         q, k, v = text.q[s][:b], text.k[s][:b], text.v[s][:b]
         exact = reference.attend(
-            q.double(), k.double(), v.double(), first=text.first(), sink=text.sink, scale=q.shape[-1] ** -0.5,
-            cu_seqlens=torch.tensor([0, b]), lengths=torch.zeros(1, dtype=torch.int64),
+            q.double(), k.double(), v.double(), seen=text.seen(), scale=q.shape[-1] ** -0.5,
+            batch=Packed(torch.tensor([0, b]), torch.zeros(1, dtype=torch.int64), b),
         )  # fmt: skip
         error = (eager(q, k, v, text.first(), text.sink) - exact).abs().max()
         allowed = error + 2 * torch.finfo(q.dtype).eps * v.double().abs().max()
@@ -110,26 +115,27 @@ def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
 def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False, filled: bool = False) -> None:
     """Feed the texts up to each of `stops` in turn, through one store, checking outputs and every written slot.
 
-    With `decode`, by `step` after the first stop; with `filled`, the first stop only fills the store. As a growing
-    cache, it gives `attend` no store before the first tokens; with `decode`, as a fixed one, an empty store.
+    With `decode`, by that operation after the first stop; with `filled`, the first stop only fills the store. As a
+    growing cache, it gives `attend` no store before the first tokens; with `decode`, as a fixed one, an empty store.
     """
     ends = [torch.tensor(stop) for stop in stops]
     store, twin = text.store(ends[-1]), text.store(ends[-1])
     begin = torch.zeros_like(ends[0])
     for end in ends:
-        (q, k, v), where = text.new(begin, end)
+        (q, k, v), batch = text.new(begin, end)
         text.poison(store, begin)
-        call = {"first": text.first(slack=3), "sink": text.sink, "scale": q.shape[-1] ** -0.5, **where}
+        where = {"batch": batch, "seen": text.seen(slack=3)}
+        call = {**where, "scale": q.shape[-1] ** -0.5}
         twin.k.copy_(store.k)
         twin.v.copy_(store.v)
         if decode and begin.any():
-            agree(text, begin, end, kernels.step(q, k, v, store=store, **call))
+            agree(text, begin, end, kernels.decode(q, k, v, store=store, **call))
         else:
             if begin.any() or not filled:
                 past = store if begin.any() or decode else None
                 agree(text, begin, end, kernels.attend(q, k, v, store=past, **call))
-            kernels.append(store, k, v, sink=text.sink, **where)
-        reference.append(twin, k, v, sink=text.sink, **where)
+            kernels.append(store, k, v, **where)
+        reference.append(twin, k, v, **where)
         for mine, theirs in ((store.k, twin.k), (store.v, twin.v)):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True)
         begin = end

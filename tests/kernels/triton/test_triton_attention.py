@@ -23,8 +23,8 @@ def test_prefill_of_a_ragged_batch(heads: int) -> None:
     lengths = [1, 63, 64, 65, 111]
     text = texts(lengths, [ONE_BLOCK, ALL], heads, 16, torch.float32)
     begin, end = torch.zeros(5, dtype=torch.int64), torch.tensor(lengths)
-    (q, k, v), where = text.new(begin, end)
-    out = kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=0.25, **where)
+    (q, k, v), batch = text.new(begin, end)
+    out = kernels.attend(q, k, v, seen=text.seen(), scale=0.25, batch=batch)
     agree(text, begin, end, out)
 
 
@@ -53,13 +53,13 @@ def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.d
     store, done, outs = text.store(torch.tensor([150])), 0, []
     for end in (70, 140, 149, 150):
         begin, stop = torch.tensor([done]), torch.tensor([end])
-        (q, k, v), where = text.new(begin, stop)
-        call = {"first": text.first(), "sink": text.sink, "store": store, "scale": scale, **where}
+        (q, k, v), batch = text.new(begin, stop)
+        call = {"seen": text.seen(), "store": store, "scale": scale, "batch": batch}
         if end - done > 16:
             outs.append(kernels.attend(q, k, v, **call))
-            kernels.append(store, k, v, sink=text.sink, **where)
+            kernels.append(store, k, v, seen=text.seen(), batch=batch)
         else:
-            outs.append(kernels.step(q, k, v, **call))
+            outs.append(kernels.decode(q, k, v, **call))
         done = end
     exact = kit.oracle(whole, kit.Rules(*np.array(rules).T), scale)[0]
     bound = kit.half_rounding(whole, scale, dtype)
@@ -89,12 +89,10 @@ def test_a_few_tokens_of_sequences_without_slots(before: list[int]) -> None:
     begin, end = torch.tensor(before), torch.tensor([n + 3 for n in before])
     store = text.store(begin)
     assert not store.capacity[0].any()
-    (_, k, v), where = text.new(torch.zeros_like(begin), begin)
-    kernels.append(store, k, v, sink=text.sink, **where)
-    (q, k, v), where = text.new(begin, end)
-    agree(
-        text, begin, end, kernels.attend(q, k, v, first=text.first(), sink=text.sink, store=store, scale=0.25, **where)
-    )
+    (_, k, v), batch = text.new(torch.zeros_like(begin), begin)
+    kernels.append(store, k, v, seen=text.seen(), batch=batch)
+    (q, k, v), batch = text.new(begin, end)
+    agree(text, begin, end, kernels.attend(q, k, v, seen=text.seen(), store=store, scale=0.25, batch=batch))
 
 
 def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> None:
@@ -103,13 +101,13 @@ def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> N
         x[0] = far_apart(x[0], 1)
     store = text.store(torch.tensor([70]))
     for begin, end in ((0, 69), (69, 70)):
-        (q, k, v), where = text.new(torch.tensor([begin]), torch.tensor([end]))
+        (q, k, v), batch = text.new(torch.tensor([begin]), torch.tensor([end]))
         q, k, v = (x[0][begin:end] for x in (text.q, text.k, text.v))  # `new` copies
-        call = {"first": text.first(), "sink": text.sink, "store": store, "scale": 0.25, **where}
-        out = kernels.attend(q, k, v, **call) if begin == 0 else kernels.step(q, k, v, **call)
+        call = {"seen": text.seen(), "store": store, "scale": 0.25, "batch": batch}
+        out = kernels.attend(q, k, v, **call) if begin == 0 else kernels.decode(q, k, v, **call)
         agree(text, torch.tensor([begin]), torch.tensor([end]), out)
         if begin == 0:
-            kernels.append(store, k, v, sink=text.sink, **where)
+            kernels.append(store, k, v, seen=text.seen(), batch=batch)
 
 
 RULE = st.tuples(st.sampled_from([0, 64, 128]), st.integers(-100, 400), st.integers(0, 256))
@@ -140,7 +138,7 @@ def test_many_conversations(case: tuple[Text, list[list[int]], bool]) -> None:
     feed(*case)
 
 
-CALLS = {"prefill": 1000, "chunk": 90, "few": 16, "step": 1}  # at most so many last tokens of each text by one call
+CALLS = {"prefill": 1000, "chunk": 90, "few": 16, "one": 1}  # at most so many last tokens of each text by one call
 
 
 @pytest.mark.full
@@ -159,4 +157,4 @@ def test_matrix(
     ends = [length, *beside]
     before = [max(end - CALLS[call], 0) for end in ends]
     text = texts(ends, rules, heads, dim, dtype)
-    feed(text, [before, ends] if any(before) else [ends], decode=call in ("few", "step"), filled=any(before))
+    feed(text, [before, ends] if any(before) else [ends], decode=call in ("few", "one"), filled=any(before))

@@ -12,6 +12,7 @@ import torch._dynamo  # before a test puts another class in the place of `torch.
 from piecewise import ALL, WINDOW, agree, texts
 from torch import Tensor
 
+from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import allocate
 from moa.kernels.triton import operations as kernels
 from moa.kernels.triton import tiles
@@ -64,13 +65,9 @@ def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch
     store = allocate(np.array([[1024, 128]]), 16, torch.float32, "meta")
     for rows in (100, 1):
         q, k, v = (torch.empty(rows, heads, 16, device="meta") for heads in (4, 2, 2))
-        call = {
-            "sink": torch.empty(2, dtype=torch.int32, device="meta"),
-            "cu_seqlens": torch.empty(2, dtype=torch.int32, device="meta"),
-            "lengths": torch.empty(1, dtype=torch.int64, device="meta"),
-        }
-        first = torch.empty(2, 16, dtype=torch.int32, device="meta")
-        kernels.step(q, k, v, first=first, store=store, scale=0.25, **call)
+        offsets, past = (torch.empty(n, dtype=kind, device="meta") for n, kind in ((2, torch.int32), (1, torch.int64)))
+        seen = Visibility(*(torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((2, 16), (2,))))
+        kernels.decode(q, k, v, batch=Packed(offsets, past, rows), seen=seen, store=store, scale=0.25)
     assert launched == [
         ("prefill", (2 * (200 // 32 + 1),), -1), ("append", (2, 2), -1),
         ("decode", (5,), -1), ("join", (1, 4, 1), -1),
@@ -81,32 +78,32 @@ def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch
 def test_strided_inputs() -> None:
     text = texts([130], [WINDOW, ALL], 2, 16, torch.float32)
     begin, end = torch.zeros(1, dtype=torch.int64), torch.tensor([130])
-    (q, k, v), where = text.new(begin, end)
+    (q, k, v), batch = text.new(begin, end)
     q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v))
     assert not q.is_contiguous()
-    agree(text, begin, end, kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=0.25, **where))
+    agree(text, begin, end, kernels.attend(q, k, v, seen=text.seen(), scale=0.25, batch=batch))
 
 
 def test_nothing_new() -> None:
     text = texts([0], [ALL], 1, 16, torch.float32)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([0]))
-    assert kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where).shape == (0, 1, 16)
+    (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([0]))
+    assert kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch).shape == (0, 1, 16)
 
 
 @pytest.mark.parametrize("dim", [8, 72])
 def test_head_sizes_that_do_not_align_are_refused(dim: int) -> None:
     text = texts([10], [ALL], 1, dim, torch.float32)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     with pytest.raises(Unsupported, match=f"head size {dim}"):
-        kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+        kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
 
 
 def test_a_start_off_the_16_byte_grid_is_refused() -> None:
     text = texts([10], [ALL], 1, 16, torch.float32)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     off = torch.zeros(k.numel() + 1)[1:].view(k.shape)
     with pytest.raises(Unsupported, match="1 elements of 4 bytes into its storage"):
-        kernels.attend(q, off, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+        kernels.attend(q, off, v, seen=text.seen(), scale=1.0, batch=batch)
 
 
 def test_what_surrounds_a_launch_breaks_no_compiled_graph() -> None:
@@ -121,17 +118,17 @@ def test_what_surrounds_a_launch_breaks_no_compiled_graph() -> None:
 
 def test_float64_is_refused() -> None:
     text = texts([10], [ALL], 1, 16, torch.float64)
-    (q, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     with pytest.raises(Unsupported, match=r"found torch\.float64"):
-        kernels.attend(q, k, v, first=text.first(), sink=text.sink, scale=1.0, **where)
+        kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
 
 
 def test_append_refuses_what_attention_refuses() -> None:
     text = texts([10], [ALL], 1, 16, torch.float32)
-    (_, k, v), where = text.new(torch.tensor([0]), torch.tensor([10]))
+    (_, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     store = text.store(torch.tensor([10]))
     with pytest.raises(Unsupported, match="contiguous last dimension"):
-        kernels.append(store, k.transpose(0, 2).contiguous().transpose(0, 2), v, sink=text.sink, **where)
+        kernels.append(store, k.transpose(0, 2).contiguous().transpose(0, 2), v, seen=text.seen(), batch=batch)
 
 
 def test_every_device_has_tiles() -> None:

@@ -138,9 +138,9 @@ def test_doctor_says_what_a_plan_gains(run, plan, length, says):
 
 def test_self_test_finds_a_wrong_back_end(monkeypatch, run):
     right = load("torch")
-    wrong = Backend("torch", right.attend, right.append, lambda *a, **k: right.step(*a, **k) * 1.001)
+    wrong = Backend("torch", right.attend, right.append, lambda *a, **k: right.decode(*a, **k) * 1.001)
     assert selftest.deviation(right) <= diagnosing.CLOSE < selftest.deviation(wrong)
-    broken = Backend("torch", lambda *a, **k: right.attend(*a, **k) * float("nan"), right.append, right.step)
+    broken = Backend("torch", lambda *a, **k: right.attend(*a, **k) * float("nan"), right.append, right.decode)
     assert selftest.deviation(broken) == float("inf")
     monkeypatch.setattr("moa.kernels.backend.load", lambda name: wrong if name == "numba" else load(name))
     code, out, _ = run("doctor", ".")
