@@ -173,7 +173,10 @@ NUMBERS = [
     ),
     ("profile model -o out.safetensors --variant sink_window", "a variant is PATTERN:SINK"),
     ("profile model -o out.safetensors --variant sink_window:-64", "a variant is PATTERN:SINK"),
-    ("profile model -o out.safetensors --variant sink_window:64 --keydiff ''", "no --sinks or --keydiff with it"),
+    (
+        "profile model -o out.safetensors --variant sink_window:64 --keydiff ''",
+        "--variant replaces --sinks and --keydiff",
+    ),
     (
         "search good.safetensors -o out.yaml --max-density 0.5 --pattern keydiff_window",
         "patterns of this profile are sink_window, found keydiff_window",

@@ -12,38 +12,47 @@ if TYPE_CHECKING:
     from moa.plans.plan import Plan
     from moa.search.question import Options, Question
 
-TIMES = "T@LENGTH[xBATCH], repeatable: milliseconds of a {}, by --costs."
+TIMES = "T@LENGTH[xBATCH]: largest time of a {}, in milliseconds, predicted from --costs. Repeatable."
 
 Density = Annotated[
-    list[str] | None, typer.Option(help="D or D@LENGTH, repeatable; D alone holds at the longest intended length.")
+    list[str] | None,
+    typer.Option(
+        help="D or D@LENGTH: largest density. D alone holds at the longest length that the plan is for. Repeatable."
+    ),
 ]
 Memory = Annotated[
-    list[str] | None, typer.Option(help="G@LENGTH[xBATCH], repeatable: cache in 10^9 bytes, by --kv-dtype.")
+    list[str] | None, typer.Option(help="G@LENGTH[xBATCH]: largest KV cache, in 10^9 bytes of --kv-dtype. Repeatable.")
 ]
 Stored = Annotated[
-    str | None, typer.Option(help="float32, bfloat16, float16, ...: of the cache. Default: what was profiled.")
+    str | None, typer.Option(help="Dtype of the cache: float32, bfloat16, float16, ... Default: that of the profile.")
 ]
 Decode = Annotated[list[str] | None, typer.Option(help=TIMES.format("decode step"))]
 Prefill = Annotated[list[str] | None, typer.Option(help=TIMES.format("prefill"))]
-Measured = Annotated[Path | None, typer.Option("--costs", help="Costs made by `moa measure`.")]
+Measured = Annotated[Path | None, typer.Option("--costs", help="File of costs, made by `moa measure`.")]
 Minimise = Annotated[
-    str | None, typer.Option(help="KIND@LENGTH[xBATCH], KIND density, kv_gb, decode_ms or prefill_ms.")
+    str | None,
+    typer.Option(
+        help="KIND@LENGTH[xBATCH]: cost to minimise under --max-harm; density, kv_gb, decode_ms or prefill_ms."
+    ),
 ]
 Lengths = Annotated[
-    str | None, typer.Option(help="The only profiled lengths that the plan is for, such as 2048. Default: all.")
+    str | None, typer.Option(help="Profiled lengths that the plan is for, such as 2048. Default: all of them.")
 ]
 Longest = Annotated[
     int | None,
     typer.Option(
-        help="Longest text that the plan is for. Default: 4 times the longest profiled, if the model can; "
-        "with --lengths, the longest of them."
+        help="Longest text that the plan is for, in tokens. Default: 4 times the longest profiled length, if the model "
+        "takes as much; with --lengths, the longest of those."
     ),
 ]
-Weights = Annotated[list[str] | None, typer.Option(help="SOURCE=WEIGHT, repeatable; default 1.")]
-Patterns = Annotated[
-    list[str] | None, typer.Option(help="Pattern to choose from, repeatable. Default: all that were profiled.")
+Weights = Annotated[
+    list[str] | None,
+    typer.Option(help="SOURCE=WEIGHT: weight of a source of calibration text. Default: 1. Repeatable."),
 ]
-Seconds = Annotated[float, typer.Option(help="Seconds for the solver, per plan.")]
+Patterns = Annotated[
+    list[str] | None, typer.Option(help="Pattern to choose from. Default: all that were profiled. Repeatable.")
+]
+Seconds = Annotated[float, typer.Option(help="Largest time for the solver, in seconds per plan.")]
 
 
 def budgets(
@@ -59,7 +68,7 @@ def options(
     minimise: str | None, costs: Path | None, lengths: str | None, max_length: int | None,
     source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, time_limit: float,
 ) -> "Options":  # fmt: skip
-    """Return the options as Python takes them."""
+    """Return the options as keyword arguments of `moa.find_plan` and `moa.refine_plan`."""
     from moa.cli.common import by_name, numbers
 
     weights = by_name("a source weight is written SOURCE=WEIGHT", source_weight or [], float)
@@ -71,7 +80,7 @@ def options(
 
 
 def assumed(question: "Question", profile: Path, kv_dtype: str | None) -> str:
-    """Return a line about a dtype that the user did not name; empty where they did."""
+    """Return a line about the dtype that is assumed; empty if the user or the profile names one."""
     if kv_dtype is not None or question.profile.dtype is not None:
         return ""
     return f"{profile} names no dtype: the cache is counted in {question.kv_dtype}; --kv-dtype names another"
@@ -81,10 +90,10 @@ def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: s
     """Print what a plan keeps at each length, and the times predicted for it."""
     stored = question.kv_dtype
     for n in question.lengths.all:
-        held, dense = plan.kv_bytes(n, dtype=stored), plan.model.dense_kv_bytes(n, dtype=stored)
+        kept, dense = plan.kv_bytes(n, dtype=stored), plan.model.dense_kv_bytes(n, dtype=stored)
         beyond = ", longer than any profiled text" if n in question.lengths.ahead else ""
         console.print(
-            f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {held / dense:.3f} of dense, {held / 1e9:.4g} GB in "
+            f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept / dense:.3f} of dense, {kept / 1e9:.4g} GB in "
             f"{stored}{beyond}"
         )
     if note:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.cli.common import Backend
+from moa.cli.common import Backend, Dtype, Model
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,16 +14,18 @@ FULL = "does not fit"
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    model: Model,
     plan: Annotated[str, typer.Option(help="Plan file or name of a shipped plan.")],
-    lengths: Annotated[str, typer.Option(help="Lengths to measure at, tokens.")] = "1024,2048",
-    batches: Annotated[str, typer.Option(help="Batch sizes of decode steps.")] = "1",
-    repeats: Annotated[int, typer.Option(help="Times that dense and plan take turns.", min=1)] = 3,
+    lengths: Annotated[str, typer.Option(help="Lengths to measure at, in tokens, separated by commas.")] = "1024,2048",
+    batches: Annotated[str, typer.Option(help="Batch sizes of decode steps, separated by commas.")] = "1",
+    repeats: Annotated[
+        int, typer.Option(help="Number of times that the dense model and the plan take turns.", min=1)
+    ] = 3,
     backend: Backend = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Dtype = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
 ) -> None:
-    """Time prefill and decode steps of the dense model and of a plan in turn, predicted bytes beside allocated.
+    """Time prefill and decode steps of the dense model and of a plan, and compare allocated with predicted bytes.
 
     Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
     grows, as `generate` does. With -o, OUTPUT is written after each finished measurement.
@@ -45,7 +47,7 @@ def command(
 
 
 def tables(found: dict[str, Any]) -> list["Table"]:
-    """Prefill and decode: medians, each with the distance between the quartiles (IQR) as a share of it."""
+    """Return the tables of prefill and decode: medians, each with its interquartile range (IQR) as a share of it."""
     from rich.table import Table
 
     title = f"{found['model']}, {found['dtype'].removeprefix('torch.')}, back-end {found['backend']}"

@@ -1,4 +1,4 @@
-"""Share among commands the reading of options and the progress bar."""
+"""Provide what commands share: options, how they are read, and the progress bar."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,8 +13,19 @@ from moa.plans.span import LONGEST
 if TYPE_CHECKING:
     from rich.console import Console
 
-Backend = Annotated[str | None, typer.Option(help=f"{names()}; else the device's own.")]
+Backend = Annotated[str | None, typer.Option(help=f"Back-end: {names()}. Default: the one for the device.")]
 """The option `--backend`."""
+
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Dtype of the model: float32, bfloat16, float16 or auto, which is float32 on a CPU, else the checkpoint's."
+    ),
+]
+"""The option `--dtype`."""
+
+Model = Annotated[str, typer.Argument(help="Model: hub id, local folder, or .gguf file.")]
+"""The argument MODEL."""
 
 Number = TypeVar("Number", int, float)
 
@@ -31,7 +42,7 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
 
 
 def by_name(form: str, texts: Sequence[str], number: Callable[[str], Number]) -> dict[str, Number]:
-    """Return numbers by name from `text=2`; `form` says in an error how they are written."""
+    """Return numbers by name from items such as `text=2`; an error quotes `form`, which says how they are written."""
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
@@ -57,12 +68,12 @@ def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
 
 
 def plan_name(path: str) -> str:
-    """Return what tables call a plan: its file's name without `.yaml`, or the name of a shipped plan."""
+    """Return the name of a plan in tables: its file's name without `.yaml`, or the name of a shipped plan."""
     return Path(path).name.removesuffix(".yaml")
 
 
 class Bar:
-    """A bar on stderr whose time left counts tokens, not samples: long samples take longer."""
+    """A progress bar on stderr that counts tokens and not samples, since long samples take longer."""
 
     def __init__(self, title: str, console: "Console | None" = None) -> None:
         from rich.console import Console
@@ -79,15 +90,17 @@ class Bar:
         return self
 
     def __call__(self, done: int, total: int, what: str) -> None:
-        """Show that `done` of `total` tokens were run, the last for `what`."""
-        if total != self._total:  # other work than before: its time left is its own
+        """Show that `done` of `total` tokens have been run, the last of them for `what`."""
+        if total != self._total:  # new work, whose remaining time is estimated anew
             self._total = total
             self._progress.reset(self._task, total=total)
         self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
 
     def __exit__(self, error: object, *_: object) -> None:
         if error is not None and not self._progress.tasks[0].completed:
-            self._progress.live.transient = True  # nothing was done: the bar goes, the error's line stays
+            self._progress.live.transient = (
+                True  # nothing was done: remove the bar, so that only the error's line stays
+            )
             self._progress.live.stop()
         else:
             self._progress.stop()

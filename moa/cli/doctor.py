@@ -1,4 +1,4 @@
-"""`moa doctor`: say what is installed, what would run here and why, what a model and a plan would cost."""
+"""`moa doctor`: say what is installed, what would run here and why, and what a model and a plan would cost."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,16 +16,17 @@ if TYPE_CHECKING:
 
 def command(
     model: Annotated[
-        str | None, typer.Argument(help="Hub id, local folder or .gguf file; only its config is read.")
+        str | None, typer.Argument(help="Model: hub id, local folder or .gguf file; only its config is read.")
     ] = None,
     plan: Annotated[str | None, typer.Argument(help="Plan file or name of a shipped plan.")] = None,
     length: Annotated[
-        int | None, typer.Option(help="Your texts' length, tokens: what the plan gains there.", min=1, max=LONGEST)
+        int | None,
+        typer.Option(help="Length of your texts, in tokens: say what the plan gains there.", min=1, max=LONGEST),
     ] = None,
 ) -> None:
-    """Say what is installed, which back-end would run and why, whether it computes right, what a plan would gain.
+    """Say what is installed, which back-end would run and why, whether it computes right, and what a plan would gain.
 
-    Exit code 1 when no back-end runs here or its self-test fails.
+    The exit code is 1 when no back-end runs here or its self-test fails.
     """
     from rich.console import Console
 
@@ -99,9 +100,9 @@ def _gain(kept: "Kept") -> str:
 
 
 def _where(runs: "Sequence[tuple[bool, Sequence[int]]]") -> str:
-    """Return at which lengths there is a gain, in words.
+    """Return in words at which lengths the plan gains something.
 
-    A gain may end: a plan that drops as many tokens at every length drops next to nothing of a long text.
+    A gain may end: a plan that drops the same number of tokens at every length drops almost nothing of a long text.
     """
     longest = runs[-1][1][-1]
     if not any(gains for gains, _ in runs):

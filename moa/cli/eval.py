@@ -5,31 +5,34 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.cli.common import Backend
+from moa.cli.common import Backend, Dtype, Model
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
-    plan: Annotated[list[str] | None, typer.Option(help="Plan file or shipped plan, repeatable.")] = None,
-    lengths: Annotated[str, typer.Option(help="Lengths to measure at, tokens.")] = "1024,2048",
-    needles: Annotated[int, typer.Option(help="Contexts with one needle, per length.")] = 20,
-    four_needles: Annotated[int, typer.Option(help="Contexts with four needles, per length.")] = 5,
-    ppl_windows: Annotated[int, typer.Option(help="Windows of held-out text, per length.")] = 2,
+    model: Model,
+    plan: Annotated[list[str] | None, typer.Option(help="Plan file or name of a shipped plan. Repeatable.")] = None,
+    lengths: Annotated[str, typer.Option(help="Lengths to measure at, in tokens, separated by commas.")] = "1024,2048",
+    needles: Annotated[int, typer.Option(help="Number of contexts with one needle, per length.")] = 20,
+    four_needles: Annotated[int, typer.Option(help="Number of contexts with four needles, per length.")] = 5,
+    ppl_windows: Annotated[int, typer.Option(help="Number of windows of held-out text, per length.")] = 2,
     task: Annotated[
-        list[str] | None, typer.Option(help="NAME=COUNT, repeatable: samples of any task per length, by its name.")
+        list[str] | None,
+        typer.Option(help="NAME=COUNT: number of samples per length of the task of this name. Repeatable."),
     ] = None,
-    uniform: Annotated[bool, typer.Option(help="Beside each plan, the uniform window of at least its density.")] = True,
+    uniform: Annotated[
+        bool, typer.Option(help="Also measure, for each plan, a uniform window of at least its density.")
+    ] = True,
     backend: Backend = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
 ) -> None:
     """Measure perplexity, KL and needle retrieval of the dense model and of plans on the same samples.
 
-    With -o, every result is also kept in OUTPUT.jsonl as it comes: stopped at any moment, the same command goes on.
+    With -o, every result is also appended to OUTPUT.jsonl at once: if the command is stopped, run it again to continue.
     """
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""`moa search --front K -o DIR`: write a row of plans, their table and their picture."""
+"""`moa search --front K -o DIR`: write a front of plans, their table and their picture."""
 
 import re
 from io import StringIO
@@ -23,13 +23,15 @@ def write_front(found: "Front", folder: Path, console: "Console") -> None:
     from moa.report.plan import canvas
 
     question, kind = found.question, found.axis.kind.replace("_", "-")
-    ours = re.compile(rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png|\.[0-9a-f]{{32}}\.tmp")  # the last: of a kill
+    ours = re.compile(
+        rf"{kind}-[\d.e+-]+\.yaml|front\.txt|front\.png|\.[0-9a-f]{{32}}\.tmp"
+    )  # the last: left by a killed run
     there = {file.name for file in folder.iterdir()} if folder.is_dir() else set()
     other = sorted(name for name in there if not ours.fullmatch(name))
     if other or folder.is_file():
         rule = f"with --front, output must be a new or an empty folder, or an earlier front by {found.axis.kind}"
         raise MoaError(f"{rule}; found {folder / other[0] if other else folder}")
-    canvas((1, 1))  # refuses here, not when all is solved, where matplotlib is missing
+    canvas((1, 1))  # a missing matplotlib is refused here, before anything is solved
     writable((folder if folder.is_dir() else folder.parent) / "front.txt", "front", lambda _: None)
     points = {}
     for point in found:

@@ -1,4 +1,4 @@
-"""`moa generate MODEL --plan PLAN --prompt-file FILE`: stream text under a plan, and say what it took."""
+"""`moa generate MODEL --plan PLAN --prompt-file FILE`: stream text under a plan, and report its time and memory."""
 
 from functools import partial
 from pathlib import Path
@@ -6,20 +6,22 @@ from typing import Annotated
 
 import typer
 
-from moa.cli.common import Backend
+from moa.cli.common import Backend, Dtype, Model
 from moa.plans.errors import MoaError
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    model: Model,
     plan: Annotated[str, typer.Option(help="Plan file or name of a shipped plan.")],
-    prompt_file: Annotated[Path, typer.Option(help="Text to go on from, UTF-8.")],
-    chat: Annotated[bool, typer.Option("--chat", help="Ask it as a user's turn, by the chat template.")] = False,
-    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to generate.", min=1)] = 256,
+    prompt_file: Annotated[Path, typer.Option(help="File with the prompt, UTF-8.")],
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Pass the prompt as a user's turn, by the chat template.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to generate.", min=1)] = 256,
     backend: Backend = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
-    """Generate greedily under a plan. The last line says the speed and the memory of keys and values."""
+    """Generate greedily under a plan. The last line gives the speed and the memory of keys and values."""
     import moa
     from moa.plans.plan import Plan
 

@@ -14,7 +14,7 @@ from moa.cli.terminal import substitute
 from moa.plans.errors import MoaError
 
 LONGEST_WORD = 300
-"""Characters that an error shows of a word, such as a path that is too long for the file system."""
+"""Number of characters of one word that an error shows; paths can be longer than the file system allows."""
 COMMANDS = ("profile", "measure", "search", "refine", "show", "eval", "generate", "bench", "doctor")
 
 app = typer.Typer(
@@ -52,18 +52,18 @@ def main() -> int:
     """Run the command line.
 
     Returns:
-        The exit code: 0 done, 1 `moa doctor` found no back-end that computes right, 2 bad input (one line on stderr),
-        130 interrupted, 141 whoever read the output went away, as `| head` does. Anything else that goes wrong is a
-        bug of ours and shows its traceback.
+        The exit code: 0 for success, 1 if `moa doctor` found no back-end that computes right, 2 for bad input (with one
+        line on stderr), 130 if interrupted, 141 if the reader of the output closed it, as `| head` does. Anything else
+        that goes wrong is a bug and shows its traceback.
     """
     substitute()
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()  # here, where a full disk is said in one line
+        sys.stdout.flush()  # a full disk is noticed here, and reported in one line
     except (MoaError, TyperException) as error:
         message = error.format_message() if isinstance(error, TyperException) else str(error)
         return _fail(message)
-    except (BrokenPipeError, SystemExit):  # rich makes the second of the first
+    except (BrokenPipeError, SystemExit):  # rich turns a BrokenPipeError into SystemExit
         _discard_output()
         return 141
     except OSError as error:

@@ -5,21 +5,25 @@ from typing import Annotated
 
 import typer
 
-from moa.cli.common import Backend
+from moa.cli.common import Backend, Dtype, Model
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Costs to write (.json).")],
-    lengths: Annotated[str, typer.Option(help="Lengths to measure at, two or more, tokens.")] = "1024,4096",
-    batches: Annotated[str, typer.Option(help="Sequences in a decode step; prefills take one.")] = "1,4",
+    lengths: Annotated[
+        str, typer.Option(help="Two or more lengths to measure at, in tokens, separated by commas.")
+    ] = "1024,4096",
+    batches: Annotated[
+        str, typer.Option(help="Batch sizes of decode steps, separated by commas; a prefill has one sequence.")
+    ] = "1,4",
     rounds: Annotated[
-        int, typer.Option(help="Measure everything in turn, at most this many times over, until medians are sure.")
+        int, typer.Option(help="Largest number of rounds; fewer are run if all medians are certain before.")
     ] = 8,
     backend: Backend = None,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Dtype = "auto",
 ) -> None:
-    """Time the model under a few plans and fit costs that `moa search --costs` predicts the time of any plan with."""
+    """Time the model under a few plans, and fit costs by which `moa search --costs` predicts the time of any plan."""
     from rich.console import Console
 
     import moa
@@ -39,6 +43,6 @@ def command(
     if unsure:
         console.print(
             f"{unsure} of {len(costs.measured)} medians have a standard error over {SURE:.0%}, or too few rounds to "
-            "know: more rounds, or a machine that does nothing else, make them surer"
+            "tell: use more --rounds, or a machine that does nothing else"
         )
     console.print(f"wrote {output}; next: moa search PROFILE -o plan.yaml --max-decode-ms T@N --costs {output}")

@@ -6,51 +6,71 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from moa.cli.common import Dtype, Model
+
 if TYPE_CHECKING:
     from moa.plans.patterns import Variant
 
 SOURCES = "text, facts, pairs, lines"
 MOVED = (
-    "--sinks 64 --keydiff 64 is now --variant sink_window:64 --variant keydiff_window:64, and will be gone from the "
-    "next release"
+    "--sinks 64 --keydiff 64 is now --variant sink_window:64 --variant keydiff_window:64; the next release drops the "
+    "old options"
 )
 
 
 def command(
-    model: Annotated[str, typer.Argument(help="Hub id, local folder, or .gguf file.")],
+    model: Model,
     output: Annotated[Path, typer.Option("-o", "--output", help="Profile to write (.safetensors).")],
-    lengths: Annotated[str, typer.Option(help="Lengths to measure, tokens.")] = "1024,2048,4096",
-    samples: Annotated[int, typer.Option(help="Samples per source and length.")] = 4,
-    source: Annotated[list[str] | None, typer.Option(help=f"Repeatable: {SOURCES}. Default all but lines.")] = None,
+    lengths: Annotated[
+        str, typer.Option(help="Lengths to measure, in tokens, separated by commas.")
+    ] = "1024,2048,4096",
+    samples: Annotated[int, typer.Option(help="Number of samples per source and length.")] = 4,
+    source: Annotated[
+        list[str] | None,
+        typer.Option(help=f"Source of calibration text: {SOURCES}. Default: all but lines. Repeatable."),
+    ] = None,
     data: Annotated[
         str | None,
-        typer.Option(help="Your documents as one more source: .jsonl, .txt, .parquet or hub:NAME."),
+        typer.Option(
+            help="Your own documents as calibration text: a .jsonl, .json, .txt or .parquet file, or hub:NAME."
+        ),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="PATTERN:SINK to measure, such as sink_window:64; repeatable. Default: every pattern at 64."),
+        typer.Option(help="PATTERN:SINK to measure, such as sink_window:64. Default: every pattern at 64. Repeatable."),
     ] = None,
     sinks: Annotated[str | None, typer.Option(hidden=True)] = None,
     keydiff: Annotated[str | None, typer.Option(hidden=True)] = None,
-    estimator: Annotated[str | None, typer.Option(help="fisher, effect, first-order, first-order-abs, mass.")] = None,
-    labels: Annotated[str | None, typer.Option(help="sampled, greedy, given. Default: per source.")] = None,
-    loss: Annotated[str | None, typer.Option(help="nll, margin; with --around also kl. Default: per source.")] = None,
-    chat: Annotated[bool, typer.Option(help="Render tasks with the chat template when there is one.")] = True,
+    estimator: Annotated[
+        str | None,
+        typer.Option(
+            help="Estimator of harm: fisher, effect, first-order, first-order-abs, mass. Default: per source."
+        ),
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels of the loss: sampled, greedy, given. Default: per source.")
+    ] = None,
+    loss: Annotated[
+        str | None, typer.Option(help="Loss: nll, margin; with --around also kl. Default: per source.")
+    ] = None,
+    chat: Annotated[bool, typer.Option(help="Render tasks with the chat template if the tokenizer has one.")] = True,
     around: Annotated[
-        str | None, typer.Option(help="Plan the model runs under while it is measured. Default: dense.")
+        str | None,
+        typer.Option(help="Plan that the model runs under while it is measured. Default: none, the model is dense."),
     ] = None,
     retrieval_score: Annotated[
-        bool, typer.Option("--retrieval-score", help="Also how often heads copy the fact that is asked for.")
+        bool,
+        typer.Option("--retrieval-score", help="Also measure how often each head copies the fact that is asked for."),
     ] = False,
-    add: Annotated[Path | None, typer.Option(help="Earlier profile, whose samples join the new ones.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of texts and sampled labels.")] = 0,
-    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16.")] = "auto",
-    device_map: Annotated[str | None, typer.Option(help="`auto` spreads the model over devices.")] = None,
+    add: Annotated[Path | None, typer.Option(help="Earlier profile, whose samples are added to the new ones.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the texts and the sampled labels.")] = 0,
+    dtype: Dtype = "auto",
+    device_map: Annotated[str | None, typer.Option(help="`auto` spreads the model over several devices.")] = None,
 ) -> None:
     """Measure the harm of every cut of every KV head on calibration text.
 
-    Stopped at any moment, the same command goes on from the last finished sample. Under `torchrun` the processes share
-    the samples.
+    If it is stopped, run the same command again: it continues after the last finished sample. Under `torchrun` the
+    processes share the samples.
     """
     from rich.console import Console
 
@@ -58,7 +78,9 @@ def command(
     from moa.bench.heap import return_freed
     from moa.cli.common import Bar, choice, numbers
 
-    console = Console(stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0)  # of torchrun, the first one speaks
+    console = Console(
+        stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0
+    )  # only the first process of torchrun prints
     return_freed()
     with Bar("profiling", console) as bar:
         profile = moa.profile_model(
@@ -77,14 +99,14 @@ def command(
 
 
 def _variants(texts: list[str] | None, sinks: str | None, keydiff: str | None) -> "list[Variant] | None":
-    """Return the variants to measure, from PATTERN:SINK or the last release's options; None where none is given."""
+    """Return the variants to measure, from PATTERN:SINK or the last release's options; None if neither is given."""
     from moa.cli.common import numbers
     from moa.plans.errors import MoaError, brief
     from moa.plans.patterns import PATTERNS
 
     if sinks is not None or keydiff is not None:
         if texts:
-            raise MoaError("--variant says what is measured: no --sinks or --keydiff with it")
+            raise MoaError("--variant replaces --sinks and --keydiff: give one or the other")
         old = {"sink_window": "64" if sinks is None else sinks, "keydiff_window": "64" if keydiff is None else keydiff}
         return [(name, size) for name, sizes in old.items() for size in (numbers(name, sizes) if sizes else ())]
     found = []

@@ -6,14 +6,17 @@ from typing import Annotated
 import typer
 
 from moa.cli import asked
+from moa.cli.common import Dtype
 
 SAMPLES = 4
 
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="Profile made by `moa profile`.")],
-    model: Annotated[str, typer.Argument(help="The model it is of: hub id, local folder, or .gguf file.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Plan to write (.yaml): always the best so far.")],
+    profile: Annotated[Path, typer.Argument(help="Profile, made by `moa profile`.")],
+    model: Annotated[str, typer.Argument(help="Model that was profiled: hub id, local folder, or .gguf file.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Plan to write (.yaml); it is always the best so far.")
+    ],
     *,
     max_density: asked.Density = None,
     max_kv_gb: asked.Memory = None,
@@ -23,11 +26,14 @@ def command(
     costs: asked.Measured = None,
     max_harm: Annotated[
         str | None,
-        typer.Option(help="H: instead of least harm, a harm of at most H; with --calibrate in nats per token."),
+        typer.Option(
+            help="H: instead of the least harm, allow a harm of at most H; with --calibrate, in nats per token."
+        ),
     ] = None,
     minimise: asked.Minimise = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Also time the plan, beside what --costs predict.")
+        bool,
+        typer.Option("--measure", help="Also time the plan, and print the times next to those predicted from --costs."),
     ] = False,
     lengths: asked.Lengths = None,
     max_length: asked.Longest = None,
@@ -35,28 +41,38 @@ def command(
     pattern: asked.Patterns = None,
     time_limit: asked.Seconds = 60.0,
     validate_length: Annotated[
-        int | None, typer.Option(help="Tokens of the held-out samples. Default: the shortest length the plan is for.")
+        int | None,
+        typer.Option(
+            help="Length of the held-out samples, in tokens. Default: the shortest length that the plan is for."
+        ),
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(help="Mixes of sources, lengths and layers to try. Default 12; 1 with weights or --max-harm."),
+        typer.Option(help="Number of mixes of harms to try. Default: 12; 1 with --source-weight or --max-harm."),
     ] = None,
     rounds: Annotated[
-        int, typer.Option(help="Times to profile around the best plan and to go on from there, the best kept.")
+        int,
+        typer.Option(help="Number of rounds, each of which profiles around the best plan and looks for a better one."),
     ] = 0,
-    round_samples: Annotated[int, typer.Option(help="Samples per source and length in each round.")] = SAMPLES,
+    round_samples: Annotated[
+        int, typer.Option(help="Number of samples per source and length in each round.")
+    ] = SAMPLES,
     storage: Annotated[
         str | None,
-        typer.Option(help="Journal file or database URL of the trials; workers that share it join forces."),
+        typer.Option(
+            help="Journal file or database URL that stores the trials; workers that share it work on one study."
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the trials, of the held-out tasks and of rounds.")] = 0,
-    dtype: Annotated[str, typer.Option(help="Of the model: auto, float32, bfloat16, float16.")] = "auto",
-    calibrate: Annotated[int | None, typer.Option(help="Measure so many plans, to say harm in nats per token.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the trials, the held-out tasks and the rounds.")] = 0,
+    dtype: Dtype = "auto",
+    calibrate: Annotated[
+        int | None, typer.Option(help="Number of plans to measure, so that harm can be given in nats per token.")
+    ] = None,
 ) -> None:
-    """Find a plan as `moa search` does, then better ones by what plans do on text held out from calibration.
+    """Find a plan as `moa search` does, then better plans by measuring them on text held out from calibration.
 
-    Trials mix the harms in other ways, each mix solved exactly within all budgets; rounds measure around the best plan
-    and go on from there.
+    Trials weigh the profile's harms in other ways; each is solved exactly within all budgets. Rounds profile the model
+    around the best plan and search from there.
     """
     from rich.console import Console
 

@@ -8,12 +8,12 @@ import typer
 from moa.cli import asked, refine
 from moa.plans.errors import MoaError
 
-MOVED = "moa search --validate MODEL is now moa refine PROFILE MODEL, and will be gone from the next release"
+MOVED = "moa search --validate MODEL is now moa refine PROFILE MODEL; the next release drops the old option"
 _OF_REFINE = typer.Option(hidden=True)
 
 
 def command(
-    profile: Annotated[Path, typer.Argument(help="Profile made by `moa profile`.")],
+    profile: Annotated[Path, typer.Argument(help="Profile, made by `moa profile`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Plan to write (.yaml); with --front, a folder.")],
     max_density: asked.Density = None,
     max_kv_gb: asked.Memory = None,
@@ -22,14 +22,23 @@ def command(
     max_prefill_ms: asked.Prefill = None,
     costs: asked.Measured = None,
     max_harm: Annotated[
-        str | None, typer.Option(help="H: instead of least harm, a harm of at most H at the least of --minimise.")
+        str | None,
+        typer.Option(
+            help="H: instead of the least harm, allow a harm of at most H and minimise the cost of --minimise."
+        ),
     ] = None,
     minimise: asked.Minimise = None,
     front: Annotated[
-        int | None, typer.Option(help="Instead of one plan, this many from the smallest to dense, within all budgets.")
+        int | None,
+        typer.Option(
+            help="Number of plans to find instead of one, from the smallest to dense, all within the other budgets."
+        ),
     ] = None,
     measure: Annotated[
-        str | None, typer.Option(help="MODEL: also time the plan on it, beside what --costs predict.")
+        str | None,
+        typer.Option(
+            help="MODEL: also time the plan on this model, and print the times next to those predicted from --costs."
+        ),
     ] = None,
     lengths: asked.Lengths = None,
     max_length: asked.Longest = None,
@@ -46,10 +55,10 @@ def command(
     dtype: Annotated[str, _OF_REFINE] = "auto",
     calibrate: Annotated[int | None, _OF_REFINE] = None,
 ) -> None:
-    """Find the plan of least harm within all budgets, proven to a printed gap.
+    """Find the plan of least harm within all budgets, and print how far it can be from the optimum.
 
-    With --front, a front of plans: by predicted decode time at the longest length where --costs are given, else by
-    density there. `moa refine` goes on from the plan by what plans measure on the model.
+    With --front, find a front of plans: by predicted decode time at the longest length if --costs are given, else by
+    density there. `moa refine` improves the plan by measuring plans on the model.
     """
     from rich.console import Console
 
@@ -60,7 +69,9 @@ def command(
 
     if validate is not None:
         if front is not None or measure not in (None, validate):
-            raise MoaError("moa refine takes one plan and one model: no --front, and --measure of the same MODEL")
+            raise MoaError(
+                "moa refine finds one plan for one model: it takes no --front, and --measure only for the same MODEL"
+            )
         refine.command(
             profile, validate, output, max_density=max_density, max_kv_gb=max_kv_gb, kv_dtype=kv_dtype,
             max_decode_ms=max_decode_ms, max_prefill_ms=max_prefill_ms, costs=costs, max_harm=max_harm,
@@ -71,15 +82,15 @@ def command(
         )  # fmt: skip
         typer.echo(MOVED, err=True)
         return
-    others = (validate_length, trials, rounds, round_samples, storage, seed, dtype, calibrate)
-    if others != (None, 1, 0, refine.SAMPLES, None, 0, "auto", None):
-        raise MoaError("trials, rounds, storage, seed, dtype and calibrate are of moa refine PROFILE MODEL")
+    of_refine = (validate_length, trials, rounds, round_samples, storage, seed, dtype, calibrate)
+    if of_refine != (None, 1, 0, refine.SAMPLES, None, 0, "auto", None):
+        raise MoaError("trials, rounds, storage, seed, dtype and calibrate are options of moa refine PROFILE MODEL")
     budgets = asked.budgets(max_density, max_kv_gb, max_decode_ms, max_prefill_ms, max_harm)
     options = asked.options(minimise, costs, lengths, max_length, source_weight, pattern, kv_dtype, time_limit)
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if front is not None:
         if measure is not None:
-            raise MoaError("--measure takes one plan: not with --front")
+            raise MoaError("--measure times one plan, so it cannot be used with --front")
         row = moa.find_front(profile, front, budgets, **options)
         write_front(row, output, console)
         if note := asked.assumed(row.question, profile, kv_dtype):

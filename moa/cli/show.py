@@ -10,16 +10,19 @@ from moa.plans.errors import MoaError
 
 def command(
     plan: Annotated[str, typer.Argument(help="Plan file or name of a shipped plan.")],
-    other: Annotated[str | None, typer.Argument(help="A second plan, to compare.", metavar="[PLAN2]")] = None,
+    other: Annotated[
+        str | None, typer.Argument(help="Second plan, to compare with the first.", metavar="[PLAN2]")
+    ] = None,
     lengths: Annotated[
-        str | None, typer.Option(help="Lengths to show, tokens. Default: those the plan was made for, or 1024,4096.")
+        str | None,
+        typer.Option(help="Lengths to show, in tokens. Default: those that the plan was made for, or 1024,4096."),
     ] = None,
     kv_dtype: Annotated[
-        str | None, typer.Option(help="Of the KV cache. Default: what the plan's search counted in, else bfloat16.")
+        str | None, typer.Option(help="Dtype of the KV cache. Default: that of the plan's search, else bfloat16.")
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Also draw the spans to this file.")] = None,
+    png: Annotated[Path | None, typer.Option(help="Also draw the spans into this PNG file.")] = None,
 ) -> None:
-    """Draw the spans of every layer and KV head, and what they cost; with two plans, side by side."""
+    """Draw the span of every layer and KV head and print what a plan costs; with two plans, compare them."""
     from rich.columns import Columns
     from rich.console import Console
 
@@ -59,4 +62,4 @@ def command(
 def _png(path: Path) -> None:
     with path.open("rb") as file:
         if not file.read(8).startswith(b"\x89PNG"):
-            raise MoaError("it begins otherwise")
+            raise MoaError("it does not begin as a PNG file does")

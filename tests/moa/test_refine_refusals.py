@@ -146,11 +146,11 @@ def test_refusals(refine, model_folder, profile, tmp_path, options, says):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (("--trials", "3"), "are of moa refine PROFILE MODEL"),
-        (("--storage", "x.log"), "are of moa refine PROFILE MODEL"),
-        (("--dtype", "float16"), "are of moa refine PROFILE MODEL"),
-        (("--validate", "MODEL", "--front", "3"), "takes one plan and one model"),
-        (("--validate", "MODEL", "--measure", "other"), "takes one plan and one model"),
+        (("--trials", "3"), "are options of moa refine PROFILE MODEL"),
+        (("--storage", "x.log"), "are options of moa refine PROFILE MODEL"),
+        (("--dtype", "float16"), "are options of moa refine PROFILE MODEL"),
+        (("--validate", "MODEL", "--front", "3"), "finds one plan for one model"),
+        (("--validate", "MODEL", "--measure", "other"), "finds one plan for one model"),
     ],
 )
 def test_refusals_of_the_old_spelling(search, profile, tmp_path, options, says):

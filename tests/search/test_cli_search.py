@@ -119,7 +119,7 @@ def test_source_weights_change_the_plan(search):
         (["--max-density", "0.5", "--minimise", "density@512"], "--minimise go together"),
         (["--max-harm", "0.5", "--minimise", "seconds@512"], "found 'seconds@512'"),
         (["--max-harm", "0.5", "--minimise", "decode_ms@512"], "needs measured costs"),
-        (["--front", "3", "--measure", "model"], "not with --front"),
+        (["--front", "3", "--measure", "model"], "--measure times one plan"),
         (["--max-density", "0.5", "--kv-dtype", "int8"], "--kv-dtype must be one of float64, float32"),
     ],
 )
