@@ -57,16 +57,20 @@ def command(
 
 
 def table(found: dict[str, Any]) -> "Table":
-    """Return the table of a comparison."""
+    """Return the table of a comparison; in 80 columns, each interval is one unbroken line below its rate."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from moa.evaluation.summary import COLUMNS, cells
 
     about = found["environment"]
     title = f"{found['model']['name']}, {about['dtype']}, {about['device']}, back-end {about['backend']}"
-    out = Table(*COLUMNS, title=title)
-    for before, row in zip([None, *found["rows"]], found["rows"], strict=False):
+    out = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    every = [[cell.replace(" (", "\n(").replace(" to ", "–") for cell in cells(row)] for row in found["rows"]]
+    for column, *column_cells in zip(COLUMNS, *every, strict=True):
+        out.add_column(column, no_wrap=any("–" in cell for cell in column_cells), overflow="fold")
+    for before, row, shown in zip([None, *found["rows"]], found["rows"], every, strict=False):
         if before and before["length"] != row["length"]:
             out.add_section()
-        out.add_row(*cells(row))
+        out.add_row(*shown)
     return out

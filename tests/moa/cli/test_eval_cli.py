@@ -1,8 +1,12 @@
 import json
+import re
 from functools import partial
+from io import StringIO
 
 import pytest
+from rich.console import Console
 
+from moa.cli.eval import table
 from moa.plans.plan import Plan, Rule
 
 
@@ -42,6 +46,17 @@ def test_table_and_json(run, folder, tmp_path):
     assert run(str(folder), "--plan", "narrow.yaml", *SMALL, "-o", str(output))[0] == 0
     assert output.read_bytes() == before
     assert len(output.with_suffix(".jsonl").read_text().splitlines()) == 9
+
+
+def test_a_table_of_80_columns_breaks_no_interval():
+    needles = {"rate": 0.97, "interval": [0.92, 0.99]}
+    text = {"perplexity": 12.577, "kl": 0.0425}
+    row = {"length": 131072, "row": "uniform like a-long-name-0.25", "density": 0.25, "kv_bytes": 2**33, "text": text}
+    about = {"dtype": "bfloat16", "device": "CPU", "backend": "numba"}
+    found = {"model": {"name": "SmolLM2"}, "environment": about, "rows": [{**row, "single": needles, "four": needles}]}
+    console = Console(width=80, file=StringIO())
+    console.print(table(found))
+    assert re.search(r"\(0\.92–0\.99\) +\(0\.92–0\.99\) *$", console.file.getvalue(), re.MULTILINE)
 
 
 def test_without_plans_output_or_twins(run, folder):
