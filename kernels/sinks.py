@@ -35,6 +35,7 @@ class Sinks:
         self._sink, self._start = sink, sink // BLOCK
         self.folded = np.tile(self._start, (sequences, 1))
         self._can_undo = np.zeros(self.folded.shape, np.bool_)
+        self._still = b""  # of what `follow` has last found that nothing is due
         shape = (sequences, len(sink), int(sink[self.groups].max()) + BLOCK)
         with torch.inference_mode(False):
             self._score = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -107,8 +108,13 @@ class Sinks:
     def follow(self, store: Store, batch: Packed) -> None:
         """Let sinks hold what each sequence's one new token wants; asks the device only where a block may end."""
         past = batch.past.cpu().numpy() if batch.longest_past is None else batch.longest_past
+        state = (past // BLOCK).tobytes() + self.folded.tobytes()  # all that the answer depends on; 1 step in 64 asks
+        if state == self._still:
+            return
         if self.due(self.first_at(past)).any():
             self.advance(store, self.first_at(batch.past.cpu().numpy()))
+        else:
+            self._still = state
 
     def check_crop(self, first: Ints) -> bool:
         """Whether sinks can hold again what rows want whose first blocks are `first` [sequences, kv_heads]."""

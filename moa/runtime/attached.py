@@ -100,4 +100,5 @@ class Attached:
 
     def _configs(self) -> list[Any]:
         """Return the configs that name the mask and the attention function."""
-        return [self._decoder.config, *(module.config for module in self._modules)]
+        configs = [self._decoder.config, *(module.config for module in self._modules)]
+        return list({id(config): config for config in configs}.values())  # often one object, which is slow to read

@@ -19,10 +19,11 @@ class Transcript:
 
     Attributes:
         check_pending: Whether the next prompt must be compared with the cache.
+        width: The number of columns.
     """
 
     def __init__(self) -> None:
-        self.check_pending = False
+        self.check_pending, self.width = False, 0
         self._parts: list[Tensor] = []
 
     def append(self, ids: Tensor | None, embeddings: Tensor | None, cached: int | None) -> None:
@@ -40,13 +41,9 @@ class Transcript:
             ids = torch.full(embeddings.shape[:2], UNKNOWN, dtype=torch.int64, device=embeddings.device)
         if ids is not None:
             self._parts.append(ids.detach().clone())
+            self.width += ids.shape[1]
         if len(self._parts) > MAX_PARTS:
             self._parts = [torch.cat(self._parts, 1)]
-
-    @property
-    def width(self) -> int:
-        """The number of columns."""
-        return sum(part.shape[1] for part in self._parts)
 
     def differs(self, ids: Tensor, mask: Tensor | None, cached: int) -> bool:
         """Return whether a text is known to differ from the cached columns where it begins; this waits for the device.
@@ -66,6 +63,7 @@ class Transcript:
 
     def crop(self, columns: int) -> None:
         """Remove the last `columns` columns."""
+        self.width = max(0, self.width - columns)
         while columns > 0 and self._parts:
             last = self._parts.pop()
             if last.shape[1] > columns:
@@ -80,3 +78,4 @@ class Transcript:
     def reset(self) -> None:
         """Remove all columns."""
         self._parts.clear()
+        self.width = 0

@@ -10,6 +10,7 @@ from transformers import DynamicCache
 import moa
 from moa import KVCache, Plan, Unsupported
 from moa.plans.patterns import KeyDiffWindow, Rule
+from moa.plans.span import Reach
 
 BACKENDS = ["reference", "torch", "numba"]
 
@@ -81,6 +82,32 @@ def test_tokens_taken_back_leave_the_sinks_as_they_were(model, keydiff_plan, tok
             cache.crop(-64)  # and again, once as many came
             found.append(feed(model, cache, whole, [100, *[1] * 36])[0])
         same(torch.cat(found), oracle(model, plan, whole[0])[n - back :])
+
+
+@pytest.mark.parametrize("max_length", [None, 600])
+def test_steps_within_a_block_do_not_compute_again_what_leaves(model, keydiff_plan, tokens, monkeypatch, max_length):
+    calls, first = [], Reach.first
+    monkeypatch.setattr(Reach, "first", lambda self, block: calls.append(block) or first(self, block))
+    plan, ids = keydiff_plan(model, 1), tokens(2, 400)
+    with moa.apply(model, plan), torch.no_grad():
+        cache = KVCache(plan, max_length)
+        feed(model, cache, ids, [320, 1, 1])
+        calls.clear()
+        feed(model, cache, ids, [1] * 62)
+        assert not calls
+        feed(model, cache, ids, [1])
+        assert calls  # a block has begun
+
+
+@pytest.mark.parametrize("max_length", [None, 600])
+def test_steps_enter_a_block_again_after_a_crop_and_a_chunk(model, keydiff_plan, tokens, oracle, max_length):
+    plan, ids = keydiff_plan(model, 1), tokens(1, 400)
+    with moa.apply(model, plan), torch.no_grad():
+        cache = KVCache(plan, max_length)
+        feed(model, cache, ids, [374, *[1] * 20])
+        cache.crop(-20)
+        found = feed(model, cache, ids, [10, 1, 1])[0]
+    same(found, oracle(model, plan, ids[0, :386])[374:])
 
 
 def test_what_left_twice_cannot_come_back(model, tokens):

@@ -88,7 +88,9 @@ def test_many_steps_are_joined_and_taken_back():
     assert record.width == 600
     assert len(record._parts) <= MAX_PARTS
     record.crop(450)
+    assert record.width == 150
     assert not record.differs(ids, None, 150)
     record.append(ids[:, 7:9], None, None)
+    assert record.width == 152
     assert record.differs(ids, None, 152)
     assert not record.differs(ids, None, 151)  # steps that it has not seen: nothing is known
