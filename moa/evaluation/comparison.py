@@ -117,10 +117,10 @@ def compare(
         rows, samples = rows_at(plans, part.length, uniform, backend), part.samples(tokenizer, seed)
         tables.append((part, rows, samples, {row.name: [_key(identity, s, row) for s in samples] for row in rows}))
     todo = [
-        (part.tasks[sample.task], sample, [(row, keys[row.name][i]) for row in missing])
+        (part.tasks[sample.task], sample, missing)
         for part, rows, samples, keys in tables
         for i, sample in enumerate(samples)
-        if (missing := [row for row in rows if journal.get(keys[row.name][i]) is None])
+        if (missing := _missing([(row, keys[row.name][i]) for row in rows], journal))
     ]
     others = sum(journal.has_other(name, **_notes(s, row)) for _, s, keyed in todo for row, name in keyed)
     if others:
@@ -143,6 +143,12 @@ def compare(
             plan, mine = row.plan or Plan.dense(info), results[row.name]
             summed.append(summarise(row.name, plan, samples, mine, results["dense"], model.dtype, part.tasks))
     return {"model": info.model_dump(mode="json"), "environment": about, "rows": summed}
+
+
+def _missing(keyed: Sequence[tuple[Row, str]], journal: Journal) -> list[tuple[Row, str]]:
+    """Return the rows without a result; of rows with one key, which are one plan by two names, the first."""
+    first = {name: row for row, name in reversed(keyed) if journal.get(name) is None}
+    return [(row, name) for row, name in keyed if first.get(name) is row]
 
 
 def _notes(sample: Sample, row: Row) -> dict[str, Any]:

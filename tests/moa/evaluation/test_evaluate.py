@@ -119,7 +119,7 @@ def test_rows_samples_and_figures(model, plan, tokenizer):
     assert (dense["density"], dense["text"]["kl"]) == (1.0, 0.0)
     assert narrow["density"] == twin["density"] == plan.density(576)
     assert narrow["kv_bytes"] == plan.kv_bytes(576) < dense["kv_bytes"]
-    # This plan is a uniform window, so its twin sees the same and must measure the same.
+    # This plan is a uniform window, so its twin sees the same and has the same figures.
     assert {**twin, "row": "narrow"} == narrow
     assert narrow["text"]["kl"] > 0
     assert dense["text"]["perplexity"] == pytest.approx(math.exp(np.log(dense["text"]["perplexity_by_quarter"]).mean()))
@@ -172,6 +172,17 @@ def test_a_journal_answers_for_no_other_plan_model_or_seed(fresh, model, plan, t
         assert [note[: len(begin)] for note, begin in zip(notes, said, strict=True)] == said
         lines += new
         assert len(path.read_text().splitlines()) == lines
+
+
+def test_a_plan_by_two_names_is_measured_once(model, plan, tokenizer, tmp_path):
+    path, plans, steps = tmp_path / "eval.jsonl", [("one", plan), ("two", plan)], []
+    found = compare(
+        model, tokenizer, plans, [SMALL], journal=Journal(path), progress=lambda *step: steps.append(step)
+    )  # fmt: skip
+    first, *others = [row for row in found["rows"] if row["row"] != "dense"]
+    assert [{**row, "row": "one"} for row in others] == [first] * 3  # its uniform twins too, as it is one
+    assert len(path.read_text().splitlines()) == 2 * 4
+    assert steps[-1][1] == 2 * 4 * 576
 
 
 def test_a_foreign_journal_is_refused_and_left_alone(tmp_path):
