@@ -144,7 +144,7 @@ def main() -> int:
         for n in options.only or lengths:
             part = PARTS[n]
             if options.contexts:
-                part = replace(part, single=options.contexts, four=options.contexts)
+                part = replace(part, counts={**part.counts, "single": options.contexts, "four": options.contexts})
             measured = compare(
                 model, tokenizer, rows[n], [part], uniform=False, seed=options.seed, journal=journal,
                 progress=said(f"{n:,} tokens"),

@@ -1,7 +1,14 @@
 """What benchmarks/elastic.py asks of plans, of rows that it did not measure."""
 
+import json
+import sys
+
 import elastic
 import pytest
+from typer.testing import CliRunner
+
+from moa.cli.main import app
+from moa.evaluation.comparison import Part
 
 
 def row(name, length, found, times=1.0, questions=40):
@@ -44,3 +51,26 @@ def test_effective_context_ends_where_needles_are_lost():
 def test_where_dense_finds_too_little_nothing_is_asked():
     few = [row("dense", 1024, 35), row("plan 0.25", 1024, 0), row(elastic.UNIFORM, 1024, 0)]
     assert not [c for c in elastic.claims(few) if "single" in c["claim"]]
+
+
+def test_fewer_contexts_of_each_kind_and_going_on(model_folder, tmp_path, monkeypatch, capsys):
+    profile = tmp_path / "p.safetensors"
+    options = ["--lengths", "1024", "--samples", "1", "--source", "text"]
+    assert CliRunner().invoke(app, ["profile", str(model_folder), "-o", str(profile), *options]).exit_code == 0
+    monkeypatch.setattr(elastic, "PARTS", {1024: Part(1024, {"single": 5, "four": 5, "text": 1}, elastic.TASKS)})
+    fixed = [str(model_folder), str(profile), "--longest", "2048", "--results", str(tmp_path), "--contexts", "1"]
+    monkeypatch.setattr(sys, "argv", ["elastic.py", *fixed])
+    assert elastic.main() == 0
+    found = json.loads((tmp_path / "elastic.json").read_text())
+    names = ["plan 0.5", "plan 0.25", "0.25 for 1,024 alone", elastic.UNIFORM]
+    assert [row["row"] for row in found["rows"]] == ["dense", *names]
+    counts = {(row["single"]["questions"], row["four"]["questions"], row["text"]["windows"]) for row in found["rows"]}
+    assert counts == {(1, 4, 1)}
+    assert set(found["plans"]) == {f"{name} at 1024" for name in names}
+    assert found["run"]["seed"] == 11
+    page = (tmp_path / "elastic.md").read_text()
+    assert found["run"]["commit"] in page
+    monkeypatch.setattr("moa.evaluation.tasks.needles.ask", None)  # nothing is measured again
+    monkeypatch.setattr("moa.evaluation.tasks.text.divergence", None)
+    assert elastic.main() == 0
+    assert (tmp_path / "elastic.md").read_text() == page
