@@ -5,12 +5,13 @@ at every length and batch, from caches of random keys, and prefill at every leng
 the same rounds, at the lengths that `moa measure` takes by default, so that drift of the machine meets all alike and
 what is left is the model's error. A cell is repeated until the standard error of each of its medians is 2 % or less, at
 most `--rounds` times; one that does not get there is listed as unresolved, and the aim for its order is not met. Writes
-benchmarks/results/cost_model.json, .md and .png; stopped at any moment, the same command goes on.
+benchmarks/results/cost_model.json, .md and .png; stopped at any moment, the same command, of the same commit, goes on.
 
     python benchmarks/cost_model.py MODEL PROFILE
 """
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,13 +19,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from provenance import about, provenance, said, write
+from provenance import about, place, provenance, said, write
 from scipy.stats import spearmanr
 from tables import claim, claimed, head, line
 
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
 from moa.measuring import runner
+from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS
 from moa.plans.plan import Plan, Rule
@@ -38,6 +40,8 @@ from moa.search.spread import SURE, iqr, standard_error
 
 RESULTS = Path(__file__).parent / "results"
 DENSITIES = (0.75, 0.5, 0.25, 0.125)
+SEED, RANDOM = 100, 2
+"""Seed of the first random plan, and their number."""
 FIT = 1024, 4096
 """Lengths of the fit."""
 ERROR, BIAS, RANK = 0.07, 0.05, 0.9
@@ -66,7 +70,7 @@ def plans(profile: Profile) -> dict[str, Plan]:
     model, longest = profile.model, max(profile.lengths)
     found = {f"searched {density}": choose(profile, [Budget("density", density)])[0] for density in DENSITIES}
     found |= {f"uniform {d} at {n}": Plan.uniform(model, d, at=n) for d, n in ((0.5, longest), (0.125, longest // 4))}
-    return found | {f"random {seed}": random_plan(model, longest, 100 + seed) for seed in range(2)}
+    return found | {f"random {i}": random_plan(model, longest, SEED + i) for i in range(RANDOM)}
 
 
 def apart(predicted: Sequence[float]) -> list[int]:
@@ -160,7 +164,7 @@ def scatter(rows: Sequence[dict[str, Any]], path: Path) -> None:
     save(figure, path)
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile")
@@ -171,28 +175,32 @@ def main() -> None:
     parser.add_argument("--prefill-rounds", type=int, default=5, help="of prefills, at most")
     parser.add_argument("--output", type=Path, default=RESULTS / "cost_model", help="without its ending")
     options = parser.parse_args()
-    network, _ = load_model(options.model, dtype="float32", device="cpu")
-    profile = Profile.load(options.profile)
-    Plan.dense(profile.model).check(network)
+    try:
+        profile = Profile.load(options.profile)
+        network, _ = load_model(options.model, dtype="float32", device="cpu")
+        Plan.dense(profile.model).check(network)
+        tested, own = plans(profile), probes(profile.model, max(FIT))
+    except MoaError as error:
+        print("error:", error, file=sys.stderr)
+        return 2
 
     def works(lengths: dict[Kind, Sequence[int]]) -> list[Work]:
         steps = [Work("decode", n, batch) for n in lengths["decode"] for batch in options.batches]
         return steps + [Work("prefill", n) for n in lengths["prefill"]]
 
-    tested, own = plans(profile), probes(profile.model, max(FIT))
     asked = works({"decode": options.decode_lengths, "prefill": options.prefill_lengths})
     kinds = dict.fromkeys(work.kind for work in asked)
     fitted = [work for work in works(dict.fromkeys(("decode", "prefill"), FIT)) if work.kind in kinds]
     cells: Cells = {work: {f"fit: {name}": plan for name, plan in own.items()} for work in fitted}
     for work in asked:
         cells.setdefault(work, {}).update(tested)
-    run = provenance(network)
+    run = provenance(network) | {"seeds": [SEED + i for i in range(RANDOM)]}
     journal, visits, plain = Journal(options.output.with_suffix(".jsonl")), Counter[str](), runner(network, None)
-    place = {name: run[name] for name in PLACE}
+    where = place(run)
 
     def visit(plan: Plan, work: Work) -> list[float]:
         """As `runner` does; what was measured before stopping is not measured again."""
-        same = key(plan=plan.fingerprint(), work=str(work), **place)
+        same = key(plan=plan.fingerprint(), work=str(work), **where)
         visits[same] += 1
         this = key(same=same, visit=visits[same])
         ms: list[float] | None = journal.get(this)
@@ -218,7 +226,8 @@ def main() -> None:
     }  # fmt: skip
     write(options.output.parent, options.output.name, found, page(found))
     scatter(rows, options.output.with_suffix(".png"))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from cpu_parts.report import AVX512, DYNAMIC, FIRST_KEYS, HALF, QUARTER, STATIC, WHOLE, WITHOUT, claims, markdown
-from provenance import provenance, write
+from provenance import place, provenance, write
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -154,9 +154,8 @@ def run(bench: Bench, journal: Journal) -> dict[str, Any]:
     """Every cell, from the journal where it has it."""
     plans = {name: v.plan for name, v in bench.variants.items() if v.plan is not None}
     about = provenance(bench.model)
-    identity = {name: value for name, value in about.items() if name not in ("command", "date")} | {
-        "model": bench.options.model, "plans": {name: plan.to_dict() for name, plan in plans.items()},
-    }  # fmt: skip
+    told = {name: plan.to_dict() for name, plan in plans.items()}
+    identity = {**place(about), "model": bench.options.model, "plans": told}
 
     def cell(measure: Callable[..., dict[str, Any]], **what: Any) -> Any:
         name = key(**identity, measure=measure.__name__, what=what)

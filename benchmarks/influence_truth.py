@@ -24,6 +24,7 @@ from scipy.stats import spearmanr
 from tables import claim, claimed, head, line
 
 from moa.evaluation.journal import Journal, key
+from moa.hf.fingerprint import fingerprint
 from moa.hf.load import load_model
 from moa.hf.logits import hidden_of, logits_of
 from moa.plans.errors import MoaError
@@ -76,7 +77,7 @@ class Bench:
     def __init__(self, model: Any, texts: list[Sample], cuts: dict[str, Rule], journal: Journal) -> None:
         self.model, self.texts, self.cuts, self.journal = model, texts, cuts, journal
         self.info = ModelInfo.from_config(model.config)
-        self.about = {"model": self.info.model_dump(), "texts": repr(texts), "cuts": repr(cuts)}
+        self.about = {"weights": fingerprint(model), "texts": repr(texts), "cuts": repr(cuts)}
         self.dense: list[torch.Tensor] = []
 
     def kept(self, measure: Callable[[], Any], **what: Any) -> Any:

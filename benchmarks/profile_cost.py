@@ -22,7 +22,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from provenance import about, provenance, write
+from provenance import about, place, provenance, write
 from tables import claim, claimed, head, line
 from torch import nn
 
@@ -126,14 +126,13 @@ def main() -> int:
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    place = provenance(model)
-    identity = {name: value for name, value in place.items() if name not in ("command", "date")}
+    about_run = provenance(model)
     warm: dict[str, Any] = {}
 
     def run(length: int, repeat: int, what: str) -> dict[str, Any]:
         nonlocal warm
         labels = {"length": length, "repeat": repeat, "for": what}
-        name = key(model=options.model, **identity, **labels)
+        name = key(model=options.model, **place(about_run), **labels)
         if journal.get(name) is None:
             warm = warm or measure(model, WARM_UP)
             journal.put(name, measure(model, length), **labels)
@@ -147,7 +146,7 @@ def main() -> int:
     rows = [row(n, [run(n, repeat, "time") for repeat in range(options.repeats)], exact[n]) for n in lengths]
     slowest = max(r["ratio"] for r in rows)
     found = {
-        "run": place, "model": Path(options.model).name, "repeats": options.repeats, "rows": rows,
+        "run": about_run, "model": Path(options.model).name, "repeats": options.repeats, "rows": rows,
         "memory_fit": fit(rows) if len(rows) > 1 else None,
         "claims": [claim("with influence over plain, in seconds, at most", slowest, 2, at_most=True)],
     }  # fmt: skip

@@ -38,6 +38,11 @@ def provenance(model: Any = None, backend: str | None = None) -> dict[str, str |
     }
 
 
+def place(run: Mapping[str, str | int]) -> dict[str, str | int]:
+    """Return the part of `provenance` that a time depends on: a journal must not mix times of different places."""
+    return {name: value for name, value in run.items() if name not in ("command", "date")}
+
+
 def about(run: Mapping[str, str | int]) -> str:
     """Return `provenance` as the line that a page begins with."""
     return f"`{run['command']}`: " + ", ".join(f"{name} {value}" for name, value in run.items() if name != "command")

@@ -141,7 +141,7 @@ def main() -> int:
         print("measured", size, file=sys.stderr, flush=True)
     found = {
         "run": provenance() | {"scipy": scipy.__version__, "seed": 0},
-        "profile": describe(Path(options.profile), profile), "sizes": sizes, "claims": claims(sizes),
+        "runs": 1, "profile": describe(Path(options.profile), profile), "sizes": sizes, "claims": claims(sizes),
     }  # fmt: skip
     write(options.results, "solver", found, markdown(found))
     return 0

@@ -90,6 +90,22 @@ def test_cost_model(cost_model, capsys):
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_times_of_another_commit_are_measured_again(cost_model, monkeypatch):
+    main, calls, _ = cost_model
+    main("--decode-lengths", "2048", "--batches", "1", "--prefill-lengths")
+    before = len(calls)
+    monkeypatch.setattr(import_module("cost_model"), "provenance", lambda _: {"commit": "another", **PLACE})
+    monkeypatch.setattr(import_module("cost_model"), "about", lambda _: "")
+    main("--decode-lengths", "2048", "--batches", "1", "--prefill-lengths")
+    assert len(calls) == 2 * before
+
+
+def test_a_profile_that_is_not_there_is_one_line(cost_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cost_model.py", "model", str(tmp_path / "none.safetensors")])
+    assert import_module("cost_model").main() == 2
+    assert capsys.readouterr().err.startswith("error: no profile at")
+
+
 def test_a_model_that_is_slower_than_predicted_misses_error_and_bias(cost_model):
     found = cost_model[0](*CELLS, timed=lambda work, ms, visit: 1.1 * ms)
     missed = {claim["claim"] for claim in found["claims"] if not claim["holds"]}
