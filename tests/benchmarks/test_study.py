@@ -14,7 +14,7 @@ from moa.evaluation.comparison import Part
 
 def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch, capsys):
     module = import_module("study")
-    monkeypatch.setattr(module, "CHECKED", (Part(576, {"single": 1, "text": 1}),))
+    monkeypatch.setattr(module, "CHECKED", (Part(576, {"text": 1}), Part(640, {"single": 1, "text": 1})))
     monkeypatch.setattr(module, "DENSITIES", ("0.6", "0.5"))
     monkeypatch.setattr(module, "ALONE", (0.6, 576))
     profile = tmp_path / "p.safetensors"
@@ -23,7 +23,7 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
 
     def run(*given: str) -> int:
         fixed = [str(model_folder), str(profile), "--trials", "3", "--alone", "5", "--results", str(tmp_path)]
-        fixed += ["--longest", "576", "--validate-length", "576"]
+        fixed += ["--longest", "576"]
         monkeypatch.setattr(sys, "argv", ["study.py", *fixed, *given])
         return module.main()
 
@@ -36,9 +36,11 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
     assert {row["row"] for row in found["rows"]} == {
         "dense", "exact 0.6", "exact 0.5", *(f"study {d}, seed {s}" for d in ("0.6", "0.5") for s in (0, 1))
     }  # fmt: skip
-    assert all(row["density"] <= 0.6 for row in found["rows"] if row["row"] != "dense")
+    assert all(row["density"] <= 0.6 for row in found["rows"] if row["row"] != "dense" and row["length"] == 576)
     assert [r["seed"] for r in found["random"]] == [0, 1]
-    assert list(found["unseen"]) == [row["row"] for row in found["rows"][1:]]
+    assert ["dense", *found["unseen"]] == [row["row"] for row in found["rows"] if row["length"] == 576]
+    assert found["validate_length"] == 576  # the shortest profiled
+    assert ["single" in row for row in found["rows"]] == [row["length"] == 640 for row in found["rows"]]
     assert found["run"]["seeds"] == [0, 1]
     assert 1 <= len(found["alone"]["scores"]) <= 5
     assert "Optuna alone, 5 trials at density 0.6" in (tmp_path / "study.md").read_text()
