@@ -56,7 +56,7 @@ Seconds = Annotated[float, typer.Option(help="Largest time for the solver, in se
 
 
 def budgets(
-    density: list[str] | None, kv_gb: list[str] | None, decode_ms: list[str] | None, prefill_ms: list[str] | None,
+    *, density: list[str] | None, kv_gb: list[str] | None, decode_ms: list[str] | None, prefill_ms: list[str] | None,
     harm: str | None,
 ) -> dict[str, list[str]]:  # fmt: skip
     """Return the budgets that were given, by kind."""
@@ -65,7 +65,7 @@ def budgets(
 
 
 def options(
-    minimise: str | None, costs: Path | None, lengths: str | None, max_length: int | None,
+    *, minimise: str | None, costs: Path | None, lengths: str | None, max_length: int | None,
     source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, time_limit: float,
 ) -> "Options":  # fmt: skip
     """Return the options as keyword arguments of `moa.find_plan` and `moa.refine_plan`."""

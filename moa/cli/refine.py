@@ -79,8 +79,13 @@ def command(
     import moa
     from moa.cli.common import Bar
 
-    budgets = asked.budgets(max_density, max_kv_gb, max_decode_ms, max_prefill_ms, max_harm)
-    options = asked.options(minimise, costs, lengths, max_length, source_weight, pattern, kv_dtype, time_limit)
+    budgets = asked.budgets(
+        density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
+    )
+    options = asked.options(
+        minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
+        pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,
+    )  # fmt: skip
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Bar("refining", console) as bar:
         found = moa.refine_plan(

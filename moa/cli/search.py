@@ -85,8 +85,13 @@ def command(
     of_refine = (validate_length, trials, rounds, round_samples, storage, seed, dtype, calibrate)
     if of_refine != (None, 1, 0, refine.SAMPLES, None, 0, "auto", None):
         raise MoaError("trials, rounds, storage, seed, dtype and calibrate are options of moa refine PROFILE MODEL")
-    budgets = asked.budgets(max_density, max_kv_gb, max_decode_ms, max_prefill_ms, max_harm)
-    options = asked.options(minimise, costs, lengths, max_length, source_weight, pattern, kv_dtype, time_limit)
+    budgets = asked.budgets(
+        density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
+    )
+    options = asked.options(
+        minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
+        pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,
+    )  # fmt: skip
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if front is not None:
         if measure is not None:

@@ -216,6 +216,17 @@ def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, mo
     search("profile", "-o", "plan.yaml", "--validate", "MODEL", "--measure", "MODEL", *options)
     assert len(calls) == 2
     assert calls[0] == calls[1]
+    args, given = calls[0]
+    assert list(map(str, args[:3])) == ["profile", "MODEL", "plan.yaml"]
+    assert args[3] == {
+        "density": ["0.5"], "kv_gb": ["1@512"], "decode_ms": ["2@512"], "prefill_ms": ["3@512"], "harm": ["4"],
+    }  # fmt: skip
+    assert given | {"costs": str(given["costs"])} == {
+        "minimise": "density@512", "costs": "costs.json", "lengths": (512,), "max_length": 1024,
+        "source_weights": {"text": 5.0}, "patterns": ["sink_window"], "kv_dtype": "float16", "time_limit": 6.0,
+        "validate_length": 512, "trials": 7, "rounds": 8, "round_samples": 9, "storage": "trials.log", "seed": 10,
+        "dtype": "float32", "calibration": 11, "measure": True,
+    }  # fmt: skip
 
 
 def test_a_model_that_is_loaded_already(model_folder, made_up, tmp_path):
