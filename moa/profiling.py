@@ -107,12 +107,12 @@ def _ahead(
     """Return lines about the work ahead, its time and memory, and the sources measured at one length only."""
     finished = {task for task in todo if sample_file(output, task).exists()}
     minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
-    memory, held = 0, None
+    memory, used = 0, None
     if network.device.type == "cpu":  # then the process counts: what loading took, and what it holds now
         memory = timing.peak_bytes(network.device)
         timing.reset_peak(network.device)
-        held = timing.peak_bytes(network.device)
-    tenths = ceil(max(memory, peak_bytes(network, max(settings.lengths), held)) / 2**30 * 10)
+        used = timing.peak_bytes(network.device)
+    tenths = ceil(max(memory, peak_bytes(network, max(settings.lengths), used)) / 2**30 * 10)
     count = f"{len(todo)} samples" + (f", {len(finished)} of them finished" if finished else "")
     lines = [f"{count}, about {minutes:.1f} minutes and {tenths / 10:.1f} GiB of memory"]
     longer = {task.source.name for task in todo if task.length > min(settings.lengths)}
@@ -132,5 +132,7 @@ def _processes(*, own_device: bool) -> tuple[int, int, Callable[[], None]]:
 
     if own_device and torch.cuda.is_available():  # processes that see one device each share its number
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    dist.init_process_group("gloo", timeout=timedelta(days=30))  # shares are fixed: who is done waits for the others
+    dist.init_process_group(
+        "gloo", timeout=timedelta(days=30)
+    )  # shares are fixed, so a process that has finished waits for the rest
     return dist.get_rank(), world, dist.barrier

@@ -91,9 +91,10 @@ class ModelInfo(Strict):
         try:
             window = None
             if sliding:
-                _, others, size = _one_shape(named, [(i, shapes[i]) for i in sliding])
+                _, sliding_kv_heads, size = _one_shape(named, [(i, shapes[i]) for i in sliding])
                 window = Sliding(
-                    window=window_of(config) or 0, layers=sliding, kv_heads=None if others == kv_heads else others,
+                    window=window_of(config) or 0, layers=sliding,
+                    kv_heads=None if sliding_kv_heads == kv_heads else sliding_kv_heads,
                     head_size=None if size == head_size else size,
                 )  # fmt: skip
             return cls(
@@ -231,11 +232,11 @@ def _one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:
 
 
 def _rope(config: Any) -> dict[str, RopeValue]:
-    """Return rope parameters with the keys `theta` and `type` first, then the others by name."""
+    """Return rope parameters with the keys `theta` and `type` first, then the rest by name."""
     found = rope_of(config)
     named = {"theta": found.get("rope_theta"), "type": found.get("rope_type", "default")}
-    others = {key: found[key] for key in sorted(found) if key not in ("rope_theta", "rope_type")}
-    return {key: value for key, value in (named | others).items() if value is not None}
+    rest = {key: found[key] for key in sorted(found) if key not in ("rope_theta", "rope_type")}
+    return {key: value for key, value in (named | rest).items() if value is not None}
 
 
 def _short(value: Any) -> str:

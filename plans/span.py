@@ -142,9 +142,9 @@ class Reach:
         return what(*(x.reshape(x.shape + end) for x in self._numbers), at, self._window)
 
     def _window(self, sink: Ints, alpha: Ints, beta256: Ints, n: Ints) -> Ints:
-        found, *others = (window(sink, alpha, beta256, n) for window in self._windows)
-        which = self._which.reshape(sink.shape) if others else self._which
-        for i, other in enumerate(others, 1):
+        found, *rest = (window(sink, alpha, beta256, n) for window in self._windows)
+        which = self._which.reshape(sink.shape) if rest else self._which
+        for i, other in enumerate(rest, 1):
             found = np.where(which == i, other, found)
         return found
 

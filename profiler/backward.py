@@ -26,7 +26,7 @@ def run_backward(
     model: PreTrainedModel, sample: Sample, labels: Labels, loss: Loss, generator: torch.Generator,
     dense: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Run the backward pass of the loss summed over the sample's response tokens; logits are held a chunk at a time.
+    """Run the backward pass of the loss summed over the sample's response tokens; logits are made chunk by chunk.
 
     Args:
         model: A model within `recording`.

@@ -41,22 +41,22 @@ def seconds(
     return sum(linear * task.length + quadratic * task.length**2 for task in todo)
 
 
-def peak_bytes(model: PreTrainedModel, length: int, held: int | None = None) -> int:
+def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> int:
     """Return the peak memory of one pass: checkpointed layer inputs, one layer's activations, a tile, logits.
 
     Args:
         model: The model.
         length: Tokens of the pass.
-        held: Bytes in use apart from the pass; by default the weights alone.
+        used: Bytes in use apart from the pass; by default the weights alone.
     """
     config, info = model.config.get_text_config(), ModelInfo.of(model)
     size, width = model.dtype.itemsize, config.hidden_size
-    if held is None:
-        held = sum(p.numel() * p.element_size() for p in model.parameters())
+    if used is None:
+        used = sum(p.numel() * p.element_size() for p in model.parameters())
     layers = info.layers * length * width * size
     blocks = (m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
     widest = max((max(p.shape[-2:]) for block in blocks for p in block.parameters() if p.ndim > 1), default=4 * width)
     layer = length * (8 * width + 4 * widest) * size
     tile = 8 * info.group_size * 64 * length * 4
     logits = 4 * HEAD_CHUNK * config.vocab_size * 4
-    return int(held + layers + layer + tile + logits)
+    return int(used + layers + layer + tile + logits)

@@ -100,7 +100,7 @@ Harms = Mapping[Cut, Floats]
 
 
 def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
-    """Return the harms that the objective mixes: of tasks at the shortest length, of others at every one.
+    """Return the harms that the objective mixes: of tasks at the shortest length, of text at every length.
 
     They take nearly all of the time of an objective and are the same for every mix.
     """

@@ -201,9 +201,9 @@ def _conflict(limits: Sequence[Limit], time_limit: float) -> str:
     """Return the message for budgets that can be kept alone but not together: the smallest feasible value of each."""
     least = []
     for limit in limits:
-        others = [other for other in limits if other is not limit]
-        solution, _ = _attempt(limit.cost, others, 1e-5, time_limit)
-        if solution is not None:  # None: the others conflict among themselves
+        remaining = [other for other in limits if other is not limit]
+        solution, _ = _attempt(limit.cost, remaining, 1e-5, time_limit)
+        if solution is not None:  # None: the remaining limits conflict among themselves
             least.append(f"{_round_up(solution.value + limit.fixed)} for {limit.name}")
     if not least and len(limits) > 2:
         return _conflict(limits[1:], time_limit)

@@ -209,10 +209,10 @@ def _place(mix: Mix, profile: Profile, lengths: Sequence[int]) -> FixedTrial | N
     weighed: list[tuple[str, Sequence[Any], Mapping[Any, float]]]
     weighed = [("source", profile.sources, mix.sources), ("length", lengths, mix.lengths)]
     for kind, named, given in weighed:
-        first, *others = (given.get(x, 1.0) for x in named)
-        if not first or not all(0.25 <= weight / first <= 4 for weight in others):
+        first, *rest = (given.get(x, 1.0) for x in named)
+        if not first or not all(0.25 <= weight / first <= 4 for weight in rest):
             return None
-        params |= {f"{kind}.{x}": weight / first for x, weight in zip(named[1:], others, strict=True)}
+        params |= {f"{kind}.{x}": weight / first for x, weight in zip(named[1:], rest, strict=True)}
     params |= {"power": mix.power, "own": mix.own, "sink": ALL if mix.sinks is None else mix.sinks[0]}
     trial = FixedTrial(params)
     mix_of(trial, profile, lengths)

@@ -155,10 +155,10 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Return the most memory held since `reset_peak`: on a GPU what torch allocated, else resident memory."""
+    """Return the peak of memory since `reset_peak`: on a GPU what torch allocated, else resident memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "linux":  # getrusage would count what a parent held when it started this process
+    if sys.platform == "linux":  # getrusage would also count the memory that a parent had when it started this process
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
     unit = 1 if sys.platform == "darwin" else 1024
@@ -168,7 +168,7 @@ def peak_bytes(device: torch.device) -> int:
 def reset_peak(device: torch.device) -> None:
     """Reset the peak of memory; only Linux can reset that of resident memory, elsewhere it covers the whole process.
 
-    Freed memory that the C library has kept goes back to the system first: it would count as if it were still held.
+    Freed memory that the C library has kept goes back to the system first, since it would count as memory in use.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

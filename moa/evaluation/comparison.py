@@ -122,10 +122,10 @@ def compare(
         for i, sample in enumerate(samples)
         if (missing := _missing([(row, keys[row.name][i]) for row in rows], journal))
     ]
-    others = sum(journal.has_other(name, **_notes(s, row)) for _, s, keyed in todo for row, name in keyed)
-    if others:
+    other = sum(journal.has_other(name, **_notes(s, row)) for _, s, keyed in todo for row, name in keyed)
+    if other:
         note(
-            f"{journal.path}: {others} results of these rows and samples are of another model, plan, seed, back-end or "
+            f"{journal.path}: {other} results of these rows and samples are of another model, plan, seed, back-end or "
             "dtype, or by another version of moa; they stay there, and the rows are measured again"
         )
     done, total = 0, sum(_cost(task, sample, [row for row, _ in keyed]) for task, sample, keyed in todo)

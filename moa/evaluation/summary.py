@@ -47,8 +47,8 @@ def summarise(
 
 def cells(row: dict[str, Any]) -> list[str]:
     """Return one row's cells under COLUMNS, `-` for what was not measured."""
-    held = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
-    found = [f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{held / 2**20:.1f}"]
+    kv_bytes = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
+    found = [f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{kv_bytes / 2**20:.1f}"]
     for task in TASKS.values():
         found += task.cells(row[task.name]) if task.name in row else ["-"] * len(task.columns)
     return found

@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput
 from moa.plans.errors import Unsupported
 
 HEAD_CHUNK = 256
-"""Positions whose logits are held at once."""
+"""Number of positions whose logits are computed at once."""
 
 PROBE = 8
 """Tokens of the text on which a head is compared with the whole model."""

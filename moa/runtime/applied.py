@@ -93,8 +93,8 @@ def _check_call(
     call |= kwargs
     if call.get("output_attentions", decoder.config.output_attentions):
         raise Unsupported(
-            "output_attentions under a plan: attention weights are never held whole; set it to False, in the model's "
-            "config too"
+            "output_attentions under a plan: attention weights are never computed as a whole; set it to False, in the "
+            "model's config too"
         )
     for given in call.values():
         if not isinstance(given, Cache):

@@ -46,8 +46,8 @@ class Rule(Strict):
         pattern: The pattern's name.
         sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
         window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
-        holds: Which keys the sink holds: `FIRST_KEYS`, or a name in `moa.kernels.held.HISTORIES` of others.
-        label: How reports call groups of this pattern; empty where they need not be told from others.
+        holds: Which keys the sink holds: `FIRST_KEYS`, or another name in `moa.kernels.held.HISTORIES`.
+        label: How reports call groups of this pattern; empty if they need no name.
         about: What the label means, for a caption.
     """
 

@@ -35,7 +35,7 @@ class Task(ABC):
     def measure(
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: Any
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
-        """Yield each row's result of one sample, in JSON types; `cache_bytes` in it is what the row's cache held."""
+        """Yield each row's result of one sample, in JSON types; `cache_bytes` in it is the size of the row's cache."""
 
     @abstractmethod
     def score(self, contents: Sequence[Any], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
