@@ -13,7 +13,7 @@ Figures = dict[str, Any]
 
 RESULTS = Path(__file__).parents[1] / "results"
 SAID = "vectors", "seed", "python", "moa-attention", "torch", "transformers", "scipy", "triton"
-"""Of a run, by their names."""
+"""Entries of a run that are shown under their own names."""
 MIB = 2**20
 
 
@@ -57,7 +57,7 @@ def span(values: Sequence[float], form: str) -> str:
 
 
 def claims(found: Figures) -> str:
-    """How many aims hold, and each that does not, with what was aimed at and what was measured."""
+    """Return how many aims are met, and a table of those that are not, with bound and measured value."""
     every, missed = found["claims"], [claim for claim in found["claims"] if not claim["holds"]]
     text = f"{len(every) - len(missed)} of {len(every)} aims are met"
     if not missed:
@@ -70,7 +70,7 @@ def claims(found: Figures) -> str:
 
 
 def made(name: str, found: Figures) -> str:
-    """How the file came to be: command, commit, date, device, versions, as far as it says so."""
+    """Return a line that says how the file was made: command, commit, date, device, versions, as far as recorded."""
     run, about = found.get("run", {}), found.get("environment", {})
     known = {**{key: value for key, value in found.items() if isinstance(value, str | int)}, **about, **run}
     known.update(found.get("versions", {}))
@@ -86,5 +86,7 @@ def made(name: str, found: Figures) -> str:
     where += [f"seeds {', '.join(map(str, known['seeds']))}"] if "seeds" in run else []
     where += [f"{key} {known[key]}" for key in SAID if key in known]
     origin = f"[{name}.json](benchmarks/results/{name}.json)"
-    text = f"Data: {origin}, " + (f"written by {' '.join(parts)}" if parts else "which names no command and no commit")
+    text = f"Data: {origin}, " + (
+        f"written by {' '.join(parts)}" if parts else "which does not record its command and commit"
+    )
     return wrapped(text + (f" ({', '.join(where)})" if where else "") + ".")

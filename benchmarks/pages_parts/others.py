@@ -25,7 +25,7 @@ def models(found: Figures) -> str:
         if one["status"] == status
     ]
     whole = f"transformers {found['run']['transformers']} lists {len(results)} causal language models ({counts})."
-    return "\n\n".join([whole, table(["model type", "", ""], rows)])
+    return "\n\n".join([whole, table(["model type", "plans", "reason, or difference from the oracle"], rows)])
 
 
 def fuzz(found: Figures) -> str:
@@ -39,7 +39,7 @@ def fuzz(found: Figures) -> str:
         wrapped(
             f"`make fuzz-cli` ran {found['cases']:,} cases, seeds {first} to {last:,}, in "
             f"{found['seconds'] / 60:.0f} minutes of one process, with {len(found['failures'])} failures. Of those "
-            f"that succeeded, {found['compared']:,} answers were compared with the plain line's."
+            f"that succeeded, {found['compared']:,} were compared with the answer of the plain command line."
         ),
         table(["command", "cases", "right", "refused in one line"], rows),
     ])  # fmt: skip
@@ -71,6 +71,6 @@ def roofline(found: Figures) -> str:
             figures = f"{row['step_ms']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{over:.2f}"
             cells.append([device, f"{density:g}", str(row["batch"]), *figures])
     return "\n\n".join([
-        f"The table is of a model of Llama-3-8B's shape at {length:,} tokens, with the largest batch that fits.",
+        f"The table is for a model of Llama-3-8B's shape at {length:,} tokens, with the largest batch that fits.",
         table(["device", "density", "batch", "step, ms", "tokens/s", "over dense"], cells),
     ])  # fmt: skip

@@ -52,7 +52,7 @@ def cost(found: Figures) -> str:
         wrapped(
             f"Profiling takes {ratios} times as long as a plain forward and backward pass under the same "
             f"checkpointing ({runs} per length). Its peak of memory above the weights is {span(pairs, '.2f')} times "
-            f"that of the plain pass{slope}. For these peaks freed memory went back to the system at once."
+            f"that of the plain pass{slope}. While peaks were measured, freed memory went back to the system at once."
         ),
         table(columns, rows),
         *([claims(found)] if "claims" in found else []),

@@ -53,10 +53,10 @@ def quality(found: Figures) -> str:
     one = "Each plan is one file for all lengths" if elastic(found) else "At each length the plans are searched for it"
     return "\n\n".join([
         wrapped(
-            f"{one}. Needles are facts in formats that calibration does not use, hidden in held-out text (texts with "
-            f"one and with four needles: {sizes(found)}); rates have 95 % intervals. Perplexity and KL divergence "
-            "from the dense model are of other held-out text. The uniform window keeps as much as plan 0.25, in "
-            "every head alike."
+            f"{one}. Needles are facts in formats that calibration does not use, hidden in held-out text (numbers of "
+            f"texts with one and with four needles: {sizes(found)}); rates have 95 % intervals. Perplexity and KL "
+            "divergence from the dense model are measured on other held-out text. The uniform window keeps as much as plan 0.25, "
+            "the same in every head."
         ),
         table(COLUMNS, [cells({**row, "row": name}) for name, row in main_rows(found)]),
         wrapped(
@@ -110,9 +110,9 @@ def baselines(found: Figures) -> str:
     where = " and ".join(f"{n:,} tokens (densities {listed(own)})" for n, own in at.items())
     return "\n\n".join([
         wrapped(
-            f"Every row has at most {bytes_of} bytes of KV cache, the same runtime and the same profile, but for the "
-            f"paper's influence, which needs its own. Texts have {where}. Needles are right answers to {questions} "
-            "questions, and KL is in nats."
+            f"Every row has at most {bytes_of} bytes of KV cache and the same runtime. All use the same profile, "
+            f"except the paper's influence, which needs its own. Texts have {where}. Needles are right answers "
+            f"to {questions} questions, and KL is in nats."
         ),
         table(["", *(f"needles, {d}" for d in densities), *(f"KL, {d}" for d in densities)], rows),
     ])  # fmt: skip

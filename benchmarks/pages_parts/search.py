@@ -87,18 +87,18 @@ def study(found: Figures) -> str:
             ["seed", "default sampler", "random mixes"],
             [[str(one["seed"]), f"{one['tpe']:.2f}", f"{one['best']:.2f}"] for one in drawn],
         )
-        parts += ["The best score, where the single exact solve has 1 and lower is better:", scores]
+        parts += ["The best score of each study; the plan of `moa search` has 1, and lower is better:", scores]
         shares = [
             f"{name} {percent(mean(one['replays'][name][0] for one in drawn))}"
             for name in drawn[0]["replays"]
             if name != "none"
         ]
-        parts.append(wrapped(f"Pruners measure this part of the samples: {listed(shares)}."))
+        parts.append(wrapped(f"The pruners measure this share of the samples: {listed(shares)}."))
     alone = found["alone"]
     if alone["scores"]:
         parts.append(wrapped(
-            f"{alone['trials']} trials of Optuna alone, over the rule of every group at density {alone['density']} "
-            f"of {alone['length']:,} tokens, reach {min(alone['scores']):.2f}, where the single exact solve, which "
-            "takes no trial, has 1."
+            f"Without the solver, {alone['trials']} trials of Optuna over the rule of every group, at density "
+            f"{alone['density']} of {alone['length']:,} tokens, reach {min(alone['scores']):.2f}; the plan of "
+            "`moa search` has 1."
         ))  # fmt: skip
     return "\n\n".join(parts)

@@ -59,8 +59,9 @@ def speed(found: Figures) -> str:
     variants = STATIC, HALF, QUARTER
     return "\n\n".join([
         wrapped(
-            f"{kinds(found)}. Variants take turns in one process; figures are medians, with the distance between the "
-            "quartiles as a share. `StaticCache` and `DynamicCache` are transformers' own."
+            f"{kinds(found)}. Variants take turns in one process. Figures are medians; the distance between the "
+            "quartiles is in brackets, as a share of the median. `StaticCache` and `DynamicCache` are "
+            "transformers' own."
         ),
         table(["", *variants], cells(found, variants)),
         wrapped(
@@ -120,8 +121,8 @@ def attention(found: Figures) -> str:
         parts += [
             wrapped(
                 f"One step through {one['layers']} layers of caches of {one['length']:,} slots with SmolLM2-135M's "
-                "heads: milliseconds, and in brackets GB/s of keys and values read. The sum of 256 MiB reads "
-                f"{found['read_GB/s']:.1f} GB/s. Dense library attention has `enable_gqa`."
+                "heads, in milliseconds; in brackets are the GB/s at which keys and values are read. A sum of 256 MiB "
+                f"reads {found['read_GB/s']:.1f} GB/s. Dense library attention uses `enable_gqa`."
             ),
             table(["batch", "kept", "library", "`torch`", "`numba`"], rows),
         ]

@@ -78,7 +78,7 @@ def test_a_result_file_says_how_it_was_made():
     told = common.made("x", {"run": run, "environment": {"device": "abacus", "threads": 1, "dtype": "torch.float32"}})
     assert "written by `python benchmarks/x.py` at commit abc+" in told
     assert " ".join(told.split()).endswith("(2026-11-28, abacus, 1 thread, float32, torch 2.13).")
-    assert "names no command and no commit" in common.made("x", {"threads": 2})
+    assert "does not record its command and commit" in common.made("x", {"threads": 2})
 
 
 def test_aims_that_fail_are_named():
