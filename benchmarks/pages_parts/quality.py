@@ -55,8 +55,8 @@ def quality(found: Figures) -> str:
         wrapped(
             f"{one}. Needles are facts in formats that calibration does not use, hidden in held-out text (numbers of "
             f"texts with one and with four needles: {sizes(found)}); rates have 95 % intervals. Perplexity and KL "
-            "divergence from the dense model are measured on other held-out text. The uniform window keeps as much as plan 0.25, "
-            "the same in every head."
+            "divergence from the dense model are measured on other held-out text. The uniform window "
+            "keeps as much as plan 0.25, the same in every head."
         ),
         table(COLUMNS, [cells({**row, "row": name}) for name, row in main_rows(found)]),
         wrapped(
