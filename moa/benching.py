@@ -1,4 +1,4 @@
-"""`moa.bench_plan`: time and memory of a plan on this machine, beside the dense model."""
+"""Provide `moa.bench_plan`, which compares time and memory of a plan and of the dense model on this machine."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -27,7 +27,7 @@ def bench_plan(
     batches: Sequence[int] = (1,), repeats: int = 3, backend: str | None = None, dtype: str = "auto",
     output: str | PathLike[str] | None = None, progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
-    """Time prefill and decode steps of the dense model and of a plan in turn, predicted bytes beside allocated.
+    """Return times of prefill and decode steps of the dense model and of a plan, and allocated beside predicted bytes.
 
     Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
     grows, as `generate` does.
@@ -35,9 +35,9 @@ def bench_plan(
     Args:
         model: The model: its name, or what `moa.load_model` returned.
         plan: A plan, its file, or the name of a shipped one.
-        lengths: Lengths to measure at, tokens.
+        lengths: Lengths to measure at, in tokens.
         batches: Batch sizes of decode steps.
-        repeats: How often dense model and plan take turns.
+        repeats: Number of times that the dense model and the plan take turns.
         backend: Back-end of the plan, None for the device's own.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
         output: Results to write (.json), after each finished measurement.

@@ -1,4 +1,4 @@
-"""`moa.diagnose`: what is installed, which back-end would run here and whether it is right, what a plan would gain."""
+"""Provide `moa.diagnose`: what is installed, which back-end runs here, whether it is right, what a plan would gain."""
 
 import os
 import platform
@@ -34,10 +34,10 @@ class Check:
     """The back-end that would run here.
 
     Attributes:
-        name: It; None where none runs.
+        name: Its name; None if none runs.
         device: Type of device, as torch calls it.
-        why: Why none runs; of a slower one, how to get the faster; else empty.
-        deviation: Largest difference to the reference.
+        why: Why none runs, or how to get a faster one; else empty.
+        deviation: Its largest difference from the reference.
     """
 
     name: str | None
@@ -47,7 +47,7 @@ class Check:
 
     @property
     def right(self) -> bool:
-        """Whether there is one, and it computes right."""
+        """Whether there is a back-end and it computes right."""
         return self.name is not None and self.deviation <= CLOSE
 
 
@@ -56,10 +56,10 @@ class Kept:
     """What a plan keeps at one length, as shares of the dense model's.
 
     Attributes:
-        length: Tokens.
-        prefill: Of attention's work in a prefill.
-        read: Of the keys read per decode step.
-        memory: Of the bytes of keys and values.
+        length: The length, in tokens.
+        prefill: Share of attention's work in a prefill.
+        read: Share of the keys that a decode step reads.
+        memory: Share of the bytes of keys and values.
     """
 
     length: int
@@ -69,12 +69,12 @@ class Kept:
 
     @classmethod
     def of(cls, plan: Plan, n: int) -> "Kept":
-        """What `plan` keeps at `n` tokens."""
+        """Return what `plan` keeps at `n` tokens."""
         return cls(n, plan.prefill_fraction(n), plan.density(n), plan.kv_bytes(n) / plan.model.dense_kv_bytes(n))
 
     @property
     def gains(self) -> bool:
-        """Whether anything worth while is saved."""
+        """Whether the plan saves enough to matter."""
         return min(self.prefill, self.read, self.memory) <= WORTH
 
 
@@ -83,11 +83,11 @@ class Machine:
     """Where this runs.
 
     Attributes:
-        python: Its version, and the architecture.
+        python: The version of Python, and the architecture.
         packages: Versions by name; None for what is not installed.
-        cores: Of the CPU.
-        threads: That torch uses.
-        cards: What torch says of each GPU.
+        cores: Number of cores of the CPU.
+        threads: Number of threads that torch uses.
+        cards: The description of each GPU by torch.
     """
 
     python: str
@@ -103,11 +103,11 @@ class Prospect:
 
     Attributes:
         model: Shape of the model.
-        longest: The longest text that it takes, tokens, if it says so.
-        plan: The plan; the dense model's where none was named.
-        lengths: Where to show what the plan costs.
+        longest: The longest text that it takes, in tokens; None if its config does not say.
+        plan: The plan; that of the dense model if none was named.
+        lengths: Lengths at which to show what the plan costs.
         here: What the plan keeps at the length asked for.
-        runs: Lengths that follow one another, by whether the plan gains there.
+        runs: Runs of consecutive lengths, each with whether the plan gains there.
     """
 
     model: ModelInfo
@@ -120,12 +120,12 @@ class Prospect:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was found.
+    """The result of `diagnose`.
 
     Attributes:
         machine: Where this runs.
         backend: The back-end that would run.
-        prospect: What the plan would do, where a model was named.
+        prospect: What the plan would do; None if no model was named.
     """
 
     machine: Machine
@@ -136,12 +136,12 @@ class Diagnosis:
 def diagnose(
     model: str | Path | None = None, plan: Plan | str | PathLike[str] | None = None, length: int | None = None
 ) -> Diagnosis:
-    """Say what is installed, which back-end would run here and whether it computes right, what a plan would gain.
+    """Return what is installed, which back-end runs here, whether it computes right, and what a plan would gain.
 
     Args:
         model: Name of a model, as for `moa.load_model`; only its config is read.
         plan: A plan for it, its file, or the name of a shipped one.
-        length: Tokens of the user's texts: what the plan gains there.
+        length: Length of the user's texts, in tokens, at which to say what the plan gains.
 
     Raises:
         MoaError: A plan without a model, a length without a plan, or one over the model's maximum.
@@ -170,7 +170,7 @@ def _card(index: int) -> str:
 
 
 def _check() -> Check:
-    """Find the back-end that would run, and hold it against the reference."""
+    """Return the back-end that would run, compared with the reference."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = backends.pick(device)
     try:

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def environment(model: Any = None, backend: str | None = None) -> dict[str, str | int]:
-    """Describe where this process measures, for every file of results.
+    """Return a description of the machine and the software that this process measures with, for files of results.
 
     Args:
         model: The loaded model, for its device and dtype; None describes the CPU.

@@ -1,4 +1,4 @@
-"""`moa.generate_text`: greedy text under a plan, and what it took."""
+"""Provide `moa.generate_text`, which generates greedy text under a plan and reports its time and memory."""
 
 import time
 from collections.abc import Callable
@@ -24,16 +24,16 @@ from moa.runtime.greedy import settings
 
 @dataclass(frozen=True)
 class Generated:
-    """A text, and what it took.
+    """A generated text, with its time and memory.
 
     Attributes:
         text: What follows the prompt, without special tokens.
-        prompt: Tokens of the prompt.
-        length: Tokens that the cache has seen.
-        seconds: From the prompt to the first new token, and from there to the last.
-        steps: New tokens after the first.
-        kv_bytes: Of the cache.
-        dense_kv_bytes: What the dense model's cache would hold of as many tokens.
+        prompt: Number of tokens in the prompt.
+        length: Number of tokens that the cache has seen.
+        seconds: Seconds from the prompt to the first new token, and from there to the last.
+        steps: Number of new tokens after the first.
+        kv_bytes: Bytes of the cache.
+        dense_kv_bytes: Bytes of the dense model's cache for as many tokens.
     """
 
     text: str
@@ -49,23 +49,23 @@ def generate_text(
     model: Given, plan: Plan | str | PathLike[str], prompt: str, *, chat: bool = False, max_new_tokens: int = 256,
     backend: str | None = None, dtype: str = "auto", stream: Callable[[str], object] = silent, note: Note = silent,
 ) -> Generated:  # fmt: skip
-    """Generate greedily under a plan. `moa.apply` and the model's own `generate` do all else.
+    """Return greedy text under a plan, by `moa.apply` and the model's own `generate`.
 
     Args:
-        model: The model: its name, or what `moa.load_model` gave; it is left as it was.
+        model: The model: its name, or what `moa.load_model` returned; it is left as it was.
         plan: A plan, its file, or the name of a shipped one.
-        prompt: Text to go on from.
-        chat: Whether it is asked as a user's turn, by the chat template.
-        max_new_tokens: Most tokens to generate.
+        prompt: The prompt.
+        chat: Whether the prompt is passed as a user's turn, by the chat template.
+        max_new_tokens: Largest number of tokens to generate.
         backend: Back-end of the plan, None for the device's own.
-        dtype: Of a model that is named, as for `moa.load_model`.
-        stream: Called with each piece of the text as it comes.
+        dtype: Dtype to load a named model in, as for `moa.load_model`.
+        stream: Called with each piece of the text once it is generated.
         note: Called with a line about the checkpoint's settings that do not apply.
 
     Raises:
-        MoaError: No prompt, no chat template, no room for the text, or settings that transformers cannot follow.
-        ModelMismatch: A plan made for another model.
-        Unsupported: The back-end, or the model.
+        MoaError: There is no prompt, chat template or room for the text, or a setting that transformers cannot follow.
+        ModelMismatch: The plan was made for another model.
+        Unsupported: The back-end cannot run here, or the model takes no rules.
     """
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
     if not prompt.strip():
@@ -92,7 +92,7 @@ def generate_text(
     except MoaError:
         raise
     except (ValueError, TypeError) as error:
-        if len(streamer.times) > 1:  # tokens came: it is not for the settings
+        if len(streamer.times) > 1:  # tokens have come, so the error is not about the settings
             raise
         why = shortened(str(error), 200)
         raise MoaError(f"transformers cannot generate by the model's generation_config.json: {why}") from error
@@ -115,7 +115,7 @@ def _encode(tokenizer: Any, text: str, chat: bool) -> Tensor:
 
 
 class _Timed(TextStreamer):  # type: ignore[misc]  # transformers has no types
-    """Hands text on as it comes, and notes when tokens do: first the prompt, then one by one."""
+    """Passes text on, and records when tokens arrive: first the prompt, then one by one."""
 
     def __init__(self, tokenizer: Any, stream: Callable[[str], object]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)

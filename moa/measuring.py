@@ -30,10 +30,10 @@ def measure_costs(
 
     Args:
         model: The model: its name, or what `moa.load_model` returned.
-        lengths: Lengths to measure at, two or more, tokens.
-        batches: Sequences in a decode step; prefills take one.
-        rounds: Most rounds in which everything is measured in turn, until medians are precise enough
-            (`moa.search.fit.in_turn`).
+        lengths: Two or more lengths to measure at, in tokens.
+        batches: Batch sizes of decode steps; a prefill has one sequence.
+        rounds: Largest number of rounds in which everything is measured in turn; fewer are run once medians are
+            precise enough (`moa.search.fit.in_turn`).
         backend: Name of a back-end, None for the device's own.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
         output: Costs to write (.json).

@@ -34,7 +34,7 @@ def profile_model(
 ) -> Profile | None:  # fmt: skip
     """Measure the harm of every cut of every KV head on calibration text.
 
-    Stopped at any moment, the same call goes on from the last finished sample. Under `torchrun` the processes share the
+    If it is stopped, the same call continues after the last finished sample. Under `torchrun` the processes share the
     samples.
 
     Args:
@@ -108,7 +108,7 @@ def _ahead(
     finished = {task for task in todo if sample_file(output, task).exists()}
     minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
     memory, used = 0, None
-    if network.device.type == "cpu":  # then the process counts: what loading took, and what it holds now
+    if network.device.type == "cpu":  # on a CPU the whole process counts: what loading took, and what it uses now
         memory = timing.peak_bytes(network.device)
         timing.reset_peak(network.device)
         used = timing.peak_bytes(network.device)

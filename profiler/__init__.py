@@ -1,1 +1,1 @@
-"""Profiler: calibration data, influence estimators, the profile artifact."""
+"""Measure the harm of cuts: calibration text, influence estimators, and the profile's file."""

@@ -1,7 +1,7 @@
 """Make calibration samples: plain text, generated long-dependency tasks, and the user's own documents.
 
 The generated tasks put many facts at stratified depths of one context and ask about each of them afterwards, so that a
-single backward pass covers every depth: a plan is only as good as the places its calibration looked at.
+single backward pass covers every depth.
 """
 
 import random
@@ -44,7 +44,7 @@ class Source:
     """A kind of calibration text.
 
     Attributes:
-        name: What the profile calls it.
+        name: Its name in the profile.
         sample: Function from (tokenizer, length, random state, chat) to one sample.
         labels: Default labels of the response tokens.
         loss: Default loss.
@@ -159,7 +159,7 @@ def ask(
 
     Args:
         tokenizer: Any transformers tokenizer.
-        length: Tokens of the whole sample.
+        length: Length of the whole sample, in tokens.
         rng: Random state.
         chat: Whether to render turns with the tokenizer's chat template.
         facts: The facts asked about, in the order of their depth.

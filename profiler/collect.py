@@ -1,7 +1,7 @@
 """Collect a profile sample by sample; runs resume at any moment, and processes share the samples.
 
 Every finished sample becomes a file in `<output>.partial/`, named by source, length and number; the profile is their
-sum in a fixed order. So a killed run goes on from the last finished sample, any number of processes may share the work,
+sum in a fixed order. So a killed run continues after the last finished sample, any number of processes may share the work,
 and all give the same bytes.
 """
 
@@ -74,7 +74,7 @@ def check_run(
     _refuse_other_run(_folder(output), _described(settings, sources, model, tokenizer, plan))
     for task in todo:
         if task.index == 0:
-            _draw(task, tokenizer, settings)  # refuses a length with no room for what the source asks
+            _draw(task, tokenizer, settings)  # refuses a length that is too short for the source's questions
 
 
 def collect(

@@ -90,7 +90,7 @@ def _hub(name: str) -> Rows:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the bars and log lines of `datasets`: what is wrong with a data set is said once, by us."""
+    """Silence the bars and log lines of `datasets`: errors of a data set are reported once, by the caller."""
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
 
     bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
@@ -178,5 +178,5 @@ def _document(tokenizer: Any, prompt: str | None, response: str, opening: list[i
         return Document(first, begin(tokenizer, encode(tokenizer, prompt))[len(first) :], measured)
     asked = chat_tokens(tokenizer, [{"role": "user", "content": prompt}], answer=True)
     same = takewhile(lambda pair: pair[0] == pair[1], zip(asked, opening, strict=False))
-    at = sum(1 for _ in same)  # a token may reach over the border
+    at = sum(1 for _ in same)  # a token may span the border
     return Document(asked[:at], asked[at:], measured)

@@ -46,7 +46,7 @@ def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> 
 
     Args:
         model: The model.
-        length: Tokens of the pass.
+        length: Length of the pass, in tokens.
         used: Bytes in use apart from the pass; by default the weights alone.
     """
     config, info = model.config.get_text_config(), ModelInfo.of(model)

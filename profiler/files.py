@@ -22,7 +22,7 @@ class Rows:
     names: set[str] = field(default_factory=set)
 
     def add(self, row: Any) -> None:
-        """Take one more row.
+        """Add one row.
 
         Raises:
             MoaError: The row has no columns.

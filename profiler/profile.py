@@ -190,7 +190,7 @@ class Profile:
 
     @classmethod
     def load(cls, path: str | Path) -> "Profile":
-        """Read and check a profile.
+        """Return the profile in a file, after checking it.
 
         Raises:
             ProfileError: The file is missing, truncated or not a profile, or its tables do not fit its header.

@@ -153,7 +153,7 @@ class _Recorded(torch.autograd.Function):
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    """Attend as transformers' attention function: query [1, query_heads, N, D] gives [1, N, query_heads, D]."""
+    """Return attention [1, N, query_heads, D] of query [1, query_heads, N, D], by transformers' attention interface."""
     recorder: Recorder = getattr(module, _RECORDER)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if layer not in recorder.layers:  # a sliding layer keeps the window the model was trained with

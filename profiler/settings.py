@@ -81,7 +81,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """File name of the sample's table."""
+        """The file name of the sample's table."""
         return f"{self.source.name}.{self.length}.{self.index}"
 
 

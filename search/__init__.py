@@ -1,1 +1,1 @@
-"""Search: from a profile and budgets to a plan, by an exact integer program."""
+"""Search for a plan, from a profile and budgets, by an exact integer program."""

@@ -39,9 +39,9 @@ def reduced(objective: Floats, costs: Floats, prices: Floats) -> Floats:
 def dual(objective: Floats, costs: Floats) -> tuple[Floats, float]:
     """Return prices of the budgets [budgets], and the lower bound that they prove by Lagrangian duality.
 
-    bound(prices) = sum over groups of the least reduced objective, less the prices. It is concave, every evaluation is
-    a plane above it, and a linear program over the planes says where to evaluate next (Kelley 1960, cutting planes).
-    Any prices that are not negative prove a bound, so an early end costs tightness, not truth.
+    bound(prices) = sum over groups of the least reduced objective, less the prices. It is concave, every evaluation
+    gives a plane above it, and a linear program over the planes says where to evaluate next (Kelley 1960, cutting
+    planes). Any prices that are not negative prove a bound, so if this stops early, the bound is looser but still true.
     """
     groups = np.arange(len(objective))
     room = 1 - costs.min(2).sum(1)
@@ -70,7 +70,7 @@ def repair(objective: Floats, costs: Floats, choice: Ints) -> Ints | None:
     It makes the best change at each step: least objective per excess removed, then most objective saved.
 
     Returns:
-        int64 [groups], or None where such changes lead nowhere.
+        int64 [groups], or None if no such change leads to a choice within the budgets.
     """
     groups, choice = np.arange(len(objective)), choice.copy()
     while True:

@@ -27,9 +27,9 @@ class Budget:
 
     Attributes:
         kind: `density`, `kv_gb`, `decode_ms`, `prefill_ms`, or `harm`, the search's own objective.
-        most: The greatest figure allowed.
-        length: The length it holds at; None means the longest that the plan is for.
-        batch: Sequences; a density has none.
+        most: The largest figure allowed.
+        length: The length at which it holds; None for the longest that the plan is for.
+        batch: Number of sequences; a density has none.
         dtype: Dtype of the cache, for a budget in bytes; None is `ASSUMED` here, and in a search the profiled model's.
     """
 
@@ -49,7 +49,7 @@ class Budget:
 
     @property
     def named(self) -> str:
-        """The name of a cost to minimise."""
+        """The name of the budget as a cost to minimise."""
         return f"{self.kind}@{self.length}{'' if self.batch == 1 else f'x{self.batch}'}"
 
     @property
@@ -106,12 +106,12 @@ def cost(text: str) -> Budget:
 def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Costs | None = None) -> Limit:
     """Return the budget as a limit for the solver, at the budget's length or else the longest that the plan is for.
 
-    Memory and time run out on the longest texts; shorter ones take few bytes, and may keep more of the text.
+    Memory and time run out on the longest texts; shorter texts take few bytes, so a plan may keep more of them.
 
     Args:
         budget: The budget.
         grid: Candidate rules.
-        model: The model profiled.
+        model: The model that was profiled.
         longest: The longest intended length.
         costs: Measured costs, for budgets in milliseconds.
 

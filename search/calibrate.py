@@ -72,7 +72,7 @@ def calibrate(question: Question, evaluate: Evaluate, count: int, progress: Call
     Args:
         question: Names the profile, its mix and the lengths.
         evaluate: Measures a plan.
-        count: Plans, 2 or more.
+        count: Number of plans, 2 or more.
         progress: Called after each plan.
 
     Raises:

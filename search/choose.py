@@ -32,7 +32,7 @@ class Problem:
         recall: Their harm by sources that ask for facts: [groups, rules].
         harms: The harms that both are mixed from.
         limits: All budgets.
-        least: The cost to make least; None is the harm.
+        least: The cost to minimise; None for the harm.
     """
 
     rules: Grid
@@ -58,12 +58,12 @@ def choose(
         mix: How sources and lengths are weighed.
         costs: Measured costs, for budgets in milliseconds.
         minimise: The cost to minimise, at one length; its figure does not count.
-        lengths: Lengths that the plan is for, None for all profiled ones and those ahead (`Lengths.of`).
+        lengths: Lengths that the plan is for; None for all profiled ones and longer ones (`Lengths.of`).
         descent: Improves an earlier plan by what was measured around it, instead of using the profile alone.
         time_limit: Seconds for the solver.
         provenance: Recorded in the plan.
-        kv_dtype: Of the cache, in budgets and predictions in bytes; None for what the model was profiled in, `ASSUMED`
-            where the profile does not say.
+        kv_dtype: Dtype of the cache, in budgets and predictions in bytes; None for that of the profile, or `ASSUMED` if
+            the profile does not say.
 
     Raises:
         BudgetInfeasible: No plan keeps the budgets.

@@ -92,7 +92,7 @@ class Costs(Strict):
         """Read costs that `moa measure` wrote.
 
         Raises:
-            MoaError: No such file exists, it holds no costs, or costs of a version that knew other terms.
+            MoaError: No such file exists, it holds no costs, or its costs are of a version with other terms.
         """
         costs = cls.read(path)
         missing = [name for name in PLACE if name not in costs.environment]
@@ -110,7 +110,7 @@ class Costs(Strict):
 
     @classmethod
     def read(cls, path: str | PathLike[str]) -> "Costs":
-        """Read costs of any version, which are to be replaced.
+        """Return costs of any version, which are about to be replaced.
 
         Raises:
             MoaError: No such file exists, or it holds no costs.

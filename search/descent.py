@@ -1,8 +1,8 @@
 """Improve a plan by how the divergence from the dense model on text changes around it, measured there.
 
-The profile judges every cut with all else dense, and adds the cuts up. Around a plan the divergence from the dense
-model has a slope in every cut of every group (`moa profile --around PLAN --estimator effect --loss kl`), which knows
-what else is cut. So the search goes down it: the exact solver again, for the plan of least
+The profile judges every cut while all other groups are dense, and adds the cuts up. Around a plan the divergence from
+the dense model has a slope in every cut of every group (`moa profile --around PLAN --estimator effect --loss kl`), which
+accounts for the other cuts. So the exact solver looks for the plan of least
 
     sum over groups of  recall(rule) + slope(rule) + damping * |text(rule) - text(rule now)|
 
@@ -34,7 +34,7 @@ class Descent:
 
     Attributes:
         start: The plan before the first round.
-        plan: The plan to go on from.
+        plan: The plan to continue from.
         rounds: Slopes around each plan so far, of text: estimator `effect`, loss `kl`.
         kl: KL of `start` on text, nats per token, which corresponds to its harm on text.
         damping: Weight of the profile's harm, which shortens a step.
@@ -48,7 +48,7 @@ class Descent:
 
     @property
     def damped(self) -> "Descent":
-        """The same descent with twice the damping."""
+        """Return the same descent with twice the damping."""
         return replace(self, damping=2 * self.damping)
 
     def objective(self, text: Floats, recall: Floats, rules: Grid, mix: Mix) -> Floats:

@@ -1,9 +1,9 @@
-"""Lay out the rules that the search chooses from, relative to the profiled lengths.
+"""Make the grid of rules that the search chooses from, relative to the profiled lengths.
 
 A rule's window is a line in the length, and a line is two points: how many blocks it keeps at a short length and at
 the longest. Both points take values in equal ratios, from the smallest window to everything. So the grid holds constant
-windows (both equal), windows that grow in proportion, and all between, among them those with negative alpha, which
-grow faster than in proportion. The paper's grid (arXiv 2406.14909, section 5.1) has 6 alphas and 9 betas.
+windows (both equal), windows that grow in proportion, and all between; among them are windows with negative alpha,
+which grow faster than in proportion. The paper's grid (arXiv 2406.14909, section 5.1) has 6 alphas and 9 betas.
 """
 
 from collections.abc import Iterable
@@ -61,7 +61,7 @@ def grid(lengths: tuple[int, ...], variants: Iterable[Variant], levels: int = LE
     Args:
         lengths: Profiled lengths, tokens.
         variants: What was profiled: patterns with their sink sizes, tokens.
-        levels: Window sizes per point.
+        levels: Number of window sizes per point.
     """
     longest = max(lengths)
     short = min(min(lengths), longest // 4)

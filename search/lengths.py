@@ -30,7 +30,7 @@ class Lengths:
 
         Args:
             profile: The profile.
-            chosen: The only lengths, all profiled, that the plan is for; None for all profiled ones and longer ones.
+            chosen: Profiled lengths that the plan is for; None for all profiled ones and longer ones.
             longest: The longest intended length; without it the longest of `chosen`, or `AHEAD` times the longest
                 profiled, but no more than the model takes.
 

@@ -154,7 +154,8 @@ def parts(
 def _reach(rules: Grid, lengths: Sequence[int]) -> Floats:
     """Return what each rule hides from a group that recalls facts, at the length where it hides most: [rules].
 
-    A mean over lengths would give up the longest ones: constant windows hide nothing at short lengths, so cost little.
+    A mean over lengths would neglect the longest ones: constant windows hide nothing at short lengths, so they would
+    cost little.
     """
     reach: Floats = np.max([(1 - rules.spans(n) / n) ** RECALL for n in lengths], axis=0)
     return reach

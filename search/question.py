@@ -1,4 +1,4 @@
-"""Read, check and complete what is asked of a search, once for all that can answer it."""
+"""Read, check and complete the question to a search: its profile, budgets and options."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ class Question:
         source_weights: Mapping[str, float] | None = None, patterns: Sequence[str] | None = None,
         kv_dtype: str | None = None, time_limit: float = 60.0,
     ) -> "Question":  # fmt: skip
-        """Read and complete what is asked; `tool` is the version that plans record, the rest is as in `Options`.
+        """Return the completed question; `tool` is the version that plans record, the rest is as in `Options`.
 
         Raises:
             MoaError: An option is invalid, or a file cannot be read.
@@ -153,7 +153,7 @@ class Question:
 
     @property
     def harm(self) -> Budget | None:
-        """The budget on harm, None where harm itself is minimised."""
+        """The budget on harm; None if harm itself is minimised."""
         return next((budget for budget in self.budgets if budget.kind == "harm"), None)
 
 

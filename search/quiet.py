@@ -17,7 +17,7 @@ def quiet() -> Iterator[None]:
 
     HiGHS, in scipy 1.17, prints a line from C++ in some mixed-integer programs, whatever its output options say.
     """
-    flush = ctypes.CDLL(None).fflush  # C holds back what goes to a file or pipe
+    flush = ctypes.CDLL(None).fflush  # C buffers what goes to a file or pipe
     with _ONE_AT_A_TIME:
         if sys.stdout is not None:
             sys.stdout.flush()

@@ -15,19 +15,19 @@ def descend(
     question: Question, start: Best, evaluate: Evaluate, slopes: Callable[[int, Plan], Profile], count: int, *,
     found: Callable[[Best, int], None], note: Callable[[str], None],
 ) -> Best:  # fmt: skip
-    """Follow the measured slopes down `count` times, each time from the best plan so far, and return the best.
+    """Return the best plan of `count` rounds, each of which follows slopes measured around the best plan so far.
 
     Args:
         question: What the plans must keep.
         start: The plan to begin with, and what it measured.
         evaluate: Measures a plan.
         slopes: Measures the slopes around a plan, in the round of that number.
-        count: Rounds.
+        count: Number of rounds.
         found: Called with every better plan and its round.
         note: Called with a line about every step tried.
 
     Returns:
-        The best plan, `start` where no step was better.
+        The best plan; it is `start` if no step was better.
     """
     best, rules = start, candidates(question.profile, start.mix, question.lengths)
     harms = parts(question.profile, rules, start.mix, question.lengths)

@@ -33,7 +33,7 @@ class Times:
 
     @property
     def median(self) -> float:
-        """The median."""
+        """The median, in seconds."""
         return statistics.median(self.seconds)
 
     @property
@@ -75,9 +75,9 @@ def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int 
     Args:
         model: The model.
         variant: How to run it.
-        length: Random tokens that each sequence has before.
-        batch: Sequences.
-        steps: Steps to time.
+        length: Number of random tokens that each sequence has before.
+        batch: Number of sequences.
+        steps: Number of steps to time.
     """
     return decode_from(filled(model, variant, length, batch, room=length + steps + 1), model, variant, batch, steps)
 
@@ -108,8 +108,8 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     Args:
         cache: A `KVCache`, `DynamicCache` or `StaticCache` of the model.
         model: The model, for its shape, dtype and device.
-        length: Tokens.
-        batch: Sequences.
+        length: Number of tokens per sequence.
+        batch: Number of sequences.
     """
     info = ModelInfo.of(model)
     kind = {"dtype": model.dtype, "device": model.device}
@@ -124,7 +124,10 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
         staged, _ = cache.update(k, v, layer)
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             own = cache.layers[layer]
-            own.sinks, sinks = None, own.sinks  # what they hold would take a walk over the text, as a prefill does
+            own.sinks, sinks = (
+                None,
+                own.sinks,
+            )  # finding what they hold would take a pass over the text, as a prefill does
             staged.attend(k, None, scale=1.0, backend=store_only)
             own.sinks = sinks
             if sinks is not None:

@@ -24,7 +24,7 @@ class Part:
     """The samples measured at one length.
 
     Attributes:
-        length: Tokens.
+        length: The length, in tokens.
         counts: Number of samples of each task, by its name.
         tasks: The tasks by name.
     """
@@ -63,9 +63,9 @@ class Sample:
 
     Attributes:
         task: The task's name.
-        length: Tokens.
+        length: The length, in tokens.
         index: Its number among those of its task and length.
-        content: What the task drew.
+        content: The sample itself, as the task made it.
     """
 
     task: str
@@ -84,7 +84,7 @@ def compare(
     Args:
         model: The dense model; it is left as it was.
         tokenizer: Its tokenizer.
-        plans: (name, plan) of each.
+        plans: Pairs of name and plan.
         parts: The samples at each length.
         uniform: Whether each plan gets a uniform twin.
         backend: Back-end of the plans' rows, None for the device's own.
@@ -152,7 +152,7 @@ def _missing(keyed: Sequence[tuple[Row, str]], journal: Journal) -> list[tuple[R
 
 
 def _notes(sample: Sample, row: Row) -> dict[str, Any]:
-    """What people read of a result, and by which earlier ones are told."""
+    """Return what a journal says of a result for people, by which results of other settings are recognised too."""
     return {"row": row.name, "task": sample.task, "length": sample.length, "sample": sample.index}
 
 

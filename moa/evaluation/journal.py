@@ -34,7 +34,7 @@ class Journal:
         return self._results.get(key)
 
     def has_other(self, key: str, **about: Any) -> bool:
-        """Whether an earlier run kept a result of the same `about`, but none under `key`."""
+        """Return whether an earlier run kept a result of the same `about`, but none under `key`."""
         return key not in self._results and _said(about) in self._earlier
 
     def put(self, key: str, result: Any, **about: Any) -> None:

@@ -13,9 +13,9 @@ class Row:
     """A line of the table: the dense model, or a plan at a length.
 
     Attributes:
-        name: What the table calls it.
-        plan: None is the dense model.
-        backend: Back-end name, None for the device's own.
+        name: Its name in the table.
+        plan: The plan; None for the dense model.
+        backend: Name of the back-end; None for the device's own.
     """
 
     name: str

@@ -6,7 +6,7 @@ from moa.plans.config import longest_text
 from moa.plans.errors import MoaError
 
 SHORTEST = 256
-"""Tokens; shorter texts have no cut worth measuring."""
+"""Shortest length to measure, in tokens; shorter texts have no cut worth measuring."""
 
 
 def check_length(model: Any, length: int) -> None:

@@ -142,9 +142,9 @@ def check_options(
 
     Args:
         given: The model: its name, or loaded.
-        of: The models that files belong to, by the files' names; all must be this one.
-        lengths: Tokens to measure at.
-        backend: Back-end to run on.
+        of: The models that files belong to, by the files' names; all must be this model.
+        lengths: Lengths to measure at, in tokens.
+        backend: Name of the back-end to run on.
 
     Returns:
         An object whose `config` is the model's.
@@ -195,7 +195,7 @@ def _locate(name: str | Path) -> tuple[str, dict[str, str]]:
 
 @contextmanager
 def _clear_errors(name: str | Path) -> Iterator[None]:
-    """Say in one line what transformers found wrong with the files or with the name."""
+    """Turn errors of transformers about the files or the name into one line."""
     try:
         yield
     except MoaError:

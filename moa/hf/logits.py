@@ -32,7 +32,7 @@ def hidden_of(model: Any, ids: Tensor) -> Tensor:
 
     Args:
         model: A transformers causal language model, bare or wrapped (peft).
-        ids: [1, n].
+        ids: Token ids [1, n].
     """
     return _run_decoder(_causal(model), ids)["last_hidden_state"][0]  # type: ignore[no-any-return]
 

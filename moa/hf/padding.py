@@ -7,9 +7,9 @@ from torch import Tensor
 class Packing:
     """The positions of the real tokens of a padded batch.
 
-    A batch with one column is never packed: its padding, if any, is computed along and zeroed in the result. That
-    needs no data-dependent shape, so a decode step neither waits for the device nor breaks a compiled graph; and the
-    key that a padded token leaves in its slab is overwritten by the next real one before anything reads it.
+    A batch with one column is never packed: padded tokens are computed like real ones, and zeroed in the result. This
+    needs no shape that depends on data, so a decode step neither waits for the device nor breaks a compiled graph. The
+    key that a padded token leaves in its slab is overwritten by the next real token before anything reads it.
 
     Attributes:
         cu_seqlens: int32 [sequences + 1], packed offset of each sequence's tokens.
@@ -22,8 +22,8 @@ class Packing:
 
         Args:
             real: bool [batch, width], false where padded; None when nothing is padded.
-            batch: Sequences.
-            width: Columns.
+            batch: Number of sequences.
+            width: Number of columns.
             device: Device of the result.
             cu_seqlens: The numbers 0 to batch, if the caller has them already; for a width of 1.
         """

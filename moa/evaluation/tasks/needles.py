@@ -57,10 +57,10 @@ class Needles(Task):
 
 @torch.inference_mode()
 def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
-    """Cache the text once, then answer every question greedily from a copy of the cache.
+    """Return greedy answers to every question, each from a copy of a cache that has read the text once.
 
     Returns:
-        `right`: one bool per question; `answers`: the texts generated; `cache_bytes`: what the cache holds of the text.
+        `right`: one bool per question; `answers`: the generated texts; `cache_bytes`: the size of the text's cache.
 
     Raises:
         Unsupported: The model rotates keys in another way after the answer than before the question.

@@ -15,7 +15,7 @@ class Task(ABC):
     Attributes:
         name: Its key in results, and in `moa eval --task NAME=COUNT`.
         columns: Headings of its figures in the table.
-        default: Samples per length where nobody says how many.
+        default: Number of samples per length if the user gives none.
         counted: What its samples are, for messages.
     """
 
@@ -29,7 +29,7 @@ class Task(ABC):
 
     @abstractmethod
     def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> Sequence[Any]:
-        """Return `count` samples of `length` tokens; their `repr` says all that they are: results are kept under it."""
+        """Return `count` samples of `length` tokens; results are stored under their `repr`, which must be complete."""
 
     @abstractmethod
     def measure(

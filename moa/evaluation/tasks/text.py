@@ -100,7 +100,7 @@ def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[s
 
 @torch.inference_mode()
 def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compare the next-token distributions of two models' last hidden states [tokens, d], a chunk of logits at a time.
+    """Compare two models' next-token distributions, from last hidden states [tokens, d], a chunk of logits at a time.
 
     Returns:
         KL(dense || other) in nats, the other's log-probability of `ids`, and whether that is its choice: [tokens] each.
