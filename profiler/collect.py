@@ -1,8 +1,8 @@
 """Collect a profile sample by sample; runs resume at any moment, and processes share the samples.
 
 Every finished sample becomes a file in `<output>.partial/`, named by source, length and number; the profile is their
-sum in a fixed order. So a killed run continues after the last finished sample, any number of processes may share the work,
-and all give the same bytes.
+sum in a fixed order. So a killed run continues after the last finished sample, any number of processes may share the
+work, and all give the same bytes.
 """
 
 import dataclasses

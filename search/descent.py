@@ -1,8 +1,8 @@
 """Improve a plan by how the divergence from the dense model on text changes around it, measured there.
 
 The profile judges every cut while all other groups are dense, and adds the cuts up. Around a plan the divergence from
-the dense model has a slope in every cut of every group (`moa profile --around PLAN --estimator effect --loss kl`), which
-accounts for the other cuts. So the exact solver looks for the plan of least
+the dense model has a slope in every cut of every group (`moa profile --around PLAN --estimator effect --loss kl`),
+which accounts for the other cuts. So the exact solver looks for the plan of least
 
     sum over groups of  recall(rule) + slope(rule) + damping * |text(rule) - text(rule now)|
 
