@@ -22,11 +22,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from moa.kernels.triton.append import append_kernel
+from moa.kernels.triton.changing_sinks import UNSPECIALISED as SINKS_UNSPECIALISED
+from moa.kernels.triton.changing_sinks import changing_sinks_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import UNSPECIALISED, gradient_q_kernel
-from moa.kernels.triton.held import UNSPECIALISED as HELD_UNSPECIALISED
-from moa.kernels.triton.held import held_kernel
 from moa.kernels.triton.prefill import prefill_kernel
 from moa.kernels.triton.tiles import Tiles, decode_tiles, gradient_kv_tiles, gradient_q_tiles, prefill_tiles
 from moa.plans.replace import replace, replace_json
@@ -39,7 +39,7 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942":
 """Bytes of shared memory that a block may use: NVIDIA's tuning guides, AMD's CDNA3 ISA guide."""
 TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-INTS32 = {"first", "sink", "sinks", "held", "sizes", "capacity", "cu_seqlens", "items"}
+INTS32 = {"first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens", "items"}
 INTS64 = {"base", "pasts"}
 FLOATS = {"lse", "parts", "delta", "cuts"}
 
@@ -83,7 +83,7 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
             signature[arg] = "constexpr"
             continue
         signature[arg] = (pointers or {}).get(arg) or _type(arg, DTYPES[dtype])
-        if arg not in {*UNSPECIALISED, *HELD_UNSPECIALISED, "scale"}:
+        if arg not in {*UNSPECIALISED, *SINKS_UNSPECIALISED, "scale"}:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
@@ -139,14 +139,14 @@ def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool, head
     return build(gradient_q_kernel, "influence q", target, dtype, dim, variant, t, constants)
 
 
-def held_harms(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+def changing_sinks(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
     t = gradient_q_tiles(dim, dtype, heads, target)
     heads_up = triton.next_power_of_2(heads)
     constants = {
         "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SQUARED": True, "D": dim,
         "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
     }  # fmt: skip
-    return build(held_kernel, "influence held", target, dtype, dim, f"group of {heads}", t, constants)
+    return build(changing_sinks_kernel, "influence sinks", target, dtype, dim, f"group of {heads}", t, constants)
 
 
 def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
@@ -161,7 +161,7 @@ def quick() -> list[Row]:
     rows = []
     for target in TARGETS:
         rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
-        rows += [gradient_q(target, half, 64, squared=False), held_harms(target, half, 64)]
+        rows += [gradient_q(target, half, 64, squared=False), changing_sinks(target, half, 64)]
     return rows
 
 
@@ -178,7 +178,7 @@ def matrix() -> list[Row]:
         for dtype, dims in ((bf16, (64, 80, 96, 128)), (fp16, (128,)), (fp32, (64,))):
             for dim in dims:
                 rows += [gradient_q(target, dtype, dim, squared=squared) for squared in (True, False)]
-                rows += [gradient_kv(target, dtype, dim), held_harms(target, dtype, dim)]
+                rows += [gradient_kv(target, dtype, dim), changing_sinks(target, dtype, dim)]
         rows += [join(target, bf16, 128), append(target, bf16, 128)]
     return rows
 

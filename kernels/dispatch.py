@@ -1,4 +1,4 @@
-"""The one place that decides how an attention call is computed: in tiles, as a decode step, or as a prefill."""
+"""The one place that decides how an attention call is computed: as a decode step, or as one of two prefills."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Visibility
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.prefill import prefill
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import Store, allocate
-from moa.kernels.walk import walk
 from moa.plans.span import BLOCK
 
 
@@ -23,7 +23,7 @@ def attend(
 
     - As a decode step (`Backend.decode`) where there is a past and every sequence has new tokens to be kept: up to 64
       of them, or one where keys move into sinks.
-    - Otherwise in tiles (`moa.kernels.walk`) where keys move into sinks.
+    - Otherwise by `moa.kernels.keydiff.prefill` where keys move into sinks.
     - Otherwise as a prefill: `Backend.attend`, then `Backend.append`.
 
     Args:
@@ -45,7 +45,7 @@ def attend(
     if sinks is not None:
         store = store if grown is None else grown()
         assert store is not None
-        return walk(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
+        return prefill(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
     out = backend.attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
     if grown is not None:
         backend.append(grown(), k, v, batch=batch, seen=seen)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Visibility
-from moa.kernels.held import History, Sink
+from moa.kernels.sink_contents import History, Sink
 from moa.plans.span import BLOCK
 
 NO_MASS = 1e-6
@@ -20,8 +20,8 @@ NO_MASS = 1e-6
 
 
 @dataclass(frozen=True)
-class First:
-    """The first keys of the text.
+class StaticSink:
+    """A sink that holds the first keys of the text.
 
     Attributes:
         sink: Slots, tokens.
@@ -35,8 +35,8 @@ class First:
 
 
 @dataclass(frozen=True)
-class Held:
-    """The keys of a sink that does not hold the first keys, in one group, at every edge.
+class ChangingSink:
+    """What a sink that does not hold the first keys holds at every edge, in one group.
 
     Attributes:
         sink: Slots, tokens.
@@ -49,7 +49,7 @@ class Held:
     member: Tensor
 
     @classmethod
-    def of(cls, positions: Tensor, dtype: torch.dtype) -> "Held":
+    def of(cls, positions: Tensor, dtype: torch.dtype) -> "ChangingSink":
         """Return the sink made from the positions held at each edge [edges, sink]."""
         keys, which = positions.unique(return_inverse=True)
         member = torch.zeros(len(positions), len(keys), dtype=dtype, device=keys.device).scatter_(1, which, 1)
@@ -76,7 +76,7 @@ class Tile:
     a: Tensor
     dp: Tensor
     d: Tensor
-    sinks: Sequence[First | Held]
+    sinks: Sequence[StaticSink | ChangingSink]
     bin_size: int
 
     def kept(self, x: Tensor) -> Tensor:
@@ -88,8 +88,8 @@ class Tile:
         bins = torch.nn.functional.pad(x, (0, pad)).unflatten(-1, (-1, self.bin_size)).sum(-1)
         suffix = bins.flip(-1).cumsum(-1).flip(-1)
         starts = torch.arange(bins.shape[-1], device=x.device) * self.bin_size
-        held = [(sink.sink, sink.sums(x, len(starts))) for sink in self.sinks]
-        return torch.stack([torch.where(starts > sink, suffix + sums, suffix[..., :1]) for sink, sums in held])
+        added = [(sink.sink, sink.sums(x, len(starts))) for sink in self.sinks]
+        return torch.stack([torch.where(starts > sink, suffix + sums, suffix[..., :1]) for sink, sums in added])
 
 
 Estimator = Callable[[Tile], Tensor]
@@ -107,7 +107,7 @@ def influence_backward(
     sinks: Sequence[Sink],
     bin_size: int,
     seen: Visibility | None = None,
-    held: Sequence[History | None] = (),
+    histories: Sequence[History | None] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of causal attention, and the summed harm of every cut.
 
@@ -124,7 +124,7 @@ def influence_backward(
         sinks: Sinks to measure.
         bin_size: Tokens per row and edge bin, a multiple of 64.
         seen: What rows see under the rules; None is full attention.
-        held: Which keys the sinks hold under the rules, for each group; None is the first.
+        histories: Which keys each group's sink holds under the rules; None is the first.
 
     Returns:
         dq, dk, dv like q, k, v; and the table, float32 [sinks, kv_heads, rows, edges], rows and edges in bins
@@ -138,12 +138,12 @@ def influence_backward(
     positions = [sink.history and sink.history(k, sink.slots, bin_size) for sink in sinks]
     for g in range(groups):
         measured = [
-            First(sink.slots) if of is None else Held.of(of[:, g], _sum(q))
+            StaticSink(sink.slots) if of is None else ChangingSink.of(of[:, g], _sum(q))
             for sink, of in zip(sinks, positions, strict=True)
         ]
         ours = None  # what this group's sink holds under the rules
-        if seen is not None and held and (keys_of := held[g]) is not None:
-            ours = keys_of(k[g : g + 1], int(seen.sink[g]), BLOCK)
+        if seen is not None and histories and (history := histories[g]) is not None:
+            ours = history(k[g : g + 1], int(seen.sink[g]), BLOCK)
         mine = slice(g * heads, (g + 1) * heads)
         wide_k, wide_v = k[g].to(_sum(k)), v[g].to(_sum(v))  # products in half precision can overflow
         for start in range(0, n, BLOCK):

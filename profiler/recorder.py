@@ -24,8 +24,8 @@ from moa.hf.logits import check_head
 from moa.kernels.backend import influence, load, pick
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
-from moa.kernels.held import HISTORIES, History, sinks
 from moa.kernels.influence import Estimator, influence_backward
+from moa.kernels.sink_contents import HISTORIES, History, sinks
 from moa.plans.config import window_of
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
@@ -62,8 +62,8 @@ class Recorder:
 
     def fused(self, q: Tensor) -> bool:
         """Return whether the back-end's fused kernels measure: it has them, for this estimator, and no plan is on."""
-        held = self.plan is None and self.estimator in (fisher, effect)
-        return held and q.dtype != torch.float64 and influence(pick(q.device)) is not None
+        measured = self.plan is None and self.estimator in (fisher, effect)
+        return measured and q.dtype != torch.float64 and influence(pick(q.device)) is not None
 
     def rules(self, layer: int, length: int, device: torch.device) -> Visibility | None:
         """Return what the rows of a layer see under the plan, None when dense."""
@@ -77,7 +77,7 @@ class Recorder:
         """Return for which of a layer's groups the host moves keys into the sink under the plan: bool [kv_heads]."""
         return None if self.plan is None else self.plan.moves_keys(layer)
 
-    def held(self, layer: int) -> list[History | None]:
+    def histories(self, layer: int) -> list[History | None]:
         """Return which keys the sinks of a layer's groups hold under the plan."""
         return [] if self.plan is None else [HISTORIES[rule.holds] for rule in self.plan.groups[layer]]
 
@@ -144,7 +144,7 @@ class _Recorded(torch.autograd.Function):
         else:
             dq, dk, dv, table = influence_backward(
                 q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks, bin_size=size,
-                seen=recorder.rules(ctx.layer, q.shape[1], q.device), held=recorder.held(ctx.layer),
+                seen=recorder.rules(ctx.layer, q.shape[1], q.device), histories=recorder.histories(ctx.layer),
             )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None

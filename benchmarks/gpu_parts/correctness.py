@@ -12,7 +12,7 @@ from torch import Tensor
 from moa.kernels import influence as plain
 from moa.kernels import reference
 from moa.kernels.call import Packed
-from moa.kernels.held import sinks
+from moa.kernels.sink_contents import sinks
 from moa.kernels.store import Store
 from moa.kernels.triton import operations as kernels
 from moa.kernels.triton.influence import forward, influence_backward

@@ -8,7 +8,7 @@ from gpu_parts.measure import Bench
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
-from moa.kernels.held import sinks
+from moa.kernels.sink_contents import sinks
 from moa.kernels.triton.influence import forward, influence_backward
 
 Row = dict[str, Any]

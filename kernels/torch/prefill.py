@@ -41,7 +41,7 @@ def attend(
                 place = slots(at, *(x[groups, None] for x in (seen.sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
             rows, result = (x[new, groups].flatten(1, 2).transpose(0, 1) for x in (by_group, out_by_group))
-            _walk(rows, keys, values, result, past, edges, sinks, scale)
+            _attend_alike(rows, keys, values, result, past, edges, sinks, scale)
             if not isinstance(groups, slice):  # then `result` is no view
                 out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
     return out
@@ -76,7 +76,7 @@ def _index(groups: list[int]) -> slice | list[int]:
     return slice(groups[0], groups[-1] + 1) if adjacent else groups
 
 
-def _walk(
+def _attend_alike(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float
 ) -> None:
     """Attention of groups that see the same.

@@ -16,8 +16,8 @@ Algorithm. As in flash attention's backward pass (arXiv 2205.14135, algorithm 4)
    block yields the harm of one cut for one more pair of row sums. Programs write to separate slots, summed afterwards.
 2. `gradient_kv_kernel`: a program owns 64 keys of a group and walks the rows below them, all heads in turn, for dK and
    dV. No atomics: the same input gives the same bits.
-3. `held_kernel`, where sinks of other keys than the first are measured: as 1 without dQ, but such a sink holds other
-   keys at each edge, gathered there for their own sums.
+3. `changing_sinks_kernel`, where sinks of other keys than the first are measured: as 1 without dQ, but such a sink
+   holds other keys at each edge, gathered there for their own sums.
 
 Work. 7 products of 2 * D flops per visible (row, key), as any backward pass that keeps only the softmax denominator in
 two sweeps; the cuts add two row sums per tile. Sinks of other keys add 2 products, and 2 more per key that one holds at
@@ -33,11 +33,11 @@ import triton
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
-from moa.kernels.held import Sink
+from moa.kernels.sink_contents import Sink
+from moa.kernels.triton.changing_sinks import changing_sinks_kernel
 from moa.kernels.triton.common import BLOCK, on_device, require_supported
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
-from moa.kernels.triton.held import held_kernel
 from moa.kernels.triton.prefill import launch_prefill
 from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
 
@@ -96,36 +96,37 @@ def influence_backward(
     count = bins * (bin_size // positions)
     dq, dk, dv = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (q, k, v))
     delta = torch.empty((n, heads), dtype=torch.float32, device=q.device)
-    first = [sink.slots for sink in sinks if sink.history is None] or [BLOCK.value]  # `gradient_q_kernel` needs one
-    others = [sink for sink in sinks if sink.history is not None]
-    cuts, held_cuts = (
-        torch.zeros((count, groups, len(x), bins), dtype=torch.float32, device=q.device) for x in (first, others)
+    static = [sink.slots for sink in sinks if sink.history is None] or [BLOCK.value]  # `gradient_q_kernel` needs one
+    changing = [sink for sink in sinks if sink.history is not None]
+    cuts, changing_cuts = (
+        torch.zeros((count, groups, len(x), bins), dtype=torch.float32, device=q.device) for x in (static, changing)
     )
     used = -(-n // positions)
-    sizes, held_sizes = (
+    sizes, changing_sizes = (
         torch.tensor(x, dtype=torch.int32).to(q.device, non_blocking=True)
-        for x in (first, [sink.slots for sink in others])
+        for x in (static, [sink.slots for sink in changing])
     )
     strides = [s for x in (q, k, v, out, dout) for s in x.stride()[:2]]
     counts = n, groups, used, bins, bin_size // BLOCK.value
     rows = {"HEADS": per_group, "HEADS_UP": heads_up, "POSITIONS": positions, "SQUARED": squared, **_meta(shape, dim)}
     with on_device(q):
         gradient_q_kernel[(used * groups,)](
-            q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, *counts, len(first), max(first) // BLOCK.value,
-            *strides, SINKS_UP=triton.next_power_of_2(len(first)), **rows,
+            q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, *counts, len(static), max(static) // BLOCK.value,
+            *strides, SINKS_UP=triton.next_power_of_2(len(static)), **rows,
         )  # fmt: skip
         gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
             q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], HEADS=per_group,
             **_meta(shape_kv, dim),
         )  # fmt: skip
-        if others:
-            held = torch.cat([x.history(k, x.slots, bin_size).flatten().int() for x in others if x.history is not None])
-            held_kernel[(used * groups,)](
-                q, k, v, dout, lse, delta, held_cuts, held, held_sizes, scale, *counts, len(others), *strides[:6],
-                *strides[8:], **rows,
+        if changing:
+            found = [x.history(k, x.slots, bin_size) for x in changing if x.history is not None]
+            sink_keys = torch.cat([x.flatten().int() for x in found])
+            changing_sinks_kernel[(used * groups,)](
+                q, k, v, dout, lse, delta, changing_cuts, sink_keys, changing_sizes, scale, *counts, len(changing),
+                *strides[:6], *strides[8:], **rows,
             )  # fmt: skip
-    table = torch.cat([cuts, held_cuts], 2).unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, first + others, edges]
-    places = iter(range(len(first))), iter(range(len(first), len(first) + len(others)))
+    table = torch.cat([cuts, changing_cuts], 2).unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, sinks, edges]
+    places = iter(range(len(static))), iter(range(len(static), len(static) + len(changing)))
     order = [next(places[sink.history is not None]) for sink in sinks]
     return dq, dk, dv, table.permute(2, 1, 0, 3)[order].contiguous()
 

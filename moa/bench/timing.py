@@ -124,10 +124,7 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
         staged, _ = cache.update(k, v, layer)
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             own = cache.layers[layer]
-            own.sinks, sinks = (
-                None,
-                own.sinks,
-            )  # finding what they hold would take a pass over the text, as a prefill does
+            own.sinks, sinks = None, own.sinks  # what they hold would take a prefill to find
             staged.attend(k, None, scale=1.0, backend=store_only)
             own.sinks = sinks
             if sinks is not None:

@@ -22,7 +22,7 @@ from moa.hf.padding import Packing
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import allocate
 from moa.plans.config import window_of
 from moa.plans.errors import Unsupported, brief

@@ -23,7 +23,7 @@ from transformers.cache_utils import CacheLayerMixin
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import Store, allocate, move, select
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints

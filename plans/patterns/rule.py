@@ -46,7 +46,7 @@ class Rule(Strict):
         pattern: The pattern's name.
         sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
         window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
-        holds: Which keys the sink holds: `FIRST_KEYS`, or another name in `moa.kernels.held.HISTORIES`.
+        holds: Which keys the sink holds: `FIRST_KEYS`, or another name in `moa.kernels.sink_contents.HISTORIES`.
         label: How reports call groups of this pattern; empty if they need no name.
         about: What the label means, for a caption.
     """

@@ -16,7 +16,7 @@ from torch import Tensor
 from moa.kernels.backend import load
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.dispatch import attend
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import Store, allocate, capacities
 from moa.plans.span import first_block
 

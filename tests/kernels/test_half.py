@@ -9,10 +9,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from moa.kernels.backend import load
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend
-from moa.kernels.held import sinks
 from moa.kernels.influence import influence_backward
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.registry import BACKENDS
-from moa.kernels.sinks import Sinks
+from moa.kernels.sink_contents import sinks
 from moa.kernels.store import allocate, capacities
 from moa.profiler.estimators import effect, fisher
 

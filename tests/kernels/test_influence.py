@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Visibility
-from moa.kernels.held import sinks
-from moa.kernels.influence import First, Tile, influence_backward
+from moa.kernels.influence import StaticSink, Tile, influence_backward
+from moa.kernels.sink_contents import sinks
 from moa.profiler.estimators import ESTIMATORS, fisher
 
 SHAPES = [(1, 1, 1, 8), (63, 2, 1, 8), (64, 4, 4, 16), (65, 3, 1, 8), (111, 6, 2, 16), (333, 8, 1, 8)]
@@ -126,5 +126,5 @@ def test_table_is_the_effect_of_every_cut(name: str, sink: int, bin_size: int, k
 def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
     a, dp = torch.zeros(1, 1, 192), torch.ones(1, 1, 192)
     a[..., 80] = 1.0
-    harm = fisher(Tile(a, dp, (a * dp).sum(-1, keepdim=True), (First(64),), 64))
+    harm = fisher(Tile(a, dp, (a * dp).sum(-1, keepdim=True), (StaticSink(64),), 64))
     assert harm[0, 0].tolist() == [0.0, 0.0, 1.0]

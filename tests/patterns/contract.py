@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import moa
-from moa.kernels.held import HISTORIES
+from moa.kernels.registry import BACKENDS, REFERENCE, find
+from moa.kernels.sink_contents import HISTORIES
 from moa.plans.patterns import PATTERNS, Rule, parse, reach
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
@@ -21,6 +22,8 @@ from moa.profiler.estimators import mass
 from moa.profiler.recorder import recording
 from moa.search.grid import grid
 
+FAST = [spec.name for spec in BACKENDS if spec is not REFERENCE and (spec.takes("cpu") or spec.emulated)]
+"""Those for GPUs too where they are emulated: `test_emulated.py` runs them so."""
 N = 400
 VOCABULARY = 61
 
@@ -72,13 +75,23 @@ class Contract:
         for rule in self.rules:
             assert parse(rule.model_dump()) == rule == self.kind.of(rule.numbers)
 
-    @pytest.mark.parametrize("backend", ["torch", "numba"])
+    @pytest.mark.parametrize("backend", [name for name in FAST if find(name).takes("cpu")])
     def test_back_ends_compute_what_the_reference_does_however_the_text_is_cut(self, model: Any, backend: str) -> None:
         plan, ids = self.plan(model), torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (2, N)))
         want = self.logits(model, plan, "reference", ids, [N])
         assert not torch.allclose(want, model(ids).logits)
         for sizes in ([N], [130, 1, 63, 64, 65, 77], [N - 3, 1, 1, 1]):
             torch.testing.assert_close(self.logits(model, plan, backend, ids, sizes), want, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("backend", FAST)
+    def test_back_ends_in_float32_compute_what_the_reference_does(self, model: Any, backend: str) -> None:
+        """By a prefill, a chunk, a few tokens and one; float32 is the widest type that all of them take."""
+        model.float()
+        plan, ids = self.plan(model), torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (1, N)))
+        want = self.logits(model, plan, "reference", ids, [N])
+        found = self.logits(model, plan, backend, ids, [N - 90, 80, 9, 1])
+        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
+        assert (want - model(ids).logits).abs().max() > 0.1
 
     def test_bytes_predicted_are_those_allocated(self, model: Any) -> None:
         plan = self.plan(model)
@@ -105,10 +118,10 @@ class Contract:
                 for edge in range(4):
                     dropped = torch.ones(256, dtype=torch.bool)
                     dropped[BLOCK * edge :] = False
-                    held = (
+                    in_sink = (
                         torch.arange(sink) if history is None else history(k[group : group + 1], sink, BLOCK)[edge, 0]
                     )
-                    dropped[held] = False
+                    dropped[in_sink] = False
                     lost = weights[group][:, dropped].sum(1) if edge * BLOCK > sink else torch.zeros(256).double()
                     want = lost.unflatten(0, (4, 64)).sum(1)[edge:]
                     torch.testing.assert_close(

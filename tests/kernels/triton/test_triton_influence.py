@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moa.kernels import held
 from moa.kernels import influence as plain
+from moa.kernels.sink_contents import sinks as sinks_of
 from moa.kernels.triton.influence import forward, influence_backward
 
 NO_MASS = 1e-6
@@ -41,7 +41,7 @@ def run(n: int, heads: int, groups: int, dim: int, dtype: torch.dtype, sinks: tu
     q, k, v, dout = (torch.randn(h, n, dim, generator=g).to(dtype) for h in (heads, groups, groups, heads))
     call = {
         "scale": dim**-0.5,
-        "sinks": held.sinks("keydiff", *keydiff) + held.sinks("first", *sinks),
+        "sinks": sinks_of("keydiff", *keydiff) + sinks_of("first", *sinks),
         "bin_size": bin_size,
     }
     out, lse = forward(q, k, v, scale=call["scale"])
@@ -88,7 +88,11 @@ def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.d
     whole = kit.biased([130], 2, 1, 16, dtype)
     q, k, v = (x[0].transpose(0, 1) for x in (whole.q, whole.k, whole.v))
     dout = torch.randn(q.shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-    call = {"scale": 0.1, "sinks": held.sinks("first", 64) + held.sinks("keydiff", 64), "bin_size": 64}
+    call = {
+        "scale": 0.1,
+        "sinks": sinks_of("first", 64) + sinks_of("keydiff", 64),
+        "bin_size": 64,
+    }
     half = [x.to(dtype) for x in (q, k, v)]
     found = influence_backward(*half, *forward(*half, scale=0.1), dout, **call)
     exact = plain.influence_backward(q, k, v, dout.double(), estimator=fisher, **call)
@@ -103,9 +107,7 @@ def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> N
     results = []
     for q, k, v, dout in (near, [far_apart(x, 0) for x in near]):
         out, lse = forward(q, k, v, scale=0.25)
-        results.append(
-            influence_backward(q, k, v, out, lse, dout, scale=0.25, sinks=held.sinks("first", 0), bin_size=64)
-        )
+        results.append(influence_backward(q, k, v, out, lse, dout, scale=0.25, sinks=sinks_of("first", 0), bin_size=64))
     for found, want in zip(results[1], results[0], strict=True):
         assert torch.equal(found, want)
 
@@ -115,7 +117,7 @@ def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
     q, k, v, dout = (torch.zeros(1, n, dim) for _ in range(4))
     q[..., 0], k[:, 70, 0], v[:, 70, 0], dout[:, 191, 0] = 1.0, 200.0, 1.0, 1.0  # all mass on key 70, effect 1
     out, lse = forward(q, k, v, scale=1.0)
-    *_, table = influence_backward(q, k, v, out, lse, dout, scale=1.0, sinks=held.sinks("first", 64), bin_size=64)
+    *_, table = influence_backward(q, k, v, out, lse, dout, scale=1.0, sinks=sinks_of("first", 64), bin_size=64)
     assert table[0, 0].tolist() == [[0.0] * 3, [0.0] * 3, [0.0, 0.0, 1.0]]
 
 

@@ -41,12 +41,12 @@ def test_a_filled_cache_is_as_a_prefill_leaves_it(model, random_plan, tokens, na
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-def test_sinks_of_other_keys_are_filled_without_a_walk_over_the_text(model, keydiff_plan, tokens, monkeypatch, fixed):
+def test_sinks_of_other_keys_are_filled_without_a_prefill(model, keydiff_plan, tokens, monkeypatch, fixed):
     variant = Variant(keydiff_plan(model, 3), fixed=fixed)
     filled, run = variant.cache(model, 330), variant.cache(model, 330)
     with variant.on(model), torch.no_grad():
         model(tokens(2, 300), past_key_values=run)
-        monkeypatch.setattr("moa.kernels.dispatch.walk", lambda *_, **__: pytest.fail("walked"))
+        monkeypatch.setattr("moa.kernels.dispatch.prefill", lambda *_, **__: pytest.fail("prefilled"))
         fill(filled, model, 300, batch=2)
         assert allocated_bytes(filled) == allocated_bytes(run) > 0
         for _ in range(25):  # over the end of a block, where keys move to the sinks

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Plan
-from moa.kernels.keydiff import history
+from moa.kernels.keydiff.selection import history
 from moa.plans.patterns import KeyDiffWindow
 from moa.runtime.layer import PlanLayer
 

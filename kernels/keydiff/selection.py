@@ -58,19 +58,19 @@ def winners(score: Tensor, sink: int) -> Tensor:
     return order[..., :sink].sort(-1).values
 
 
-def kept(score: Tensor, held: Tensor, left: Tensor) -> Tensor:
-    """Return which keys a sink holds next, of those that it held and those that now leave the window.
+def kept(score: Tensor, before: Tensor, left: Tensor) -> Tensor:
+    """Return which keys a sink holds next, of those that it held before and those that leave the window.
 
     Args:
         score: Of all keys [kv_heads, keys]; those of the text's first `PINNED` are infinite.
-        held: int64 [kv_heads, sink], indices of keys, rising.
-        left: int64 [keys], indices of keys after those.
+        before: int64 [kv_heads, sink], indices of the keys that it held, rising.
+        left: int64 [keys], indices of keys after those, which now leave the window.
 
     Returns:
-        int64 like `held`.
+        int64 like `before`.
     """
-    candidates = torch.cat([held, left.expand(len(held), -1)], 1)
-    return candidates.gather(1, winners(score.gather(1, candidates), held.shape[1]))
+    candidates = torch.cat([before, left.expand(len(before), -1)], 1)
+    return candidates.gather(1, winners(score.gather(1, candidates), before.shape[1]))
 
 
 def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
@@ -89,10 +89,10 @@ def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
     whole = n // BLOCK * BLOCK
     score = torch.cat([scores(k[:, :whole]), k.new_zeros(groups, n - whole, dtype=torch.float32)], 1)
     score[:, :PINNED] = torch.inf
-    held = torch.arange(sink, device=k.device).expand(groups, sink)
+    keys = torch.arange(sink, device=k.device).expand(groups, sink)
     steps = []
     for edge in range(0, n, bin_size):
         if edge > sink:
-            held = kept(score, held, torch.arange(max(edge - bin_size, sink), edge, device=k.device))
-        steps.append(held)
+            keys = kept(score, keys, torch.arange(max(edge - bin_size, sink), edge, device=k.device))
+        steps.append(keys)
     return torch.stack(steps)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Packed
-from moa.kernels.keydiff import PINNED, scores, winners
+from moa.kernels.keydiff.selection import PINNED, scores, winners
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK, Ints
 

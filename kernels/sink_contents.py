@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from moa.kernels.keydiff import history
+from moa.kernels.keydiff.selection import history
 
 History = Callable[[Tensor, int, int], Tensor]
 """Keys [kv_heads, n, D], slots and tokens from edge to edge to the positions that the sink holds at every edge."""

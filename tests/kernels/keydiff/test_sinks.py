@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels.keydiff import history
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.selection import history
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import allocate
 
 BLOCKS, SINKS = 8, np.array([64, 128])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels.keydiff import PINNED, scores
+from moa.kernels.keydiff.selection import PINNED, scores
 
 CASES = [
     ("reference", torch.float64), ("reference", torch.bfloat16), ("torch", torch.float32), ("torch", torch.float16),

@@ -14,8 +14,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Visibility
-from moa.kernels.keydiff import kept
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.selection import kept
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import Store, part, slots
 from moa.plans.span import BLOCK, Ints
 
@@ -23,7 +23,7 @@ ROOM = 1 << 14
 """Keys per group that are copied at once, at most, but for one query block's."""
 
 
-def walk(
+def prefill(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, sinks: Sinks, scale: float,
     backend: Backend,
 ) -> Tensor:  # fmt: skip
@@ -40,12 +40,12 @@ def walk(
     """
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     rows, results = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
-    others = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
-    if len(others):
-        results[:, others] = backend.attend(
-            rows[:, others].flatten(1, 2), k[:, others], v[:, others], batch=batch,
-            seen=Visibility(seen.first[others], seen.sink[others]), store=part(store, others), scale=scale,
-        ).unflatten(1, (len(others), -1))  # fmt: skip
+    static = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
+    if len(static):
+        results[:, static] = backend.attend(
+            rows[:, static].flatten(1, 2), k[:, static], v[:, static], batch=batch,
+            seen=Visibility(seen.first[static], seen.sink[static]), store=part(store, static), scale=scale,
+        ).unflatten(1, (len(static), -1))  # fmt: skip
     edges, begin, offsets = sinks.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
     counts = np.diff(offsets)
     here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
@@ -88,17 +88,17 @@ class _Text:
             k, v = k.transpose(0, 1), v.transpose(0, 1)
         self.k, self.v = k, v  # [groups, sink + keys, D]
         self.score, self.position = sinks.known(self.k, sequence, groups)
-        self._held = {self.begin: torch.arange(self.sink, device=k.device).expand(len(groups), -1)}
+        self._sink_keys = {self.begin: torch.arange(self.sink, device=k.device).expand(len(groups), -1)}
 
-    def held(self, edge: int) -> Tensor:
-        """What the sink holds when `edge` is the first block besides it: int64 [groups, sink], indices of the keys."""
-        last = max(self._held)
+    def sink_keys(self, edge: int) -> Tensor:
+        """Return the indices of what the sink holds when `edge` is the first block besides it: int64 [groups, sink]."""
+        last = max(self._sink_keys)
         while last < edge:
             start = self.sink + BLOCK * (last - self.begin)
             left = torch.arange(start, start + BLOCK, device=self.k.device)
-            self._held[last + 1] = kept(self.score, self._held[last], left)
+            self._sink_keys[last + 1] = kept(self.score, self._sink_keys[last], left)
             last += 1
-        return self._held[edge]
+        return self._sink_keys[edge]
 
     def attend(self, rows: Tensor, wanted: list[int], scale: float) -> Tensor:
         """Attention of the new tokens' rows [tokens, groups, heads, D]; `wanted` are first blocks per query block."""
@@ -130,8 +130,8 @@ class _Text:
             own = torch.tensor([BLOCK * (wanted[i] - self.begin) for i in here], device=self.k.device)
             span = torch.arange(max(0, keys - self.sink), device=self.k.device)
             window = self.sink + own[:, None] + span
-            held = torch.stack([self.held(wanted[i]) for i in here], 1)  # [groups, blocks, sink]
-            index = torch.cat([held, window.expand(len(self.groups), -1, -1)], 2)
+            sink = torch.stack([self.sink_keys(wanted[i]) for i in here], 1)  # [groups, blocks, sink]
+            index = torch.cat([sink, window.expand(len(self.groups), -1, -1)], 2)
             # Within the sink itself a query block sees its first ones; keys to come are hidden by causality.
             yield slice(here.start, here.stop), index[:, :, :keys].clamp(max=self.k.shape[1] - 1)
             done = here.stop
@@ -139,9 +139,9 @@ class _Text:
     def leave(self, store: Store, sinks: Sinks, edge: int) -> None:
         """Into the store what its sinks hold before the last block leaves, which `Sinks.advance` can take back."""
         if edge > self.begin:
-            held = self.held(edge - 1)
-            k, v = (x.gather(1, held[..., None].expand(-1, -1, x.shape[-1])) for x in (self.k, self.v))
-            score, position = self.score.gather(1, held), self.position.gather(1, held)
+            at = self.sink_keys(edge - 1)
+            k, v = (x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in (self.k, self.v))
+            score, position = self.score.gather(1, at), self.position.gather(1, at)
             sinks.put(store, self.sequence, self.groups, edge - 1, k, v, score, position)
 
 

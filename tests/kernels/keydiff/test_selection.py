@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moa.kernels.keydiff import PINNED, history, scores, winners
+from moa.kernels.keydiff.selection import PINNED, history, scores, winners
 
 
 def keys(n: int, seed: int = 0) -> torch.Tensor:

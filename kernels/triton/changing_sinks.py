@@ -10,25 +10,25 @@ import triton.language as tl
 from moa.kernels.triton.common import BLOCK, RUN_TIME
 from moa.kernels.triton.gradient_q import harms, load_tile, row_sums
 
-UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "held_count"]
+UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "sink_count"]
 
 
 @triton.jit
-def held_harms(
-    block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, held, sizes, scale, group, groups, edges, per_bin,
-    held_count, k_token, v_token, live, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr, SQUARED: tl.constexpr,
+def changing_sink_harms(
+    block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, sink_keys, sizes, scale, group, groups, edges, per_bin,
+    sink_count, k_token, v_token, live, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr, SQUARED: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store the harm of the cut at `block` under each sink of other keys; `mass`, `effect` [BLOCK_M] from there on."""
     one = tl.zeros([1], tl.int32)
     lane = tl.arange(0, BLOCK)
     edge = block // per_bin
-    for which in tl.range(0, held_count, num_stages=1):
+    for which in tl.range(0, sink_count, num_stages=1):
         slots = tl.load(sizes + which)
         if (block % per_bin == 0) & (block * BLOCK > slots):
             sink_mass = tl.zeros([BLOCK_M], tl.float32)
             sink_effect = tl.zeros([BLOCK_M], tl.float32)
-            mine = held + (edge * groups + group) * slots
+            mine = sink_keys + (edge * groups + group) * slots
             for at in tl.range(0, slots, BLOCK, num_stages=1):
                 key = tl.load(mine + at + lane).to(tl.int64)
                 more_mass, more_effect = row_sums(
@@ -38,19 +38,19 @@ def held_harms(
                 sink_effect += more_effect
             harm = harms(mass, effect, sink_mass[:, None], sink_effect[:, None], d, POSITIONS, HEADS_UP, 1, SQUARED)
             tl.store(cuts + which * edges + edge + one, harm)
-        held += edges * groups * slots
+        sink_keys += edges * groups * slots
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
-def held_kernel(
-    q, k, v, dout, lse, delta, cuts, held, sizes, scale, tokens, groups, tiles, edges, per_bin, held_count,
+def changing_sinks_kernel(
+    q, k, v, dout, lse, delta, cuts, sink_keys, sizes, scale, tokens, groups, tiles, edges, per_bin, sink_count,
     q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
     HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SQUARED: tl.constexpr, D: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The cuts' harms of BLOCK_M rows as in `gradient_q_kernel`: `cuts` is [tiles, groups, held_count, edges].
+    """The cuts' harms of BLOCK_M rows as in `gradient_q_kernel`: `cuts` is [tiles, groups, sink_count, edges].
 
-    `delta` is D of every row; `held` has for each size of sink in turn the positions held [edges, groups, slots].
+    `delta` is D of every row; `sink_keys` has for each size of sink in turn the positions held [edges, groups, slots].
     """
     group = tl.program_id(0) % groups
     tile = tiles - 1 - tl.program_id(0) // groups  # late rows have the most keys
@@ -62,7 +62,7 @@ def held_kernel(
 
     k += group.to(tl.int64) * k_head
     v += group.to(tl.int64) * v_head
-    cuts += (tile.to(tl.int64) * groups + group) * held_count * edges
+    cuts += (tile.to(tl.int64) * groups + group) * sink_count * edges
     mass = tl.zeros([BLOCK_M], tl.float32)
     effect = tl.zeros([BLOCK_M], tl.float32)
     diagonal = tile * POSITIONS // BLOCK
@@ -75,7 +75,7 @@ def held_kernel(
         )
         mass += more_mass
         effect += more_effect
-        held_harms(
-            block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, held, sizes, scale, group, groups, edges,
-            per_bin, held_count, k_token, v_token, live, POSITIONS, HEADS_UP, SQUARED, D, WIDTH, BLOCK_M, PRECISION,
+        changing_sink_harms(
+            block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, sink_keys, sizes, scale, group, groups, edges,
+            per_bin, sink_count, k_token, v_token, live, POSITIONS, HEADS_UP, SQUARED, D, WIDTH, BLOCK_M, PRECISION,
         )  # fmt: skip

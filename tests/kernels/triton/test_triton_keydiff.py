@@ -8,7 +8,7 @@ import torch
 from moa.kernels.backend import load
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
-from moa.kernels.sinks import Sinks
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import allocate, capacities
 
 TEXTS = [238, 0, 250]
