@@ -126,9 +126,9 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
         runs |= {f"{name} {backend}": step for backend, step in steps.items()}
     result = timed(runs, repeats)
     whole = sum(x.nbytes for x in caches)
-    held = {"repeat_kv": whole, "enable_gqa": whole} | {n: size for n, (_, size) in made.items()}
+    sizes = {"repeat_kv": whole, "enable_gqa": whole} | {n: size for n, (_, size) in made.items()}
     for name, row in result.items():
-        size = held[name.split()[0]]
+        size = sizes[name.split()[0]]
         row |= {"kept": size / whole, "GB/s": size / row["median"] / 1e6}
     return {"part": "decode", "length": length, "batch": batch, "layers": layers, "dtype": str(dtype), "ms": result}
 

@@ -119,7 +119,7 @@ class Bench:
         calls = {name: partial(timing.decode, self.model, w, length, batch, steps=STEPS) for name, w in ways.items()}
         return {name: times.seconds for name, times in alternate(calls, 1).items()}
 
-    def held(self, length: int, batch: int) -> dict[str, int]:
+    def kv_bytes(self, length: int, batch: int) -> dict[str, int]:
         """The bytes that each variant's cache holds."""
         return {n: allocated_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
 
@@ -180,7 +180,7 @@ def run(bench: Bench, journal: Journal) -> dict[str, Any]:
         "kept": {name: {str(n): plan.prefill_fraction(n) for n in lengths} for name, plan in plans.items()},
         "density": {name: {str(n): plan.density(n) for n in lengths} for name, plan in plans.items()},
         "prefill": [rounds(bench.prefill, length=n) for n in lengths],
-        "decode": [rounds(bench.decode, **where) | {"held": cell(bench.held, **where)} for where in shapes],
+        "decode": [rounds(bench.decode, **where) | {"held": cell(bench.kv_bytes, **where)} for where in shapes],
         "memory": [
             {"variant": name, **shape, **cell(bench.memory, variant=name, **shape)}
             for name in bench.variants

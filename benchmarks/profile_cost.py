@@ -1,6 +1,6 @@
 """What profiling costs beside a plain forward and backward pass under the same checkpointing, weights frozen in both.
 
-Both alternate in one process. First, in passes of their own, peak memory over what the process held before, by
+Both alternate in one process. First, in passes of their own, peak memory above what the process used before, by
 length, with a straight-line fit, and what a parabola's square term would add at the longest length. There, freed
 memory goes back to the system at once: glibc otherwise keeps it in pieces that do not fit, and peaks say more of the
 heap than of what is needed. Then time, as a ratio. Writes profile_cost.json and profile_cost.md to `--results`.
@@ -58,7 +58,7 @@ def measure(model: Any, length: int) -> dict[str, Any]:
         place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
         with place, recording(model, [("sink_window", 64), ("keydiff_window", 64)]):
             reset_peak(model.device)
-            before = peak_bytes(model.device)  # what is held now
+            before = peak_bytes(model.device)  # what is in use now
             start = time.perf_counter()
             run_backward(model, sample, "given", "nll", torch.Generator())
             found[name] = {"seconds": time.perf_counter() - start, "bytes": peak_bytes(model.device) - before}

@@ -33,9 +33,9 @@ def main() -> None:
             longer = torch.cat([mask, mask[:, -1:]], 1)
             model.generate(first, attention_mask=longer, min_new_tokens=NEW, max_new_tokens=NEW, **options)
             done = time.perf_counter()
-        held = cache.nbytes if name == "plan" else sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
+        kv_bytes = cache.nbytes if name == "plan" else sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
         rate = BATCH * NEW / (done - read)
-        print(f"{name:6} prefill {read - begin:6.2f} s, {rate:8.1f} tokens/s, KV cache {held / 2**20:8.1f} MiB")
+        print(f"{name:6} prefill {read - begin:6.2f} s, {rate:8.1f} tokens/s, KV cache {kv_bytes / 2**20:8.1f} MiB")
 
 
 if __name__ == "__main__":

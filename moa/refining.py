@@ -28,7 +28,7 @@ from moa.search.objective import Mix
 from moa.search.question import Figures, Options, Question
 from moa.search.rounds import descend
 from moa.search.solver import Solution
-from moa.search.storage import anew, open_storage
+from moa.search.storage import open_storage, starts_again
 from moa.search.study import Best, Measured, study
 
 TRIALS = 12
@@ -154,7 +154,7 @@ def refine_plan(
         return first if mix == question.mix else question.solve(mix)[0]
 
     name = _name(question, network, length, seed)
-    if said := anew(storage, name):
+    if said := starts_again(storage, name):
         note(said)
     best = study(
         question.profile, solve, check, trials=trials, lengths=question.lengths.all, plain=question.mix,

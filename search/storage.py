@@ -40,8 +40,8 @@ def open_storage(where: str | None) -> BaseStorage | None:
         raise MoaError(f"cannot open --storage {where}: {reason}") from None
 
 
-def anew(where: str | None, name: str) -> str:
-    """Return a line where the storage has studies but none of that name, so that trials begin anew; else nothing.
+def starts_again(where: str | None, name: str) -> str:
+    """Return a line if the storage has studies but none of that name, so that trials start again; else nothing.
 
     Names are made of all that figures depend on, so the studies there cannot say what sets them apart from this one.
     """
@@ -49,7 +49,9 @@ def anew(where: str | None, name: str) -> str:
     if not there or name in there:
         return ""
     count = "1 study" if len(there) == 1 else f"{len(there)} studies"
-    return f"{where} has {count}, not of this model, profile, budget and seed by this version of moa: trials begin anew"
+    return (
+        f"{where} has {count}, not of this model, profile, budget and seed by this version of moa: trials start again"
+    )
 
 
 class _Lock(JournalFileSymlinkLock):  # type: ignore[misc]  # optuna has no types here

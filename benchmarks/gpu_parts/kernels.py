@@ -38,7 +38,7 @@ def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
 
 
 def _decode_sizes() -> list[tuple[int, int]]:
-    """Length and batch, as long as a dense cache takes at most 16 GB: both forms are held at once."""
+    """Length and batch, as long as a dense cache takes at most 16 GB: both forms are in memory at once."""
     row = 2 * 2 * GROUPS * DIM
     sizes = [(n, b) for b in (16, 1, 64, 4) for n in (16384, 4096, 131072, 32768, 65536)]
     return [(n, b) for n, b in sizes if n * b * row <= 16e9]

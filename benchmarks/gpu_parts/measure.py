@@ -111,7 +111,7 @@ class Bench:
         return float(torch.cuda.mem_get_info()[0])
 
     def peak(self, call: Call) -> int:
-        """Bytes that `call` allocates at its peak, beyond what was held before."""
+        """Bytes that `call` allocates at its peak, beyond what was in use before."""
         if self.dry:
             call()
             return 0

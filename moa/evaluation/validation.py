@@ -25,7 +25,7 @@ class Validation:
     """Measures plans against the dense model, always on the same samples; a callable that a study takes.
 
     Text is the `validation` part of the built-in text (`moa.profiler.text`); tasks are of the kinds that calibration
-    uses, drawn anew. Neither contains what `moa eval` asks about.
+    uses, with other draws. Neither contains what `moa eval` asks about.
     """
 
     def __init__(

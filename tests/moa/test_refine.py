@@ -240,6 +240,6 @@ def test_a_model_that_is_loaded_already(model_folder, made_up, tmp_path):
     assert found.plan.density(512) <= 0.5
     assert [total for _, total, _ in steps] == [2]
     assert any("trials" in line for line in lines)
-    assert [line.split(",")[0] for line in lines if "trials begin anew" in line] == [f"{storage} has 1 study"]
+    assert [line.split(",")[0] for line in lines if "trials start again" in line] == [f"{storage} has 1 study"]
     with pytest.raises(MoaError, match="this one is loaded already"):
         moa.refine_plan(made_up, loaded, tmp_path / "plan.yaml", {"density": 0.5}, dtype="float16")

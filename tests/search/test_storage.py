@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from moa.plans.errors import MoaError
-from moa.search.storage import anew, open_storage
+from moa.search.storage import open_storage, starts_again
 from moa.search.study import open_study
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -145,7 +145,7 @@ def test_a_folder_is_no_journal(tmp_path):
 
 def test_a_storage_that_has_only_other_studies_is_said(journal: bytes, tmp_path: Path) -> None:
     path = tmp_path / "trials.log"
-    assert anew(None, "b") == anew(str(path), "b") == ""
+    assert starts_again(None, "b") == starts_again(str(path), "b") == ""
     path.write_bytes(journal)
-    assert anew(str(path), "a") == ""
-    assert anew(str(path), "b").startswith(f"{path} has 1 study, not of this model")
+    assert starts_again(str(path), "a") == ""
+    assert starts_again(str(path), "b").startswith(f"{path} has 1 study, not of this model")
