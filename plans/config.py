@@ -5,6 +5,13 @@ from typing import Any
 
 from moa.plans.errors import Unsupported, brief
 
+RULED = "full_attention"
+"""The kind of layer that takes rules, in transformers' words, as all kinds."""
+WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
+"""The kinds of layer that have a window of the model's own, and the field of a config that says its size."""
+KEYLESS = ("linear_attention", "conv", "moe", "mlp")
+"""The kinds of layer that keep no keys: states of a constant size, or nothing."""
+
 
 def text_config(config: Any) -> Any:
     """Return the part of a config that describes the text decoder."""
@@ -44,31 +51,58 @@ def longest_text(config: Any) -> int | None:
     return max(positions, round(factor * start))
 
 
-def window_of(config: Any) -> int | None:
-    """Return the keys that queries of sliding layers see; None where no window is shorter than the longest text."""
-    window, longest = _count(config, "sliding_window"), longest_text(config)
-    return None if window is None or (longest is not None and window >= longest) else window
+def window_of(config: Any, kind: str = "sliding_attention") -> int | None:
+    """Return the window of layers of a kind of `WINDOWS`; None where it is no shorter than the longest text."""
+    window = _count(config, WINDOWS[kind])
+    return None if window is None or not is_shorter(config, window) else window
+
+
+def is_shorter(config: Any, window: int) -> bool:
+    """Return whether a window is shorter than the longest text."""
+    longest = longest_text(config)
+    return longest is None or window < longest
 
 
 def layer_kinds(config: Any, layers: int) -> list[str]:
-    """Return each layer's kind of attention, in transformers' words.
+    """Return each layer's kind, in transformers' words; layers whose window is that of the longest text are full.
 
     Raises:
-        Unsupported: `layer_types` is not a list with one entry per layer, or layers slide without a window.
+        Unsupported: `layer_types` is not a list with one entry per layer, no plan is for a kind, no layer is full, or
+            layers have a window of no size or of two kinds.
     """
     text = text_config(config)
     kinds = getattr(text, "layer_types", None)
     if kinds is None:  # inferred as transformers does for configs that name no layer types
         chunked = getattr(text, "attention_chunk_size", None) is not None
         sliding = _count(config, "sliding_window") is not None
-        kinds = ["sliding_attention" if sliding else "chunked_attention" if chunked else "full_attention"] * layers
+        kinds = ["sliding_attention" if sliding else "chunked_attention" if chunked else RULED] * layers
     if not isinstance(kinds, Sequence) or isinstance(kinds, str) or len(kinds) != layers:
         raise Unsupported(f"layer_types in the config of {architecture(config)} must name {layers} layers")
-    if "sliding_attention" in kinds and _count(config, "sliding_window") is None:
-        raise Unsupported(f"the config of {architecture(config)} has sliding layers and no sliding_window")
-    if window_of(config) is None:
-        return ["full_attention" if kind == "sliding_attention" else str(kind) for kind in kinds]
-    return [str(kind) for kind in kinds]
+    for kind, field in WINDOWS.items():
+        if kind in kinds and _count(config, field) is None:
+            raise Unsupported(f"the config of {architecture(config)} has {kind} layers and no {field}")
+    found = [RULED if kind in WINDOWS and window_of(config, kind) is None else str(kind) for kind in kinds]
+    _check_kinds(config, found)
+    return found
+
+
+def _check_kinds(config: Any, kinds: Sequence[str]) -> None:
+    named, known = architecture(config), (RULED, *WINDOWS, *KEYLESS)
+    for layer, kind in enumerate(kinds):
+        if kind not in known:
+            raise Unsupported(f"layer {layer} of {named} is {kind}; plans know {', '.join(known)}")
+    if set(kinds) == {"sliding_attention"}:
+        raise Unsupported(
+            f"every layer of {named} has its own sliding window of {window_of(config)}, so none takes a rule; for "
+            'texts within that window, set "sliding_window": null in its config.json, and its layer_types to '
+            "full_attention where it has them"
+        )
+    if RULED not in kinds:
+        raise Unsupported(
+            f"none of {named}'s layers is {RULED}, so none takes a rule: they are {', '.join(dict.fromkeys(kinds))}"
+        )
+    if set(WINDOWS) <= set(kinds):
+        raise Unsupported(f"{named} has {' and '.join(WINDOWS)} layers; plans know one kind of window")
 
 
 def by_layer(config: Any, field: str, layers: int) -> list[int | None]:

@@ -32,7 +32,7 @@ def read(source: str | PathLike[str] | Mapping[str, Any], model: Any) -> Plan:
             f"MoA's JSON has a rule per query head, but {info.architecture} shares each KV head between "
             f"{info.group_size} query heads, and their keys can follow one rule only"
         )
-    if info.sliding:
+    if info.others:
         raise Unsupported(f"MoA's JSON has rules for every layer, but some of {info.architecture} take none")
     document = source if isinstance(source, Mapping) else _parse(Path(source))
     alphas = _table(document, "alphas", info, -LIMIT, LIMIT)

@@ -1,13 +1,25 @@
 """Describe what a plan or profile must know of its model. Transformers' objects are read, never imported."""
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from moa.plans.config import architecture, by_layer, layer_kinds, rope_of, text_config, window_of
+from moa.plans.config import (
+    KEYLESS,
+    RULED,
+    WINDOWS,
+    architecture,
+    by_layer,
+    layer_kinds,
+    rope_of,
+    text_config,
+    window_of,
+)
 from moa.plans.errors import PlanError, Unsupported, brief, shortened
 from moa.plans.schema import Strict, problem
 from moa.plans.span import Ints
@@ -17,6 +29,8 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 _BYTES = dict(zip(DTYPES, (8, 4, 2, 2, 1, 1), strict=True))
 
+Keyless = Literal["linear_attention", "conv", "moe", "mlp"]
+
 RopeValue = bool | int | float | str | list[float] | None
 
 
@@ -24,12 +38,14 @@ class Sliding(Strict):
     """The layers that have a sliding window of the model's own; they take no rules."""
 
     window: int = Field(ge=2)
-    """Keys that a query sees, itself included."""
+    """Most keys that a query sees, itself included."""
     layers: tuple[int, ...] = Field(min_length=1)
     kv_heads: int | None = Field(default=None, ge=1)
     """None where it is that of the layers with rules."""
     head_size: int | None = Field(default=None, ge=1)
     """Likewise."""
+    chunked: bool | None = None
+    """Whether the text is cut into chunks of `window` keys, and a query sees its own; None: it sees the last keys."""
 
 
 class ModelInfo(Strict):
@@ -43,15 +59,21 @@ class ModelInfo(Strict):
     rope: dict[str, RopeValue]
     name: str = "unnamed"
     sliding: Sliding | None = None
+    keyless: dict[Keyless, tuple[int, ...]] | None = None
+    """The layers that keep no keys, by kind, in transformers' words: they take no rules."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.query_heads % self.kv_heads:
             raise ValueError(f"query_heads {self.query_heads} must be a multiple of kv_heads {self.kv_heads}")
-        if self.sliding and not set(self.sliding.layers) < set(range(self.layers)):
-            raise ValueError(
-                f"sliding.layers must be some, not all, of 0 to {self.layers - 1}, found {list(self.sliding.layers)}"
-            )
+        keyless = sorted(chain.from_iterable((self.keyless or {}).values()))
+        for name, layers in (("sliding.layers", self.sliding.layers if self.sliding else ()), ("keyless", keyless)):
+            if not set(layers) < set(range(self.layers)):
+                raise ValueError(f"{name} must be some, not all, of 0 to {self.layers - 1}, found {list(layers)}")
+        if len(self.ruled_layers) + len(keyless) + (len(self.sliding.layers) if self.sliding else 0) != self.layers:
+            raise ValueError("a layer is listed twice among sliding.layers and keyless")
+        if not self.ruled_layers:
+            raise ValueError("sliding.layers and keyless must leave a layer that takes rules")
         return self
 
     @classmethod
@@ -67,33 +89,25 @@ class ModelInfo(Strict):
         with `ForCausalLM` for `Config`. Of rope parameters per layer type, full attention's are taken.
 
         Raises:
-            Unsupported: No layer can take rules, some layer is neither full nor sliding attention, or the numbers
-                do not fit each other.
+            Unsupported: No layer can take rules, some layer is of an unknown kind, or the numbers do not fit each
+                other.
         """
         named = architecture(config)
         layers = _refuse_other_models(config, named)
         kinds = layer_kinds(config, layers)
-        for layer, kind in enumerate(kinds):
-            if kind not in ("full_attention", "sliding_attention"):
-                raise Unsupported(
-                    f"layer {layer} of {named} is {kind}; plans know full_attention and sliding_attention"
-                )
-        sliding = tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
-        if len(sliding) == layers:
-            raise Unsupported(
-                f"every layer of {named} has its own sliding window of {window_of(config)}, so none takes a rule; for "
-                'texts within that window, set "sliding_window": null in its config.json, and its layer_types to '
-                "full_attention where it has them"
-            )
+        windowed = next((kind for kind in WINDOWS if kind in kinds), None)
+        sliding = tuple(layer for layer, kind in enumerate(kinds) if kind in WINDOWS)
+        keyless = {kind: tuple(i for i, own in enumerate(kinds) if own == kind) for kind in KEYLESS if kind in kinds}
         shapes = _shapes(config, layers)
-        ruled = _one_shape(named, [(i, shape) for i, shape in enumerate(shapes) if i not in sliding])
+        ruled = _one_shape(named, [(i, shapes[i]) for i, kind in enumerate(kinds) if kind == RULED])
         query_heads, kv_heads, head_size = ruled
         try:
             window = None
-            if sliding:
+            if windowed is not None:
                 _, sliding_kv_heads, size = _one_shape(named, [(i, shapes[i]) for i in sliding])
                 window = Sliding(
-                    window=window_of(config) or 0, layers=sliding,
+                    window=window_of(config, windowed) or 0, layers=sliding,
+                    chunked=windowed == "chunked_attention" or None,
                     kv_heads=None if sliding_kv_heads == kv_heads else sliding_kv_heads,
                     head_size=None if size == head_size else size,
                 )  # fmt: skip
@@ -106,6 +120,7 @@ class ModelInfo(Strict):
                 rope=_rope(config),
                 name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
                 sliding=window,
+                keyless=keyless or None,
             )
         except ValidationError as error:
             raise Unsupported(f"the config of {named}: {problem(error)}") from None
@@ -117,9 +132,30 @@ class ModelInfo(Strict):
 
     @property
     def ruled_layers(self) -> tuple[int, ...]:
-        """The layers that take rules, ascending: all but the model's own sliding ones."""
-        sliding = self.sliding.layers if self.sliding else ()
-        return tuple(layer for layer in range(self.layers) if layer not in sliding)
+        """The layers that take rules, ascending."""
+        return tuple(layer for layer, kind in enumerate(self.kinds) if kind == RULED)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each layer, in transformers' words."""
+        found = dict.fromkeys(range(self.layers), RULED)
+        if self.sliding:
+            found |= dict.fromkeys(
+                self.sliding.layers, "chunked_attention" if self.sliding.chunked else "sliding_attention"
+            )
+        for kind, layers in (self.keyless or {}).items():
+            found |= dict.fromkeys(layers, kind)
+        return tuple(found[layer] for layer in range(self.layers))
+
+    @property
+    def keyed_layers(self) -> tuple[int, ...]:
+        """The layers that keep keys and values, ascending."""
+        return tuple(layer for layer, kind in enumerate(self.kinds) if kind not in KEYLESS)
+
+    @property
+    def others(self) -> dict[str, int]:
+        """The number of layers of each kind that takes no rules."""
+        return {kind: count for kind, count in Counter(self.kinds).items() if kind != RULED}
 
     def kv_shape(self, layer: int) -> tuple[int, int]:
         """Return the number of KV heads of a layer, and their size."""
@@ -135,7 +171,7 @@ class ModelInfo(Strict):
         ]
 
     def dense_kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
-        """Return the bytes of the model's own cache, transformers' `DynamicCache`, which pads a batch to its longest.
+        """Return the bytes of keys and values in transformers' `DynamicCache`, which pads a batch to its longest.
 
         Args:
             n: Tokens seen: one length for the whole batch, or the true length of each sequence.
@@ -147,7 +183,7 @@ class ModelInfo(Strict):
         return stored * self.token_bytes(dtype) + self.sliding_kv_bytes(lengths, dtype)
 
     def sliding_kv_bytes(self, lengths: Ints, dtype: Any) -> int:
-        """Return the bytes that the layers without rules hold for one batch of sequences of `lengths` tokens.
+        """Return the bytes of keys and values in layers without rules, for one batch of sequences of `lengths` tokens.
 
         Between calls, transformers' `DynamicSlidingWindowLayer` keeps the last window - 1 positions of the
         padded batch.

@@ -211,11 +211,11 @@ class Plan(Strict):
         return self.reach(layer).first(np.arange(blocks)).astype(np.int32)
 
     def spans(self, n: int) -> Ints:
-        """Return the keys visible to the query at length `n`: int64 [layers, kv_heads], sliding layers included."""
-        spans = np.empty((self.model.layers, self.model.kv_heads), np.int64)
+        """Return the keys visible to the query at length `n` in all layers: int64 [layers, kv_heads], 0 where none."""
+        spans = np.zeros((self.model.layers, self.model.kv_heads), np.int64)
         spans[list(self.model.ruled_layers)] = self._reach.span(_length(n))
-        if self.model.sliding:
-            spans[list(self.model.sliding.layers)] = min(n, self.model.sliding.window)
+        if own := self.model.sliding:
+            spans[list(own.layers)] = (n - 1) % own.window + 1 if own.chunked else min(n, own.window)
         return spans
 
     def density(self, n: int) -> float:

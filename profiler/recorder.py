@@ -14,19 +14,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from moa.hf import own
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.logits import check_head
+from moa.hf.masks import is_own
 from moa.kernels.backend import influence, load, pick
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.sink_contents import HISTORIES, History, sinks
-from moa.plans.config import window_of
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS, Variant
@@ -152,13 +152,12 @@ class _Recorded(torch.autograd.Function):
 
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """Return attention [1, N, query_heads, D] of query [1, query_heads, N, D], by transformers' attention interface."""
-    recorder: Recorder = getattr(module, _RECORDER)
+    recorder: Recorder | own.Attention = getattr(module, _RECORDER)
+    if not isinstance(recorder, Recorder):  # the layer keeps the window that the model was trained with
+        return recorder(module, query, key, value, attention_mask, **kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    if layer not in recorder.layers:  # a sliding layer keeps the window the model was trained with
-        out: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-        return out
     refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
     if attention_mask is not None or refused:
         raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
@@ -170,14 +169,14 @@ def _attention(
     return attended.transpose(0, 1)[None], None
 
 
-def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+def _mask(windowed: Any = sdpa_mask, **kwargs: Any) -> Tensor | None:
     """Return the mask that transformers asks for; a window no shorter than the longest text counts as none."""
-    windowless = kwargs.get("local_size") is not None and window_of(kwargs["config"]) is None
-    return sdpa_mask(*args, **kwargs | ({"local_size": None} if windowless else {}))  # type: ignore[no-any-return]
+    if is_own(kwargs["mask_function"], kwargs["config"], kwargs.get("local_size")):
+        return windowed(**kwargs)  # type: ignore[no-any-return]
+    return sdpa_mask(**kwargs | {"local_size": None})  # type: ignore[no-any-return]
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, _mask)
+own.register(NAME, _attention, _mask)
 
 
 @contextmanager
@@ -202,7 +201,11 @@ def recording(
     state = [{name: vars(b).get(name) for name in _CHECKPOINTING} for b in blocks]
     training = model.training
     embeddings = model.get_input_embeddings()
-    before = switch(decoder, NAME)
+    name = own.name_for(decoder, NAME)
+    held = {
+        layer: recorder if layer in recorder.layers else own.attention_of(name, m) for layer, m in attention.items()
+    }
+    before = switch(decoder, name)
     try:
         model.eval()
         for p in trained:
@@ -213,13 +216,13 @@ def recording(
             block.training = True  # transformers checkpoints only layers in training mode; dropout inside stays off
             block.gradient_checkpointing = True
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
-        for module in attention:
-            setattr(module, _RECORDER, recorder)
+        for layer, module in attention.items():
+            setattr(module, _RECORDER, held[layer])
         yield recorder
     finally:
         decoder.set_attn_implementation(before)
-        for module in attention:
-            delattr(module, _RECORDER)
+        for module in attention.values():
+            module.__dict__.pop(_RECORDER, None)
         hook.remove()
         for block, before_block in zip(blocks, state, strict=True):
             for name, value in before_block.items():

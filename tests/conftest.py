@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from hypothesis import settings
 # No example may fail for being slow: the machine's load is not the code's fault.
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
+sys.path.insert(0, str(Path(__file__).parent / "families"))  # models that serve tests of several folders
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,18 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from moa.hf.calls import parts
 from moa.kernels.backend import Backend, load
 from moa.plans.model import ModelInfo
 from moa.runtime.cache import KVCache
@@ -85,10 +89,12 @@ def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int 
 @torch.inference_mode()
 def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: int) -> list[float]:
     """Return what `decode` does, for a cache made by `filled` with room for `steps` + 1 more tokens."""
-    token = torch.zeros(batch, 1, dtype=torch.int64, device=model.device)
+    tokens, held = torch.zeros(batch, steps + 1, dtype=torch.int64, device=model.device), int(cache.get_seq_length())
+    calls = [call for i in range(steps + 1) for call in parts(model, tokens[:, i : i + 1], held + i)]
     with variant.on(model):
         taken = [
-            timed(lambda: model(token, past_key_values=cache, use_cache=True), model.device) for _ in range(steps + 1)
+            timed(partial(model, token, past_key_values=cache, use_cache=True, **where), model.device)
+            for token, where in calls
         ]
     return taken[1:]
 
@@ -103,11 +109,12 @@ def filled(model: Any, variant: Variant, length: int, batch: int, *, room: int |
 def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     """Give an empty cache `length` tokens of random keys and values, the same in every sequence and layer.
 
+    Layers that keep states get those of a short text, whose size is the same.
     Sinks of every pattern hold the first keys: which keys a sink holds does not change the time of a step.
 
     Args:
         cache: A `KVCache`, `DynamicCache` or `StaticCache` of the model.
-        model: The model, for its shape, dtype and device.
+        model: The model, not under a plan.
         length: Number of tokens per sequence.
         batch: Number of sequences.
     """
@@ -116,7 +123,12 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     torch_ = load("torch")
     store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.decode)
     drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
-    for layer in range(info.layers):
+    if info.keyless:
+        short = DynamicCache(config=model.config)
+        model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), past_key_values=short, use_cache=True)
+        for layer in chain.from_iterable(info.keyless.values()):
+            cache.layers[layer] = short.layers[layer]
+    for layer in info.keyed_layers:
         shape = info.kv_shape(layer)
         if shape not in drawn:
             drawn[shape] = torch.randn((2, 1, shape[0], length, shape[1]), **kind)
@@ -147,9 +159,14 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
         expected = model(ids, use_cache=False, logits_to_keep=new + 1).logits[0]
     with variant.on(model):
         cache, begin = variant.cache(model, ids.shape[1]), ids.shape[1] - new
-        parts = [ids[:, :begin], *ids[:, begin:].split(1, dim=1)]
+        calls = [*parts(model, ids[:, :begin], 0)]
+        for held in range(begin, ids.shape[1]):
+            calls += parts(model, ids[:, held : held + 1], held)
         found = torch.cat(
-            [model(part, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[0] for part in parts]
+            [
+                model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **where).logits[0]
+                for part, where in calls
+            ]
         )
     return float((found - expected).abs().max() / expected.std())
 

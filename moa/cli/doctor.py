@@ -41,8 +41,9 @@ def command(
     console.print(_backend(found.backend))
     if (prospect := found.prospect) is not None:
         info, longest = prospect.model, prospect.longest
+        others = "".join(f", {count} are {kind}" for kind, count in info.others.items())
         console.print(
-            f"{info.architecture}: {info.layers} layers, {len(info.ruled_layers)} of them take rules; "
+            f"{info.architecture}: {info.layers} layers, {len(info.ruled_layers)} of them take rules{others}; "
             f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
             + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )

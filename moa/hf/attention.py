@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
+from moa.plans.config import text_config
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 
@@ -30,8 +32,10 @@ REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
 """Whether an attention module has a trait, and what an error says of it."""
 
 
-def attention_modules(model: Any, info: ModelInfo) -> list[torch.nn.Module]:
-    """Return the attention module of each layer, found by the attributes that transformers' attention interface needs.
+def attention_modules(model: Any, info: ModelInfo) -> dict[int, torch.nn.Module]:
+    """Return the attention module of each layer that keeps keys, in the order of the layers.
+
+    They are found by the attributes that transformers' attention interface needs.
 
     Args:
         model: A transformers model, bare or wrapped (peft).
@@ -41,9 +45,10 @@ def attention_modules(model: Any, info: ModelInfo) -> list[torch.nn.Module]:
         Unsupported: A module has a feature that rules cannot honour, or a layer has no module of its own.
     """
     modules: dict[int, torch.nn.Module] = {}
+    text = type(text_config(model.config))  # attention to pictures has a config of another type
     for module in model.modules():
-        layer = getattr(module, "layer_idx", None)
-        if not isinstance(layer, int) or not hasattr(module, "is_causal"):
+        layer, config = getattr(module, "layer_idx", None), getattr(module, "config", None)
+        if not isinstance(layer, int) or not hasattr(module, "is_causal") or not isinstance(config, text):
             continue
         name = type(module).__name__
         for has, trait in REFUSED:
@@ -52,12 +57,18 @@ def attention_modules(model: Any, info: ModelInfo) -> list[torch.nn.Module]:
         if layer in modules:
             raise Unsupported(f"layer {layer} has two attentions, {type(modules[layer]).__name__} and {name}")
         modules[layer] = module
-    if sorted(modules) != list(range(info.layers)):
+    wanted = info.keyed_layers
+    if extra := sorted(modules.keys() - set(wanted)):
+        layer = extra[0]
+        raise Unsupported(
+            f"layer {layer} is {info.kinds[layer]}, and has an attention, {type(modules[layer]).__name__}"
+        )
+    if len(modules) < len(wanted):
         raise Unsupported(
             f"{info.architecture} does not use transformers' attention interface: "
-            f"found attention modules for {len(modules)} of {info.layers} layers"
+            f"found attention modules for {len(modules)} of {len(wanted)} layers"
         )
-    return [modules[layer] for layer in sorted(modules)]
+    return {layer: modules[layer] for layer in wanted}
 
 
 def check_heads(module: torch.nn.Module, info: ModelInfo, query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -83,15 +94,21 @@ def check_heads(module: torch.nn.Module, info: ModelInfo, query: Tensor, key: Te
         )
 
 
-def decoder_of(model: Any, modules: list[torch.nn.Module]) -> PreTrainedModel:
+def decoder_of(model: Any, modules: dict[int, torch.nn.Module]) -> PreTrainedModel:
     """Return the innermost model whose config the attention modules read.
 
     Raises:
-        Unsupported: There is none.
+        Unsupported: There is none, or it has a cache of its own.
     """
-    owners = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config is modules[0].config]
+    config = next(iter(modules.values())).config
+    owners = [m for m in model.modules() if isinstance(m, PreTrainedModel) and m.config is config]
     if not owners:
         raise Unsupported(f"{type(model).__name__} is not a transformers model")
+    forward = inspect.unwrap(type(owners[-1]).forward)
+    known = (forward.__globals__.get(name) for name in forward.__code__.co_names)
+    own = (found for found in known if isinstance(found, type) and issubclass(found, Cache))
+    if other := next((found.__name__ for found in own if found.__module__ != Cache.__module__), None):
+        raise Unsupported(f"{type(owners[-1]).__name__} has a cache of its own, {other}, whose states no other holds")
     return owners[-1]
 
 

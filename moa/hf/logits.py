@@ -75,6 +75,15 @@ def check_head(model: Any) -> None:
         raise
 
 
+def decoder_below(model: Any) -> PreTrainedModel:
+    """Return the model that makes hidden states, below the head that makes logits of them.
+
+    Raises:
+        Unsupported: There is none.
+    """
+    return _decoder(_causal(model))
+
+
 def _causal(model: Any) -> PreTrainedModel:
     """Return the model with a head, below whatever wraps it."""
     found = next(
@@ -86,9 +95,12 @@ def _causal(model: Any) -> PreTrainedModel:
 
 
 def _decoder(causal: PreTrainedModel) -> PreTrainedModel:
-    """Return the module that `causal` takes hidden states from."""
+    """Return the module that `causal` takes hidden states from; `causal` itself where there is none."""
     found = causal.get_decoder()  # for some models a linear head of that name
-    return found if isinstance(found, PreTrainedModel) else causal.base_model
+    found = found if isinstance(found, PreTrainedModel) else causal.base_model
+    if found is causal:  # of Llama-4's text model transformers looks for it under a name of its multimodal one
+        found = next((m for m in causal.children() if isinstance(m, PreTrainedModel)), causal)
+    return found
 
 
 def _run_decoder(causal: PreTrainedModel, ids: Tensor) -> ModelOutput:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
+from moa.plans.config import WINDOWS, is_shorter, window_of
+
 
 def is_causal(function: Callable[..., Any]) -> bool:
     """Return whether a mask function is known to show each token itself and all before it, and no others.
@@ -21,12 +23,27 @@ def is_causal(function: Callable[..., Any]) -> bool:
     return causal_mask_function in parts and all(part is causal_mask_function or _adds_nothing(part) for part in parts)
 
 
-def is_sliding(function: Callable[..., Any]) -> bool:
-    """Return whether a mask function has a sliding window as one of the parts that must all show a pair."""
+def is_windowed(function: Callable[..., Any]) -> bool:
+    """Return whether a mask function has a sliding window or a chunk as one of the parts that must all show a pair."""
     if function is causal_mask_function or not _made_by("and_masks", function):  # the first alone in a compiled graph
         return False
     parts = inspect.getclosurevars(function).nonlocals.get("mask_functions", ())
-    return any(_made_by("sliding_window_overlay", part) for part in parts)
+    return any(_made_by(maker, part) for maker in ("sliding_window_overlay", "chunked_overlay") for part in parts)
+
+
+def is_own(function: Callable[..., Any], config: Any, size: int | None) -> bool:
+    """Return whether a mask is that of layers with a window of the model's own, which take no rules.
+
+    A window no shorter than the longest text is none.
+
+    Args:
+        function: The mask function.
+        config: The config of the model that asks for the mask.
+        size: The window that transformers passes beside the function, where it does.
+    """
+    if size is not None:
+        return is_shorter(config, size)
+    return is_windowed(function) and any(window_of(config, kind) is not None for kind in WINDOWS)
 
 
 def _adds_nothing(function: Callable[..., Any]) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from moa.plans.config import RULED, WINDOWS
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import Dtype
 from moa.plans.patterns import PATTERNS, Rule, reach
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 SHADES = "·░▒▓█"
 EDGES = (1 / 8, 1 / 4, 1 / 2, 1)
-LEGEND = "span / length: · under 1/8, ░ under 1/4, ▒ under 1/2, ▓ under 1, █ all; ~ the model's own sliding window"
+LEGEND = (
+    "span / length: · under 1/8, ░ under 1/4, ▒ under 1/2, ▓ under 1, █ all; ~ the model's own window, = a layer that "
+    "keeps no keys"
+)
 SIGNS = "-·+"
 SIGNS_LEGEND = "2 against 1: + the second plan sees further, - less far"
 KINDS = ("full", "growing", "constant")
@@ -139,7 +143,7 @@ def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> No
     panels = figure.subplots(len(plans), len(lengths), squeeze=False)
     for row, (name, plan) in zip(panels, plans.items(), strict=True):
         for panel, n in zip(row, lengths, strict=True):
-            kept = np.full((model.layers, model.kv_heads), np.nan)  # sliding layers stay grey
+            kept = np.full((model.layers, model.kv_heads), np.nan)  # layers without rules stay grey
             ruled = list(model.ruled_layers)
             kept[ruled] = plan.spans(n)[ruled] / n
             panel.set_facecolor("lightgrey")
@@ -179,9 +183,9 @@ def _map(plan: Plan, cells: Mapping[str, Ints], marks: str, title: str) -> Table
     for name in cells:
         table.add_column(name, overflow="fold")  # a row of many heads goes on below itself
     wide = 2 if plan.model.kv_heads <= 8 else 1
-    ruled = set(plan.model.ruled_layers)
-    for layer in range(plan.model.layers):
-        drawn = ("".join((marks[i] if layer in ruled else "~") * wide for i in grid[layer]) for grid in cells.values())
+    for layer, kind in enumerate(plan.model.kinds):
+        own = None if kind == RULED else "~" if kind in WINDOWS else "="
+        drawn = ("".join((own or marks[i]) * wide for i in grid[layer]) for grid in cells.values())
         table.add_row(str(layer), *drawn)
     return table
 

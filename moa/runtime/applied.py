@@ -57,7 +57,8 @@ class Applied:
         backends = Backends(backend)
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
-        self._attached = Attached(decoder, modules, plan, backends, partial(_check_call, plan, backends, decoder))
+        before, after = partial(_check_call, plan, backends, decoder), partial(_end_call, decoder)
+        self._attached = Attached(decoder, modules, plan, backends, before, after)
         self._generator, self._removed = Generator(model, plan), False
         self.model, self.plan = model, plan
 
@@ -89,8 +90,7 @@ def _check_call(
         heads = plan.model.query_heads // plan.model.kv_heads
         for backend in backends.loaded():
             backend.warm_up(heads, plan.model.head_size, decoder.dtype)
-    call = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) if args else {}
-    call |= kwargs
+    call = _by_name(decoder, args, kwargs)
     if call.get("output_attentions", decoder.config.output_attentions):
         raise Unsupported(
             "output_attentions under a plan: attention weights are never computed as a whole; set it to False, in the "
@@ -109,4 +109,20 @@ def _check_call(
             raise Unsupported(
                 f"{type(given).__name__} under a plan: use moa.KVCache(plan, max_length=…) or DynamicCache"
             )
-        check_continuation(decoder, given, call)
+        check_continuation(decoder, given, call, plan.model)
+        if isinstance(given, KVCache) and plan.model.keyless and not torch.compiler.is_compiling():
+            given.in_call = True
+
+
+def _end_call(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record, after every forward call that does not fail, that all layers have stored its tokens."""
+    if torch.compiler.is_compiling():
+        return
+    for given in _by_name(decoder, args, kwargs).values():
+        if isinstance(given, KVCache):
+            given.in_call = False
+
+
+def _by_name(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a forward call by their names."""
+    return dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs if args else kwargs

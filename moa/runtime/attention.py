@@ -12,19 +12,17 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
+from moa.hf import own
 from moa.hf.attention import check_heads
-from moa.hf.masks import is_causal, is_sliding
+from moa.hf.masks import is_causal, is_own, is_windowed
 from moa.hf.padding import Packing
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import allocate
-from moa.plans.config import window_of
 from moa.plans.errors import Unsupported, brief
 from moa.plans.span import BLOCK
 from moa.runtime.rules import Rules
@@ -58,12 +56,12 @@ class LayerState:
     """What `moa.apply` stores on an attention module.
 
     Attributes:
-        rules: The rules of the layer; None for a layer with a window of the model's own.
+        attends_by: The rules of the layer, or the model's own attention function where the layer takes no rules.
         backends: The back-ends that compute attention.
         is_hooked: Returns whether the decoder still has the pre-hook that checks each call.
     """
 
-    rules: Rules | None
+    attends_by: Rules | own.Attention
     backends: Backends
     is_hooked: Callable[[], bool]
 
@@ -77,7 +75,7 @@ def attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
-) -> tuple[Tensor, None]:
+) -> tuple[Tensor, Tensor | None]:
     """Return attention under the plan; transformers calls it through its attention interface.
 
     Args:
@@ -106,23 +104,22 @@ def attention(
         raise Unsupported(
             "the decoder has lost the pre-hook of moa.apply: call Applied.remove() and apply the plan again"
         )
-    if state.rules is None:
-        return sdpa_attention_forward(  # type: ignore[no-any-return]
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+    rules = state.attends_by
+    if not isinstance(rules, Rules):
+        return rules(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     _refuse(module, key, attention_mask, dropout, kwargs)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     backend = state.backends.on(query.device)
     k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
     assert isinstance(k, Tensor)
     assert isinstance(v, Tensor)
-    check_heads(module, state.rules.model, query, k, v)
+    check_heads(module, rules.model, query, k, v)
     with torch.no_grad(), _exact(query.device):
         q = query.to(v.dtype)  # autocast leaves queries and keys in float32, by their rotary embedding
         if isinstance(key, Staged):
             out = key.attend(q, attention_mask, scale=scale, backend=backend)
         else:
-            out = _without_cache(state.rules, backend, q, k.to(v.dtype), v, attention_mask, scale)
+            out = _without_cache(rules, backend, q, k.to(v.dtype), v, attention_mask, scale)
     needs_grad = next((x for x in (query, k, v) if x.requires_grad), None) if torch.is_grad_enabled() else None
     if needs_grad is not None:
         out = _NoGradient.apply(needs_grad, out)  # type: ignore[no-untyped-call]
@@ -142,6 +139,7 @@ def mask(
     q_offset: int | Tensor = 0,
     mask_function: Any = causal_mask_function,
     attention_mask: Tensor | None = None,
+    windowed: Any = sdpa_mask,
     **kwargs: Any,
 ) -> Tensor | None:
     """Return the mask for `attention`; transformers calls it through its mask interface.
@@ -150,19 +148,19 @@ def mask(
         q_length: Number of new columns.
         kv_length: Number of columns, past and new.
         q_offset: Number of past columns; a tensor when the cache has a fixed length.
-        mask_function: Must be causal, except in layers with a sliding window of the model's own.
+        mask_function: Must be causal, except in layers with a window of the model's own.
         attention_mask: The caller's mask, bool [batch, columns], false where padded.
+        windowed: Makes the masks of layers with a window of the model's own.
         kwargs: The other arguments that transformers passes.
 
     Returns:
-        bool [batch, kv_length], or None when nothing is padded. For sliding windows, transformers' own mask.
+        bool [batch, kv_length], or None when nothing is padded. For windows of the model's own, what `windowed` makes.
 
     Raises:
         Unsupported: The mask is not causal, or has a wrong number of columns.
     """
-    windowed = kwargs.get("local_size") is not None or is_sliding(mask_function)
-    if windowed and window_of(kwargs["config"]) is not None:
-        return sdpa_mask(  # type: ignore[no-any-return]
+    if is_own(mask_function, kwargs["config"], kwargs.get("local_size")):
+        return windowed(  # type: ignore[no-any-return]
             q_length=q_length,
             kv_length=kv_length,
             q_offset=q_offset,
@@ -170,7 +168,7 @@ def mask(
             attention_mask=attention_mask,
             **kwargs,
         )
-    if is_sliding(mask_function):
+    if is_windowed(mask_function):
         mask_function = causal_mask_function
     if mask_function is bidirectional_mask_function:
         raise Unsupported("bidirectional attention under a plan: rules are causal")
@@ -204,8 +202,7 @@ def _wrong_width(wanted: int, found: int) -> NoReturn:
 
 def register() -> None:
     """Register both functions with transformers; apart from their name, nothing is global."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, mask)
+    own.register(NAME, attention, mask)
 
 
 class _NoGradient(torch.autograd.Function):

@@ -33,6 +33,7 @@ class ForwardCall:
         tokens: Number of new tokens of each sequence, int64 [sequences], or one number that holds for all.
         lengths: Lengths before the call, int64 [sequences], on the device.
         longest: Upper bound of every sequence's length after the call.
+        new: Number of new columns.
     """
 
     mask: Tensor | None
@@ -41,6 +42,7 @@ class ForwardCall:
     tokens: Tensor | int
     lengths: Tensor
     longest: int
+    new: int
 
 
 class BatchState:
@@ -52,6 +54,7 @@ class BatchState:
         lengths: True lengths, int64 [sequences], on the device.
         past_lengths: Lengths before the latest call, or upper bounds of them, int64 [sequences], on the host.
         written_lengths: Lengths up to which the latest call writes into slabs, int64 [sequences], on the host.
+        counted: The latest call whose columns `width` counts.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -63,6 +66,7 @@ class BatchState:
         self.past_lengths = self.written_lengths = self._bounds
         self._real: Tensor | None = None  # bool [sequences, columns], false where padded; None: nothing ever was
         self._call: ForwardCall | None = None
+        self.counted: ForwardCall | None = None
         self._single_offsets = self._make_single_offsets()
 
     def _make_single_offsets(self) -> Tensor:
@@ -84,13 +88,14 @@ class BatchState:
         packing = Packing(real, self.size, new, self.device, self._single_offsets if new == 1 else None)
         tokens = new if real is None else real.sum(1)
         longest = self._longest_after(tokens, new)
-        self._call = ForwardCall(mask, real, packing, tokens, self._lengths_before(), longest)
+        self._call = ForwardCall(mask, real, packing, tokens, self._lengths_before(), longest, new)
         return self._call
 
     def end(self, call: ForwardCall, new: int) -> None:
         """Advance lengths and padding past a call; the other layers still read the lengths before it from the call."""
         self._append_padding(call.real, new)
         self._advance(call.tokens, new)
+        self.counted = call
 
     def join(self, mask: Tensor | None, new: int) -> ForwardCall:
         """Return the call that the first layer began, for another layer, which must have got the same mask.

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicSlidingWindowLayer, StaticSlidingWindowLayer
+from transformers.cache_utils import Cache
 
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
+from moa.runtime import stock
 from moa.runtime.batch import BatchState
 from moa.runtime.fixed import FixedPlanLayer
 from moa.runtime.layer import PlanLayer
@@ -21,7 +22,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     """The keys and values that the plan still needs, for every sequence and KV head; padding is never stored.
 
     The cache works only with a model under the same plan (`moa.apply`), whose `generate` makes one by itself. Layers
-    with a sliding window of the model's own use transformers' cache layer.
+    that take no rules use transformers' cache layers.
 
     Attributes:
         plan: The plan.
@@ -29,6 +30,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         beyond_limit: Whether its keys are rotated as those of long texts, for models that rotate keys of short and long
             texts differently (`moa.runtime.continuation`); None before the first call.
         transcript: The token ids of its columns.
+        in_call: Whether a forward call has begun and not ended, for models with layers that keep no keys.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
@@ -48,22 +50,38 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         if max_length is not None and max_length < 1:
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
         batches: dict[torch.device, BatchState] = {}
-        super().__init__(layers=[_layer(plan, layer, max_length, batches) for layer in range(plan.model.layers)])
+        layers = stock.layers(plan.model, max_length)
+        for layer in plan.model.ruled_layers:
+            rules = Rules(plan, layer)
+            layers[layer] = (
+                PlanLayer(rules, batches) if max_length is None else FixedPlanLayer(rules, batches, max_length)
+            )
+        super().__init__(layers=layers)
         self.plan, self.max_length, self._batches = plan, max_length, batches
         self.beyond_limit: bool | None = None
-        self.transcript = Transcript()
+        self.transcript, self.in_call = Transcript(), False
         self._ruled = [layer for layer in self.layers if isinstance(layer, PlanLayer)]
         self._first_ruled = plan.model.ruled_layers[0]
 
     @property
     def nbytes(self) -> int:
         """The bytes allocated for keys and values."""
-        return sum(_bytes(layer, "nbytes") for layer in self.layers)
+        return sum(layer.nbytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._others)
 
     @property
     def live_bytes(self) -> int:
-        """The bytes of the blocks that the plan needs at the current lengths."""
-        return sum(_bytes(layer, "live_bytes") for layer in self.layers)
+        """The bytes of the blocks that the plan needs at the current lengths, and all of layers that take no rules."""
+        return sum(layer.live_bytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._others)
+
+    @property
+    def state_bytes(self) -> int:
+        """The bytes of the states of layers that keep no keys: constant, and no part of `nbytes`."""
+        return sum(stock.state_bytes(layer) for _, layer in self._others)
+
+    @property
+    def _others(self) -> list[tuple[int, Any]]:
+        """The layers that take no rules, with their indices."""
+        return [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, PlanLayer)]
 
     @property
     def columns(self) -> int:
@@ -109,17 +127,22 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def check_in_step(self) -> None:
         """Refuse to go on if an earlier call stored tokens in some layers and then failed.
 
-        `update` notices this in layers with rules. This check is for layers with the model's own window, which store
-        their tokens before it is known whether the other layers can. It makes no GPU wait, and checks nothing there.
+        `update` notices this in layers with rules. This check is for the other layers, which store their tokens before
+        it is known whether all can. Layers with a window count them, which is checked where no GPU must wait; what a
+        state holds cannot be told, so there any call that failed counts.
 
         Raises:
-            Unsupported: The layers hold different numbers of tokens.
+            Unsupported: The layers hold different numbers of tokens, or may do so.
         """
         if torch.compiler.is_compiling():
             return
+        if self.in_call:
+            raise Unsupported(
+                "an earlier call was cut short, and layers that keep a state may hold its tokens; reset the cache"
+            )
         expected = self.layers[self._first_ruled].get_seq_length()
-        for i, layer in enumerate(self.layers):
-            if isinstance(layer, PlanLayer):
+        for i, layer in self._others:
+            if not stock.has_window(layer):
                 continue
             found = layer.get_seq_length()
             if any(isinstance(x, Tensor) and x.device.type != "cpu" for x in (expected, found)):
@@ -156,15 +179,12 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             for layer in self._ruled:
                 if layer.is_initialized and layer.batch is batch:
                     layer.check_crop(columns, lengths, left)
-        for layer in self.layers:
-            if isinstance(layer, PlanLayer):
-                continue
-            if not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
-                raise Unsupported(
-                    f"cannot crop: a layer with a sliding window of {layer.sliding_window} has dropped older keys; "
-                    "call activate_past_recording() after the prefill, as assisted generation does"
-                )
-        super().crop(tokens_to_remove)
+        for i, layer in self._others:
+            stock.check_crop(i, layer, columns)
+        for layer in self._ruled:
+            layer.crop(tokens_to_remove)
+        for _, layer in self._others:
+            stock.crop(layer, columns)
         self.transcript.crop(columns)
         for batch in self._batches.values():
             batch.crop(columns)
@@ -195,29 +215,15 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
+        if self.max_length is None:  # states would keep their batch, and take in a smaller one without an error
+            fresh = stock.layers(self.plan.model, None)
+            for i, layer in self._others:
+                self.layers[i] = stock.renewed(layer, fresh[i])
         self.transcript.reset()
+        self.in_call = False
 
     def _require(self, operation: str) -> None:
         """Refuse an operation that some layer does not have."""
         lacking = next((layer for layer in self.layers if not hasattr(layer, operation)), None)
         if lacking is not None:
-            raise Unsupported(
-                f"{operation} with max_length: transformers' {type(lacking).__name__} has no such operation"
-            )
-
-
-def _layer(plan: Plan, layer: int, max_length: int | None, batches: dict[torch.device, BatchState]) -> Any:
-    if layer in plan.model.ruled_layers:
-        rules = Rules(plan, layer)
-        return PlanLayer(rules, batches) if max_length is None else FixedPlanLayer(rules, batches, max_length)
-    assert plan.model.sliding is not None
-    window = plan.model.sliding.window
-    if max_length is None:
-        return DynamicSlidingWindowLayer(sliding_window=window)
-    return StaticSlidingWindowLayer(max_cache_len=max_length, sliding_window=window)
-
-
-def _bytes(layer: Any, what: str) -> int:
-    if isinstance(layer, PlanLayer):
-        return int(getattr(layer, what))
-    return 0 if layer.keys is None else int(layer.keys.nbytes + layer.values.nbytes)
+            raise Unsupported(f"{operation}: transformers' {type(lacking).__name__} has no such operation")

@@ -10,13 +10,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moa.hf.calls import check_call
 from moa.plans.errors import Unsupported
+from moa.plans.model import ModelInfo
 from moa.runtime.cache import KVCache
 
+PADDED = (
+    "padding after a token, or alone in a call, beside a cache: layers that keep a state in place of keys would take "
+    "it in; pad before the texts, and pass more than one column where a text has not begun"
+)
 CONTINUE = "pass the whole text, that is what is cached and at least one new token, or reset the cache"
 
 
-def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any]) -> None:
+def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any], model: ModelInfo) -> None:
     """Refuse a call whose columns, positions or rotary embedding do not follow those of the cache.
 
     On a GPU the positions of a decode step are not checked, since reading them would wait for the device; `generate`
@@ -26,9 +32,11 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any]) -> Non
         decoder: The model that is called.
         cache: A `KVCache` or `DynamicCache`.
         call: The arguments of the call, by name.
+        model: The model's shape.
 
     Raises:
-        Unsupported: The columns, positions or rotary embedding do not follow.
+        Unsupported: The columns, positions or rotary embedding do not follow; or, in a model with layers that keep a
+            state in place of keys, padding follows a token.
     """
     if isinstance(cache, KVCache) and call.get("use_cache") is False:
         raise Unsupported("use_cache=False beside a moa.KVCache, which would be written all the same: leave out one")
@@ -41,6 +49,10 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any]) -> Non
     positions = call.get("position_ids")
     if positions is not None and (positions.ndim != 2 or positions.shape[1] != new):
         positions = None  # they have several axes (images), or a shape that the model refuses
+    if model.keyless:
+        if cached:
+            check_call(decoder, new, call.get("position_ids"))
+        _check_padding(call.get("attention_mask"), cached, new, may_sync)
     if may_sync and positions is not None:
         _check_positions(cache, positions, call.get("attention_mask"), cached)
     limit = longrope_limit(decoder.config)
@@ -50,15 +62,14 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any]) -> Non
         cache.transcript.append(given, tokens, cached if may_sync else None)
 
 
-def _check_positions(cache: Any, positions: Tensor, mask: Any, cached: int) -> None:
+def _check_positions(cache: Any, positions: Tensor, given: Any, cached: int) -> None:
     """Refuse a position below the number of tokens before it, or above the number of columns before it."""
     new = positions.shape[1]
     columns = torch.arange(cached, cached + new, device=positions.device)
     if (positions == columns).all():
         return  # nothing padded, the usual case
-    if isinstance(mask, Mapping):  # models for images and text make one mask for each kind of layer themselves
-        mask = mask.get("full_attention")
-    if isinstance(mask, Tensor):
+    mask = _of_full_layers(given)
+    if mask is not None:
         if mask.ndim != 2 or mask.shape[1] < cached + new:
             return  # refused where masks are made
         past, real = mask[:, :cached].sum(1), mask[:, cached : cached + new].bool()
@@ -75,6 +86,25 @@ def _check_positions(cache: Any, positions: Tensor, mask: Any, cached: int) -> N
             f"the cache holds {cached} tokens, and the one in column {cached + column} is given position {found}: "
             f"{CONTINUE}"
         )
+
+
+def _check_padding(given: Any, cached: int, new: int, may_sync: bool) -> None:
+    """Refuse padding but that before a text: states decay at masked tokens, and a single token is never masked."""
+    mask = _of_full_layers(given)
+    if mask is None or mask.ndim != 2 or mask.shape[1] < cached + new:
+        return  # refused where masks are made
+    real = mask[:, max(cached - 1, 0) : cached + new].bool()
+    if not may_sync:
+        torch._assert_async(real[:, -1].all(), PADDED)
+    elif not (real[:, -1].all() if new == 1 else (real[:, 1:] >= real[:, :-1]).all()):
+        raise Unsupported(PADDED)
+
+
+def _of_full_layers(mask: Any) -> Tensor | None:
+    """Return the mask, or of masks that were made already, one for each kind of layer, that of layers with rules."""
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention")
+    return mask if isinstance(mask, Tensor) else None
 
 
 def longrope_limit(config: Any) -> int | None:

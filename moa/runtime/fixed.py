@@ -53,8 +53,8 @@ class FixedPlanLayer(PlanLayer):
         return self.max_length, 0
 
     def get_seq_length(self) -> Tensor:
-        """Return the number of columns seen so far, padding counted, as a tensor on the device."""
-        return self.batch.width if self.is_initialized else torch.zeros((), dtype=torch.int64)
+        """Return the number of columns that this layer holds, padding counted, as a tensor on the device."""
+        return self._held_columns() if self.is_initialized else torch.zeros((), dtype=torch.int64)
 
     def get_max_length(self) -> int:
         """Return the largest number of columns that the layer can hold."""

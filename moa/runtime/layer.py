@@ -50,6 +50,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         super().__init__()
         self.rules, self.columns, self._batches = rules, 0, batches
         self._initialized_early = False
+        self._joined: ForwardCall | None = None  # the latest call whose keys it holds
         self.store: Store | None = None
         self.sinks: Sinks | None = None
 
@@ -131,6 +132,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         )  # fmt: skip
         if self._is_first:
             self.batch.end(call, new)
+        self._joined = call
         if not torch.compiler.is_compiling():
             self.columns += new
         return packing.unpack(out)
@@ -166,8 +168,12 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         return self.get_seq_length() + query_length, 0
 
     def get_seq_length(self) -> Any:
-        """Return the number of columns seen so far, padding counted."""
-        return self.batch.width if self.is_initialized else 0
+        """Return the number of columns that this layer holds, padding counted; within a call, layers may differ."""
+        return self._held_columns() if self.is_initialized else 0
+
+    def _held_columns(self) -> Any:
+        counted = self.batch.counted
+        return self.batch.width if counted is None or counted is self._joined else self.batch.width - counted.new
 
     def get_max_length(self) -> int:
         """Return -1, which says that there is no limit."""

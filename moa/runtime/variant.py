@@ -9,6 +9,7 @@ from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache
 
 from moa.plans.plan import Plan
+from moa.runtime import stock
 from moa.runtime.applied import apply
 from moa.runtime.cache import KVCache
 
@@ -47,4 +48,4 @@ def allocated_bytes(cache: Cache) -> int:
     """Return the bytes allocated for keys and values by a `KVCache`, `DynamicCache` or `StaticCache`."""
     if isinstance(cache, KVCache):
         return cache.nbytes
-    return sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers if layer.is_initialized)
+    return sum(map(stock.kv_bytes, cache.layers))

@@ -76,13 +76,19 @@ def test_gemma3_text_and_multimodal():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (transformers.FalconH1Config(num_hidden_layers=4), "layer 0 of FalconH1ForCausalLM is hybrid; plans know full"),
         (
-            transformers.Qwen3NextConfig(num_hidden_layers=4),
-            "layer 0 of Qwen3NextForCausalLM is linear_attention",
+            transformers.Qwen3NextConfig(num_hidden_layers=3),
+            "none of Qwen3NextForCausalLM's layers is full_attention, so none takes a rule: they are linear_attention",
         ),
         (
-            transformers.Llama4TextConfig(num_hidden_layers=4),
-            "layer 0 of Llama4ForCausalLM is chunked_attention",
+            transformers.LlamaConfig(
+                num_hidden_layers=3,
+                layer_types=["full_attention", "sliding_attention", "chunked_attention"],
+                sliding_window=32,
+                attention_chunk_size=32,
+            ),
+            "has sliding_attention and chunked_attention layers; plans know one kind of window",
         ),
         (transformers.T5Config(), "encoder-decoder"),
         (transformers.DeepseekV3Config(), "latent"),
@@ -94,6 +100,36 @@ def test_gemma3_text_and_multimodal():
 def test_what_cannot_take_rules_is_refused_by_name(config, message):
     with pytest.raises(Unsupported, match=message):
         ModelInfo.from_config(config)
+
+
+def test_layers_that_keep_no_keys_or_a_chunk_take_no_rules():
+    info = ModelInfo.of(transformers.Qwen3NextConfig(num_hidden_layers=8, num_key_value_heads=2, head_dim=32))
+    assert info.ruled_layers == (3, 7)
+    assert info.keyless == {"linear_attention": (0, 1, 2, 4, 5, 6)}
+    assert info.others == {"linear_attention": 6}
+    assert info.dense_kv_bytes(100, 3, "bfloat16") == 3 * 100 * 2 * 2 * 2 * 32 * 2  # 2 layers, 2 heads, key and value
+    kinds = ["linear_attention", "full_attention", "mlp", "full_attention", "moe"]
+    info = ModelInfo.of(transformers.NemotronHConfig(layers_block_type=kinds))
+    assert info.kinds == tuple(kinds)
+    assert info.ruled_layers == (1, 3)
+    info = ModelInfo.of(transformers.Llama4TextConfig(num_hidden_layers=8, attention_chunk_size=32))
+    assert info.sliding == Sliding(window=32, layers=(0, 1, 2, 4, 5, 6), chunked=True)
+    assert info.kinds[:4] == ("chunked_attention",) * 3 + ("full_attention",)
+    whole = transformers.Llama4TextConfig(num_hidden_layers=8, attention_chunk_size=1024, max_position_embeddings=1024)
+    assert ModelInfo.of(whole).ruled_layers == tuple(range(8))
+
+
+def test_a_layer_has_one_kind_and_some_layer_takes_rules():
+    info = ModelInfo.of(transformers.LlamaConfig(**SHAPE)).model_dump() | {"sliding": {"window": 8, "layers": [0]}}
+    for keyless, problem in (
+        ({"conv": [0]}, "twice"),
+        ({"conv": [4]}, "0 to 3"),
+        ({"conv": [1, 2, 3]}, "leave a layer"),
+    ):
+        with pytest.raises(ValidationError, match=problem):
+            ModelInfo.model_validate(info | {"keyless": keyless})
+    with pytest.raises(ValidationError, match="linear_attention"):
+        ModelInfo.model_validate(info | {"keyless": {"full_attention": [1]}})
 
 
 def test_of_takes_a_model_a_config_or_itself():

@@ -25,6 +25,9 @@ MODEL = ModelInfo(
     rope={"type": "default"},
 )
 HYBRID = MODEL.model_copy(update={"sliding": Sliding(window=32, layers=(0, 2))})
+CHUNKED = MODEL.model_copy(
+    update={"layers": 6, "sliding": Sliding(window=32, layers=(0, 4), chunked=True), "keyless": {"conv": (1, 2)}}
+)
 
 RULES = st.builds(
     SinkWindow,
@@ -35,7 +38,7 @@ RULES = st.builds(
 
 
 @st.composite
-def plans(draw, models=(MODEL, HYBRID)):
+def plans(draw, models=(MODEL, HYBRID, CHUNKED)):
     model = draw(st.sampled_from(models))
     groups = {layer: [draw(RULES) for _ in range(model.kv_heads)] for layer in model.ruled_layers}
     return Plan.from_rules(model, groups)
@@ -50,8 +53,11 @@ def test_spans_and_density_come_from_the_one_function(plan, n):
             if layer in plan.groups:
                 rule = plan.rule(layer, head)
                 assert spans[layer, head] == span(rule.sink, rule.alpha, rule.beta256, n)
+            elif plan.model.kinds[layer] == "conv":
+                assert spans[layer, head] == 0
             else:
-                assert spans[layer, head] == min(n, window)
+                seen = n - 32 * ((n - 1) // 32) if plan.model.sliding.chunked else min(n, window)
+                assert spans[layer, head] == seen
     ruled = spans[list(plan.model.ruled_layers)]
     assert plan.density(n) == pytest.approx((ruled / n).mean(), rel=1e-12)
     assert 0 < plan.density(n) <= 1

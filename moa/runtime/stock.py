@@ -1,0 +1,94 @@
+"""Make the cache layers of transformers' own, which a `KVCache` holds for the layers without rules."""
+
+from typing import Any
+
+from transformers import DynamicCache, PretrainedConfig, StaticCache
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+
+from moa.plans.errors import Unsupported
+from moa.plans.model import ModelInfo
+
+
+def layers(model: ModelInfo, max_length: int | None) -> list[Any]:
+    """Return the layers of transformers' cache for a model of this shape, all of them, those with rules too.
+
+    Args:
+        model: The shape.
+        max_length: As for `KVCache`.
+    """
+    window = model.sliding.window if model.sliding else None
+    kinds = ["moe" if kind == "mlp" else kind for kind in model.kinds]  # transformers' checks know one name of the two
+    config = PretrainedConfig(
+        num_hidden_layers=model.layers, layer_types=kinds, sliding_window=window, attention_chunk_size=window
+    )
+    cache = DynamicCache(config=config) if max_length is None else StaticCache(config=config, max_cache_len=max_length)
+    return list(cache.layers)
+
+
+def has_window(layer: Any) -> bool:
+    """Return whether a layer of transformers' keeps keys, those of its window."""
+    return isinstance(layer, CacheLayerMixin)
+
+
+def has_state(layer: Any) -> bool:
+    """Return whether a layer of transformers' keeps a state of a constant size."""
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def kv_bytes(layer: Any) -> int:
+    """Return the bytes that a layer holds of keys and values."""
+    keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+    return 0 if keys is None or values is None else int(keys.nbytes + values.nbytes)
+
+
+def state_bytes(layer: Any) -> int:
+    """Return the bytes that a layer holds of states."""
+    if not has_state(layer):
+        return 0
+    held = (*layer.conv_states.values(), *layer.recurrent_states.values())
+    return sum(int(state.nbytes) for state in held if state is not None)
+
+
+def check_crop(index: int, layer: Any, columns: int) -> None:
+    """Refuse to take back `columns` tokens where a layer no longer holds what it held before them.
+
+    Args:
+        index: Of the layer, for errors.
+        layer: A layer of transformers'.
+        columns: Tokens, padding counted.
+
+    Raises:
+        Unsupported: Its past is gone.
+    """
+    if has_window(layer):
+        if not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
+            raise Unsupported(
+                f"cannot crop: a layer with a sliding window of {layer.sliding_window} has dropped older keys; "
+                "call activate_past_recording() after the prefill, as assisted generation does"
+            )
+    elif has_state(layer) and columns:
+        if any(layer.is_recurrent_states_initialized.values()):
+            raise Unsupported(
+                f"cannot crop: layer {index} keeps a state in place of keys, which holds all tokens at once; reset the "
+                "cache and pass the text that is to stay"
+            )
+        for i, state in layer.conv_states.items():
+            if state is not None and state.shape[-1] - columns < layer.conv_kernel_size[i]:
+                raise Unsupported(
+                    f"cannot crop {columns} tokens: layer {index} is a convolution that holds its last "
+                    f"{state.shape[-1]}; call activate_past_recording() after the prefill, as assisted generation does"
+                )
+
+
+def crop(layer: Any, columns: int) -> None:
+    """Take back the last `columns` tokens, and what a layer held on to only until then."""
+    if has_state(layer) and not (layer.record_past and any(layer.is_conv_states_initialized.values())):
+        return
+    layer.crop(-columns)
+
+
+def renewed(old: Any, new: Any) -> Any:
+    """Return an empty layer `new` in the place of `old`, set to hold on to its past where that was."""
+    if getattr(old, "record_past", False):
+        new.activate_past_recording()
+    return new

@@ -1,0 +1,155 @@
+"""Small random models whose layers are of several kinds, and an oracle apart from the runtime: masks written out."""
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedModel
+from transformers.masking_utils import sdpa_mask
+
+from moa.plans.model import ModelInfo
+from moa.plans.patterns import Rule
+from moa.plans.plan import Plan
+
+VOCABULARY = 61
+
+SHAPE = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 48, "max_position_embeddings": 1024, "initializer_range": 0.2, "pad_token_id": 0,
+    "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+OTHERWISE_NAMED = ("vocab_size", "initializer_range", "pad_token_id", "bos_token_id", "eos_token_id")
+"""The only fields of `SHAPE` that GPT-BigCode's config calls so."""
+TWO = {"num_hidden_layers": 3, "layer_types": ["linear_attention", "full_attention", "full_attention"]}
+DELTA = TWO | {
+    "head_dim": 32, "linear_conv_kernel_dim": 4, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+}  # fmt: skip
+EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
+MAMBA2 = {
+    "mamba_n_heads": 4, "mamba_d_head": 32, "mamba_d_state": 16, "mamba_n_groups": 1, "mamba_chunk_size": 16,
+    "mamba_expand": 2,
+}  # fmt: skip
+THREE_AXES = {
+    "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1], "mrope_interleaved": True,
+    "partial_rotary_factor": 0.25,
+}  # fmt: skip
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "Qwen3_5Text": DELTA | {"rope_parameters": THREE_AXES},
+    "Qwen3_5MoeText": DELTA | EXPERTS | {"rope_parameters": THREE_AXES},
+    "Qwen3Next": DELTA | EXPERTS,
+    "Lfm2": {
+        "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "full_attention"],
+        "block_auto_adjust_ff_dim": False,
+    },
+    "Lfm2Moe": EXPERTS | {
+        "num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"], "num_dense_layers": 1,
+    },
+    "Lfm3": {
+        "num_hidden_layers": 3, "layer_types": ["conv", "sliding_attention", "full_attention"], "head_dim": 16,
+        "sliding_window": 32,
+    },
+    "OlmoHybrid": TWO | {
+        "linear_num_key_heads": 2, "linear_num_value_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 32,
+    },
+    "Bamba": MAMBA2 | {"num_hidden_layers": 3, "attn_layer_indices": [1]},
+    "GraniteMoeHybrid": MAMBA2 | TWO | {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32, "attention_multiplier": 0.25,
+    },
+    "Jamba": {
+        "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
+        "expert_layer_offset": 1, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 8,
+    },
+    "NemotronH": {
+        "layers_block_type": ["linear_attention", "full_attention", "mlp", "full_attention"], "head_dim": 16,
+        "mamba_num_heads": 4, "mamba_head_dim": 32, "ssm_state_size": 16, "n_groups": 1, "chunk_size": 16,
+    },
+    "Llama4Text": {
+        "num_hidden_layers": 4, "head_dim": 16, "intermediate_size_mlp": 48, "no_rope_layers": [1, 0, 1, 0],
+        "attention_chunk_size": 32, "moe_layers": [1], "num_local_experts": 4, "num_experts_per_tok": 1,
+        "floor_scale": 16, "attn_scale": 0.5,
+    },
+    "GPTBigCode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 48},
+}  # fmt: skip
+"""The fields of a family's config that differ from `SHAPE`."""
+
+RULES = (
+    Rule(sink=64, alpha=64, beta=0.0),
+    Rule(sink=128, alpha=0, beta=0.5),
+    Rule(sink=64, alpha=-150, beta=0.75),
+    Rule(sink=64, alpha=0, beta=1.0),
+)
+
+
+def make(family: str, **changes: Any) -> PreTrainedModel:
+    """A new model of a family, in float64, with weights large enough for attention to matter."""
+    torch.manual_seed(0)
+    shape = {name: value for name, value in SHAPE.items() if family != "GPTBigCode" or name in OTHERWISE_NAMED}
+    config = getattr(transformers, f"{family}Config")(**shape | FAMILIES[family] | changes)
+    model = AutoModelForCausalLM.from_config(config)
+    if model._can_set_experts_implementation():
+        model.set_experts_implementation("eager")  # the others have no float64
+    return model.double().eval()
+
+
+made = cache(make)
+
+
+def plan_of(model: Any, seed: int = 0) -> Plan:
+    """Rules of all kinds, drawn; some cut a text of 150 tokens."""
+    rng, info = np.random.default_rng(seed), ModelInfo.of(model)
+    groups = {layer: [RULES[i] for i in rng.integers(len(RULES), size=info.kv_heads)] for layer in info.ruled_layers}
+    return Plan.from_rules(model, groups | {info.ruled_layers[0]: [RULES[0]] * info.kv_heads}, defaults=RULES[0])
+
+
+def seen(plan: Plan, layer: int, n: int) -> Tensor:
+    """What each query of a text of `n` tokens sees, from what the plan says of each length: bool [kv_heads, n, n]."""
+    spans = np.stack([plan.spans(i + 1)[layer] for i in range(n)])  # [n, kv_heads]
+    sink = np.array([rule.sink for rule in plan.groups[layer]])
+    i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
+    kept = (j <= i) & ((spans[:, None] == i + 1) | (j < sink) | (j > i - (spans[:, None] - sink)))
+    return torch.from_numpy(kept).permute(2, 0, 1)
+
+
+class Oracle:
+    """A model that knows of no plan, whose layers with rules attend by masks that are written out; a context manager.
+
+    Attributes:
+        mask: [batch, columns], 0 where padded, of all columns that will be; None when nothing is.
+    """
+
+    def __init__(self, model: Any, plan: Plan, mask: Tensor | None = None) -> None:
+        self.model, self.plan, self.mask = model, plan, mask
+
+    def __enter__(self) -> Any:
+        AttentionInterface.register("written_out", self._attend)
+        AttentionMaskInterface.register("written_out", sdpa_mask)
+        self._before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("written_out")
+        return self.model
+
+    def __exit__(self, *_: object) -> None:
+        self.model.set_attn_implementation(self._before)
+
+    def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        layer, heads, (new, columns) = module.layer_idx, q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
+        if layer in self.plan.model.ruled_layers:
+            real = torch.ones(len(q), columns) if self.mask is None else self.mask[:, :columns]
+            if len(real) != len(q):  # beams
+                real = real.repeat_interleave(len(q) // len(real), 0)
+            at = (real.cumsum(1) - 1).clamp(min=0).long()  # [batch, columns]
+            kept = seen(self.plan, layer, columns)  # [kv_heads, columns, columns]
+            mask = torch.stack([kept[:, i[-new:, None], i[None]] & r.bool() for i, r in zip(at, real, strict=True)])
+            mask = mask.repeat_interleave(heads, 1)
+        k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
+        out = scaled_dot_product_attention(
+            q, k, v, mask, is_causal=mask is None and new == columns, scale=kwargs.get("scaling")
+        )
+        return out.transpose(1, 2), None
