@@ -63,7 +63,8 @@ def test_each_way_to_feed_a_model_is_the_masked_model(family, model, make_plan):
         with Oracle(model, plan, mask if name == "left padding" else None):
             expected = way(DynamicCache(config=model.config))
         with moa.apply(model, plan, "torch"):
-            for cache in (KVCache(plan), DynamicCache(config=model.config), KVCache(plan, max_length=n)):
+            caches = KVCache(plan), DynamicCache(config=model.config), KVCache(plan, max_length=n)
+            for cache in caches[:1] if name == "no cache" or make_plan is Plan.dense else caches:
                 torch.testing.assert_close(way(cache), expected, **CLOSE, msg=lambda m, at=(name, cache): f"{at}: {m}")
 
 
