@@ -163,11 +163,11 @@ REFERENCES: Stage = {
     "16 then 4, opens 4, norm, 4 bits": norm(4, 16),
     "the same, sink 64, recent 32": norm(4, 16, sink=64, recent=32),
     "the same, softmax max": norm(4, 16, group="softmax max"),
-    "16 then 2, opens 8, norm, 4 bits, slow 32": half(2, 16, 8),
     "page 4, truth": Selector(Summary(4, "truth"), **FLOOR),
 }
 """Asked about the first texts only."""
 FINALISTS: Stage = {
+    "16 then 2, opens 8, norm, 4 bits, slow 32": half(2, 16, 8),
     "16 then 4, opens 8, norm, 4 bits, slow 32": half(4, 16, 8),
     "16 then 4 by its best two keys, opens 8, 4 bits, slow 32": half(2, 16, 8, 4),
     "page 4, norm, 4 bits, slow 32": half(4),
