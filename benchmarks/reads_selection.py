@@ -41,7 +41,7 @@ CAPTURED = {2048: ((1, 0, 3), (4, 0, 1), (0, 0, 1)), 4096: ((1, 0, 2), (0, 0, 1)
 BUDGETS = {2048: ("1/8",), 4096: ("1/16", "1/32")}
 SHARP = 0.2
 """Of a head's attention, from which a row looks at its needle."""
-ASKED = {2048: {4: 4, 0: 1, 1: 8}, 4096: {4: 3, 0: 1, 1: 4}}
+ASKED = {2048: {4: 4, 0: 1, 1: 8}, 4096: {4: 3, 0: 1}}
 """Per length, texts by their needles."""
 FIRST = 2
 """Texts of four needles, at the shortest length, about which references are asked."""
