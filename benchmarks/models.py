@@ -66,6 +66,16 @@ def sweep(kinds: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         yield kind, found
 
 
+def write(results: dict[str, dict[str, Any]]) -> None:
+    """Write the results, with what plans can reach of the models that work."""
+    from models_parts.share import share
+    from provenance import provenance
+
+    shares = {kind: share(kind) for kind, found in results.items() if found["status"] == "works"}
+    shares = {kind: found for kind, found in shares.items() if found is not None}
+    replace_json(RESULTS / "models.json", {"run": provenance(), "models": results, "shares": shares})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kinds", nargs="*", help="model types; all of them when left out")
@@ -77,9 +87,7 @@ def main() -> int:
         results[kind] = found
         print(kind, found["status"], found.get("at", ""), found.get("why", found.get("difference")), flush=True)
     if not kinds:
-        from provenance import provenance
-
-        replace_json(RESULTS / "models.json", {"run": provenance(), "models": results})
+        write(results)
     return int(any(found["status"] == "wrong" for found in results.values()))
 
 

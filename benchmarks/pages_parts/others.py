@@ -1,6 +1,7 @@
 """Model families, generated command lines, kernels compiled ahead of time, bounds on GPUs."""
 
 from collections import Counter
+from collections.abc import Iterator
 
 from pages_parts.common import Figures, listed, span, table, wrapped
 
@@ -25,7 +26,26 @@ def models(found: Figures) -> str:
         if one["status"] == status
     ]
     whole = f"transformers {found['run']['transformers']} lists {len(results)} causal language models ({counts})."
-    return "\n\n".join([whole, table(["model type", "plans", "reason, or difference from the oracle"], rows)])
+    parts = [whole, table(["model type", "plans", "reason, or difference from the oracle"], rows)]
+    if shares := found.get("shares"):
+        parts += [SHARES, table(["model type", "layers with rules", "other layers", *_LENGTHS], list(_shares(shares)))]
+    return "\n\n".join(parts)
+
+
+SHARES = wrapped(
+    "Of models that work and whose layers are of several kinds, the table says what a plan can reach: the KV cache of "
+    "one text in bfloat16, and the share of it in the layers that take rules. It counts the default config of each "
+    "type, and needs no profile; `moa doctor MODEL` says the same of a model. States come on top, of a constant size."
+)
+_LENGTHS = ("at 32,768 tokens", "at 131,072 tokens")
+
+
+def _shares(shares: dict[str, Figures]) -> Iterator[list[str]]:
+    for kind, one in shares.items():
+        ruled = one["layers"] - sum(one["others"].values())
+        others = ", ".join(f"{count} {name}" for name, count in one["others"].items())
+        cells = (f"{size / 2**30:.2f} GiB, {one['share'][n]:.0%}" for n, size in one["kv_bytes"].items())
+        yield [f"`{kind}`", f"{ruled} of {one['layers']}", others, *cells]
 
 
 def fuzz(found: Figures) -> str:

@@ -32,9 +32,21 @@ def test_the_page(module):
         "b": {"status": "refused", "why": "b has x|y"},
         "c": {"status": "wrong", "why": "chunks"},
     }
+    share = {"layers": 4, "others": {"conv": 3}, "kv_bytes": {"1": 2**30, "2": 2**31}, "share": {"1": 0.571, "2": 1.0}}
     run = import_module("provenance").provenance()
-    page = import_module("pages_parts.others").models({"run": run, "models": results})
+    page = import_module("pages_parts.others").models({"run": run, "models": results, "shares": {"a": share}})
     assert "lists 3 causal language models" in page
     assert "(WRONG: 1, works: 1, refused by name: 1)" in page
     assert "| `a` | works | largest difference 2e-15 |" in page
     assert "| `b` | refused by name | b has x/y |" in page
+    assert "| `a` | 1 of 4 | 3 conv | 1.00 GiB, 57% | 2.00 GiB, 100% |" in page
+
+
+def test_what_a_plan_can_reach(module):
+    share = import_module("models_parts.share").share
+    assert share("llama") is None  # all of it
+    found = share("gemma3_text")
+    assert found["others"] == {"sliding_attention": 22}
+    token = 4 * 2 * 256 * 2  # heads, key and value, head size, bytes
+    assert found["kv_bytes"][32768] == token * (4 * 32768 + 22 * 4095)
+    assert found["share"][32768] == pytest.approx(4 * 32768 / (4 * 32768 + 22 * 4095))

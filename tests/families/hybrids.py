@@ -41,7 +41,7 @@ THREE_AXES = {
     "partial_rotary_factor": 0.25,
 }  # fmt: skip
 
-FAMILIES: dict[str, dict[str, Any]] = {
+_FIELDS: dict[str, dict[str, Any]] = {
     "Qwen3_5Text": DELTA | {"rope_parameters": THREE_AXES},
     "Qwen3_5MoeText": DELTA | EXPERTS | {"rope_parameters": THREE_AXES},
     "Qwen3Next": DELTA | EXPERTS,
@@ -78,7 +78,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     },
     "GPTBigCode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 48},
 }  # fmt: skip
-"""The fields of a family's config that differ from `SHAPE`."""
+FAMILIES = {name: fields for name, fields in _FIELDS.items() if hasattr(transformers, f"{name}Config")}
+"""The fields of a family's config that differ from `SHAPE`; transformers 5.17 does not know all families."""
 
 RULES = (
     Rule(sink=64, alpha=64, beta=0.0),

@@ -78,7 +78,7 @@ def test_the_plan_changes_something(model):
 
 @torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 3])
-def test_generate_is_that_of_the_masked_model(model, beams):
+def test_generate_is_that_of_the_masked_model(family, model, beams):
     plan, ids = plan_of(model), ids_of(2, 220)
     mask = padded(ids, [(23, 220), (0, 220)])
     options: dict[str, Any] = {
@@ -89,9 +89,10 @@ def test_generate_is_that_of_the_masked_model(model, beams):
     with Oracle(model, plan, torch.cat([mask, room], 1)):
         expected = model.generate(ids, **options)
     with moa.apply(model, plan, "torch"):
-        found = model.generate(ids, **options)
-        fixed = model.generate(ids, past_key_values=KVCache(plan, max_length=230), **options)
-    for out in (found, fixed):
+        found = [model.generate(ids, **options)]
+        if family != "Llama4Text":  # whose masks transformers 5.17 cannot make in advance, as a fixed cache wants them
+            found.append(model.generate(ids, past_key_values=KVCache(plan, max_length=230), **options))
+    for out in found:
         assert torch.equal(out.sequences, expected.sequences)
         torch.testing.assert_close(torch.stack(out.logits), torch.stack(expected.logits), rtol=0, atol=1e-5)
 
@@ -102,17 +103,17 @@ def test_tokens_are_taken_back_whole_or_not_at_all(family, model):
     with moa.apply(model, plan, "torch"):
         kept, cropped = KVCache(plan), KVCache(plan)
         feed(model, kept, ids, [200])
-        expected = feed(model, kept, ids, [1] * 20)
         feed(model, cropped, ids, [200])
         cropped.activate_past_recording()
-        feed(model, cropped, ids_of(1, 205), [1] * 5)
         if family not in CROPS:
+            feed(model, cropped, ids_of(1, 205), [1] * 5)
             with pytest.raises(Unsupported, match="cannot crop: layer 0 keeps a state in place of keys"):
                 cropped.crop(-5)
             return
+        feed(model, cropped, ids_of(1, 205), [5])
         cropped.crop(-5)
         assert cropped.get_seq_length() == 200
-        torch.testing.assert_close(feed(model, cropped, ids, [1] * 20), expected, **CLOSE)
+        torch.testing.assert_close(feed(model, cropped, ids, [20]), feed(model, kept, ids, [20]), **CLOSE)
         cropped.crop(0)
         held = cropped.state_bytes
         feed(model, cropped, ids_of(1, 230), [10])
@@ -248,7 +249,7 @@ def test_a_cache_of_the_model_s_own_is_refused_by_name():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["Lfm3", "Llama4Text"])
+@pytest.mark.parametrize("family", sorted({"Lfm3", "Llama4Text"} & FAMILIES.keys()))
 def test_windows_of_the_model_s_own_keep_its_attention_implementation(family):
     """Eager attention adds its mask, which must not be the boolean one of torch's attention."""
     model, ids = make(family, attn_implementation="eager"), ids_of(2, 100)

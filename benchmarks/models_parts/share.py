@@ -1,0 +1,28 @@
+"""What of a model's KV cache a plan can reach: that of the layers that take rules, by its config alone."""
+
+from typing import Any
+
+import numpy as np
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from moa.plans.errors import MoaError
+from moa.plans.model import ModelInfo
+
+LENGTHS = 32768, 131072
+DTYPE = "bfloat16"
+
+
+def share(kind: str) -> dict[str, Any] | None:
+    """Layers by kind, KV bytes and the share of them in layers with rules at each length, of the default config.
+
+    None where every layer takes rules, or the default config is refused.
+    """
+    try:
+        info = ModelInfo.of(CONFIG_MAPPING[kind]())
+    except MoaError:
+        return None
+    if not info.others:
+        return None
+    bytes_ = {n: info.dense_kv_bytes(n, dtype=DTYPE) for n in LENGTHS}
+    shares = {n: 1 - info.sliding_kv_bytes(np.array([n]), DTYPE) / size for n, size in bytes_.items()}
+    return {"layers": info.layers, "others": info.others, "kv_bytes": bytes_, "share": shares}
