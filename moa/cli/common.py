@@ -73,9 +73,12 @@ def plan_name(path: str) -> str:
 
 
 class Bar:
-    """A progress bar on stderr that counts tokens and not samples, since long samples take longer."""
+    """A progress bar on stderr that counts tokens and not samples, since long samples take longer.
 
-    def __init__(self, title: str, console: "Console | None" = None) -> None:
+    `opening` is printed once, above the first thing that is told: when options were found right, and before the work.
+    """
+
+    def __init__(self, title: str, console: "Console | None" = None, opening: str = "") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -83,7 +86,7 @@ class Bar:
         console = console or Console(stderr=True)
         self._progress = Progress(*columns, TimeRemainingColumn(), console=console)
         self._task = self._progress.add_task(title, total=None)
-        self._title, self._total = title, 0
+        self._title, self._total, self._opening = title, 0, opening
 
     def __enter__(self) -> "Bar":
         self._progress.start()
@@ -91,10 +94,21 @@ class Bar:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` tokens have been run, the last of them for `what`."""
+        self._open()
         if total != self._total:  # new work, whose remaining time is estimated anew
             self._total = total
             self._progress.reset(self._task, total=total)
         self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")
+
+    def note(self, line: str) -> None:
+        """Print a line above the bar."""
+        self._open()
+        self._progress.console.print(line)
+
+    def _open(self) -> None:
+        if self._opening:
+            self._progress.console.print(self._opening, soft_wrap=True)
+            self._opening = ""
 
     def __exit__(self, error: object, *_: object) -> None:
         if error is not None and not self._progress.tasks[0].completed:

@@ -82,17 +82,16 @@ def command(
         stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0
     )  # only the first process of torchrun prints
     return_freed()
-    with Bar("profiling", console) as bar:
+    old = sinks is not None or keydiff is not None
+    with Bar("profiling", console, MOVED if old else "") as bar:
         profile = moa.profile_model(
             model, output, lengths=numbers("lengths", lengths), samples=samples, sources=source, data=data,
             variants=_variants(variant, sinks, keydiff), estimator=estimator,
             labels=choice("labels", labels, ("sampled", "greedy", "given")),
             loss=choice("loss", loss, ("nll", "margin", "kl")), chat=chat, around=around,
             retrieval_score=retrieval_score, add=add, seed=seed, dtype=dtype, device_map=device_map, progress=bar,
-            note=console.print,
+            note=bar.note,
         )  # fmt: skip
-    if sinks is not None or keydiff is not None:
-        console.print(MOVED, soft_wrap=True)
     if profile is not None:
         after = "" if loss == "kl" else f"; next: moa search {output} -o plan.yaml --max-density 0.5"
         console.print(f"wrote {output}{after}", soft_wrap=True)

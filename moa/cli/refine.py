@@ -1,12 +1,15 @@
 """`moa refine PROFILE MODEL -o PLAN.yaml --max-density 0.5`: a search that also runs the model."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moa.cli import asked
 from moa.cli.common import Dtype
+
+if TYPE_CHECKING:
+    from moa.search.question import Options
 
 SAMPLES = 4
 
@@ -74,11 +77,6 @@ def command(
     Trials weigh the profile's harms in other ways; each is solved exactly within all budgets. Rounds profile the model
     around the best plan and search from there.
     """
-    from rich.console import Console
-
-    import moa
-    from moa.cli.common import Bar
-
     budgets = asked.budgets(
         density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
     )
@@ -86,13 +84,27 @@ def command(
         minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
         pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,
     )  # fmt: skip
+    improve(
+        profile, model, output, budgets, options, trials=trials, rounds=rounds, round_samples=round_samples,
+        calibration=calibrate, validate_length=validate_length, storage=storage, seed=seed, dtype=dtype,
+        measure=measure,
+    )  # fmt: skip
+
+
+def improve(
+    profile: Path, model: str, output: Path, budgets: dict[str, list[str]], options: "Options", *, opening: str = "",
+    **how: Any,
+) -> None:  # fmt: skip
+    """Run `moa.refine_plan` and print what it found; `opening` is a line to print before the work."""
+    from rich.console import Console
+
+    import moa
+    from moa.cli.common import Bar
+
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    with Bar("refining", console) as bar:
-        found = moa.refine_plan(
-            profile, model, output, budgets, trials=trials, rounds=rounds, round_samples=round_samples,
-            calibration=calibrate, validate_length=validate_length, storage=storage, seed=seed, dtype=dtype,
-            measure=measure, progress=bar, note=console.print, **options,
-        )  # fmt: skip
+    with Bar("refining", console, opening) as bar:
+        found = moa.refine_plan(profile, model, output, budgets, **how, progress=bar, note=bar.note, **options)
     console.print(f"  {found.best}, on {found.length} tokens of held-out text")
-    asked.show(found.plan, found.question, found.times, asked.assumed(found.question, profile, kv_dtype), console)
+    note = asked.assumed(found.question, profile, options["kv_dtype"])
+    asked.show(found.plan, found.question, found.times, note, console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval {model} --plan {output}")

@@ -67,23 +67,12 @@ def command(
     from moa.outputs import writable
     from moa.plans.plan import Plan
 
-    if validate is not None:
-        if front is not None or measure not in (None, validate):
-            raise MoaError(
-                "moa refine finds one plan for one model: it takes no --front, and --measure only for the same MODEL"
-            )
-        refine.command(
-            profile, validate, output, max_density=max_density, max_kv_gb=max_kv_gb, kv_dtype=kv_dtype,
-            max_decode_ms=max_decode_ms, max_prefill_ms=max_prefill_ms, costs=costs, max_harm=max_harm,
-            minimise=minimise, measure=measure is not None, lengths=lengths, max_length=max_length,
-            source_weight=source_weight, pattern=pattern, time_limit=time_limit, validate_length=validate_length,
-            trials=trials, rounds=rounds, round_samples=round_samples, storage=storage, seed=seed, dtype=dtype,
-            calibrate=calibrate,
-        )  # fmt: skip
-        typer.echo(MOVED, err=True)
-        return
+    if validate is not None and (front is not None or measure not in (None, validate)):
+        raise MoaError(
+            "moa refine finds one plan for one model: it takes no --front, and --measure only for the same MODEL"
+        )
     of_refine = (validate_length, trials, rounds, round_samples, storage, seed, dtype, calibrate)
-    if of_refine != (None, 1, 0, refine.SAMPLES, None, 0, "auto", None):
+    if validate is None and of_refine != (None, 1, 0, refine.SAMPLES, None, 0, "auto", None):
         raise MoaError("trials, rounds, storage, seed, dtype and calibrate are options of moa refine PROFILE MODEL")
     budgets = asked.budgets(
         density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
@@ -92,6 +81,13 @@ def command(
         minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
         pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,
     )  # fmt: skip
+    if validate is not None:
+        refine.improve(
+            profile, validate, output, budgets, options, opening=MOVED, trials=trials, rounds=rounds,
+            round_samples=round_samples, calibration=calibrate, validate_length=validate_length, storage=storage,
+            seed=seed, dtype=dtype, measure=measure is not None,
+        )  # fmt: skip
+        return
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     if front is not None:
         if measure is not None:

@@ -191,6 +191,7 @@ def test_the_old_spelling_gives_the_same_plan_and_names_the_new_one(refine, sear
     done = search(str(path), "-o", str(plans[1]), *more, "--validate", str(model_folder), "--trials", "2")
     assert done.exit_code == 0, done.output
     assert done.output.count("--validate MODEL is now moa refine PROFILE MODEL") == 1
+    assert done.output.index("is now moa refine") < done.output.index("objective")  # said before the work
     assert Plan.load(plans[0]).to_dict() == Plan.load(plans[1]).to_dict()
 
 
