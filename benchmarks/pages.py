@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pages_parts import others, profile, quality, search, shipped, speed
-from pages_parts.common import RESULTS, Figures, load, made
+from pages_parts.common import Figures, load, made
 
 from moa.plans.errors import MoaError
 from moa.plans.replace import replace
@@ -27,10 +27,9 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^<!-- figures: (.+?) -->\n(.*?)^<!-- end -->$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((?!https:|#)")
 
-MAIN = "elastic" if (RESULTS / "elastic.json").exists() else "quality"
 BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
-    "quality": (quality.quality, MAIN),
-    "quality aims": (quality.aims, MAIN),
+    "quality": (quality.quality, "elastic"),
+    "quality aims": (quality.aims, "elastic"),
     "baselines": (quality.baselines, "baselines"),
     "speed": (speed.speed, "cpu"),
     "speed, all": (speed.whole, "cpu"),

@@ -16,11 +16,6 @@ METHODS = {
 }
 
 
-def elastic(found: Figures) -> bool:
-    """Whether one plan serves all lengths, or each length has a plan of its own."""
-    return "effective" in found
-
-
 def main_rows(found: Figures) -> list[tuple[str, Figures]]:
     """Rows that every reader wants, and what they are called."""
     names = {DENSE: DENSE, HALF: HALF, QUARTER: QUARTER}
@@ -50,13 +45,12 @@ def sizes(found: Figures) -> str:
 
 def quality(found: Figures) -> str:
     """README's table."""
-    one = "Each plan is one file for all lengths" if elastic(found) else "At each length the plans are searched for it"
     return "\n\n".join([
         wrapped(
-            f"{one}. Needles are facts in formats that calibration does not use, hidden in held-out text (numbers of "
-            f"texts with one and with four needles: {sizes(found)}); rates have 95 % intervals. Perplexity and KL "
-            "divergence from the dense model are measured on other held-out text. The uniform window "
-            "keeps as much as plan 0.25, the same in every head."
+            "Each plan is one file for all lengths. Needles are facts in formats that calibration does not use, hidden "
+            f"in held-out text (numbers of texts with one and with four needles: {sizes(found)}); rates have 95 % "
+            "intervals. Perplexity and KL divergence from the dense model are measured on other held-out text. The "
+            "uniform window keeps as much as plan 0.25, the same in every head."
         ),
         table(COLUMNS, [cells({**row, "row": name}) for name, row in main_rows(found)]),
         wrapped(
@@ -76,20 +70,16 @@ def aims(found: Figures) -> str:
         differences = [form.format(*row[task]["minus_dense"]) if task in row else "-" for task in TASKS]
         against = f"{row['text']['perplexity_against_dense']:.3f}" if "text" in row else "-"
         rows.append([f"{row['length']:,}", row["row"], f"{row['density']:.2f}", against, *differences])
-    parts = [table(columns, rows)]
-    if elastic(found):
-        lengths = [row["length"] for name, row in main_rows(found) if name == DENSE]
-        names = dict.fromkeys(row["row"] for row in found["rows"])
-        reached = {name: f"{found['effective'][name]:,}" if name in found["effective"] else "-" for name in names}
-        parts += [
-            wrapped(
-                "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
-                f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands "
-                "where a row finds less at the first of them."
-            ),
-            table(["row", "effective context, tokens"], reached.items()),
-        ]
-    return "\n\n".join([*parts, claims(found)])
+    lengths = [row["length"] for name, row in main_rows(found) if name == DENSE]
+    names = dict.fromkeys(row["row"] for row in found["rows"])
+    reached = {name: f"{found['effective'][name]:,}" if name in found["effective"] else "-" for name in names}
+    effective = wrapped(
+        "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
+        f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands "
+        "where a row finds less at the first of them."
+    )
+    reach = table(["row", "effective context, tokens"], reached.items())
+    return "\n\n".join([table(columns, rows), effective, reach, claims(found)])
 
 
 def baselines(found: Figures) -> str:
