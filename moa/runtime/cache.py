@@ -170,7 +170,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._require("crop")
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
-        columns = -tokens_to_remove
+        columns, cached = -tokens_to_remove, max((int(batch.width) for batch in self._batches.values()), default=0)
         for batch in self._batches.values():
             if columns > (width := int(batch.width)):
                 raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
@@ -180,7 +180,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                 if layer.is_initialized and layer.batch is batch:
                     layer.check_crop(columns, lengths, left)
         for i, layer in self._others:
-            stock.check_crop(i, layer, columns)
+            stock.check_crop(i, layer, columns, cached)
         for layer in self._ruled:
             layer.crop(tokens_to_remove)
         for _, layer in self._others:

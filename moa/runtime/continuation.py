@@ -19,6 +19,10 @@ PADDED = (
     "padding after a token, or alone in a call, beside a cache: layers that keep a state in place of keys would take "
     "it in; pad before the texts, and pass more than one column where a text has not begun"
 )
+TOO_WIDE = (
+    "a mask of {} columns for {} tokens: layers that keep a state in place of keys take its last columns for those of "
+    "the new tokens; pass a column for each token that is cached or new"
+)
 CONTINUE = "pass the whole text, that is what is cached and at least one new token, or reset the cache"
 
 
@@ -89,14 +93,23 @@ def _check_positions(cache: Any, positions: Tensor, given: Any, cached: int) -> 
 
 
 def _check_padding(given: Any, cached: int, new: int, may_sync: bool) -> None:
-    """Refuse padding but that before a text: states decay at masked tokens, and a single token is never masked."""
+    """Refuse masks that layers with states would get wrong: they decay at masked tokens, and take in single ones.
+
+    Padding may stand before a text alone, in all columns and not only in the new ones: a mask may hide what an earlier
+    call took in.
+    """
     mask = _of_full_layers(given)
     if mask is None or mask.ndim != 2 or mask.shape[1] < cached + new:
         return  # refused where masks are made
-    real = mask[:, max(cached - 1, 0) : cached + new].bool()
+    if new > 1 and mask is given and mask.shape[1] > cached + new:
+        raise Unsupported(TOO_WIDE.format(mask.shape[1], cached + new))
+    real = mask[:, : cached + new].bool()
+    before = (real[:, 1:] >= real[:, :-1]).all()
+    if new == 1:
+        before = before & real[:, -1].all()
     if not may_sync:
-        torch._assert_async(real[:, -1].all(), PADDED)
-    elif not (real[:, -1].all() if new == 1 else (real[:, 1:] >= real[:, :-1]).all()):
+        torch._assert_async(before, PADDED)
+    elif not before:
         raise Unsupported(PADDED)
 
 

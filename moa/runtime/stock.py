@@ -49,23 +49,27 @@ def state_bytes(layer: Any) -> int:
     return sum(int(state.nbytes) for state in held if state is not None)
 
 
-def check_crop(index: int, layer: Any, columns: int) -> None:
+def check_crop(index: int, layer: Any, columns: int, width: int) -> None:
     """Refuse to take back `columns` tokens where a layer no longer holds what it held before them.
 
     Args:
         index: Of the layer, for errors.
         layer: A layer of transformers'.
         columns: Tokens, padding counted.
+        width: Columns that the cache holds.
 
     Raises:
         Unsupported: Its past is gone.
     """
     if has_window(layer):
-        if not layer.record_past and layer.get_seq_length() >= layer.sliding_window:
-            raise Unsupported(
-                f"cannot crop: a layer with a sliding window of {layer.sliding_window} has dropped older keys; "
-                "call activate_past_recording() after the prefill, as assisted generation does"
-            )
+        seen, window = layer.get_seq_length(), layer.sliding_window
+        if seen >= window:
+            needed = min(window - 1, seen - columns)
+            if not layer.record_past or layer.keys.shape[-2] - columns < needed:
+                raise Unsupported(
+                    f"cannot crop {columns} tokens: layer {index} with a sliding window of {window} has dropped older "
+                    "keys; call activate_past_recording() before those tokens, as assisted generation does"
+                )
     elif has_state(layer) and columns:
         if any(layer.is_recurrent_states_initialized.values()):
             raise Unsupported(
@@ -73,10 +77,13 @@ def check_crop(index: int, layer: Any, columns: int) -> None:
                 "cache and pass the text that is to stay"
             )
         for i, state in layer.conv_states.items():
-            if state is not None and state.shape[-1] - columns < layer.conv_kernel_size[i]:
+            if state is None:
+                continue
+            held = state.shape[-1]
+            if not layer.record_past or (held - columns < layer.conv_kernel_size[i] and held < width):
                 raise Unsupported(
-                    f"cannot crop {columns} tokens: layer {index} is a convolution that holds its last "
-                    f"{state.shape[-1]}; call activate_past_recording() after the prefill, as assisted generation does"
+                    f"cannot crop {columns} tokens: layer {index} is a convolution that holds its last {held}; call "
+                    "activate_past_recording() after the prefill, as assisted generation does"
                 )
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from feeding import feed, padded
+from feeding import feed, padded, positions_of
 from hybrids import FAMILIES, SHAPE, VOCABULARY, Oracle, made, make, plan_of
 from torch import Tensor
 from transformers import DynamicCache
@@ -17,6 +17,7 @@ from moa import KVCache, Plan
 from moa.bench.timing import decode, disagreement
 from moa.hf.calls import parts
 from moa.plans.errors import Unsupported
+from moa.plans.model import ModelInfo
 from moa.runtime.staged import ATTRIBUTE
 from moa.runtime.variant import Variant, allocated_bytes
 
@@ -124,6 +125,60 @@ def test_tokens_are_taken_back_whole_or_not_at_all(family, model):
                 Unsupported, match=r"cannot crop 2 tokens: layer 0 is a convolution that holds its last \d"
             ):
                 cropped.crop(-2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Lfm2", "Lfm3"])
+def test_a_short_text_that_a_convolution_holds_whole_can_be_taken_back(family):
+    model, ids = make(family), torch.full((1, 2), 7)
+    options = {
+        "attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False
+    }  # fmt: skip
+    expected = model.generate(ids, **options)
+    with moa.apply(model, Plan.dense(model), "torch"):
+        assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=4, **options), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Llama4Text"])
+def test_tokens_are_not_taken_back_from_a_window_that_no_longer_holds_those_before_them(family):
+    model, ids = make(family), ids_of(1, 50)
+    window = ModelInfo.of(model).sliding.window
+    plan = Plan.dense(model)
+    with moa.apply(model, plan, "torch"):
+        cache = KVCache(plan)
+        feed(model, cache, ids, [window + 1])
+        cache.activate_past_recording()
+        with pytest.raises(Unsupported, match=f"cannot crop 5 tokens: layer 0 with a sliding window of {window}"):
+            cache.crop(-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Qwen3_5Text", "Lfm2"])
+@pytest.mark.parametrize("new", [1, 4])
+def test_padding_that_a_state_has_taken_in_is_noticed(family, new):
+    model, ids = make(family), ids_of(2, 30)
+    mask = padded(ids, [(0, 20), (0, 30)])
+    whole = torch.cat([mask, torch.ones(2, new).long()], 1)
+    call = {"attention_mask": whole, "position_ids": positions_of(whole)[:, 30:]}
+    with moa.apply(model, Plan.dense(model), "torch"):
+        caches = [model(ids, attention_mask=mask).past_key_values, DynamicCache(config=model.config)]
+        feed(model, caches[1], ids, [30])
+        for cache in caches:
+            with pytest.raises(Unsupported, match="padding after a token"):
+                model(ids_of(2, new), past_key_values=cache, **call)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Qwen3_5Text", "Lfm2"])
+def test_a_mask_wider_than_the_text_is_refused_where_states_would_read_its_end(family):
+    model, ids = make(family), ids_of(2, 60)
+    plan, mask = Plan.dense(model), torch.ones(2, 80).long()
+    with (
+        moa.apply(model, plan, "torch"),
+        pytest.raises(Unsupported, match="a mask of 80 columns for 60 tokens"),
+    ):
+        model(ids, attention_mask=mask, past_key_values=KVCache(plan, max_length=80))
 
 
 @torch.no_grad()
