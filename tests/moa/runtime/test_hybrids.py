@@ -137,6 +137,10 @@ def test_a_short_text_that_a_convolution_holds_whole_can_be_taken_back(family):
     expected = model.generate(ids, **options)
     with moa.apply(model, Plan.dense(model), "torch"):
         assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=4, **options), expected)
+        unrecorded = KVCache(Plan.dense(model))
+        feed(model, unrecorded, ids, [2])
+        with pytest.raises(Unsupported, match="cannot crop 1 tokens: layer 0 is a convolution"):
+            unrecorded.crop(-1)
 
 
 @torch.no_grad()
