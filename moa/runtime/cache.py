@@ -170,10 +170,11 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self._require("crop")
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
-        columns, cached = -tokens_to_remove, max((int(batch.width) for batch in self._batches.values()), default=0)
-        for batch in self._batches.values():
-            if columns > (width := int(batch.width)):
-                raise Unsupported(f"cannot crop {columns} tokens, the cache holds {width}")
+        columns, cached = -tokens_to_remove, 0
+        for batch in self._batches.values():  # one for each device, equally wide
+            cached = int(batch.width)
+            if columns > cached:
+                raise Unsupported(f"cannot crop {columns} tokens, the cache holds {cached}")
             lengths = batch.host_lengths()
             left = lengths - batch.tokens_in_last(columns)
             for layer in self._ruled:
