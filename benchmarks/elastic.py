@@ -19,7 +19,7 @@ from typing import Any
 
 from held_out import TASKS
 from provenance import about, provenance, said, write
-from tables import claim, claimed, compared, head
+from tables import claim, claimed, compared, head, line
 
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.interval import paired
@@ -111,9 +111,21 @@ def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     return found
 
 
+def depths(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of right answers by how deep the needle lies, both tasks together."""
+    fifths = len(rows[0]["single"]["by_depth"])
+    lines = head(["tokens", "row", *(f"depth {i / fifths:g} to {(i + 1) / fifths:g}" for i in range(fifths))])
+    for row in (row for row in rows if row["row"] in ("dense", HALF, QUARTER)):
+        each = zip(*(row[task]["by_depth"] for task in ("single", "four") if task in row), strict=True)
+        sums = [tuple(sum(task[what] for task in tasks) for what in ("right", "questions")) for tasks in each]
+        lines.append(line(f"{row['length']:,}", row["row"], *(f"{right} of {asked}" for right, asked in sums)))
+    return lines
+
+
 def markdown(found: dict[str, Any]) -> str:
-    """The page: environment, the table, effective context, the claims."""
+    """The page: environment, the table, depths, effective context, the claims."""
     lines = [f"{found['model']['name']}; {about(found['run'])}", "", *compared(found["rows"])]
+    lines += ["", "Needles found by depth, 0 the farthest from the question:", "", *depths(found["rows"])]
     lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]
     lines += [*head(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
     return "\n".join([*lines, "", *claimed(found["claims"])]) + "\n"
