@@ -1,9 +1,8 @@
 """The one place that decides how an attention call is computed: as a decode step, or as one of two prefills."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -11,6 +10,7 @@ from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.keydiff.prefill import prefill
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.sink_contents import SCORES
 from moa.kernels.store import Store, allocate
 from moa.plans.span import BLOCK
 
@@ -53,14 +53,13 @@ def attend(
 
 
 def attend_alone(
-    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, moves_keys: npt.NDArray[np.bool_] | None, scale: float,
-    backend: Backend,
-) -> Tensor:  # fmt: skip
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, holds: Sequence[str], scale: float, backend: Backend
+) -> Tensor:
     """Attention of one text to itself, nothing kept.
 
     Args:
         q, k, v, seen, scale: See `moa.kernels.call.Attend`.
-        moves_keys: Whose sinks hold the keys of `moa.kernels.keydiff`, bool [kv_heads].
+        holds: Which keys the sinks hold, names in `moa.kernels.sink_contents.SCORES`: one per KV head.
         backend: What computes.
 
     Returns:
@@ -70,8 +69,8 @@ def attend_alone(
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=k.device)
     batch = Packed(cu_seqlens, torch.zeros(1, dtype=torch.int64, device=k.device), tokens)
     store, sinks = None, None
-    if moves_keys is not None and moves_keys.any():
+    if any(SCORES[name] is not None for name in holds):
         first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
         store = allocate(np.full((1, groups), -(-tokens // BLOCK) * BLOCK), size, k.dtype, k.device)
-        sinks = Sinks(sink, moves_keys, lambda position: first[:, position // BLOCK].T, 1, k.device)
+        sinks = Sinks(sink, holds, lambda position: first[:, position // BLOCK].T, 1, k.device)
     return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)

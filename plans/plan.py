@@ -202,6 +202,10 @@ class Plan(Strict):
         """Return the reach of the layer's groups, of shape [kv_heads]."""
         return self._reach[self.model.ruled_layers.index(self._ruled(layer))]
 
+    def holds(self, layer: int) -> tuple[str, ...]:
+        """Return which keys the sinks of the layer's groups hold: names in `moa.plans.span.HOLDS`, one per group."""
+        return tuple(rule.holds for rule in self.groups[self._ruled(layer)])
+
     def moves_keys(self, layer: int) -> npt.NDArray[np.bool_]:
         """Return for which of the layer's groups the host moves keys into the sink: bool [kv_heads]."""
         return np.array([rule.moves_keys() for rule in self.groups[self._ruled(layer)]])

@@ -29,6 +29,10 @@ BETA_STEPS = 256
 LONGEST = 2**24
 """The longest text that commands and budgets take, tokens: tables of longer ones fill the memory."""
 
+FIRST_KEYS, KEYDIFF = "first", "keydiff"
+HOLDS: tuple[str, ...] = (FIRST_KEYS, KEYDIFF)
+"""All that sinks may hold, by name; `moa.kernels.sink_contents` says how the keys of each are chosen."""
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 IntLike = int | npt.NDArray[np.integer]

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -26,7 +24,7 @@ from moa.kernels.backend import influence, load, pick
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
 from moa.kernels.influence import Estimator, influence_backward
-from moa.kernels.sink_contents import HISTORIES, History, sinks
+from moa.kernels.sink_contents import History, history, sinks
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS, Variant
@@ -73,13 +71,13 @@ class Recorder:
         sink = torch.from_numpy(self.plan.reach(layer).sink.astype("int32"))
         return Visibility(first.to(device), sink.to(device))
 
-    def moves_keys(self, layer: int) -> npt.NDArray[np.bool_] | None:
-        """Return for which of a layer's groups the host moves keys into the sink under the plan: bool [kv_heads]."""
-        return None if self.plan is None else self.plan.moves_keys(layer)
+    def holds(self, layer: int) -> tuple[str, ...]:
+        """Return which keys the sinks of a layer's groups hold under the plan, by name; empty when dense."""
+        return () if self.plan is None else self.plan.holds(layer)
 
     def histories(self, layer: int) -> list[History | None]:
-        """Return which keys the sinks of a layer's groups hold under the plan."""
-        return [] if self.plan is None else [HISTORIES[rule.holds] for rule in self.plan.groups[layer]]
+        """Return which keys the sinks of a layer's groups hold under the plan, as they change; empty when dense."""
+        return [history(name) for name in self.holds(layer)]
 
     @contextmanager
     def dense(self) -> Iterator[None]:
@@ -120,7 +118,7 @@ class _Recorded(torch.autograd.Function):
         seen = recorder.rules(layer, q.shape[1], q.device)
         if seen is not None:
             apart = attend_alone(
-                *(x.transpose(0, 1) for x in (q, k, v)), seen=seen, moves_keys=recorder.moves_keys(layer), scale=scale,
+                *(x.transpose(0, 1) for x in (q, k, v)), seen=seen, holds=recorder.holds(layer), scale=scale,
                 backend=load("torch"),
             )  # fmt: skip
             return apart.transpose(0, 1)

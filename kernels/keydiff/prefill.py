@@ -1,4 +1,4 @@
-"""Prefill where sinks hold other keys than the first (pattern keydiff_window).
+"""Prefill where sinks hold other keys than the first.
 
 What such a sink holds changes from block to block. But what it will hold follows from the keys alone, so it is found
 first, for all query blocks; then library attention takes query blocks of equal window together, each with its own copy
@@ -147,7 +147,7 @@ class _Text:
 
 def _alike(wanted: Ints, sinks: Sinks) -> list[list[int]]:
     """The groups in question, those together that see the same."""
-    sets: dict[tuple[int, ...], list[int]] = {}
+    sets: dict[tuple[int | str, ...], list[int]] = {}
     for group in sinks.groups.tolist():
-        sets.setdefault((sinks.sink(group), *wanted[:, group].tolist()), []).append(group)
+        sets.setdefault((sinks.sink(group), sinks.holds[group], *wanted[:, group].tolist()), []).append(group)
     return list(sets.values())

@@ -9,6 +9,8 @@ The cosine is over the slower half of the rotary pairs, the second half of eithe
 after RoPE, whose fast pairs turn several times within a block and say nothing of how alike two keys are.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,6 +18,9 @@ from moa.plans.span import BLOCK
 
 PINNED = 4
 """Keys at the start of the text that are never dropped."""
+
+Scores = Callable[[Tensor], Tensor]
+"""From keys after RoPE, of whole blocks [..., n, D], to float32 [..., n]; a key's score knows its own block alone."""
 
 
 def scores(k: Tensor) -> Tensor:
@@ -73,13 +78,14 @@ def kept(score: Tensor, before: Tensor, left: Tensor) -> Tensor:
     return candidates.gather(1, winners(score.gather(1, candidates), before.shape[1]))
 
 
-def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
+def history(k: Tensor, sink: int, bin_size: int, *, scores_of: Scores) -> Tensor:
     """Return what a sink holds, for every edge, once all keys before the edge have left the window.
 
     Args:
         k: Keys after RoPE of one sequence [kv_heads, n, D].
         sink: Slots, a multiple of 64.
         bin_size: Tokens from edge to edge, a multiple of 64.
+        scores_of: Scores keys: the sink holds those that score most.
 
     Returns:
         int64 [edges, kv_heads, sink], positions; edge e is at token e * bin_size, below n. All of them where no more
@@ -87,7 +93,7 @@ def history(k: Tensor, sink: int, bin_size: int) -> Tensor:
     """
     groups, n, _ = k.shape
     whole = n // BLOCK * BLOCK
-    score = torch.cat([scores(k[:, :whole]), k.new_zeros(groups, n - whole, dtype=torch.float32)], 1)
+    score = torch.cat([scores_of(k[:, :whole]), k.new_zeros(groups, n - whole, dtype=torch.float32)], 1)
     score[:, :PINNED] = torch.inf
     keys = torch.arange(sink, device=k.device).expand(groups, sink)
     steps = []

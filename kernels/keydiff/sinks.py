@@ -1,11 +1,11 @@
-"""What the sinks of a layer hold where they do not hold the first keys (pattern keydiff_window), beside its `Store`.
+"""What the sinks of a layer hold where they do not hold the first keys, beside its `Store`.
 
 When a block leaves the window of such a group, its keys and the sink's are put in order of their scores: the best lie
 in the sink from then on, the others where the block lay. So back-ends read a sink as ever, and as the ring has one
 block to spare, the last block that left can come back unchanged when tokens are taken back.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Packed
-from moa.kernels.keydiff.selection import PINNED, scores, winners
+from moa.kernels.keydiff.selection import PINNED, Scores, winners
+from moa.kernels.sink_contents import SCORES
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK, Ints
 
@@ -22,19 +23,25 @@ class Sinks:
     """Scores and origins of the keys in the sinks of one layer.
 
     Attributes:
-        groups: KV heads whose sinks these are, int64, rising.
+        holds: Which keys each KV head's sink holds, names in `SCORES`.
+        groups: KV heads whose sinks these are, those that do not hold the first keys, int64, rising.
         first_at: First blocks besides the sink that rows see, on the host: from positions [n] to [n, kv_heads].
         folded: Blocks before it have left the window for the sink, on the host [sequences, kv_heads].
     """
 
     def __init__(
-        self, sink: Ints, moves_keys: npt.NDArray[np.bool_], first_at: Callable[[Ints], Ints], sequences: int,
-        device: torch.device,
-    ) -> None:  # fmt: skip
-        self.groups, self.first_at = np.flatnonzero(moves_keys), first_at
+        self, sink: Ints, holds: Sequence[str], first_at: Callable[[Ints], Ints], sequences: int, device: torch.device
+    ) -> None:
+        self.holds, self.first_at = tuple(holds), first_at
+        self.groups = np.flatnonzero([SCORES[name] is not None for name in holds])
         self._sink, self._start = sink, sink // BLOCK
         self.folded = np.tile(self._start, (sequences, 1))
         self._can_undo = np.zeros(self.folded.shape, np.bool_)
+        self._alike = [  # groups that move together
+            (size, scores_of, (sink == size) & np.array([name == other for other in holds]))
+            for size, name in sorted({(int(sink[group]), holds[group]) for group in self.groups})
+            if (scores_of := SCORES[name]) is not None
+        ]
         self._still = b""  # of what `follow` has last found that nothing is due
         shape = (sequences, len(sink), int(sink[self.groups].max()) + BLOCK)
         with torch.inference_mode(False):
@@ -53,11 +60,13 @@ class Sinks:
             sequence: Whose they are.
             groups: Likewise; they see the same.
         """
+        scores_of = SCORES[self.holds[groups[0]]]
+        assert scores_of is not None
         size, begin = self.sink(groups[0]), int(self.folded[sequence, groups[0]])
         moved = size if begin > self._start[groups[0]] else 0  # keys that are not where the text has them
         whole = (k.shape[1] - moved) // BLOCK * BLOCK + moved
         score = torch.full(k.shape[:2], -torch.inf, device=k.device)
-        score[:, moved:whole] = scores(k[:, moved:whole])
+        score[:, moved:whole] = scores_of(k[:, moved:whole])
         position = (torch.arange(k.shape[1], device=k.device) + BLOCK * begin - size).repeat(len(groups), 1)
         if moved:
             score[:, :size] = self._score[sequence, groups, :size]
@@ -96,13 +105,13 @@ class Sinks:
         if sequences is not None:
             due[np.setdiff1d(np.arange(len(due)), sequences)] = False
         while due.any():
-            for size in np.unique(self._sink[np.nonzero(due)[1]]):
-                mine = due & (self._sink == size)
+            for size, scores_of, groups in self._alike:
+                mine = due & groups
                 leaves, returns = mine & (self.folded < first), mine & (self.folded > first)
                 if leaves.any():
-                    self._fold(store, leaves, int(size))
+                    self._fold(store, leaves, size, scores_of)
                 if returns.any():
-                    self._undo(store, returns, int(size))
+                    self._undo(store, returns, size)
             due &= self.folded != first
 
     def follow(self, store: Store, batch: Packed) -> None:
@@ -130,14 +139,14 @@ class Sinks:
             new._score, new._position = self._score[index].clone(), self._position[index].clone()
         return new
 
-    def _fold(self, store: Store, pairs: npt.NDArray[np.bool_], size: int) -> None:
+    def _fold(self, store: Store, pairs: npt.NDArray[np.bool_], size: int, scores_of: Scores) -> None:
         """Let the first block besides the sink leave the window."""
         sequence, group = np.nonzero(pairs)
         s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
         block = torch.from_numpy(self.folded[sequence, group]).to(s.device)
         at, position = self._places(store, s, g, block, size)
         keys = store.k[at]
-        found = scores(keys)  # of blocks that never were in a sink this is right
+        found = scores_of(keys)  # of blocks that never were in a sink this is right
         old = (block > size // BLOCK)[:, None]
         score = torch.cat([torch.where(old, self._score[s, g, :size], found[:, :size]), found[:, size:]], 1)
         position[:, :size] = torch.where(old, self._position[s, g, :size], position[:, :size])

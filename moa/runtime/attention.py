@@ -272,7 +272,7 @@ def _without_cache(
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
     sinks = None
     if rules.moving_patterns:  # the store holds the whole past, so its keys are chosen at once
-        sinks = Sinks(rules.reach.sink, rules.moves_keys, rules.first, batch, device)
+        sinks = Sinks(rules.reach.sink, rules.holds, rules.first, batch, device)
     out = attend(
         q, k, v, batch=Packed(now.cu_seqlens, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
         backend=backend,

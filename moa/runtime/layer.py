@@ -69,7 +69,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     def _new_sinks(self, sequences: int) -> None:
         if self.rules.moving_patterns:
-            self.sinks = Sinks(self.rules.reach.sink, self.rules.moves_keys, self.rules.first, sequences, self.device)
+            self.sinks = Sinks(self.rules.reach.sink, self.rules.holds, self.rules.first, sequences, self.device)
 
     def initialize_early(self, key_states: Tensor, value_states: Tensor) -> None:
         """Initialize from another layer's first keys; `update` starts again if its own are on another device."""

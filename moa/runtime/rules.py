@@ -14,12 +14,12 @@ class Rules:
     Attributes:
         reach: The spans of the rules as functions of length, [kv_heads].
         model: The model that the plan is for.
-        moves_keys: Whether the host moves keys into the head's sink as the text grows, bool [kv_heads].
-        moving_patterns: Names of the patterns of those heads; empty where there are none.
+        holds: Which keys the head's sink holds, names in `moa.plans.span.HOLDS`, [kv_heads].
+        moving_patterns: Patterns of the heads into whose sinks the host moves keys; empty where there are none.
     """
 
     def __init__(self, plan: Plan, layer: int) -> None:
-        self.reach, self.model, self.moves_keys = plan.reach(layer), plan.model, plan.moves_keys(layer)
+        self.reach, self.model, self.holds = plan.reach(layer), plan.model, plan.holds(layer)
         self.moving_patterns = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
         self._tables: dict[torch.device, Visibility] = {}
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from moa.plans.patterns.rule import FIRST_KEYS, LIMIT, PATTERNS, Rule, Variant, parse, reach, register
+from moa.plans.patterns.rule import LIMIT, PATTERNS, Rule, Variant, parse, reach, register
 from moa.plans.patterns.sink_window import SinkWindow
 
 # isort: split
@@ -12,8 +12,8 @@ from moa.plans.patterns.sink_window import SinkWindow
 from moa.plans.patterns.keydiff_window import KeyDiffWindow
 
 __all__ = [
-    "FIRST_KEYS", "FULL", "LIMIT", "PATTERNS", "AnyRule", "KeyDiffWindow", "Rule", "SinkWindow", "Variant", "parse",
-    "reach", "register",
+    "FULL", "LIMIT", "PATTERNS", "AnyRule", "KeyDiffWindow", "Rule", "SinkWindow", "Variant", "parse", "reach",
+    "register",
 ]  # fmt: skip
 
 AnyRule = Annotated[SerializeAsAny[Rule], BeforeValidator(parse)]

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from moa.plans.patterns.elastic import ElasticRule
 from moa.plans.patterns.rule import register
+from moa.plans.span import KEYDIFF
 
 
 @register
@@ -16,6 +17,6 @@ class KeyDiffWindow(ElasticRule):
 
     pattern: Literal["keydiff_window"] = "keydiff_window"
 
-    holds: ClassVar[str] = "keydiff"
+    holds: ClassVar[str] = KEYDIFF
     label: ClassVar[str] = "keydiff"
     about: ClassVar[str] = "groups whose sinks hold other keys than the first"

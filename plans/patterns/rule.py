@@ -6,15 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BeforeValidator
 
-from moa.plans.errors import brief
+from moa.plans.errors import PlanError, brief
 from moa.plans.schema import Strict
-from moa.plans.span import BLOCK, Reach, Window, linear
+from moa.plans.span import BLOCK, FIRST_KEYS, HOLDS, Reach, Window, linear
 
 LIMIT = 2**31 - 1
 """Largest sink and |alpha|, so that int64 arithmetic in 1/256ths of a token cannot overflow."""
-
-FIRST_KEYS = "first"
-"""`Rule.holds` of patterns whose sinks hold the first keys of the text."""
 
 Variant = tuple[str, int]
 """What a profile measures for a rule: its pattern and its sink, tokens. A label on a table."""
@@ -46,7 +43,7 @@ class Rule(Strict):
         pattern: The pattern's name.
         sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
         window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
-        holds: Which keys the sink holds: `FIRST_KEYS`, or another name in `moa.kernels.sink_contents.HISTORIES`.
+        holds: Which keys the sink holds, a name in `moa.plans.span.HOLDS`.
         label: How reports call groups of this pattern; empty if they need no name.
         about: What the label means, for a caption.
     """
@@ -115,8 +112,14 @@ Kind = TypeVar("Kind", bound=type[Rule])
 
 
 def register(kind: Kind) -> Kind:
-    """Register a pattern under its name; a decorator."""
+    """Register a pattern under its name; a decorator.
+
+    Raises:
+        PlanError: Nothing says how keys are chosen that its sink `holds`.
+    """
     rule: type[Rule] = kind
+    if rule.holds not in HOLDS:
+        raise PlanError(f"{rule.__name__}.holds must be {', '.join(map(repr, HOLDS))}, found {brief(rule.holds)}")
     PATTERNS[rule.model_fields["pattern"].default] = rule
     return kind
 

@@ -206,7 +206,7 @@ def sinks_after(
     store = allocate(capacities(*numbers, np.max(ends, 0)), size, dtype, "cpu")
     store.k.fill_(fill), store.v.fill_(fill)
     seen, past = rules.seen(int(np.max(ends))), np.zeros(len(keys), np.int64)
-    sinks = Sinks(rules.sink, np.ones(groups, bool), rules.first_at, len(keys), torch.device("cpu"))
+    sinks = Sinks(rules.sink, ("keydiff",) * groups, rules.first_at, len(keys), torch.device("cpu"))
     for i, end in enumerate(ends):
         back = np.minimum(end, ends[i + 1] if i + 1 < len(ends) else end)
         new = [k[b:e].clone() for k, b, e in zip(keys, past, end, strict=True)]

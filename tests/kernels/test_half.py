@@ -52,7 +52,7 @@ def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
     def run(name: str, dtype: torch.dtype) -> Tensor:
         backend, outs, past = load(name), [], 0
         sinks, store = (
-            Sinks(rules.sink, np.array([True, True]), rules.first_at, 1, "cpu"),
+            Sinks(rules.sink, ("keydiff",) * 2, rules.first_at, 1, "cpu"),
             allocate(room, SIZE, dtype, "cpu"),
         )
         for new in (200, 70, *[1] * 60):

@@ -1,6 +1,8 @@
 """What every pattern keeps to. A test class inherits it and names the pattern and a few of its rules."""
 
 import random
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -8,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import sdpa_mask
 
 import moa
 from moa.kernels.registry import BACKENDS, REFERENCE, find
-from moa.kernels.sink_contents import HISTORIES
+from moa.kernels.sink_contents import history
 from moa.plans.patterns import PATTERNS, Rule, parse, reach
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
@@ -108,7 +112,7 @@ class Contract:
             recorder.watch = lambda layer, q, k: keys.__setitem__(layer, (q.detach(), k.detach()))
             run_backward(model, sample, "given", "nll", torch.Generator())
             table = recorder.take()[1]  # [layers, groups, rows, edges]
-        history = HISTORIES[PATTERNS[name].holds]
+        held = history(PATTERNS[name].holds)
         for layer, (q, k) in keys.items():
             scores = (q @ k.repeat_interleave(2, 0).mT / 4).masked_fill(~torch.ones(256, 256).tril().bool(), -torch.inf)
             weights = scores.softmax(-1).unflatten(0, (2, 2)).sum(1)  # the heads of a group together
@@ -118,10 +122,8 @@ class Contract:
                 for edge in range(4):
                     dropped = torch.ones(256, dtype=torch.bool)
                     dropped[BLOCK * edge :] = False
-                    in_sink = (
-                        torch.arange(sink) if history is None else history(k[group : group + 1], sink, BLOCK)[edge, 0]
-                    )
-                    dropped[in_sink] = False
+                    own = k[group : group + 1]
+                    dropped[torch.arange(sink) if held is None else held(own, sink, BLOCK)[edge, 0]] = False
                     lost = weights[group][:, dropped].sum(1) if edge * BLOCK > sink else torch.zeros(256).double()
                     want = lost.unflatten(0, (4, 64)).sum(1)[edge:]
                     torch.testing.assert_close(
@@ -131,6 +133,9 @@ class Contract:
                         atol=1e-5,
                         msg=f"{layer} {group} {edge}",
                     )
+
+    def test_its_sinks_hold_in_a_run_what_a_profile_measures(self, model: Any) -> None:
+        self.runs_as_masked(model, self.plan(model))
 
     def test_the_search_can_choose_it(self) -> None:
         rules = grid((512, 2048), [self.rules[0].variant]).rules
@@ -145,3 +150,56 @@ class Contract:
         with torch.no_grad(), moa.apply(model, plan, backend=backend):
             cache = moa.KVCache(plan)
             return torch.cat([model(part, past_key_values=cache).logits for part in ids.split(sizes, 1)], 1)
+
+    def runs_as_masked(self, model: Any, plan: Plan) -> None:
+        """With a cache, without, and in the profiler."""
+        want, ids = self.masked(model, plan), text()
+        same = partial(torch.testing.assert_close, expected=want, rtol=1e-9, atol=1e-9)
+        for sizes in ([N], [130, 1, 63, 64, 65, 77]):
+            same(self.logits(model, plan, "torch", ids, sizes))
+        with torch.no_grad(), moa.apply(model, plan, backend="torch"):
+            same(model(ids, use_cache=False).logits)
+        with recording(model, [], mass, plan):
+            same(model(ids, use_cache=False).logits.detach())
+
+    def masked(self, model: Any, plan: Plan) -> Tensor:
+        """Logits of full attention under masks that a loop writes out; sinks hold the keys that profiles measure."""
+        AttentionInterface.register("masked", partial(masked_attention, plan))
+        AttentionMaskInterface.register("masked", sdpa_mask)
+        before = model.config._attn_implementation
+        model.set_attn_implementation("masked")
+        with torch.no_grad():
+            logits: Tensor = model(text(), use_cache=False).logits
+        model.set_attn_implementation(before)
+        return logits
+
+
+def masked_attention(
+    plan: Plan, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    seen = torch.ones(key.shape[1], N, N, dtype=torch.bool).tril()
+    first = plan.first_table(module.layer_idx, -(-N // BLOCK))
+    for group, rule in enumerate(plan.groups[module.layer_idx]):
+        of = history(rule.holds)
+        held = None if of is None else of(key[0, group : group + 1], rule.sink, BLOCK)[:, 0]
+        for row in range(N):
+            edge = int(first[group, row // BLOCK])
+            hidden = torch.arange(N) < BLOCK * edge
+            hidden[torch.arange(rule.sink) if held is None else held[edge]] = False
+            seen[group, row] &= ~hidden
+    heads = query.shape[1] // key.shape[1]
+    key, value, seen = (x.repeat_interleave(heads, -3) for x in (key, value, seen))
+    out = scaled_dot_product_attention(query, key, value, seen, scale=kwargs["scaling"])
+    return out.transpose(1, 2), None
+
+
+def text() -> Tensor:
+    """A text of `N` tokens."""
+    return torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (1, N)))
+
+
+def kinds() -> set[type[Rule]]:
+    """The patterns that have a class in a test file of this folder, those of tests among them."""
+    for path in Path(__file__).parent.glob("test_*.py"):
+        import_module(path.stem)
+    return {each.kind for each in Contract.__subclasses__()}

@@ -60,9 +60,9 @@ def test_history_is_the_best_of_all_that_left() -> None:
     k, sink = keys(500), 64
     score = scores(k[:, :448])
     score[:, :PINNED] = torch.inf
-    found = history(k, sink, 64)
+    found = history(k, sink, 64, scores_of=scores)
     assert found.shape == (8, 2, sink)
     for edge in range(8):
         best = winners(score[:, : max(sink, 64 * edge)], sink)
         assert torch.equal(found[edge], best)
-    assert torch.equal(history(k, sink, 128), found[::2])  # several blocks at once are the same keys
+    assert torch.equal(history(k, sink, 128, scores_of=scores), found[::2])  # several blocks at once are the same keys

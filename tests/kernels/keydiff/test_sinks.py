@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from moa.kernels.keydiff.selection import history
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.sink_contents import history
 from moa.kernels.store import allocate
 
 BLOCKS, SINKS = 8, np.array([64, 128])
@@ -24,7 +24,7 @@ def case():
         for g in range(2):
             here = slice(int(store.base[s, g]), int(store.base[s, g]) + 64 * BLOCKS)
             store.k[here], store.v[here] = k[s, g], -k[s, g]
-    held = [[history(k[s, g : g + 1], int(SINKS[g]), 64)[:, 0] for g in range(2)] for s in range(2)]
+    held = [[history("keydiff")(k[s, g : g + 1], int(SINKS[g]), 64)[:, 0] for g in range(2)] for s in range(2)]
     return k, store, held
 
 
@@ -43,7 +43,7 @@ def holds(case, sinks, first):
 
 
 def test_a_block_that_left_comes_back_and_no_second_one(case):
-    sinks, store = Sinks(SINKS, np.array([True, True]), first_at, 2, torch.device("cpu")), case[1]
+    sinks, store = Sinks(SINKS, ("keydiff",) * 2, first_at, 2, torch.device("cpu")), case[1]
     for edge in range(3, 7):  # group 1's sink has two blocks
         first = np.array([[edge, edge], [edge - 1, edge]])
         sinks.advance(store, first)
@@ -62,14 +62,14 @@ def test_a_block_that_left_comes_back_and_no_second_one(case):
 
 
 def test_only_the_sequences_that_matter_move(case):
-    sinks, store = Sinks(SINKS, np.array([True, True]), first_at, 2, torch.device("cpu")), case[1]
+    sinks, store = Sinks(SINKS, ("keydiff",) * 2, first_at, 2, torch.device("cpu")), case[1]
     sinks.advance(store, np.full((2, 2), 5), np.array([1]))
     holds(case, sinks, np.array([[1, 2], [5, 5]]))
 
 
 def test_what_was_put_cannot_come_back(case):
     k, store, held = case
-    sinks = Sinks(SINKS, np.array([True, True]), first_at, 2, torch.device("cpu"))
+    sinks = Sinks(SINKS, ("keydiff",) * 2, first_at, 2, torch.device("cpu"))
     sinks.advance(store, np.full((2, 2), 4))
     assert sinks.check_crop(np.full((2, 2), 3))
     at = held[1][0][4]
@@ -81,7 +81,7 @@ def test_what_was_put_cannot_come_back(case):
 
 
 def test_a_selection_is_a_copy(case):
-    sinks, store = Sinks(SINKS, np.array([True, True]), first_at, 2, torch.device("cpu")), case[1]
+    sinks, store = Sinks(SINKS, ("keydiff",) * 2, first_at, 2, torch.device("cpu")), case[1]
     sinks.advance(store, np.array([[4, 4], [5, 5]]))
     twin = sinks.select(torch.tensor([1, 1]))
     assert twin.folded.tolist() == [[5, 5], [5, 5]]

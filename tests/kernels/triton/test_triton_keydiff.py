@@ -28,7 +28,7 @@ def test_prefill_and_steps_agree_with_the_reference(kit: SimpleNamespace) -> Non
         backend, out, past = load(name), [], torch.zeros(len(TEXTS), dtype=torch.int64)
         dtype = torch.float64 if name == "reference" else torch.float32
         store = allocate(room, 16, dtype, "cpu")
-        sinks = Sinks(rules.sink, np.array([True, True]), rules.first_at, len(TEXTS), torch.device("cpu"))
+        sinks = Sinks(rules.sink, ("keydiff",) * 2, rules.first_at, len(TEXTS), torch.device("cpu"))
         for (q, k, v), counted in zip(tokens, [TEXTS, *[[1] * len(TEXTS)] * STEPS], strict=True):
             cu_seqlens = torch.tensor([0, *np.cumsum(counted)], dtype=torch.int32)
             out.append(

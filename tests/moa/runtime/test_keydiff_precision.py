@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Plan
-from moa.kernels.keydiff.selection import history
+from moa.kernels.sink_contents import history
 from moa.plans.patterns import KeyDiffWindow
 from moa.runtime.layer import PlanLayer
 
@@ -69,7 +69,7 @@ def test_sinks_follow_stored_keys_and_logits_differ_by_the_model_s_rounding(tiny
                     for group in range(2):
                         size, edge = layer.sinks.sink(group), int(layer.sinks.folded[s, group])
                         mine, theirs = layer.sinks._position[s, group, :size], k[s, group : group + 1, left:]
-                        assert torch.equal(mine, history(theirs, size, 64)[edge, 0])
+                        assert torch.equal(mine, history("keydiff")(theirs, size, 64)[edge, 0])
                         held.append((mine, theirs))
             one = one or (logits, held)
             assert float((logits - one[0]).abs().mean()) <= 2 * rounding
