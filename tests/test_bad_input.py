@@ -14,6 +14,7 @@ import torch
 from moa.cli import main as cli
 from moa.hf.load import load_config
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import PATTERNS
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.cost import Costs
@@ -169,7 +170,7 @@ NUMBERS = [
     ),
     (
         "profile model -o out.safetensors --variant quest:64",
-        "a variant is PATTERN:SINK, of sink_window, keydiff_window",
+        f"a variant is PATTERN:SINK, of {', '.join(PATTERNS)}",
     ),
     ("profile model -o out.safetensors --variant sink_window", "a variant is PATTERN:SINK"),
     ("profile model -o out.safetensors --variant sink_window:-64", "a variant is PATTERN:SINK"),

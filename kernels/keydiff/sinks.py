@@ -39,7 +39,7 @@ class Sinks:
         self._can_undo = np.zeros(self.folded.shape, np.bool_)
         self._alike = [  # groups that move together
             (size, scores_of, (sink == size) & np.array([name == other for other in holds]))
-            for size, name in sorted({(int(sink[group]), holds[group]) for group in self.groups})
+            for size, name in sorted({(int(sink[group]), holds[group]) for group in self.groups.tolist()})
             if (scores_of := SCORES[name]) is not None
         ]
         self._still = b""  # of what `follow` has last found that nothing is due

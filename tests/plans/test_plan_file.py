@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moa.plans import file as plan_file
 from moa.plans.errors import PlanError
 from moa.plans.model import ModelInfo
-from moa.plans.patterns import FULL, KeyDiffWindow, Rule, SinkWindow
+from moa.plans.patterns import FULL, PATTERNS, KeyDiffWindow, Rule, SinkWindow
 from moa.plans.plan import Plan, Predicted, Provenance
 
 TEXT = """\
@@ -197,7 +197,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         (
             "sink_window",
             "sink_widow",
-            "line 3: defaults: pattern must be 'sink_window', 'keydiff_window', found 'sink_wid",
+            f"line 3: defaults: pattern must be {', '.join(map(repr, PATTERNS))}, found 'sink_wid",
         ),
         ("pattern: sink_window, ", "", "line 3: defaults: needs the key 'pattern'"),
         ("sink: 64", "sink: 100", "line 3: defaults.sink: must be a positive multiple of 64, found 100"),

@@ -12,7 +12,7 @@ from noise import NOISE, SETTINGS, SLOPES
 
 from moa.kernels.torch.operations import attend
 from moa.plans.errors import MoaError, ModelMismatch, ProfileError
-from moa.plans.patterns import Rule
+from moa.plans.patterns import PATTERNS, Rule
 from moa.plans.plan import Plan
 from moa.profiler.backward import response_hidden
 from moa.profiler.calibration import SOURCES
@@ -147,7 +147,7 @@ def test_sampled_labels_repeat_by_seed(tmp_path: Path, model: Any, tokenizer: An
         ({"lengths": (100,)}, "at least 256"),
         ({"samples": 0}, "samples must be at least 1, found 0"),
         ({"variants": (("sink_window", 65),)}, "sinks of sink_window must be positive multiples of 64, found 65"),
-        ({"variants": (("quest", 64),)}, "patterns to measure are sink_window, keydiff_window, found 'quest'"),
+        ({"variants": (("quest", 64),)}, f"patterns to measure are {', '.join(PATTERNS)}, found 'quest'"),
         (
             {"variants": (("keydiff_window", 64),) * 2},
             "variants must differ, found keydiff_window:64, keydiff_window:64",
