@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from moa.environment import environment
+from moa.hf.environment import environment
 from moa.plans.replace import replace, replace_json
 
 ROOT = Path(__file__).parents[1]

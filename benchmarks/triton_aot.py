@@ -12,12 +12,12 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import triton
+from provenance import provenance
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -239,9 +239,9 @@ def main() -> int:
     rows = quick() if args.quick else matrix()
     out = args.out or (None if args.quick else Path(__file__).parent / "results")
     if out:
-        made = {"triton": triton.__version__, "date": datetime.now(UTC).strftime("%Y-%m-%d")}
-        replace_json(out / "triton-aot.json", {**made, "rows": [asdict(r) for r in rows]})
-        note = f"Compiled ahead of time, no device, triton {made['triton']}, {made['date']}.\n\n"
+        run = provenance() | {"triton": triton.__version__}
+        replace_json(out / "triton-aot.json", {"run": run, "rows": [asdict(r) for r in rows]})
+        note = f"Compiled ahead of time, no device, triton {run['triton']}, {run['date']}.\n\n"
         replace(out / "triton-aot.md", (note + markdown(rows)).encode())
     print(markdown(rows))
     bad = [(r, fault) for r in rows for fault in r.faults()]

@@ -10,12 +10,13 @@ import torch
 
 from moa.bench import timing
 from moa.bench.timing import Times, alternate
+from moa.hf.environment import environment
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan, Predicted
+from moa.plans.progress import Progress, silent
 from moa.plans.replace import replace_json
-from moa.progress import Progress, silent
 from moa.runtime.applied import apply
 from moa.runtime.variant import Variant, allocated_bytes
 
@@ -55,7 +56,7 @@ def bench_plan(
         raise MoaError(f"batches must be 1 or more, found {min(batches)}")
     path = None if output is None else Path(output)
     if path is not None:
-        writable(path, "result of `moa bench`", results("backend", "lengths"))
+        writable(path, "result of `moa bench`", results("model", "lengths"))
     named = "the plan" if isinstance(plan, Plan) else str(plan)
     check_options(model, {named: chosen.model}, lengths=lengths, backend=backend)
     network, _ = loaded(model, dtype=dtype)
@@ -77,7 +78,7 @@ def _measure(
     for way in ways.values():  # warm up
         timing.prefill(network, way, ids[:, :128])
     done, total = 0, sum(lengths) * (1 + sum(batches))
-    found: dict[str, Any] = {"model": plan.model.name, "backend": names, "dtype": str(network.dtype), "lengths": []}
+    found: dict[str, Any] = {"model": plan.model.name, "environment": environment(network, names), "lengths": []}
     said = plan.predicted
     if said is not None and said.device is not None:
         found["predicted_for"] = {"device": said.device, "error": said.error or {}}

@@ -12,8 +12,8 @@ from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.plans.progress import Note, Progress, silent
 from moa.plans.replace import replace_json
-from moa.progress import Note, Progress, silent
 
 
 def evaluate_plans(

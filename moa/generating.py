@@ -16,7 +16,7 @@ from moa.hf.tokens import begin, chat_tokens, encode
 from moa.plans.config import longest_text
 from moa.plans.errors import MoaError, shortened
 from moa.plans.plan import Plan
-from moa.progress import Note, silent
+from moa.plans.progress import Note, silent
 from moa.runtime.applied import apply
 from moa.runtime.cache import KVCache
 from moa.runtime.greedy import settings

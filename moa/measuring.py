@@ -8,14 +8,14 @@ from typing import Any
 import torch
 
 from moa.bench import timing
-from moa.environment import environment
+from moa.hf.environment import environment
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.plans.progress import Progress, silent
 from moa.plans.replace import replace_json
-from moa.progress import Progress, silent
 from moa.runtime.variant import Variant
 from moa.search.cost import PLACE, Costs, Work
 from moa.search.fit import measure

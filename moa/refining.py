@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 import moa
-from moa.environment import environment
 from moa.evaluation.validation import Validation
 from moa.finding import Timed, runner, timed, timed_by
+from moa.hf.environment import environment
 from moa.hf.fingerprint import fingerprint
 from moa.hf.load import Given, check_options, loaded
 from moa.hf.tokens import start
@@ -20,8 +20,8 @@ from moa.outputs import writable
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
+from moa.plans.progress import Note, Progress, silent
 from moa.profiler.profile import Profile
-from moa.progress import Note, Progress, silent
 from moa.rounds import Round
 from moa.search.calibrate import Scale, calibrate
 from moa.search.objective import Mix

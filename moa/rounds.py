@@ -11,11 +11,11 @@ from moa.hf.fingerprint import fingerprint
 from moa.outputs import writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.plans.progress import Progress
 from moa.profiler.calibration import SOURCES, Source
 from moa.profiler.collect import collect
-from moa.profiler.profile import Profile
+from moa.profiler.profile import Profile, around
 from moa.profiler.settings import Settings, tasks
-from moa.progress import Progress
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 
@@ -66,7 +66,6 @@ class Round:
 
     def measure(self, plan: Plan, model: Any, tokenizer: Any, progress: Progress, what: str) -> Profile:
         """Return the slopes around `plan`, read from the file where an earlier run measured them."""
-        plan = plan.model_copy(update={"predicted": None, "provenance": None})  # another day gives another date
         self.check(plan, model)
         if not self.path.exists():
             work = [task.length for task in tasks(self.settings, self.sources)]
@@ -81,8 +80,6 @@ class Round:
         found, settings = Profile.load(path), self.settings
         said = {name: getattr(settings, name) for name in ("seed", "samples", "chat", "labels", "loss")}
         said["start"] = self.start
-        if plan is not None:
-            said["around"] = plan.to_dict()
         if model is not None:
             said |= {"weights": fingerprint(model), "dtype": str(model.dtype)}
         same = (
@@ -90,6 +87,7 @@ class Round:
             and set(found.cuts) == {(s.name, n) for s in self.sources for n in settings.lengths}
             and set(found.estimators.values()) == {settings.estimator}
             and {name: found.meta.get(name) for name in said} == json.loads(json.dumps(said))
+            and (plan is None or around(found.meta) == plan.fingerprint())
         )
         if not same:
             raise MoaError("it has other settings, or is of another model or around another plan")

@@ -22,6 +22,7 @@ import torch
 from transformers import PreTrainedModel
 
 from moa.hf.chat import has_template
+from moa.hf.environment import environment
 from moa.hf.fingerprint import fingerprint
 from moa.hf.tokens import start
 from moa.plans.config import longest_text
@@ -217,7 +218,7 @@ def _described(
         **asdict(settings), "sources": [[s.name, s.digest] for s in sources],
         "model": ModelInfo.from_config(model.config).model_dump(exclude_none=True),
         "weights": fingerprint(model), "dtype": str(model.dtype),
-        "around": None if plan is None else plan.to_dict(), **_begun(tokenizer),
+        "around": None if plan is None else plan.fingerprint(), **_begun(tokenizer),
     }  # fmt: skip
     return json.dumps(mine, sort_keys=True, indent=1).encode()
 
@@ -246,7 +247,7 @@ def _blank(
     digests = {t.source.name: t.source.digest for t in todo if t.source.digest}
     meta |= ({"documents": digests} if digests else {}) | _begun(tokenizer)
     meta |= {
-        "torch": torch.__version__,
+        "environment": environment(model, "torch"),
         "weights": fingerprint(model),
         "dtype": str(model.dtype),
         "max_length": longest_text(model.config),

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from moa.plans.errors import ProfileError
 from moa.plans.model import DTYPES, Dtype, ModelInfo
 from moa.plans.patterns import Variant
+from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.profiler.header import FORMAT, read_header
 from moa.profiler.sealed import seal, unseal
@@ -136,7 +137,7 @@ class Profile:
     def _drawn(self) -> set[tuple[str, str]]:
         """Return each source with what its samples depend on, for every profile that was added up to this one."""
         return {
-            (source, json.dumps([about.get(name) for name in ("seed", "chat", "around")], sort_keys=True))
+            (source, json.dumps([about.get("seed"), about.get("chat"), around(about)]))
             for about in (self.meta, *self.meta.get("added", ()))
             for source in about.get("sources", ())
         }
@@ -233,6 +234,15 @@ class Profile:
 def _check_tensor(path: str | Path, name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if found.shape != shape or found.dtype != np.float32:
         raise ProfileError(f"{path}: {name} must be float32 {list(shape)}, found {found.dtype} {list(found.shape)}")
+
+
+def around(meta: Mapping[str, Any]) -> str | None:
+    """Return the fingerprint of the plan that a profile was measured around; None for the dense model.
+
+    The document in `meta` also has a date and predictions, which change nothing about the samples.
+    """
+    said = meta.get("around")
+    return None if said is None else Plan.from_dict(said).fingerprint()
 
 
 def bin_size(length: int) -> int:

@@ -18,7 +18,7 @@ MAY_IMPORT = {  # folder: prefixes of the modules of ours that it may import, it
     "search": ("moa.plans", "moa.profiler.profile"),
     "moa/hf": ("moa.plans", "moa.kernels"),
     "moa/runtime": CORE,
-    "moa/evaluation": (*CORE, "moa.runtime", "moa.profiler", "moa.search.study", "moa.environment", "moa.progress"),
+    "moa/evaluation": (*CORE, "moa.runtime", "moa.profiler", "moa.search.study"),
     "moa/bench": (*CORE, "moa.runtime", "moa.search.spread"),
     "moa/report": ("moa.plans", "moa.search"),
     "moa/cli": ("moa",),

@@ -1,7 +1,6 @@
 """Timing: alternating runs, medians, device events, CUDA graphs; the device's measured ceilings."""
 
 import gc
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -10,6 +9,8 @@ from typing import Any
 
 import torch
 import triton
+
+from moa.hf.environment import environment
 
 Call = Callable[[], Any]
 
@@ -33,12 +34,11 @@ class Bench:
         torch.manual_seed(0)
 
     def about(self) -> dict[str, Any]:
-        """Device, versions, date."""
-        return {
-            "device": "dry run on the CPU, no figure counts" if self.dry else torch.cuda.get_device_name(),
-            "torch": torch.__version__, "triton": triton.__version__, "python": platform.python_version(),
-            "date": datetime.now(UTC).isoformat(timespec="seconds"), "repeats": self.repeats,
-        }  # fmt: skip
+        """Return what the figures depend on, and when they were made."""
+        dry = {"device": "dry run on the CPU, no figure counts"} if self.dry else {}
+        date = datetime.now(UTC).isoformat(timespec="seconds")
+        versions = environment(device=self.device) | {"triton": triton.__version__}
+        return {**versions, **dry, "date": date, "repeats": self.repeats}
 
     def time(self, calls: dict[str, Call], cold: bool = True) -> dict[str, float]:
         """Median seconds of each call: all of them in turn, `repeats` times, after two rounds unmeasured.

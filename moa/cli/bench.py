@@ -50,7 +50,8 @@ def tables(found: dict[str, Any]) -> list["Table"]:
     """Return the tables of prefill and decode: medians, each with its interquartile range (IQR) as a share of it."""
     from rich.table import Table
 
-    title = f"{found['model']}, {found['dtype'].removeprefix('torch.')}, back-end {found['backend']}"
+    about = found["environment"]
+    title = f"{found['model']}, {about['dtype']}, back-end {about['backend']}"
     times = "dense, {0} (IQR)", "plan, {0} (IQR)", "times", "predicted, {0}"
     first = [text.format("s") for text in times]
     prefill = Table("tokens", "attention kept", *first, title=f"{title}: prefill, batch 1")
@@ -63,9 +64,9 @@ def tables(found: dict[str, Any]) -> list["Table"]:
             sizes = step["predicted"], step["allocated"]["plan"], step["allocated"]["dense"]
             mib = [FULL if size is None else f"{size / 2**20:.1f}" for size in sizes]
             decode.add_row(n, str(step["batch"]), *_compared(step, 1e3), *mib)
-    if about := found.get("predicted_for"):
-        errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in about["error"].items())
-        decode.caption = f"times predicted for {about['device']}{errors and f'; median error of the fit: {errors}'}"
+    if said := found.get("predicted_for"):
+        errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in said["error"].items())
+        decode.caption = f"times predicted for {said['device']}{errors and f'; median error of the fit: {errors}'}"
     return [prefill, decode]
 
 

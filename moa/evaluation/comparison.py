@@ -4,19 +4,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from moa.environment import environment
 from moa.evaluation.journal import Journal, key
 from moa.evaluation.rows import Row, rows_at
 from moa.evaluation.summary import summarise
 from moa.evaluation.tasks import TASKS
 from moa.evaluation.tasks.task import Task
+from moa.hf.environment import environment
 from moa.hf.fingerprint import fingerprint
 from moa.hf.limits import check_length
 from moa.kernels import backend as backends
 from moa.plans.errors import MoaError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.progress import Note, Progress, silent
+from moa.plans.progress import Note, Progress, silent
 
 
 @dataclass(frozen=True)

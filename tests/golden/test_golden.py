@@ -31,7 +31,7 @@ from moa.refining import _tables
 
 HERE = Path(__file__).parent
 RECORD = os.environ.get("MOA_RECORD_GOLDEN") == "1"
-MADE_BY = ("torch", "weights", "dtype")  # what a profile says of the place where it was made
+MADE_BY = ("torch", "environment", "weights", "dtype")  # what a profile says of the place where it was made
 LICENSE = (HERE.parents[1] / "LICENSE").read_text()  # a text that no other version of Python changes
 SEARCHES = {  # name of the plan: profile and options
     "tiny-0.5": ("tiny", "--max-density", "0.5"),

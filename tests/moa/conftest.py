@@ -16,7 +16,7 @@ from transformers.masking_utils import sdpa_mask
 from typer.testing import CliRunner
 
 from moa.cli import main as cli
-from moa.environment import environment
+from moa.hf.environment import environment
 from moa.hf.load import load_model
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import KeyDiffWindow, Rule

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import date
 from importlib import import_module
 from inspect import signature
 
@@ -14,7 +15,7 @@ from optuna import get_all_study_names
 import moa
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError, ModelMismatch
-from moa.plans.plan import Plan
+from moa.plans.plan import Plan, Provenance
 from moa.profiler.profile import Profile
 from moa.rounds import Round
 from moa.search.cost import Costs
@@ -91,6 +92,8 @@ def test_rounds_go_on_from_the_plan_by_slopes_around_it(refine, model_folder, ma
     assert "plan.round-1.safetensors is not a profile of this round" in str(done.exception)
     part = Round.of(1, made_up, Mix(), Lengths((1024,)), plan, samples=1, seed=0)
     part.check()
+    made = Plan.from_dict(one.meta["around"])
+    part.check(made.model_copy(update={"predicted": None, "provenance": Provenance(date=date(1999, 12, 31))}))
     with pytest.raises(MoaError, match="around another plan"):
         part.check(Plan.dense(made_up.model))
 

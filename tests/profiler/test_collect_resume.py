@@ -2,6 +2,7 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from noise import NOISE, SETTINGS
 from safetensors.numpy import load_file, save
 from tokenizers.processors import TemplateProcessing
 
+from moa.hf.environment import environment
 from moa.plans.errors import ProfileError
 from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan, Predicted, Provenance, Rule
 from moa.profiler.collect import _finished, collect
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings, Task
@@ -41,6 +44,41 @@ def test_a_killed_run_goes_on_and_gives_the_same_bytes(tmp_path: Path, model: An
     assert seen == [False] * 3 + [True] * 3
     assert whole.read_bytes() == broken.read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.safetensors", "whole.safetensors"]
+
+
+def test_a_run_around_the_same_rules_of_another_day_goes_on(tmp_path: Path, model: Any, tokenizer: Any) -> None:
+    """The same search on another day writes another date, and other predictions, into a plan of the same rules."""
+    output, seen = tmp_path / "p.safetensors", list[bool]()
+
+    class Killed(Exception):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    first, again = (
+        Plan.dense(model).model_copy(
+            update={
+                "provenance": Provenance(date=date(2026, 11, day)),
+                "predicted": Predicted(lengths=(320,), harm=(float(day),)),
+            }
+        )
+        for day in (1, 2)
+    )
+    with pytest.raises(Killed):
+        collect(model, tokenizer, SETTINGS, NOISE, output, plan=first, progress=kill)
+    profile = collect(
+        model, tokenizer, SETTINGS, NOISE, output, plan=again,
+        progress=lambda _task, measured: seen.append(measured),
+    )  # fmt: skip
+    assert seen[0] is False  # True stands for measured now
+    assert seen[1:] == [True] * len(seen[1:])
+    assert profile is not None
+    assert profile.meta["environment"] == environment(model, "torch")
+    with pytest.raises(ProfileError, match="found the same of"):  # the same samples, although the dates differ
+        profile.plus(replace(profile, meta={**profile.meta, "around": first.to_dict()}))
+    narrow = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0))
+    profile.check_plus(replace(profile, meta={**profile.meta, "around": narrow.to_dict()}))
 
 
 def test_samples_of_another_run_are_not_mixed_in(tmp_path: Path, model: Any, tokenizer: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from moa import benching, diagnosing
 from moa.bench import selftest, timing
+from moa.hf.environment import cpu_name
 from moa.kernels.backend import Backend, load
 from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan, Predicted, Rule
@@ -63,6 +64,9 @@ def test_bench(run, folder, tmp_path):
     assert "KV predicted, MiB" in out
     found = json.loads(output.read_text())
     assert [cell["length"] for cell in found["lengths"]] == [256, 512]
+    about = found["environment"]
+    assert (about["device"], about["dtype"], about["torch"]) == (cpu_name(), "float32", torch.__version__)
+    assert f"{about['dtype']}, back-end {about['backend']}: prefill" in " ".join(out.split())
     plan = Plan.load(folder / "plan.yaml")
     for cell in found["lengths"]:
         assert [step["batch"] for step in cell["decode"]] == [1, 2]

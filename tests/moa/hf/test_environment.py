@@ -4,7 +4,7 @@ from importlib.metadata import version
 
 import torch
 
-from moa.environment import cpu_name, environment
+from moa.hf.environment import cpu_name, environment
 
 
 class Model(torch.nn.Linear):

@@ -1,17 +1,19 @@
 """Describe what a measurement depends on apart from model and plan: machine, versions, dtype, back-end."""
 
 import platform
-from importlib.metadata import version
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 
-def environment(model: Any = None, backend: str | None = None) -> dict[str, str | int]:
+def environment(model: Any = None, backend: str | None = None, device: Any = None) -> dict[str, str | int]:
     """Return a description of the machine and the software that this process measures with, for files of results.
 
     Args:
-        model: The loaded model, for its device and dtype; None describes the CPU.
+        model: The loaded model, for its device and dtype.
         backend: Back-end of the plans, None for the device's own.
+        device: The torch device of a measurement without a model; None is the CPU.
 
     Returns:
         `device`, `threads`, `python` and the versions of packages; with a model also `dtype` and `backend`.
@@ -20,15 +22,24 @@ def environment(model: Any = None, backend: str | None = None) -> dict[str, str 
 
     from moa.kernels.backend import pick
 
-    cuda = model is not None and model.device.type == "cuda"
+    place = device if model is None else model.device
+    cuda = place is not None and place.type == "cuda"
     about: dict[str, str | int] = {
-        "device": torch.cuda.get_device_name(model.device) if cuda else cpu_name(),
+        "device": torch.cuda.get_device_name(place) if cuda else cpu_name(),
         "threads": torch.get_num_threads(),
     }
     if model is not None:
         about |= {"dtype": str(model.dtype).removeprefix("torch."), "backend": backend or pick(model.device)}
-    versions = {name: version(name) for name in ("moa-attention", "torch", "transformers")}
-    return {**about, "python": platform.python_version(), **versions}
+    return {**about, "python": platform.python_version(), **_versions("moa-attention", "torch", "transformers")}
+
+
+def _versions(*names: str) -> dict[str, str]:
+    """Return the versions of those packages that are installed: kernels alone can be measured without transformers."""
+    found = {}
+    for name in names:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def cpu_name() -> str:
