@@ -247,7 +247,7 @@ def _blank(
     digests = {t.source.name: t.source.digest for t in todo if t.source.digest}
     meta |= ({"documents": digests} if digests else {}) | _begun(tokenizer)
     meta |= {
-        "environment": environment(model, "torch"),
+        "environment": environment(device=model.device),
         "weights": fingerprint(model),
         "dtype": str(model.dtype),
         "max_length": longest_text(model.config),

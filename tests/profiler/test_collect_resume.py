@@ -74,7 +74,7 @@ def test_a_run_around_the_same_rules_of_another_day_goes_on(tmp_path: Path, mode
     assert seen[0] is False  # True stands for measured now
     assert seen[1:] == [True] * len(seen[1:])
     assert profile is not None
-    assert profile.meta["environment"] == environment(model, "torch")
+    assert profile.meta["environment"] == environment(device=model.device)
     with pytest.raises(ProfileError, match="found the same of"):  # the same samples, although the dates differ
         profile.plus(replace(profile, meta={**profile.meta, "around": first.to_dict()}))
     narrow = Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0))
