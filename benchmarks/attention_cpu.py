@@ -59,7 +59,7 @@ def visibility(rules: Rules, length: int) -> Visibility:
 def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(1, h, length, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
     packed = {n: x[0].transpose(0, 1) for n, x in (("q", q), ("k", k), ("v", v))}
-    batch = Packed(torch.tensor([0, length], dtype=torch.int32), torch.tensor([0]), length, every=True)
+    batch = Packed(torch.tensor([0, length], dtype=torch.int32), torch.tensor([0]), length, nonempty=True)
 
     def ours(rules: Rules) -> Callable[[], object]:
         seen = visibility(rules, length)
@@ -82,7 +82,7 @@ def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
 
 def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
     q, k, v = (torch.randn(batch, h, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
-    start = Packed(torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64), 1, every=True)
+    start = Packed(torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64), 1, nonempty=True)
     caches = [torch.randn(2, batch, GROUPS, length, SIZE).to(dtype) for _ in range(layers)]
     mask = torch.ones(batch, 1, 1, length, dtype=torch.bool)
 

@@ -18,17 +18,17 @@ class Packed(NamedTuple):
     Attributes:
         cu_seqlens: int32 [sequences + 1], offsets of each sequence's new tokens.
         past: int64 [sequences], tokens that each sequence had before: the position of its first new token.
-        most: New tokens of the sequence with the most, or a bound of them.
-        every: Whether every sequence has a new token; `decode` needs one.
-        longest_past: Upper bounds of `past` that the host knows without a wait [sequences]; None where `past` may be
-            read.
+        max_seqlen: New tokens of the sequence that has most of them, or an upper bound of that number.
+        nonempty: Whether every sequence is known to have a new token; `decode` needs one in each.
+        past_bounds: Upper bounds of `past` [sequences] that the host knows without waiting for the device; None where
+            the host may read `past` itself.
     """
 
     cu_seqlens: Tensor
     past: Tensor
-    most: int
-    every: bool = False
-    longest_past: Ints | None = None
+    max_seqlen: int
+    nonempty: bool = False
+    past_bounds: Ints | None = None
 
 
 class Visibility(NamedTuple):

@@ -36,7 +36,7 @@ def attend(
     Returns:
         [tokens, query_heads, D].
     """
-    few = batch.every and batch.most <= (BLOCK if sinks is None else 1)
+    few = batch.nonempty and batch.max_seqlen <= (BLOCK if sinks is None else 1)
     if grown is not None and store is not None and few:
         store = grown()
         if sinks is not None:

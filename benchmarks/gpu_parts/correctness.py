@@ -51,7 +51,7 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
         (q, cu_seqlens), (k, _), (v, _) = (
             packed(new, h, dim, dtype, bench.device) for h in (groups * heads, groups, groups)
         )
-        where = {"batch": Packed(cu_seqlens, past, int(new.max()), every=True), "seen": seen}
+        where = {"batch": Packed(cu_seqlens, past, int(new.max()), nonempty=True), "seen": seen}
         call = {**where, "scale": scale}
         want = reference.attend(q.double(), k.double(), v.double(), store=_double(store), **call)
         if what == "decode":

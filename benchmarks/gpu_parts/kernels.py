@@ -51,7 +51,7 @@ def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
         packed(np.array([length]), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
     seen, past = mix.visibility(length, bench.device), torch.zeros(1, dtype=torch.int64, device=bench.device)
-    call = {"batch": Packed(cu_seqlens, past, length, every=True), "seen": seen, "scale": scale}
+    call = {"batch": Packed(cu_seqlens, past, length, nonempty=True), "seen": seen, "scale": scale}
     whole = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
     wide = [whole[0], *(x.repeat_interleave(heads // groups, 1) for x in whole[1:])]
     calls: dict[str, Call] = {"ours": lambda: kernels.attend(q, k, v, **call)}
@@ -76,7 +76,7 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
         packed(np.ones(batch, np.int64), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
     past = torch.full((batch,), length - 1, dtype=torch.int64, device=bench.device)
-    seen, new = mix.visibility(length + 64, bench.device), Packed(cu_seqlens, past, 1, every=True)
+    seen, new = mix.visibility(length + 64, bench.device), Packed(cu_seqlens, past, 1, nonempty=True)
     keys, values = (torch.randn(batch, groups, length, dim, device=bench.device, dtype=DTYPE) for _ in range(2))
     queries = q[:, :, None]
     calls = {"ours": bench.graph(lambda: kernels.decode(q, k, v, batch=new, seen=seen, store=store, scale=scale))}

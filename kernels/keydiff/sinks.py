@@ -116,7 +116,7 @@ class Sinks:
 
     def follow(self, store: Store, batch: Packed) -> None:
         """Let sinks hold what each sequence's one new token wants; asks the device only where a block may end."""
-        past = batch.past.cpu().numpy() if batch.longest_past is None else batch.longest_past
+        past = batch.past.cpu().numpy() if batch.past_bounds is None else batch.past_bounds
         state = (past // BLOCK).tobytes() + self.folded.tobytes()  # all that the answer depends on; 1 step in 64 asks
         if state == self._still:
             return

@@ -90,12 +90,12 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
         q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, order: Any, base: Any, capacity: Any,
         first: Any, sink: Any, cu_seqlens: Any, past: Any, scale: Any, threads: Any,
     ) -> Any:  # fmt: skip
-        groups, slabs, most, factor = len(sink), len(order), 0, wide(scale)
+        groups, slabs, max_seqlen, factor = len(sink), len(order), 0, wide(scale)
         for s in range(len(past)):
             count = cu_seqlens[s + 1] - cu_seqlens[s]
             if count < 1:
                 return False
-            most = max(most, count)
+            max_seqlen = max(max_seqlen, count)
         for s in range(len(past)):
             for token in range(cu_seqlens[s], cu_seqlens[s + 1]):
                 at = past[s] + token - cu_seqlens[s]
@@ -115,9 +115,9 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                 capacity[s, g] // BLOCK, (past[s] + cu_seqlens[s + 1] - cu_seqlens[s] - 1) // BLOCK + 1
             )
         # Thread t's share of slab i is part i + t: both only rise, so no two shares have one number.
-        top = np.full((slabs + threads, most * heads), NOTHING, wide)
-        total = np.zeros((slabs + threads, most * heads), wide)
-        sums = np.zeros((slabs + threads, most * heads, size), wide)
+        top = np.full((slabs + threads, max_seqlen * heads), NOTHING, wide)
+        total = np.zeros((slabs + threads, max_seqlen * heads), wide)
+        sums = np.zeros((slabs + threads, max_seqlen * heads, size), wide)
         for t in prange(threads):
             scores = np.empty((heads, BLOCK), wide)
             done, end, i = edges[slabs] * t // threads, edges[slabs] * (t + 1) // threads, 0
@@ -154,7 +154,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                             if shrink != 1:
                                 for d in range(size):
                                     sums[part, row, d] *= shrink
-                        mixed = sums.ctypes.data + (part * most + w) * heads * size * bytes_
+                        mixed = sums.ctypes.data + (part * max_seqlen + w) * heads * size * bytes_
                         mix(values.ctypes.data + here, seen, scores.ctypes.data, mixed, heads, size, kind, BLOCK)
                 done = stop
 

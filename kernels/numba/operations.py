@@ -89,7 +89,7 @@ def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None
     none, one = torch.zeros(1, dtype=torch.int64, device="cpu"), torch.zeros(1, 1, size, dtype=dtype, device="cpu")
     decode(
         one.expand(1, heads, size), one, one,
-        batch=Packed(torch.arange(2, dtype=torch.int32, device="cpu"), past=none, most=1, every=True),
+        batch=Packed(torch.arange(2, dtype=torch.int32, device="cpu"), past=none, max_seqlen=1, nonempty=True),
         seen=Visibility(none[None].int(), none.int()), store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
         scale=1.0,
     )  # fmt: skip

@@ -42,7 +42,7 @@ def _run(backend: Backend, device: torch.device | str) -> Tensor:
             for heads in (HEADS, len(SINK), len(SINK))
         )
         cu_seqlens = torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device)
-        batch = Packed(cu_seqlens, torch.from_numpy(past).to(device), int(new.max()), every=True)
+        batch = Packed(cu_seqlens, torch.from_numpy(past).to(device), int(new.max()), nonempty=True)
         if not past.any():
             outs.append(backend.attend(q, k, v, batch=batch, seen=seen, scale=SIZE**-0.5))
             backend.append(store, k, v, batch=batch, seen=seen)

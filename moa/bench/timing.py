@@ -89,8 +89,8 @@ def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int 
 @torch.inference_mode()
 def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: int) -> list[float]:
     """Return what `decode` does, for a cache made by `filled` with room for `steps` + 1 more tokens."""
-    tokens, held = torch.zeros(batch, steps + 1, dtype=torch.int64, device=model.device), int(cache.get_seq_length())
-    calls = [call for i in range(steps + 1) for call in parts(model, tokens[:, i : i + 1], held + i)]
+    tokens, cached = torch.zeros(batch, steps + 1, dtype=torch.int64, device=model.device), int(cache.get_seq_length())
+    calls = [call for i in range(steps + 1) for call in parts(model, tokens[:, i : i + 1], cached + i)]
     with variant.on(model):
         taken = [
             timed(partial(model, token, past_key_values=cache, use_cache=True, **where), model.device)
@@ -160,8 +160,8 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
     with variant.on(model):
         cache, begin = variant.cache(model, ids.shape[1]), ids.shape[1] - new
         calls = [*parts(model, ids[:, :begin], 0)]
-        for held in range(begin, ids.shape[1]):
-            calls += parts(model, ids[:, held : held + 1], held)
+        for cached in range(begin, ids.shape[1]):
+            calls += parts(model, ids[:, cached : cached + 1], cached)
         found = torch.cat(
             [
                 model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **where).logits[0]

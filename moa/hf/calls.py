@@ -14,17 +14,17 @@ from moa.hf.logits import decoder_below
 from moa.plans.errors import Unsupported
 
 
-def parts(model: Any, ids: Tensor, held: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+def parts(model: Any, ids: Tensor, cached: int) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
     """Yield the tokens of one call after another, and the arguments that say their positions.
 
     Args:
         model: A transformers causal language model.
         ids: Tokens [batch, new], nothing padded.
-        held: Tokens that its cache holds.
+        cached: Tokens that its cache holds.
     """
     decoder = decoder_below(model)
-    at = torch.arange(held, held + ids.shape[1], device=ids.device)[None]
-    width = 1 if held and starts_anew(decoder) else ids.shape[1]
+    at = torch.arange(cached, cached + ids.shape[1], device=ids.device)[None]
+    width = 1 if cached and starts_anew(decoder) else ids.shape[1]
     for part, where in zip(ids.split(width, 1), at.split(width, 1), strict=True):
         yield part, {} if counts(type(decoder)) else {"position_ids": where}
 

@@ -66,20 +66,20 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     @property
     def nbytes(self) -> int:
         """The bytes allocated for keys and values."""
-        return sum(layer.nbytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._others)
+        return sum(layer.nbytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._unruled)
 
     @property
     def live_bytes(self) -> int:
         """The bytes of the blocks that the plan needs at the current lengths, and all of layers that take no rules."""
-        return sum(layer.live_bytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._others)
+        return sum(layer.live_bytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._unruled)
 
     @property
     def state_bytes(self) -> int:
         """The bytes of the states of layers that keep no keys: constant, and no part of `nbytes`."""
-        return sum(stock.state_bytes(layer) for _, layer in self._others)
+        return sum(stock.state_bytes(layer) for _, layer in self._unruled)
 
     @property
-    def _others(self) -> list[tuple[int, Any]]:
+    def _unruled(self) -> list[tuple[int, Any]]:
         """The layers that take no rules, with their indices."""
         return [(i, layer) for i, layer in enumerate(self.layers) if not isinstance(layer, PlanLayer)]
 
@@ -141,7 +141,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                 "an earlier call was cut short, and layers that keep a state may hold its tokens; reset the cache"
             )
         expected = self.layers[self._first_ruled].get_seq_length()
-        for i, layer in self._others:
+        for i, layer in self._unruled:
             if not stock.has_window(layer):
                 continue
             found = layer.get_seq_length()
@@ -180,11 +180,11 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             for layer in self._ruled:
                 if layer.is_initialized and layer.batch is batch:
                     layer.check_crop(columns, lengths, left)
-        for i, layer in self._others:
+        for i, layer in self._unruled:
             stock.check_crop(i, layer, columns, cached)
         for layer in self._ruled:
             layer.crop(tokens_to_remove)
-        for _, layer in self._others:
+        for _, layer in self._unruled:
             stock.crop(layer, columns)
         self.transcript.crop(columns)
         for batch in self._batches.values():
@@ -218,7 +218,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         super().reset()
         if self.max_length is None:  # states would keep their batch, and take in a smaller one without an error
             fresh = stock.layers(self.plan.model, None)
-            for i, layer in self._others:
+            for i, layer in self._unruled:
                 self.layers[i] = stock.renewed(layer, fresh[i])
         self.transcript.reset()
         self.in_call = False

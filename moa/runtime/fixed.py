@@ -42,7 +42,7 @@ class FixedPlanLayer(PlanLayer):
     def _new_batch(self, sequences: int) -> BatchState:
         return FixedBatchState(sequences, self.device, self.max_length)
 
-    def _longest_past(self) -> Ints:
+    def _past_bounds(self) -> Ints:
         return np.full(self.batch.size, self.columns)
 
     def _make_room(self, lengths: Tensor) -> None:

@@ -117,8 +117,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if new == 1 and self.sinks is not None and torch.compiler.is_compiling():
             moving = ", ".join(self.rules.moving_patterns)
             raise Unsupported(f"rules of pattern {moving} inside a compiled graph: the host moves keys to the sinks")
-        every = call.real is None or new == 1  # a padded token in a single column is packed too
-        longest = None if self.sinks is None else self._longest_past()
+        nonempty = call.real is None or new == 1  # a padded token in a single column is packed too
+        past_bounds = None if self.sinks is None else self._past_bounds()
 
         def grown() -> Store:
             self._make_room(call.lengths)
@@ -126,7 +126,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             return self.store
 
         out = attend(
-            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, every, longest),
+            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
             scale=scale, backend=backend,
         )  # fmt: skip
@@ -137,7 +137,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             self.columns += new
         return packing.unpack(out)
 
-    def _longest_past(self) -> Ints:
+    def _past_bounds(self) -> Ints:
         """Return the lengths before the call under way, or upper bounds of them, int64 [sequences]."""
         return self.batch.past_lengths
 

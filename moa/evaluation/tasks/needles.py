@@ -104,14 +104,14 @@ def _continue(model: Any, tokenizer: Any, cache: Any, cached: int, question: Que
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops or ())
     out: list[int] = []
-    text, step = "", list(question.ids)
+    text, ids = "", list(question.ids)
     while len(out) < ANSWER_TOKENS and undecided(text, question.answer):
-        token = int(_last_logits(model, cache, step, cached).argmax())
-        cached += len(step)
+        token = int(_last_logits(model, cache, ids, cached).argmax())
+        cached += len(ids)
         if token in stops:
             break
         out.append(token)
-        text, step = tokenizer.decode(out), [token]
+        text, ids = tokenizer.decode(out), [token]
     return text
 
 
