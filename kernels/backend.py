@@ -12,7 +12,7 @@ from moa.kernels.call import Append, Attend, Decode
 from moa.plans.errors import Unsupported
 
 DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-"""What types of device are called in sentences."""
+"""The names of device types in error messages."""
 
 
 def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
@@ -22,7 +22,8 @@ def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
 class Backend(NamedTuple):
     """One implementation of the operations that `moa.kernels.call` documents.
 
-    `warm_up` makes ahead what the first step would wait for: (query heads per KV head, head size, dtype of the cache).
+    `warm_up` prepares what the first step would otherwise wait for. It takes the query heads per KV head, the head size
+    and the dtype of the cache.
     """
 
     name: str

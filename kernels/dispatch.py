@@ -55,7 +55,7 @@ def attend(
 def attend_alone(
     q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, holds: Sequence[str], scale: float, backend: Backend
 ) -> Tensor:
-    """Attention of one text to itself, nothing kept.
+    """Return the attention of one text to itself; nothing is stored.
 
     Args:
         q, k, v, seen, scale: See `moa.kernels.call.Attend`.

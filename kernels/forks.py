@@ -1,6 +1,7 @@
-"""Forks of a process that has computed: GNU's OpenMP, by which torch and numba compute on CPUs, loses its threads.
+"""Refuse to compute in a forked process whose threads were lost.
 
-Afterwards torch waits for them without end, also for a dense model, and numba ends the process.
+Torch and numba compute on CPUs with GNU's OpenMP, whose threads do not survive a fork. Afterwards torch waits for them
+without end, also for a dense model, and numba ends the process.
 """
 
 import os
@@ -16,9 +17,9 @@ _here = threading.local()
 
 
 def check() -> None:
-    """Note that this thread computes; raise Unsupported if it did so before a fork, with threads that it lost.
+    """Note that this thread computes; refuse if it also did so before a fork, in which OpenMP's threads were lost.
 
-    New threads of a forked process get threads of their own. With one thread nothing is lost.
+    A thread started after the fork gets OpenMP threads of its own. With a single thread nothing is lost.
     """
     if torch.get_num_threads() == 1:
         return
@@ -30,7 +31,7 @@ def check() -> None:
 
 
 def gnu() -> bool:
-    """Whether the process has loaded GNU's OpenMP; those of others start anew after a fork."""
+    """Return whether the process has loaded GNU's OpenMP; other OpenMP libraries restart their threads after a fork."""
     try:
         return "libgomp" in Path("/proc/self/maps").read_text()
     except OSError:
@@ -38,7 +39,7 @@ def gnu() -> bool:
 
 
 def refuse() -> NoReturn:
-    """Raise Unsupported, with what would work."""
+    """Raise Unsupported, and say what would work."""
     raise Unsupported(
         "this process was forked from one that had computed on several threads, which no fork keeps: fork before the "
         "model first computes, or start processes by multiprocessing's 'spawn', or call torch.set_num_threads(1) here"

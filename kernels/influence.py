@@ -1,8 +1,8 @@
 """Run the backward pass of causal attention and measure, in the same sweep, the harm of every cut of every KV head.
 
-The plain-PyTorch form of the operation (any device); `kernels/triton/influence.py` is the same fused. It holds
+This is the operation in plain PyTorch, for any device; `kernels/triton/influence.py` has it as fused kernels. It holds
 one tile of query rows at a time: `A`, `dP` and `D` of a flash-attention backward (arXiv 2205.14135, algorithm 4), never
-an N x N tensor. What a cut costs, given a tile, is the caller's `estimator`.
+an N x N tensor. The caller's `estimator` says what a cut costs, given a tile.
 """
 
 from collections.abc import Callable, Sequence

@@ -14,7 +14,7 @@ from moa.plans.span import BLOCK
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
 ) -> Tensor:
-    """Attention of the new tokens over the store's past and themselves; a row that sees no key is 0."""
+    """Return the attention of the new tokens over the store's past and themselves; a row that sees no key is 0."""
     out = torch.zeros_like(q)
     groups, (first, sink) = k.shape[1], seen
     heads = q.shape[1] // groups
@@ -42,7 +42,7 @@ def attend(
 
 
 def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
-    """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
+    """Write the new tokens into their slabs: those of the sink, and the newest that the ring has room for."""
     for s, past in enumerate(batch.past.tolist()):
         new = slice(int(batch.cu_seqlens[s]), int(batch.cu_seqlens[s + 1]))
         rows = torch.arange(past, past + new.stop - new.start, device=k.device)
@@ -54,7 +54,7 @@ def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibilit
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
-    """`attend` and `append` in one call."""
+    """Run `attend`, then `append`."""
     out = attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
     append(store, k, v, batch=batch, seen=seen)
     return out

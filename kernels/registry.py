@@ -1,4 +1,4 @@
-"""The list of back-ends: what names them, chooses among them or says how to get one reads it, without torch."""
+"""List the back-ends, for all code that names them, chooses one or says how to install one; torch is not needed."""
 
 from moa.kernels.numba import SPEC as NUMBA
 from moa.kernels.spec import Spec
@@ -13,7 +13,7 @@ BACKENDS = (REFERENCE, TORCH, NUMBA, TRITON)
 
 
 def names() -> str:
-    """Return the names of all back-ends, in a row."""
+    """Return the names of all back-ends, separated by commas."""
     return ", ".join(spec.name for spec in BACKENDS)
 
 

@@ -1,4 +1,4 @@
-"""What is known of a back-end before any of it is imported: its folder's `SPEC`, listed in `moa.kernels.registry`."""
+"""Describe a back-end before it is imported: each folder has a `SPEC`, and `moa.kernels.registry` lists them."""
 
 import os
 from dataclasses import dataclass
@@ -42,9 +42,9 @@ class Spec:
 
     @property
     def emulated(self) -> bool:
-        """Whether its emulation is on."""
+        """Whether its emulation is switched on."""
         return bool(self.emulation) and os.environ.get(self.emulation) == "1"
 
     def takes(self, device: str) -> bool:
-        """Whether it is meant for this type of device."""
+        """Return whether it is meant for this type of device."""
         return not self.devices or device in self.devices

@@ -52,16 +52,16 @@ class Store:
     runs: tuple[Run, ...]
     """The same layout, known to the host."""
     scratch: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What a back-end derives from the layout once, such as a work list."""
+    """Data that a back-end derives from the layout once, such as a work list."""
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
+        """The bytes allocated for keys and values."""
         return self.k.nbytes + self.v.nbytes
 
 
 def capacities(sink: Ints, alpha: Ints, beta256: Ints, lengths: Ints) -> Ints:
-    """Slots each slab needs at these lengths, by `moa.plans.span.cache_blocks`.
+    """Return the slots that each slab needs at these lengths, by `moa.plans.span.cache_blocks`.
 
     Args:
         sink: Sink tokens [kv_heads].
@@ -76,9 +76,9 @@ def capacities(sink: Ints, alpha: Ints, beta256: Ints, lengths: Ints) -> Ints:
 
 
 def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str) -> Store:
-    """An empty store with `capacity` slots per slab [sequences, kv_heads]; zeros, so every slot is finite.
+    """Return a store with `capacity` slots per slab [sequences, kv_heads], all zeros, so that every slot is finite.
 
-    Whatever mode it is made in, it may be written outside of inference mode.
+    It can be written outside of inference mode even if it was made inside it.
     """
     capacity = np.asarray(capacity, np.int64)
     assert (capacity % BLOCK == 0).all()
@@ -112,31 +112,32 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
 
 
 def slab_block(block: Tensor, sink_blocks: Tensor, capacity: Tensor) -> Tensor:
-    """Where block `block` of the text lies in its slab, in blocks; all broadcast."""
+    """Return the place in its slab, in blocks, of block `block` of the text; all arguments broadcast."""
     ring = (capacity // BLOCK - sink_blocks).clamp(min=1)
     return torch.where(block < sink_blocks, block, sink_blocks + (block - sink_blocks) % ring)
 
 
 def period(place: Tensor, sink_blocks: Tensor, capacity: Tensor) -> Tensor:
-    """After how many blocks of the text slab block `place` is written again: the ring's length, never in the sink."""
+    """Return after how many blocks of text slab block `place` is overwritten: the ring's length; never in the sink."""
     return torch.where(place < sink_blocks, ENDLESS, (capacity // BLOCK - sink_blocks).clamp(min=1))
 
 
 def text_block(place: Tensor, period: Tensor, last: Tensor) -> Tensor:
-    """The block of the text that slab block `place` holds when `last` is the newest: `slab_block` read backwards.
+    """Return the block of text that slab block `place` holds when `last` is the newest, the inverse of `slab_block`.
 
-    Where the text has not come that far yet, the block that will lie there first (greater than `last`). All broadcast.
+    Where the text is not that long yet, it is the block that will lie there first (greater than `last`). All arguments
+    broadcast.
     """
     return torch.maximum(place, last - (last - place) % period)
 
 
 def slots(position: Tensor, sink: Tensor, base: Tensor, capacity: Tensor) -> Tensor:
-    """int64 slots where positions of the text lie in the slab at `base` with `capacity` slots; all broadcast."""
+    """Return the slots (int64) of positions of the text, in the slab at `base` with `capacity` slots; all broadcast."""
     return base + BLOCK * slab_block(position // BLOCK, sink // BLOCK, capacity) + position % BLOCK
 
 
 def find_tokens(cu_seqlens: Tensor, past: Tensor, tokens: int) -> tuple[Tensor, Tensor]:
-    """The sequence and the position of each packed token."""
+    """Return the sequence and the position of each packed token."""
     token = torch.arange(tokens, device=cu_seqlens.device, dtype=cu_seqlens.dtype)
     sequence = torch.searchsorted(cu_seqlens[1:].contiguous(), token, right=True)
     return sequence, past[sequence] + token - cu_seqlens[sequence]
@@ -164,7 +165,7 @@ def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
 
 
 def select(store: Store, sequences: Tensor) -> Store:
-    """A new store whose sequence i is a copy of sequence `sequences[i]` (beam reorder, repeats, subsets)."""
+    """Return a new store whose sequence i is a copy of sequence `sequences[i]` (beam reorder, repeats, subsets)."""
     capacity = store.capacity[sequences].to("cpu", torch.int64).numpy()
     new = allocate(capacity, store.k.shape[-1], store.k.dtype, store.k.device)
     for run in new.runs:
@@ -177,7 +178,7 @@ def select(store: Store, sequences: Tensor) -> Store:
 
 
 def part(store: Store, groups: Tensor) -> Store:
-    """The store as `attend` and `append` see it, of some groups only."""
+    """Return the store with only some of its groups, as `attend` and `append` need it."""
     return replace(
         store, base=store.base[:, groups].contiguous(), capacity=store.capacity[:, groups].contiguous(), scratch={}
     )

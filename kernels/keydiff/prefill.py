@@ -1,8 +1,8 @@
 """Prefill where sinks hold other keys than the first.
 
-What such a sink holds changes from block to block. But what it will hold follows from the keys alone, so it is found
-first, for all query blocks; then library attention takes query blocks of equal window together, each with its own copy
-of the keys it sees: [sink | window | own block]. That serves every back-end; groups of other rules go through it whole.
+Such a sink holds other keys in each block. They follow from the keys alone, so they are selected first, for all query
+blocks. Then library attention computes query blocks of equal window together, each with its own copy of the keys that
+it sees: [sink | window | own block]. This serves every back-end; the back-end itself attends in all other groups.
 """
 
 from collections.abc import Iterator
@@ -20,19 +20,19 @@ from moa.kernels.store import Store, part, slots
 from moa.plans.span import BLOCK, Ints
 
 ROOM = 1 << 14
-"""Keys per group that are copied at once, at most, but for one query block's."""
+"""The most keys per group that are copied at once; one query block's keys are copied even where they are more."""
 
 
 def prefill(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, sinks: Sinks, scale: float,
     backend: Backend,
 ) -> Tensor:  # fmt: skip
-    """Attend to the new tokens and append them.
+    """Return the attention of the new tokens, and append them to the store.
 
     Args:
         q, k, v, batch, seen, scale: See `moa.kernels.call.Attend`.
         store: The past of every sequence; it has room for the new tokens.
-        sinks: Of the store.
+        sinks: The sinks of the store.
         backend: Attends where sinks hold the first keys, and appends.
 
     Returns:
@@ -66,16 +66,16 @@ def prefill(
 
 
 class _Text:
-    """Keys and values of one sequence in groups that see the same: the sink's slots, then all from a block on."""
+    """Keys and values of one sequence, in groups that see the same keys: the sink's slots, then all from a block on."""
 
     def __init__(
         self, k: Tensor, v: Tensor, past: int, store: Store, sinks: Sinks, sequence: int, groups: list[int]
     ) -> None:
-        """Copy what the store holds, and the new tokens [tokens, groups, D]."""
+        """Copy the keys and values that the store holds, and those of the new tokens [tokens, groups, D]."""
         self.sequence, self.groups, self.past, self.new = sequence, groups, past, len(k)
         self.sink = sinks.sink(groups[0])
         self.begin = int(sinks.folded[sequence, groups[0]])
-        """First block besides the sink's slots."""
+        """The first block that follows the sink's slots."""
         at = torch.arange(min(past, self.sink), device=k.device)
         later = torch.arange(BLOCK * self.begin, max(past, BLOCK * self.begin), device=k.device)
         at = torch.cat([at, later])
@@ -91,7 +91,7 @@ class _Text:
         self._sink_keys = {self.begin: torch.arange(self.sink, device=k.device).expand(len(groups), -1)}
 
     def sink_keys(self, edge: int) -> Tensor:
-        """Return the indices of what the sink holds when `edge` is the first block besides it: int64 [groups, sink]."""
+        """Return the indices of the sink's keys when `edge` is the first block besides it: int64 [groups, sink]."""
         last = max(self._sink_keys)
         while last < edge:
             start = self.sink + BLOCK * (last - self.begin)
@@ -101,7 +101,7 @@ class _Text:
         return self._sink_keys[edge]
 
     def attend(self, rows: Tensor, wanted: list[int], scale: float) -> Tensor:
-        """Attention of the new tokens' rows [tokens, groups, heads, D]; `wanted` are first blocks per query block."""
+        """Return the attention of rows [tokens, groups, heads, D]; `wanted` is each query block's first block."""
         lead, heads = self.past % BLOCK, rows.shape[2]
         tail = -(lead + self.new) % BLOCK
         padded = pad(rows, (0, 0, 0, 0, 0, 0, lead, tail)).unflatten(0, (-1, BLOCK))
@@ -118,26 +118,26 @@ class _Text:
         return by_token[lead : lead + self.new]
 
     def _batches(self, wanted: list[int]) -> Iterator[tuple[slice, Tensor]]:
-        """Query blocks with as many keys, and those keys' indices: int64 [groups, blocks, keys]."""
+        """Yield query blocks that see equally many keys, and these keys' indices: int64 [groups, blocks, keys]."""
         block = self.past // BLOCK
         widths = [block + i - edge for i, edge in enumerate(wanted)]
         done = 0
         while done < len(wanted):
             keys = self.sink + BLOCK * (widths[done] + 1)
-            most = max(1, ROOM // max(1, keys))
+            at_once = max(1, ROOM // max(1, keys))
             end = next((i for i in range(done, len(wanted)) if widths[i] != widths[done]), len(wanted))
-            here = range(done, min(end, done + most))
+            here = range(done, min(end, done + at_once))
             own = torch.tensor([BLOCK * (wanted[i] - self.begin) for i in here], device=self.k.device)
             span = torch.arange(max(0, keys - self.sink), device=self.k.device)
             window = self.sink + own[:, None] + span
             sink = torch.stack([self.sink_keys(wanted[i]) for i in here], 1)  # [groups, blocks, sink]
             index = torch.cat([sink, window.expand(len(self.groups), -1, -1)], 2)
-            # Within the sink itself a query block sees its first ones; keys to come are hidden by causality.
+            # A query block within the sink sees only the sink's first keys; causality hides later ones.
             yield slice(here.start, here.stop), index[:, :, :keys].clamp(max=self.k.shape[1] - 1)
             done = here.stop
 
     def leave(self, store: Store, sinks: Sinks, edge: int) -> None:
-        """Into the store what its sinks hold before the last block leaves, which `Sinks.advance` can take back."""
+        """Write the sinks' keys to the store as they are before the last block leaves, so that it can be taken back."""
         if edge > self.begin:
             at = self.sink_keys(edge - 1)
             k, v = (x.gather(1, at[..., None].expand(-1, -1, x.shape[-1])) for x in (self.k, self.v))
@@ -146,7 +146,7 @@ class _Text:
 
 
 def _alike(wanted: Ints, sinks: Sinks) -> list[list[int]]:
-    """The groups in question, those together that see the same."""
+    """Return the groups of `sinks` in lists; the groups of a list see the same keys."""
     sets: dict[tuple[int | str, ...], list[int]] = {}
     for group in sinks.groups.tolist():
         sets.setdefault((sinks.sink(group), sinks.holds[group], *wanted[:, group].tolist()), []).append(group)

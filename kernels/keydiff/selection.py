@@ -44,10 +44,10 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _total(x: Tensor) -> Tensor:
-    """Return sums over the last dimension, which is kept: half is added to half until one number is left.
+    """Return sums over the last dimension, which stays; one half is added to the other until one number is left.
 
-    A library's sum goes in an order that depends on shape, strides, processor and device, and then rounds otherwise;
-    additions number by number round alike everywhere, so equal keys have equal scores in every call.
+    A library's sum goes in an order that depends on shape, strides, processor and device, and rounds
+    accordingly; additions number by number round alike everywhere, so equal keys have equal scores in every call.
     """
     while x.shape[-1] > 1:
         half = x.shape[-1] // 2
@@ -79,7 +79,7 @@ def kept(score: Tensor, before: Tensor, left: Tensor) -> Tensor:
 
 
 def history(k: Tensor, sink: int, bin_size: int, *, scores_of: Scores) -> Tensor:
-    """Return what a sink holds, for every edge, once all keys before the edge have left the window.
+    """Return which keys a sink holds at every edge, when all keys before the edge have left the window.
 
     Args:
         k: Keys after RoPE of one sequence [kv_heads, n, D].

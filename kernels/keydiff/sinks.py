@@ -1,8 +1,8 @@
-"""What the sinks of a layer hold where they do not hold the first keys, beside its `Store`.
+"""Keep track of the keys in a layer's sinks where these are not the first keys.
 
-When a block leaves the window of such a group, its keys and the sink's are put in order of their scores: the best lie
-in the sink from then on, the others where the block lay. So back-ends read a sink as ever, and as the ring has one
-block to spare, the last block that left can come back unchanged when tokens are taken back.
+When a block leaves the window of such a group, its keys and the sink's are sorted by their scores: the best lie in the
+sink from then on, the others where the block lay. So back-ends read such a sink like any other. The ring has one block
+to spare, so the last block that left can come back unchanged when tokens are removed from the cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -42,23 +42,23 @@ class Sinks:
             for size, name in sorted({(int(sink[group]), holds[group]) for group in self.groups.tolist()})
             if (scores_of := SCORES[name]) is not None
         ]
-        self._still = b""  # of what `follow` has last found that nothing is due
+        self._still = b""  # the last state in which `follow` found nothing to do
         shape = (sequences, len(sink), int(sink[self.groups].max()) + BLOCK)
         with torch.inference_mode(False):
             self._score = torch.zeros(shape, dtype=torch.float32, device=device)
             self._position = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def sink(self, group: int) -> int:
-        """Slots of a group's sink."""
+        """Return the slots of a group's sink."""
         return int(self._sink[group])
 
     def known(self, k: Tensor, sequence: int, groups: list[int]) -> tuple[Tensor, Tensor]:
-        """Scores and positions of keys, those of a block that is not full yet aside: two [groups, keys].
+        """Return the scores and positions of keys, two [groups, keys]; in a block that is not full yet scores are -inf.
 
         Args:
             k: The sink's keys, then those from the first block besides it on [groups, keys, D].
-            sequence: Whose they are.
-            groups: Likewise; they see the same.
+            sequence: The sequence whose keys they are.
+            groups: The groups whose keys they are; they see the same.
         """
         scores_of = SCORES[self.holds[groups[0]]]
         assert scores_of is not None
@@ -77,9 +77,9 @@ class Sinks:
         self, store: Store, sequence: int, groups: list[int], folded: int, k: Tensor, v: Tensor, score: Tensor,
         position: Tensor,
     ) -> None:  # fmt: skip
-        """Let sinks hold keys and values [groups, sink, D], and know their scores and positions [groups, sink].
+        """Write keys and values [groups, sink, D] to sinks, and note their scores and positions [groups, sink].
 
-        The block before `folded` cannot come back any more.
+        The block before `folded` cannot come back afterwards.
         """
         size = self.sink(groups[0])
         at = store.base[sequence, groups, None] + torch.arange(size, device=k.device)
@@ -88,18 +88,18 @@ class Sinks:
         self.folded[sequence, groups], self._can_undo[sequence, groups] = folded, False
 
     def due(self, first: Ints) -> npt.NDArray[np.bool_]:
-        """Where sinks hold other keys than rows want whose first blocks are `first` [sequences, kv_heads]."""
+        """Return which sinks hold other keys than rows see from blocks `first` on: bool [sequences, kv_heads]."""
         there = np.zeros(first.shape, np.bool_)
         there[:, self.groups] = (self.folded != first)[:, self.groups]
         return there
 
     def advance(self, store: Store, first: Ints, sequences: Ints | None = None) -> None:
-        """Let sinks hold what rows want whose first blocks besides the sink are `first`.
+        """Update the sinks to the keys that rows see from blocks `first` on, besides the sink.
 
         Args:
             store: Holds every block from `folded` on, and the last one that left if it must come back.
             first: int64 [sequences, kv_heads].
-            sequences: Those that matter, None for all.
+            sequences: The sequences to update; None for all.
         """
         due = self.due(first)
         if sequences is not None:
@@ -115,9 +115,10 @@ class Sinks:
             due &= self.folded != first
 
     def follow(self, store: Store, batch: Packed) -> None:
-        """Let sinks hold what each sequence's one new token wants; asks the device only where a block may end."""
+        """Update the sinks to what each sequence's one new token sees; read `past` only where a block may end."""
         past = batch.past.cpu().numpy() if batch.past_bounds is None else batch.past_bounds
-        state = (past // BLOCK).tobytes() + self.folded.tobytes()  # all that the answer depends on; 1 step in 64 asks
+        # All that the result depends on; it changes in one step of 64.
+        state = (past // BLOCK).tobytes() + self.folded.tobytes()
         if state == self._still:
             return
         if self.due(self.first_at(past)).any():
@@ -126,12 +127,12 @@ class Sinks:
             self._still = state
 
     def check_crop(self, first: Ints) -> bool:
-        """Whether sinks can hold again what rows want whose first blocks are `first` [sequences, kv_heads]."""
+        """Return whether the sinks can go back to what rows see from blocks `first` [sequences, kv_heads] on."""
         back = (self.folded - first)[:, self.groups]
         return bool(((back <= 0) | ((back == 1) & self._can_undo[:, self.groups])).all())
 
     def select(self, index: Tensor) -> "Sinks":
-        """Sequence i of the result is a copy of sequence `index[i]`."""
+        """Return new sinks whose sequence i is a copy of sequence `index[i]`."""
         new, on_host = object.__new__(Sinks), index.cpu().numpy()
         new.__dict__ |= self.__dict__
         new.folded, new._can_undo = self.folded[on_host], self._can_undo[on_host]
@@ -140,13 +141,13 @@ class Sinks:
         return new
 
     def _fold(self, store: Store, pairs: npt.NDArray[np.bool_], size: int, scores_of: Scores) -> None:
-        """Let the first block besides the sink leave the window."""
+        """Let the first block besides the sink leave the window: the sink keeps the best of its own and these keys."""
         sequence, group = np.nonzero(pairs)
         s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
         block = torch.from_numpy(self.folded[sequence, group]).to(s.device)
         at, position = self._places(store, s, g, block, size)
         keys = store.k[at]
-        found = scores_of(keys)  # of blocks that never were in a sink this is right
+        found = scores_of(keys)  # right only for blocks that were never in a sink
         old = (block > size // BLOCK)[:, None]
         score = torch.cat([torch.where(old, self._score[s, g, :size], found[:, :size]), found[:, size:]], 1)
         position[:, :size] = torch.where(old, self._position[s, g, :size], position[:, :size])
@@ -159,7 +160,7 @@ class Sinks:
         self._can_undo[sequence, group] = True
 
     def _undo(self, store: Store, pairs: npt.NDArray[np.bool_], size: int) -> None:
-        """Let the last block that left come back: of the keys that were put in order, its own are the newest."""
+        """Bring back the last block that left: of the keys that were sorted then, its own are the newest."""
         sequence, group = np.nonzero(pairs)
         assert self._can_undo[sequence, group].all(), "only the last block that left can come back"
         s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
@@ -173,7 +174,7 @@ class Sinks:
         self._can_undo[sequence, group] = False
 
     def _places(self, store: Store, s: Tensor, g: Tensor, block: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Slots of the sink and of `block`, and the positions whose keys first lay there: [pairs, size + 64] each."""
+        """Return the slots of the sink and `block`, and the positions that first lay there: [pairs, size + 64] each."""
         i = torch.arange(size + BLOCK, device=block.device)
         position = torch.where(i < size, i, BLOCK * block[:, None] + i - size)
         sink = torch.full_like(block, size)[:, None]
@@ -181,7 +182,7 @@ class Sinks:
 
 
 def _best_first(score: Tensor, size: int) -> Tensor:
-    """A permutation of each row: the `size` best in their order, then the others in theirs [pairs, size + 64]."""
+    """Return a permutation of each row: the `size` best in their order, then the others: [pairs, size + 64]."""
     best = winners(score, size)
     lost = torch.ones_like(score, dtype=torch.int8).scatter_(1, best, 0)
     return lost.argsort(stable=True, dim=1)

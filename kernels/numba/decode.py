@@ -32,17 +32,17 @@ PARALLEL: dict[str, Any] = {
     ),
 }
 CODE = sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:8]
-"""Names the inner loops: numba itself looks at this file alone to tell whether code on disk is of today."""
+"""Hash of the inner loops: numba itself looks only at this file to tell whether compiled code on disk is current."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _from_bits(context: Any, bits: Any) -> Any:
-    """The float32 of these bits."""
+    """Return the float32 that has these bits."""
     return types.float32(types.int32), lambda c, builder, s, given: builder.bitcast(given[0], ir.FloatType())
 
 
 def _exp(x: Any) -> Any:
-    """e**x, for x <= 0."""
+    """Return e**x, for x <= 0."""
     raise NotImplementedError
 
 
@@ -71,13 +71,13 @@ def _exp_of(x: Any) -> Any:
 
 @cache
 def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
-    """The compiled step for groups of `heads` query heads of `size`, and a store of element type `kind`.
+    """Return the compiled step for groups of `heads` query heads of `size`, and a store of element type `kind`.
 
-    Not `parallel`, it takes its shares one after the other, and cu_seqlens no threads.
+    If it is not `parallel`, it computes its shares one after the other and starts no threads.
 
-    Its arguments are those of `moa.kernels.call.Decode` and the store's fields, as arrays; q and out are
-    [tokens * kv_heads, heads, size] in float32, or float64 where `kind` is, 16-bit keys and values int16. Compiled once
-    per machine, and kept on disk by numba.
+    Its arguments are those of `moa.kernels.call.Decode` and the store's fields, as arrays. q and out are
+    [tokens * kv_heads, heads, size] in float32, or float64 where `kind` is float64; 16-bit keys and values are int16.
+    It is compiled once per machine, and numba keeps it on disk.
 
     Returns:
         (q, out, k, v, keys, values, order, base, capacity, first, sink, cu_seqlens, past, scale, threads) -> whether
@@ -188,5 +188,5 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
     options = OPTIONS | (PARALLEL if parallel else {})
     try:
         return njit(cache=True, **options)(decode)
-    except RuntimeError:  # no folder that may be written to: compiled anew by every process
+    except RuntimeError:  # no writable folder: every process compiles it again
         return njit(**options)(decode)

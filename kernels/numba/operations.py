@@ -28,9 +28,9 @@ KINDS = {getattr(torch, name): name for name in SIZE}
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
-    """The decode form, for 1 to 64 new tokens of every sequence: append, then attend from the slabs alone.
+    """Append 1 to 64 new tokens of every sequence, then attend from the slabs alone.
 
-    In a graph of `torch.compile` it is that of back-end `torch`, which the compiler can look into.
+    In a graph of `torch.compile` the decode of back-end `torch` runs instead, which the compiler can trace.
     """
     if torch.compiler.is_compiling():
         return operations.decode(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
@@ -52,7 +52,7 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, 
 
 @dataclass
 class _Unchanging:
-    """What is alike from step to step, as arrays, and what it was made from; arrays share the tensors' memory."""
+    """Arrays that stay the same from step to step, and the tensors that they share memory with."""
 
     first: Tensor
     sink: Tensor
@@ -60,11 +60,14 @@ class _Unchanging:
     arrays: list[Any]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
-        """A copied store makes its own: copied arrays would share no memory with its tensors."""
+        """Return None, so that a copied store makes its own arrays: copied ones would not share its tensors' memory."""
 
 
 def _unchanging(store: Store, batch: Packed, seen: Visibility) -> list[Any]:
-    """The store's keys, values and layout, and the tables: making an array of a tensor takes as long as 300 keys."""
+    """Return the store's keys, values and layout, and the tables, as arrays.
+
+    They are kept in the store, since making an array of a tensor takes as long as attending to 300 keys.
+    """
     kept, (first, sink), cu_seqlens = store.scratch.get("arrays"), seen, batch.cu_seqlens
     if not (kept and kept.first is first and kept.sink is sink and kept.cu_seqlens is cu_seqlens):
         layout = (store.order, store.base, store.capacity, first, sink, cu_seqlens)
@@ -74,7 +77,7 @@ def _unchanging(store: Store, batch: Packed, seen: Visibility) -> list[Any]:
 
 
 def warm_up(heads: int, size: int, dtype: torch.dtype) -> None:
-    """Compile what a step of this shape needs, or read it from disk; it starts threads.
+    """Compile what a step of this shape needs, or read it from disk, and start its threads.
 
     Raises:
         Unsupported: Threads that were started before a fork are lost.
@@ -96,11 +99,11 @@ def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None
 
 
 def _shares() -> int:
-    """Into how many runs, one per thread, a step deals out the blocks."""
+    """Return the number of equal shares, one per thread, into which a step divides the blocks."""
     return torch.get_num_threads()
 
 
 def _array(x: Tensor) -> np.ndarray[Any, Any]:
-    """A tensor as an array of the same memory; half precision as bits."""
+    """Return a tensor as an array that shares its memory; half precision as 16-bit integers."""
     x = x.contiguous()
     return (x.view(torch.int16) if x.dtype.itemsize == 2 else x).numpy()

@@ -1,6 +1,6 @@
-"""numba's threads, which are torch's too: how many of them, after a fork, and where callers come from several threads.
+"""Manage numba's threads: their number, their loss in a fork, and callers that come from several threads.
 
-With one thread none of this is touched: the code for one thread (`moa.kernels.numba.decode.kernel`) starts no others.
+With one thread none of this is used: the code for one thread (`moa.kernels.numba.decode.kernel`) starts no others.
 """
 
 import os
@@ -19,14 +19,14 @@ _turn = threading.Lock()
 
 
 def check() -> None:
-    """Raise Unsupported if numba would end the process at its next parallel loop; one thread may go on."""
+    """Raise Unsupported if numba would end the process at its next parallel loop, as it would after some forks."""
     if _lost and torch.get_num_threads() > 1:
         forks.refuse()
 
 
 @contextmanager
 def shared() -> Iterator[None]:
-    """Let numba have torch's number of threads for a while; the caller's own number of either comes back."""
+    """Give numba torch's number of threads within the context, and restore the caller's numbers afterwards."""
     check()
     threads = torch.get_num_threads()
     before = numba.get_num_threads()

@@ -14,7 +14,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 AHEAD = 8192
-"""Bytes from what is used to what is fetched meanwhile."""
+"""Bytes from the row that is used to the memory that is prefetched."""
 
 LINE = 64
 """Bytes of a cache line."""
@@ -42,12 +42,12 @@ class _Emit:
         self.row = ir.VectorType(self.wide, size)
 
     def at(self, address: Any, index: Any, stride: int) -> Any:
-        """`address` + `index` * `stride` bytes."""
+        """Return `address` + `index` * `stride` bytes."""
         index = ir.Constant(_INT, index) if isinstance(index, int) else index
         return self.b.add(address, self.b.mul(index, ir.Constant(_INT, stride)))
 
     def load(self, address: Any, kind: Any, align: int) -> Any:
-        """A value of LLVM type `kind`."""
+        """Return the value of LLVM type `kind` at `address`."""
         value = self.b.load(self.b.inttoptr(address, kind.as_pointer()))
         value.align = align
         return value
@@ -57,7 +57,7 @@ class _Emit:
         self.b.store(value, self.b.inttoptr(address, value.type.as_pointer())).align = self.bytes
 
     def stored(self, rows: Any, index: Any) -> Any:
-        """Row `index` of what the cache holds, widened; the row AHEAD is fetched meanwhile."""
+        """Return row `index` of the cache in the sums' type, and prefetch the memory that lies AHEAD bytes further."""
         width = SIZE[self.kind]
         address = self.at(rows, index, self.size * width)
         self._fetch(address)
@@ -79,20 +79,20 @@ class _Emit:
             self.b.call(prefetch, [ahead, read, keep, data])
 
     def total(self, row: Any) -> Any:
-        """Sum of a row."""
+        """Return the sum of a row."""
         name = f"llvm.vector.reduce.fadd.v{self.size}f{8 * self.bytes}"
         reduce = cgutils.get_or_insert_function(self.b.module, ir.FunctionType(self.wide, [self.wide, self.row]), name)
         return self.b.call(reduce, [ir.Constant(self.wide, 0.0), row], fastmath=FAST)
 
     def spread(self, value: Any) -> Any:
-        """A row that is `value` everywhere."""
+        """Return a row whose elements are all `value`."""
         nothing = ir.Constant(self.row, ir.Undefined)
         first = self.b.insert_element(nothing, value, ir.Constant(_SHORT, 0))
         return self.b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_SHORT, self.size), [0] * self.size))
 
 
 def _loop(emit: Callable[[_Emit, Any, Any, Any, Any, int], None]) -> Any:
-    """An intrinsic (rows, count, a, b, heads, size, kind, stride) whose code `emit` writes."""
+    """Return an intrinsic (rows, count, a, b, heads, size, kind, stride) whose code `emit` writes."""
 
     def typed(  # type: ignore[no-untyped-def]  # numba's types
         context, rows, count, a, b, heads, size, kind, stride

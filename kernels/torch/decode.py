@@ -21,9 +21,9 @@ LARGE = 1 << 18
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
-    """The decode form, for 1 to 64 new tokens of every sequence: append, then attend from the slabs alone.
+    """Append 1 to 64 new tokens of every sequence, then attend from the slabs alone.
 
-    Fixed shapes and no host synchronisation for tensors on a device.
+    Shapes are fixed, and for tensors on a device the host is not synchronised.
     """
     tokens, groups, size = k.shape
     width = _width(batch.cu_seqlens, tokens)
@@ -52,7 +52,10 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, 
 
 
 def _width(cu_seqlens: Tensor, tokens: int) -> int:
-    """The most rows that a sequence brings, or a bound of it where asking would cost a wait; each brings one."""
+    """Return the most new tokens of a sequence, or an upper bound where reading `cu_seqlens` would mean a wait.
+
+    The bound relies on every sequence having a new token.
+    """
     sequences = len(cu_seqlens) - 1
     if tokens > sequences and _on_host(cu_seqlens):
         return int(cu_seqlens.diff().max())
@@ -60,7 +63,7 @@ def _width(cu_seqlens: Tensor, tokens: int) -> int:
 
 
 class _Slabs(NamedTuple):
-    """Slabs to multiply at once, as views of the store: neither changes its place while no block begins."""
+    """Slabs to multiply at once, as views of the store, which stay valid until a row begins a new block."""
 
     at_once: int
     keys: Tensor
@@ -68,7 +71,7 @@ class _Slabs(NamedTuple):
     values: Tensor
     """[slabs or pieces, slots, D]."""
     bias: Tensor
-    """Like scores: [slabs or pieces, 1 or width * heads, slots]."""
+    """Added to the scores: [slabs or pieces, 1 or width * heads, slots]."""
 
 
 @dataclass
@@ -85,7 +88,7 @@ class _Rows:
 
 
 def _rows(store: Store, batch: Packed, seen: Visibility, width: int, q: Tensor) -> _Rows:
-    """The rows of a step with up to `width` new tokens of each sequence."""
+    """Return the rows of a step with up to `width` new tokens of each sequence."""
     cu_seqlens, past, sink = batch.cu_seqlens, batch.past, seen.sink
     torch._assert_async((cu_seqlens[1:] > cu_seqlens[:-1]).all(), "decode needs a new token of every sequence")
     groups = len(sink)
@@ -116,9 +119,10 @@ class _Kept:
 
 
 def _next(store: Store, batch: Packed, seen: Visibility, width: int, q: Tensor) -> _Rows:
-    """`_rows` for one token per sequence, from the last step's where every length is one more and no block begins.
+    """Return the `_rows` of a step with one token per sequence, updated from those of the last step where possible.
 
-    Then each token goes one slot further and sees that slot besides: most of a step's small operations are saved.
+    That is where every length has grown by one and no block begins: each token then goes one slot further and also sees
+    that slot. This saves most of a step's small operations.
     """
     past, kept = batch.past.tolist(), store.scratch.get("row")
     if (
@@ -138,7 +142,7 @@ def _next(store: Store, batch: Packed, seen: Visibility, width: int, q: Tensor) 
 
 
 def _slabs(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Slabs]:
-    """The slabs' slots up to `reach`, in batches; a batch item is one thread's work.
+    """Yield the slabs' slots up to `reach`, in batches; a batch item is one thread's work.
 
     A few large slabs that would leave threads idle come one by one instead, each cut into pieces.
     """
@@ -162,7 +166,7 @@ def _slabs(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Slab
 
 
 def _attend(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
-    """Attention of the rows [slabs, width * heads, D] of some slabs."""
+    """Return the attention of the rows [slabs, width * heads, D] of some slabs."""
     pieces = len(slabs.keys) // slabs.at_once
     if pieces > 1:
         q = q.expand(pieces, -1, -1)
@@ -181,34 +185,35 @@ def _attend(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
 
 
 def _scores(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
-    """q·k, scaled and biased, in float32 at least: [slabs or pieces, width * heads, slots]."""
+    """Return q·k, scaled and biased, in float32 at least: [slabs or pieces, width * heads, slots]."""
     wide = _wide(q.dtype)
     if q.dtype != torch.bfloat16:
         return torch.baddbmm(slabs.bias, q.to(wide), slabs.keys.to(wide), alpha=scale)
-    rounded = torch.bmm(q, slabs.keys)  # and what rounding took: two products of bfloat16, faster than wider keys
+    rounded = torch.bmm(q, slabs.keys)
+    # What rounding took; two products of bfloat16 are faster than one of keys converted to float32.
     rest = torch.baddbmm(rounded, q, slabs.keys, beta=-1)
     return torch.add(slabs.bias, rounded.to(wide) + rest, alpha=scale)
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
-    """Of scores and their softmax."""
+    """Return the dtype of scores and their softmax."""
     return torch.promote_types(dtype, torch.float32)
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def threads() -> int:
-    """Threads of the CPU, a constant to the compiler."""
+    """Return torch's number of CPU threads, a constant to the compiler."""
     return torch.get_num_threads()
 
 
 def _bias(store: Store, seen: Visibility, at: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 for the slots that a row sees, else -inf: [width, slots].
+    """Return 0 for the slots that a row sees, else -inf: [width, slots].
 
     Args:
-        store: The rows' own keys count as stored.
-        seen: What rows see.
-        at: Positions of the rows, [sequences, width], rising.
-        dtype: Of the result.
+        store: The store; it counts the rows' own keys as stored.
+        seen: What the rows see.
+        at: Positions of the rows [sequences, width], rising.
+        dtype: Type of the result.
     """
     sinks, row = (seen.sink // BLOCK)[store.group], at.T[:, store.sequence]
     after = period(store.place, sinks, store.capacity[store.sequence, store.group])
@@ -220,12 +225,12 @@ def _bias(store: Store, seen: Visibility, at: Tensor, dtype: torch.dtype) -> Ten
 
 
 def _on_host(x: Tensor) -> bool:
-    """Whether reading values costs no wait."""
+    """Return whether the host can read the values without waiting for a device."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def _reach(past: Tensor, width: int) -> int:
-    """Slots of a slab that can hold keys, rounded up to blocks; a bound without end where asking would cost a wait."""
+    """Return how many slots of a slab can hold keys, in whole blocks; endless where reading `past` means a wait."""
     if not _on_host(past):
         return torch.iinfo(torch.int64).max
     return BLOCK * -(-(int(past.max()) + width) // BLOCK)

@@ -24,7 +24,7 @@ HALF_CHUNK = 3
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
 ) -> Tensor:
-    """Attention of the new tokens over the store's past and themselves; writes nothing."""
+    """Return the attention of the new tokens over the store's past and themselves; write nothing."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     by_group, out_by_group = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
     offsets = batch.cu_seqlens.tolist()
@@ -48,7 +48,7 @@ def attend(
 
 
 def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
-    """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
+    """Write the new tokens into their slabs: those of the sink, and the newest that the ring has room for."""
     sink, past = seen.sink, batch.past
     sequence, position = find_tokens(batch.cu_seqlens, past, k.shape[0])
     block, end = position // BLOCK, (past + batch.cu_seqlens.diff() - 1) // BLOCK
@@ -60,7 +60,7 @@ def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibilit
 
 
 def _alike(seen: Visibility, begin: int, end: int) -> list[tuple[slice | list[int], tuple[int, ...], int]]:
-    """Groups that see the same in query blocks begin … end: [(groups, first block per query block, sink blocks)]."""
+    """Return groups that see the same in query blocks `begin` to `end`: (groups, first block of each, sink blocks)."""
     sets: dict[tuple[tuple[int, ...], int], list[int]] = {}
     sinks = (seen.sink // BLOCK).tolist()
     for group, edges in enumerate(seen.first[:, begin : end + 1].tolist()):
@@ -71,7 +71,7 @@ def _alike(seen: Visibility, begin: int, end: int) -> list[tuple[slice | list[in
 
 
 def _index(groups: list[int]) -> slice | list[int]:
-    """A slice where the groups are adjacent, so that indexing gives a view."""
+    """Return the groups as a slice where they are adjacent, so that indexing gives a view."""
     adjacent = groups[-1] - groups[0] == len(groups) - 1
     return slice(groups[0], groups[-1] + 1) if adjacent else groups
 
@@ -79,15 +79,15 @@ def _index(groups: list[int]) -> slice | list[int]:
 def _attend_alike(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float
 ) -> None:
-    """Attention of groups that see the same.
+    """Write the attention of groups that see the same to `out`.
 
-    A chunk is one block, where work equals what the plan keeps but for half the diagonal block. It is more where the
+    A chunk of rows is one block: then only half the diagonal block is computed in vain. It is more blocks where the
     heads alone would not give every thread two tiles of 32 rows.
 
     Args:
         q: [query heads, rows, D], at positions past, past + 1, ….
         k: [KV heads, keys, D], contiguous: the sink's keys, then those from block edges[0] on; overwritten.
-        v: Likewise.
+        v: The values, like the keys.
         out: Like q; filled.
         past: Position of the first row.
         edges: First block kept besides the sink, per query block.
@@ -128,7 +128,7 @@ def _attend_alike(
 
 
 def _hide(bias: Tensor, later: list[int], edge: int, sinks: int, row: int) -> Tensor:
-    """`bias` where also the chunk's later blocks, whose rows begin at `row`, do not see below their own first block."""
+    """Return `bias` that also hides, from the chunk's later blocks (rows from `row` on), blocks before their first."""
     if later and later[-1] > edge:
         bias = bias.clone()
         for i, own in enumerate(later):

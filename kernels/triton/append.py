@@ -23,7 +23,7 @@ def append_rows(
     k, v, k_store, v_store, k_token, v_token, start, count, past, offset, slot0, sink_blocks, ring,
     D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write new tokens offset .. offset + ROWS of one (sequence, group): the sink's, and the newest that fit the ring.
+    """Write new tokens offset .. offset + ROWS of one sequence and group: the sink's, and the newest that fit the ring.
 
     `k` and `v` point at the group's first row.
     """
@@ -44,7 +44,7 @@ def append_kernel(
     k, v, k_store, v_store, sink, base, capacity, cu_seqlens, pasts, sequences, groups,
     k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """ROWS new tokens of one sequence and group."""
+    """Write ROWS new tokens of one sequence and group."""
     group = tl.program_id(1).to(tl.int64)
     sequence, tile = find_sequence(cu_seqlens, sequences, tl.program_id(0), 1, ROWS)
     start = tl.load(cu_seqlens + sequence)
@@ -59,7 +59,7 @@ def append_kernel(
 
 
 def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
-    """Write the new tokens into their slabs: the sink's, and the newest that the ring has room for."""
+    """Write the new tokens into their slabs: those of the sink, and the newest that the ring has room for."""
     require_supported(k, v)
     tokens, groups, dim = k.shape
     sequences, rows = len(batch.cu_seqlens) - 1, 64

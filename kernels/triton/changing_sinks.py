@@ -19,7 +19,7 @@ def changing_sink_harms(
     sink_count, k_token, v_token, live, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr, SQUARED: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Store the harm of the cut at `block` under each sink of other keys; `mass`, `effect` [BLOCK_M] from there on."""
+    """Store the harm of the cut at `block` under each changing sink; `mass`, `effect` [BLOCK_M] are of keys from it."""
     one = tl.zeros([1], tl.int32)
     lane = tl.arange(0, BLOCK)
     edge = block // per_bin
@@ -48,7 +48,7 @@ def changing_sinks_kernel(
     HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SQUARED: tl.constexpr, D: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The cuts' harms of BLOCK_M rows as in `gradient_q_kernel`: `cuts` is [tiles, groups, sink_count, edges].
+    """Write the cuts' harms of BLOCK_M rows as `gradient_q_kernel` does: `cuts` is [tiles, groups, sink_count, edges].
 
     `delta` is D of every row; `sink_keys` has for each size of sink in turn the positions held [edges, groups, slots].
     """

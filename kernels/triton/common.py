@@ -24,7 +24,7 @@ RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens"]
 
 
 def require_supported(*tensors: Tensor) -> None:
-    """Refuse [rows, heads, D] tensors that the kernels cannot load: by type, start, or step from row to row."""
+    """Refuse [rows, heads, D] tensors that the kernels cannot load: by dtype, alignment or stride."""
     for x in tensors:
         if x.dtype not in DTYPES:
             raise Unsupported(
@@ -44,13 +44,13 @@ def require_supported(*tensors: Tensor) -> None:
 
 
 def on_device(x: Tensor) -> torch.cuda.device:
-    """Within it kernels run on the device of `x`: Triton launches on the current one, wherever the tensors lie."""
+    """Make the device of `x` current: Triton launches kernels on the current device, wherever the tensors lie."""
     return torch.cuda.device(x.device.index if x.is_cuda else -1)
 
 
 @triton.jit
 def find_sequence(cu_seqlens, sequences, tile, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
-    """The sequence that owns row tile `tile`, and the tile's index in it.
+    """Return the sequence that owns row tile `tile`, and the tile's index in it.
 
     Tiles of sequence s begin at cu_seqlens[s] * HEADS // BLOCK_M + s, which leaves each sequence room enough: the host
     needs only the token count for its grid, and no prefix sum is formed. Tiles past a sequence's rows are empty.
@@ -66,14 +66,14 @@ def find_sequence(cu_seqlens, sequences, tile, HEADS: tl.constexpr, BLOCK_M: tl.
 
 @triton.jit
 def slot_of(block, base, sink_blocks, ring):
-    """First slot (int64) of the text's block `block` in a slab: the sink's blocks, then a ring."""
+    """Return the first slot (int64) of the text's block `block` in a slab: the sink's blocks, then a ring."""
     place = tl.where(block < sink_blocks, block, sink_blocks + (block - sink_blocks) % ring)
     return base + place.to(tl.int64) * BLOCK
 
 
 @triton.jit
 def slab(base, capacity, sink, pair, group):
-    """Where a slab begins (slots), its sink blocks and its ring blocks (at least 1)."""
+    """Return where a slab begins (slots), its sink blocks and its ring blocks (at least 1)."""
     sink_blocks = tl.load(sink + group) // BLOCK
     ring = tl.load(capacity + pair) // BLOCK - sink_blocks
     return tl.load(base + pair), sink_blocks, tl.maximum(ring, 1)
@@ -81,7 +81,7 @@ def slab(base, capacity, sink, pair, group):
 
 @triton.jit
 def block_rows(new, stride, store, slot, block, fresh, past, start, D: tl.constexpr, HAS_STORE: tl.constexpr):
-    """Pointers to one block's rows of keys or values: all among the new tokens if `fresh`, else all in the store."""
+    """Return pointers to one block's keys or values: all of them new tokens if `fresh`, else all in the store."""
     rows = new + (start + block * BLOCK - past).to(tl.int64) * stride
     if HAS_STORE:
         # `require_supported` saw to these multiples (bytes, elements); the choice hides them from the compiler.
@@ -92,7 +92,7 @@ def block_rows(new, stride, store, slot, block, fresh, past, start, D: tl.conste
 
 @triton.jit
 def mixed_rows(new, stride, store, slot, block, past, start, D: tl.constexpr, HAS_STORE: tl.constexpr):
-    """As `block_rows`, for a block that the store holds up to `past` and the new tokens from there."""
+    """Return what `block_rows` does, for a block that the store holds before `past`, the new tokens from there."""
     at = block * BLOCK + tl.arange(0, BLOCK)
     rows = new + (start + at - past).to(tl.int64) * stride
     if HAS_STORE:
@@ -103,7 +103,7 @@ def mixed_rows(new, stride, store, slot, block, past, start, D: tl.constexpr, HA
 
 @triton.jit
 def load_rows(rows, seen, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr):
-    """A tile [rows, WIDTH] from row pointers; columns from D on, and rows not in `seen` if MASKED, are 0."""
+    """Return a tile [rows, WIDTH] from row pointers; columns from D on, and rows not in `seen` if MASKED, are 0."""
     columns = tl.arange(0, WIDTH)
     at = rows[:, None] + columns[None, :]
     if MASKED:
@@ -115,7 +115,7 @@ def load_rows(rows, seen, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.const
 
 @triton.jit
 def dot(a, b, acc, PRECISION: tl.constexpr):
-    """acc + a @ b in float32."""
+    """Return acc + a @ b in float32."""
     if INTERPRETED:  # the interpreter multiplies bfloat16's bit patterns as integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, acc, input_precision=PRECISION)
@@ -123,7 +123,7 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 @triton.jit
 def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One step of online softmax (arXiv 2205.14135, algorithm 1), in base 2: `scale` holds log2(e).
+    """Return top, total and acc after a step of online softmax (arXiv 2205.14135, algorithm 1); `scale` holds log2(e).
 
     Args:
         q, k, v: Tiles of queries [rows, WIDTH], keys and values [keys, WIDTH].

@@ -44,7 +44,7 @@ class Pieces(NamedTuple):
 
 @triton.jit
 def blocks_seen(first, sink_blocks, past, count):
-    """What `count` rows from `past` on see, in order: the past's sink blocks, its window blocks, the new blocks.
+    """Count the blocks that `count` rows from `past` on see, in order: the past's sink, its window, the new blocks.
 
     A block that is past and new at once counts twice, so that each has one source. Returns the window's first block and
     how many blocks there are of the first kind, of the first two, and of all.
@@ -58,7 +58,7 @@ def blocks_seen(first, sink_blocks, past, count):
 
 @triton.jit
 def pieces_of(capacity, pair, per_piece):
-    """Pieces that the list holds of a slab."""
+    """Return how many pieces of a slab the list holds."""
     return tl.maximum(tl.cdiv(tl.load(capacity + pair) // BLOCK, per_piece), 1)
 
 
@@ -69,7 +69,7 @@ def decode_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     APPEND: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One piece: see the module. `out` is [tokens, heads, D], or with SPLIT [pieces, tokens, heads, D] beside `lse`."""
+    """Compute one piece (see the module). `out` is [tokens, heads, D], or with SPLIT [pieces, tokens, heads, D]."""
     pair = tl.load(items + 2 * tl.program_id(0))
     piece = tl.load(items + 2 * tl.program_id(0) + 1)
     sequence, group = pair // groups, pair % groups
@@ -144,7 +144,7 @@ def join_kernel(
     parts, lse, out, first, sink, capacity, cu_seqlens, pasts, blocks, groups, per_piece, tokens,
     HEADS: tl.constexpr, D: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr,
 ):  # fmt: skip
-    """Weighted mean of the pieces, for COLUMNS columns of one sequence and query head."""
+    """Write the weighted mean of the pieces, for COLUMNS columns of one sequence and query head."""
     sequence, query_head = tl.program_id(0), tl.program_id(1)
     group = query_head // HEADS
     start = tl.load(cu_seqlens + sequence)
@@ -180,7 +180,7 @@ def join_kernel(
 
 
 def pieces(store: Store, processors: int) -> Pieces:
-    """The piece list of a store for a device of `processors` multiprocessors; made once per store, no host sync.
+    """Return the piece list of a store for a device of `processors` multiprocessors, made once and without a host sync.
 
     Slabs without slots have no piece.
     """
@@ -235,5 +235,5 @@ def launch_decode(
 
 
 def _processors(device: torch.device) -> int:
-    """Multiprocessors of the device; under the interpreter a few, so that small tests split too."""
+    """Return the device's number of multiprocessors; a few under the interpreter, so that small tests split too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -12,7 +12,7 @@ def add_rows(
     dout_head, dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """What rows `row`, flat (position, head) pairs, add to dK and dV of the keys `at`."""
+    """Return dK and dV of the keys `at` with what rows `row`, flat (position, head) pairs, add to them."""
     live = row < tokens * HEADS
     position, head = row // HEADS, (group * HEADS + row % HEADS).to(tl.int64)
     where = position.to(tl.int64)
@@ -34,7 +34,7 @@ def gradient_kv_kernel(
     q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of 64 keys of one group."""
+    """Write dK and dV of 64 keys of one group."""
     group = (tl.program_id(0) % groups).to(tl.int64)
     block = tl.program_id(0) // groups  # early keys have the most rows
     at = block * BLOCK + tl.arange(0, BLOCK)

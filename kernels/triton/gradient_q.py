@@ -13,7 +13,7 @@ UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "sink_count", "most_sinks"]
 
 @triton.jit
 def weigh(q, dout, k, v, lse, scale, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """A and dP of a tile [rows, keys]; `lse` holds log2 of each row's denominator."""
+    """Return A and dP of a tile [rows, keys]; `lse` holds log2 of each row's denominator."""
     a = tl.exp2(dot(q, tl.trans(k), None, PRECISION) * (scale * LOG2E) - lse[:, None])
     if MASKED:
         a = tl.where(seen, a, 0.0)
@@ -23,7 +23,7 @@ def weigh(q, dout, k, v, lse, scale, seen, MASKED: tl.constexpr, PRECISION: tl.c
 @triton.jit
 def harms(mass, effect, sink_mass, sink_effect, delta, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr,
           SINKS_UP: tl.constexpr, SQUARED: tl.constexpr):  # fmt: skip
-    """Harm of one cut under each sink [SINKS_UP], the group's heads summed before squaring."""
+    """Return the harm of one cut under each sink [SINKS_UP]; the group's heads are summed before squaring."""
     kept = mass[:, None] + sink_mass
     mean = tl.where(kept > NO_MASS, (effect[:, None] + sink_effect) / tl.maximum(kept, NO_MASS), 0.0)
     change = tl.sum(tl.reshape(mean - delta[:, None], (POSITIONS, HEADS_UP, SINKS_UP)), 1)
@@ -35,7 +35,7 @@ def load_tile(
     q, dout, lse, tile, group, tokens, groups, q_head, q_token, dout_head, dout_token, HEADS: tl.constexpr,
     HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, BLOCK_M: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Position, head, whether it exists, q, dO [_, WIDTH] and log2 of the softmax sum of a tile's rows [BLOCK_M]."""
+    """Return of rows [BLOCK_M]: position, head, whether they exist, q and dO [_, WIDTH], log2 of the softmax sum."""
     row = tl.arange(0, BLOCK_M)
     position, head = tile * POSITIONS + row // HEADS_UP, row % HEADS_UP
     live = (position < tokens) & (head < HEADS)
@@ -51,7 +51,7 @@ def row_sums(
     key, exists, seen, tile_q, tile_dout, k, v, size, scale, k_token, v_token, MASKED: tl.constexpr, D: tl.constexpr,
     WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sums of A and of A dP over the keys at positions `key` (int64 [64]): two [rows]."""
+    """Return the sums of A and of A dP over the keys at positions `key` (int64 [64]): two [rows]."""
     tile_k = load_rows(k + key * k_token, exists, D, WIDTH, MASKED)  # [64, WIDTH]
     tile_v = load_rows(v + key * v_token, exists, D, WIDTH, MASKED)
     a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, seen, MASKED, PRECISION)
@@ -65,7 +65,7 @@ def gradient_q_kernel(
     HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr,
     SQUARED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ, D and the cuts' harms of BLOCK_M rows, POSITIONS times HEADS_UP; `cuts` is [tiles, groups, sinks, edges]."""
+    """Write dQ, D and the cuts' harms of POSITIONS * HEADS_UP rows; `cuts` is [tiles, groups, sinks, edges]."""
     group = tl.program_id(0) % groups
     tile = tiles - 1 - tl.program_id(0) // groups  # late rows have the most keys
     position, head, live, tile_q, tile_dout, size = load_tile(

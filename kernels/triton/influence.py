@@ -43,7 +43,7 @@ from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
-    """Dense causal attention of one sequence, and what its backward pass needs.
+    """Return dense causal attention of one sequence, and what its backward pass needs.
 
     Args:
         q: Queries [query_heads, N, D].
@@ -72,7 +72,7 @@ def influence_backward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, scale: float, sinks: Sequence[Sink],
     bin_size: int, squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of causal attention, and the summed harm of every cut.
+    """Return the gradients of causal attention, and the summed harm of every cut.
 
     Args:
         q, k, v, scale: As in `forward`; the last dimension is contiguous, here and below.

@@ -23,7 +23,7 @@ FEW = 16
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
 ) -> Tensor:
-    """Attention of the new tokens over the store's past and themselves; writes nothing."""
+    """Return the attention of the new tokens over the store's past and themselves; write nothing."""
     require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if not len(q):
@@ -36,7 +36,7 @@ def attend(
 
 
 def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
-    """The decode form, for 1 to 64 new tokens of every sequence: `attend` and `append` in one call."""
+    """Attend with 1 to 64 new tokens of every sequence, and append them, in one call."""
     if not _few(q, batch):
         out = attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
         append(store, k, v, batch=batch, seen=seen)

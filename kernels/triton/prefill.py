@@ -41,7 +41,7 @@ from moa.kernels.triton.tiles import Tiles, prefill_tiles
 
 @triton.jit
 def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
-    """The group whose reach at the end of the table is the `rank`-th longest; ties by index."""
+    """Return the group whose reach at the end of the table is the `rank`-th longest; ties go by index."""
     group = tl.arange(0, GROUPS)
     edge = tl.load(first + group * blocks + blocks - 1, mask=group < groups, other=2147483647)
     ahead = (edge[None, :] < edge[:, None]) | ((edge[None, :] == edge[:, None]) & (group[None, :] < group[:, None]))
@@ -55,7 +55,7 @@ def prefill_kernel(
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Rows of one tile: see the module."""
+    """Compute the rows of one tile (see the module)."""
     program = tl.program_id(0)
     group = by_reach(first, blocks, groups, program // tiles, GROUPS)
     sequence, tile = find_sequence(cu_seqlens, sequences, tiles - 1 - program % tiles, HEADS, BLOCK_M)

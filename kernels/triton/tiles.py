@@ -21,7 +21,7 @@ class Tiles(NamedTuple):
 
 
 def arch() -> str:
-    """The current device as `sm_90`, `gfx942`, ...; `cpu` under the interpreter."""
+    """Return the current device as `sm_90`, `gfx942`, ...; `cpu` under the interpreter."""
     if not torch.cuda.is_available():
         return "cpu"
     if torch.version.hip:
@@ -31,7 +31,7 @@ def arch() -> str:
 
 
 def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
-    """For `prefill_kernel` on `target` (the current device by default)."""
+    """Return the tile sizes of `prefill_kernel` on `target` (the current device by default)."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
         return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
@@ -43,7 +43,7 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
 
 
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
-    """For `decode_kernel` with about `rows` rows (tokens times heads) per sequence and group."""
+    """Return the tile sizes of `decode_kernel` with about `rows` rows (tokens times heads) per sequence and group."""
     target, width = target or arch(), _width(dim)
     block_m = 16 if rows <= 16 else 32
     if _amd(target):
@@ -55,7 +55,7 @@ def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = N
 
 
 def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | None = None) -> Tiles:
-    """For the first influence kernel with `heads` query heads per group."""
+    """Return the tile sizes of the first influence kernel with `heads` query heads per group."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     at_least = int(triton.next_power_of_2(heads))
     if _amd(target):
@@ -70,7 +70,7 @@ def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | Non
 
 
 def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
-    """For the second influence kernel; a tile is 64 keys by `block_m` rows."""
+    """Return the tile sizes of the second influence kernel; a tile is 64 keys by `block_m` rows."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
         return Tiles(32 if wide and width > 64 else 64, 4, 1, width, precision(target))
@@ -83,7 +83,7 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
 
 
 def precision(target: str) -> str:
-    """float32 products keep float32's accuracy: three TF32 passes on NVIDIA, plain multiplies elsewhere."""
+    """Return the mode of `tl.dot` with float32's accuracy: three TF32 passes on NVIDIA, plain multiplies elsewhere."""
     return "tf32x3" if target.startswith("sm_") else "ieee"
 
 
