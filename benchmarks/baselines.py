@@ -32,7 +32,7 @@ from tables import head, line
 
 from moa.evaluation.comparison import Part, compare
 from moa.evaluation.journal import Journal
-from moa.evaluation.summary import COLUMNS, cells
+from moa.evaluation.summary import table
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
@@ -109,12 +109,11 @@ def per_layer(profile: Profile, budgets: Sequence[Budget], longest: int) -> Plan
 
 def markdown(found: dict[str, Any]) -> str:
     """The page: the run and the table."""
-    columns = COLUMNS[:-1]
-    lines = [f"{found['model']['name']}; {about(found['run'])}", "", *head(columns)]
-    for row in found["rows"]:
-        shown = cells(row)[:-1]
-        shown[columns.index("KV cache, MiB")] = f"{row['kv_bytes'] / 2**20:.2f}"  # at the very length
-        lines.append(line(*shown))
+    headings, shown = table(found["rows"])
+    lines = [f"{found['model']['name']}; {about(found['run'])}", "", *head(headings)]
+    for row, cells in zip(found["rows"], shown, strict=True):
+        cells[headings.index("KV cache, MiB")] = f"{row['kv_bytes'] / 2**20:.2f}"  # at the very length
+        lines.append(line(*cells))
     return "\n".join(lines) + "\n"
 
 

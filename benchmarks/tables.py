@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from moa.evaluation.summary import COLUMNS, cells
+from moa.evaluation.summary import table
 
 
 def head(columns: Sequence[str]) -> list[str]:
@@ -18,10 +18,11 @@ def line(*cells: str) -> str:
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the table of all rows of a comparison, with what each keeps of the dense model's needles."""
-    lines = head([*COLUMNS, "kept of dense, one / four"])
-    for row in rows:
+    headings, shown = table(rows)
+    lines = head([*headings, "kept of dense, one / four"])
+    for row, cells in zip(rows, shown, strict=True):
         kept = [f"{row[t]['kept']:.2f}" if t in row and row[t]["kept"] is not None else "-" for t in ("single", "four")]
-        lines.append(line(*cells(row), " / ".join(kept)))
+        lines.append(line(*cells, " / ".join(kept)))
     return lines
 
 

@@ -2,7 +2,7 @@
 
 from pages_parts.common import Figures, claims, listed, percent, table, wrapped
 
-from moa.evaluation.summary import COLUMNS, cells
+from moa.evaluation import summary
 
 HALF, QUARTER, DENSE, UNIFORM = "plan 0.5", "plan 0.25", "dense", "uniform"
 TASKS = {"single": "one needle", "four": "four needles"}
@@ -52,7 +52,7 @@ def quality(found: Figures) -> str:
             "intervals. Perplexity and KL divergence from the dense model are measured on other held-out text. The "
             "uniform window keeps as much as plan 0.25, the same in every head."
         ),
-        table(COLUMNS, [cells({**row, "row": name}) for name, row in main_rows(found)]),
+        table(*summary.table([{**row, "row": name} for name, row in main_rows(found)])),
         wrapped(
             f"Plan 0.5 finds {percent(*kept(found, HALF))} of the needles that the dense model finds, and plan 0.25 "
             f"finds {percent(*kept(found, QUARTER))}; the uniform window finds "

@@ -8,7 +8,7 @@ import typer
 from moa.cli.common import Backend, Dtype, Model
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from moa.report.figures import Figures
 
 FULL = "does not fit"
 
@@ -46,28 +46,29 @@ def command(
         Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
 
 
-def tables(found: dict[str, Any]) -> list["Table"]:
+def tables(found: dict[str, Any]) -> list["Figures"]:
     """Return the tables of prefill and decode: medians, each with its interquartile range (IQR) as a share of it."""
-    from rich.table import Table
+    from moa.report.figures import Figures
 
     about = found["environment"]
     title = f"{found['model']}, {about['dtype']}, back-end {about['backend']}"
-    times = "dense, {0} (IQR)", "plan, {0} (IQR)", "times", "predicted, {0}"
-    first = [text.format("s") for text in times]
-    prefill = Table("tokens", "attention kept", *first, title=f"{title}: prefill, batch 1")
-    columns = *(text.format("ms") for text in times), "KV predicted, MiB", "allocated", "dense"
-    decode = Table("tokens", "batch", *columns, title="a decode step")
+    times = "dense (IQR)", "plan (IQR)", "speed-up", "predicted"
+    memory = "KV plan", "KV predicted", "KV dense"
+    prefill, decode, caption = [], [], ""
     for cell in found["lengths"]:
         n = f"{cell['length']:,}"
-        prefill.add_row(n, f"{cell['prefill_kept']:.3f}", *_compared(cell["prefill"], 1))
+        prefill.append([n, f"{cell['prefill_kept']:.3f}", *_compared(cell["prefill"], 1)])
         for step in cell["decode"]:
-            sizes = step["predicted"], step["allocated"]["plan"], step["allocated"]["dense"]
+            sizes = step["allocated"]["plan"], step["predicted"], step["allocated"]["dense"]
             mib = [FULL if size is None else f"{size / 2**20:.1f}" for size in sizes]
-            decode.add_row(n, str(step["batch"]), *_compared(step, 1e3), *mib)
+            decode.append([n, str(step["batch"]), *_compared(step, 1e3), *mib])
     if said := found.get("predicted_for"):
         errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in said["error"].items())
-        decode.caption = f"times predicted for {said['device']}{errors and f'; median error of the fit: {errors}'}"
-    return [prefill, decode]
+        caption = f"times predicted for {said['device']}{errors and f'; median error of the fit: {errors}'}"
+    return [
+        Figures(["tokens", "attention kept", *times], prefill, f"{title}: prefill of one sequence, seconds"),
+        Figures(["tokens", "batch", *times, *memory], decode, "a decode step, ms, and its KV cache, MiB", caption, 2),
+    ]
 
 
 def _compared(cell: dict[str, Any], unit: float) -> list[str]:

@@ -46,6 +46,8 @@ def by_name(form: str, texts: Sequence[str], number: Callable[[str], Number]) ->
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
+        if name in found:
+            raise MoaError(f"{form}, each name once; found {brief(name)} twice")
         try:
             found[name] = number(value)
         except ValueError:

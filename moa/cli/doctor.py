@@ -9,9 +9,8 @@ from moa.plans.span import LONGEST
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from rich.table import Table
-
-    from moa.diagnosing import Check, Kept, Machine, Prospect
+    from moa.diagnosing import Check, Kept, Machine
+    from moa.report.figures import Figures
 
 
 def command(
@@ -31,6 +30,8 @@ def command(
     from rich.console import Console
 
     import moa
+    from moa.cli.common import plan_name
+    from moa.report.plan import costs
 
     console = Console(soft_wrap=True, highlight=False)
     found = moa.diagnose(model, plan, length)
@@ -47,7 +48,8 @@ def command(
             f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
             + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )
-        console.print(_costs(prospect, plan or "dense"))
+        named = {plan_name(plan) if plan else "dense": prospect.plan}
+        console.print(costs(named, prospect.lengths, prospect.plan.kv_dtype))
         if prospect.here is not None:
             console.print(_gain(prospect.here))
         if plan is not None:
@@ -56,13 +58,11 @@ def command(
         raise typer.Exit(1)
 
 
-def _versions(machine: "Machine") -> "Table":
-    from rich.table import Table
+def _versions(machine: "Machine") -> "Figures":
+    from moa.report.figures import Figures
 
-    table = Table("package", "version", title=f"Python {machine.python}")
-    for package, version in machine.packages.items():
-        table.add_row(package, version or "not installed")
-    return table
+    rows = [[package, version or "not installed"] for package, version in machine.packages.items()]
+    return Figures(["package", "version"], rows, f"Python {machine.python}")
 
 
 def _backend(check: "Check") -> str:
@@ -76,20 +76,6 @@ def _backend(check: "Check") -> str:
         f"self-test against the reference: {'passed' if check.right else 'FAILED: do not use it'}; largest difference "
         f"{check.deviation:.1e}, at most {CLOSE:.0e} is right"
     )
-
-
-def _costs(prospect: "Prospect", title: str) -> "Table":
-    from rich.table import Table
-
-    plan = prospect.plan
-    columns = "density", "prefill kept", "KV cache, MiB", "dense, MiB", "saved, MiB"
-    table = Table("tokens", *columns, title=f"{title}: batch 1, {plan.kv_dtype}")
-    for n in prospect.lengths:
-        kept = plan.kv_bytes(n, dtype=plan.kv_dtype) / 2**20
-        whole = plan.model.dense_kv_bytes(n, dtype=plan.kv_dtype) / 2**20
-        shares = f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}"
-        table.add_row(f"{n:,}", *shares, f"{kept:.1f}", f"{whole:.1f}", f"{whole - kept:.1f}")
-    return table
 
 
 def _gain(kept: "Kept") -> str:

@@ -8,20 +8,23 @@ import typer
 from moa.cli.common import Backend, Dtype, Model
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from moa.report.figures import Figures
 
 
 def command(
     model: Model,
     plan: Annotated[list[str] | None, typer.Option(help="Plan file or name of a shipped plan. Repeatable.")] = None,
     lengths: Annotated[str, typer.Option(help="Lengths to measure at, in tokens, separated by commas.")] = "1024,2048",
-    needles: Annotated[int, typer.Option(help="Number of contexts with one needle, per length.")] = 20,
-    four_needles: Annotated[int, typer.Option(help="Number of contexts with four needles, per length.")] = 5,
-    ppl_windows: Annotated[int, typer.Option(help="Number of windows of held-out text, per length.")] = 2,
     task: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=COUNT: number of samples per length of the task of this name. Repeatable."),
+        typer.Option(
+            help="NAME=COUNT: number of samples per length of the task of this name. Default: the task's own. "
+            "Repeatable."
+        ),
     ] = None,
+    needles: Annotated[int | None, typer.Option(help="Contexts with one needle: --task single=COUNT.")] = None,
+    four_needles: Annotated[int | None, typer.Option(help="Contexts with four needles: --task four=COUNT.")] = None,
+    ppl_windows: Annotated[int | None, typer.Option(help="Windows of held-out text: --task text=COUNT.")] = None,
     uniform: Annotated[
         bool, typer.Option(help="Also measure, for each plan, a uniform window of at least its density.")
     ] = True,
@@ -40,9 +43,9 @@ def command(
     from moa.cli.common import Bar, by_name, distinct, numbers, plan_name
     from moa.evaluation.tasks import TASKS
 
-    asked = {name: known.default for name, known in TASKS.items()}
-    asked |= {"text": ppl_windows, "single": needles, "four": four_needles}
-    asked |= by_name("--task is written NAME=COUNT", task or [], int)
+    short = {"single": needles, "four": four_needles, "text": ppl_windows}
+    given = [f"{name}={count}" for name, count in short.items() if count is not None] + (task or [])
+    asked = {name: known.default for name, known in TASKS.items()} | by_name("--task is written NAME=COUNT", given, int)
     paths = plan or []
     plans = dict(zip(distinct(list(map(plan_name, paths))), paths, strict=True))
     console = Console(stderr=True, soft_wrap=True, highlight=False)
@@ -56,21 +59,13 @@ def command(
         console.print(f"wrote {output}")
 
 
-def table(found: dict[str, Any]) -> "Table":
-    """Return the table of a comparison; in 80 columns, each interval is one unbroken line below its rate."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-
-    from moa.evaluation.summary import COLUMNS, cells
+def table(found: dict[str, Any]) -> "Figures":
+    """Return the table of a comparison; each interval is one line below its rate."""
+    from moa.evaluation.summary import table as summed
+    from moa.report.figures import Figures
 
     about = found["environment"]
     title = f"{found['model']['name']}, {about['dtype']}, {about['device']}, back-end {about['backend']}"
-    out = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    every = [[cell.replace(" (", "\n(").replace(" to ", "–") for cell in cells(row)] for row in found["rows"]]
-    for column, *column_cells in zip(COLUMNS, *every, strict=True):
-        out.add_column(column, no_wrap=any("–" in cell for cell in column_cells), overflow="fold")
-    for before, row, shown in zip([None, *found["rows"]], found["rows"], every, strict=False):
-        if before and before["length"] != row["length"]:
-            out.add_section()
-        out.add_row(*shown)
-    return out
+    headings, rows = summed(found["rows"])
+    shown = [[cell.replace(" (", "\n(").replace(" to ", "–") for cell in row] for row in rows]
+    return Figures(headings, shown, title, names=2)

@@ -10,7 +10,8 @@ from moa.plans.plan import Plan
 if TYPE_CHECKING:
     from moa.evaluation.comparison import Sample
 
-COLUMNS = ("tokens", "row", "density", "KV cache, MiB", *(name for task in TASKS.values() for name in task.columns))
+KEPT = ("tokens", "row", "density", "KV cache, MiB")
+"""Headings of what every row has."""
 
 
 def summarise(
@@ -33,7 +34,7 @@ def summarise(
     """
     n = samples[0].length
     row: dict[str, Any] = {"length": n, "row": name, "density": plan.density(n), "kv_bytes": plan.kv_bytes(n, 1, dtype)}
-    cached = [(len(s.content.ids), r) for s, r in zip(samples, results, strict=True) if "cache_bytes" in r]
+    cached = [(tasks[s.task].cached(s.content), r) for s, r in zip(samples, results, strict=True) if "cache_bytes" in r]
     if cached:
         tokens, result = max(cached, key=lambda pair: pair[0])
         expected = plan.kv_bytes(tokens, 1, dtype)
@@ -45,10 +46,14 @@ def summarise(
     return row
 
 
-def cells(row: dict[str, Any]) -> list[str]:
-    """Return one row's cells under COLUMNS, `-` for what was not measured."""
-    kv_bytes = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
-    found = [f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{kv_bytes / 2**20:.1f}"]
-    for task in TASKS.values():
-        found += task.cells(row[task.name]) if task.name in row else ["-"] * len(task.columns)
-    return found
+def table(rows: Sequence[dict[str, Any]], tasks: Mapping[str, Task] = TASKS) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and each row's cells: of every task that some row has, `-` where the row itself lacks it."""
+    measured = [task for task in tasks.values() if any(task.name in row for row in rows)]
+    found = []
+    for row in rows:
+        kv_bytes = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
+        cells = [f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{kv_bytes / 2**20:.1f}"]
+        for task in measured:
+            cells += task.cells(row[task.name]) if task.name in row else ["-"] * len(task.columns)
+        found.append(cells)
+    return [*KEPT, *(name for task in measured for name in task.columns)], found

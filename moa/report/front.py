@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from rich.table import Table
-
+from moa.report.figures import Figures
 from moa.report.plan import canvas, save
 from moa.search.cost import Costs, Work
 from moa.search.front import Point
@@ -22,18 +21,18 @@ def figures(point: Point, n: int, costs: Costs | None) -> dict[str, float]:
     return found
 
 
-def table(points: Mapping[str, Point], n: int, costs: Costs | None) -> Table:
+def table(points: Mapping[str, Point], n: int, costs: Costs | None) -> Figures:
     """Return a table with one row per plan, dense first."""
     rows = {name: figures(point, n, costs) for name, point in points.items()}
     columns = list(next(iter(rows.values())))
     dtype = next(iter(points.values())).plan.kv_dtype
     title = f"Front, costs at {n:,} tokens, 1 sequence, KV cache in {dtype}"
-    out = Table("plan", "budget", "harm", "gap", *columns, title=title)
+    shown = []
     for name, row in sorted(rows.items(), key=lambda each: points[each[0]].solution.value):
         point = points[name]
         cells = (f"{row[column]:.4g}" for column in columns)
-        out.add_row(name, str(point.budget), f"{point.solution.value:.4g}", f"{point.solution.gap:.0e}", *cells)
-    return out
+        shown.append([name, str(point.budget), f"{point.solution.value:.4g}", f"{point.solution.gap:.0e}", *cells])
+    return Figures(["plan", "budget", "harm", "gap", *columns], shown, title, names=2)
 
 
 def picture(points: Mapping[str, Point], n: int, costs: Costs | None, path: Path) -> None:

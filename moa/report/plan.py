@@ -16,6 +16,7 @@ from moa.plans.patterns import PATTERNS, Rule, reach
 from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.plans.span import BLOCK, Ints
+from moa.report.figures import Figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,37 +52,32 @@ def same_model(plans: Sequence[Plan]) -> None:
             raise ModelMismatch(f"plans of different models cannot be compared: {'; '.join(differences)}")
 
 
-def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Table:
+def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Figures:
     """Return a table of what each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`."""
-    title = f"Costs, KV cache in {dtype}"
-    table = Table("tokens", "plan", "density", "prefill kept", "KV cache, MiB", "of dense", title=title)
+    headings = "tokens", "plan", "density", "prefill kept", "KV cache, MiB", "KV / dense"
+    rows = []
     for n in lengths:
         for name, plan in plans.items():
             kept, whole = plan.kv_bytes(n, dtype=dtype), plan.model.dense_kv_bytes(n, dtype=dtype)
-            table.add_row(
-                f"{n:,}", Text(name), f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}",
-                f"{kept / 2**20:.1f}", f"{kept / whole:.3f}",
-            )  # fmt: skip
+            shares = f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}"
+            rows.append([f"{n:,}", name, *shares, f"{kept / 2**20:.1f}", f"{kept / whole:.3f}"])
     made = {name: plan.predicted for name, plan in plans.items() if plan.predicted and plan.predicted.measured_to}
-    table.caption = (
-        "\n".join(
-            f"{name}: for texts of up to {said.lengths[-1]:,} tokens, profiled up to {said.measured_to:,}"
-            for name, said in made.items()
-        )
-        or None
+    caption = "\n".join(
+        f"{name}: for texts of up to {said.lengths[-1]:,} tokens, profiled up to {said.measured_to:,}"
+        for name, said in made.items()
     )
-    return table
+    return Figures(headings, rows, f"Costs, KV cache in {dtype}", caption, names=2)
 
 
-def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
+def rules(plan: Plan, lengths: Sequence[int], title: str) -> Figures:
     """Return a table of the rules by how they grow: groups, ranges of numbers, patterns, mean densities by length."""
     places = [(layer, head) for layer in plan.model.ruled_layers for head in range(plan.model.kv_heads)]
     numbers = list(dict.fromkeys(name for place in places for name in plan.rule(*place).shown))
     labelled = [kind for kind in PATTERNS.values() if kind.label]
     labels = [kind.label for kind in labelled]
-    table = Table("span", "groups", *numbers, *labels, *(f"at {n:,}" for n in lengths), title=Text(title))
+    headings = "span", "groups", *numbers, *labels, *(f"at {n:,}" for n in lengths)
     meanings = "".join(f"{kind.label}: {kind.about}; " for kind in labelled)
-    table.caption = f"{meanings}right of {'it' if len(labels) == 1 else 'them'}: density at each length"
+    rows = []
     for kind in KINDS:
         found = [place for place in places if growth(plan.rule(*place)) == kind]
         if found:
@@ -90,8 +86,8 @@ def rules(plan: Plan, lengths: Sequence[int], title: str) -> Table:
             density = [f"{plan.spans(n)[index].mean() / n:.3f}" for n in lengths]
             ranges = [_range([rule.shown[name] for rule in ruled if name in rule.shown]) for name in numbers]
             counts = [str(sum(type(rule) is pattern for rule in ruled)) for pattern in labelled]
-            table.add_row(kind, str(len(found)), *ranges, *counts, *density)
-    return table
+            rows.append([kind, str(len(found)), *ranges, *counts, *density])
+    return Figures(headings, rows, title, f"{meanings}at a length: density there")
 
 
 def span_map(plan: Plan, lengths: Sequence[int], title: str) -> Table:
@@ -106,7 +102,7 @@ def difference_map(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
     return _map(first, signs, SIGNS, "2 against 1")
 
 
-def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
+def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Figures:
     """Return a table of the groups that differ, the widest difference first: spans at each length, and sinks."""
     spans = [(first.spans(n), second.spans(n)) for n in lengths]
     change = np.max([np.abs(b - a) for a, b in spans], axis=0)
@@ -120,14 +116,13 @@ def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
     }
     counts += f", {len(sinks)} in what their sinks hold" if sinks else ""
     columns = *(f"span at {n:,}" for n in lengths), *(["sink"] if sinks else [])
-    table = Table(
-        "layer", "KV head", *columns, title="Groups that differ", caption=f"of {groups} groups differ: {counts}"
-    )
+    rows = []
     places = [(int(i), int(j)) for i, j in np.ndindex(change.shape) if change[i, j] or (i, j) in sinks]
     for layer, head in sorted(places, key=lambda place: -change[place])[:MOST]:
         cells = (f"{a[layer, head]:,} → {b[layer, head]:,}" for a, b in spans)
-        table.add_row(str(layer), str(head), *cells, *([sinks.get((layer, head), "")] if sinks else []))
-    return table
+        rows.append([str(layer), str(head), *cells, *([sinks.get((layer, head), "")] if sinks else [])])
+    caption = f"of {groups} groups differ: {counts}"
+    return Figures(["layer", "KV head", *columns], rows, "Groups that differ", caption, names=2)
 
 
 def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> None:

@@ -36,10 +36,17 @@ def test_defaults_of_a_command_are_those_of_its_function(command: str) -> None:
         assert said == ours[name].default, name
 
 
-def test_eval_asks_for_as_much_of_each_task_by_default() -> None:
-    said = signature(import_module("moa.cli.eval").command).parameters
-    options = {"text": "ppl_windows", "single": "needles", "four": "four_needles"}
-    assert all(said[option].default == TASKS[name].default for name, option in options.items())  # others: their own
+def test_eval_asks_for_as_much_of_each_task_as_the_task_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, int] = {}
+
+    def stop(*_: object, tasks: dict[str, int], **__: object) -> None:
+        told.update(tasks)
+        raise moa.MoaError("that is all")
+
+    monkeypatch.setattr(moa, "evaluate_plans", stop)
+    with pytest.raises(moa.MoaError, match="that is all"):
+        import_module("moa.cli.eval").command("model", task=["single=3"], four_needles=2)
+    assert told == {name: task.default for name, task in TASKS.items()} | {"single": 3, "four": 2}
 
 
 def test_a_front_from_python(tmp_path) -> None:

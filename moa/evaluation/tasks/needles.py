@@ -47,6 +47,10 @@ class Needles(Task):
         for row in rows:
             yield row, ask(model, tokenizer, row, content)
 
+    def cached(self, content: Haystack) -> int:
+        """Return the length of the text, whose cache is measured."""
+        return len(content.ids)
+
     def score(self, contents: Sequence[Haystack], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
         """Return the right answers."""
         return retrieval(contents, results, dense)

@@ -37,6 +37,10 @@ class Task(ABC):
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's result of one sample, in JSON types; `cache_bytes` in it is the size of the row's cache."""
 
+    def cached(self, content: Any) -> int:
+        """Return the number of tokens in the cache of `cache_bytes`; only a task with such results needs this."""
+        raise NotImplementedError
+
     @abstractmethod
     def score(self, contents: Sequence[Any], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
         """Return a row's entry in the results: of all samples, with the dense model's results of the same ones."""

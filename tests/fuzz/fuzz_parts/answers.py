@@ -77,5 +77,5 @@ def _plan(found: Plan) -> Any:
 
 def _numbers_of_bench(out: str) -> Any:
     """The columns of bytes and of what is kept; the others are times."""
-    rows = [re.split(r"\s*│\s*", line.strip(" │")) for line in out.splitlines() if line.startswith("│")]
+    rows = [re.split(r"  +", line.strip()) for line in out.splitlines() if line[:1].isdecimal()]
     return [(row[:2], row[-3:] if len(row) > 6 else []) for row in rows]

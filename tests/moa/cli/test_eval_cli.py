@@ -64,6 +64,7 @@ def test_without_plans_output_or_twins(run, folder):
     code, out, _ = run(str(folder), *SMALL, "--no-uniform")
     assert code == 0
     assert "narrow" not in out
+    assert "four needles" in out
     assert not list(folder.glob("*.json*l"))
 
 
@@ -75,6 +76,7 @@ def test_plans_of_one_name_are_numbered(run, folder, tmp_path):
     rows = {row["row"]: row["density"] for row in json.loads(output.read_text())["rows"]}
     assert list(rows) == ["dense", "1 narrow", "2 narrow"]
     assert rows["1 narrow"] < rows["2 narrow"]
+    assert not {"single", "four"} & json.loads(output.read_text())["rows"][0].keys()
 
 
 @pytest.mark.parametrize(
@@ -90,6 +92,7 @@ def test_plans_of_one_name_are_numbered(run, folder, tmp_path):
         ([".", "--needles", "-3"], "one needle (-3)"),
         ([".", "--task", "riddles=3"], "tasks must be of text, single, four, found 'riddles'"),
         ([".", "--task", "single"], "--task is written NAME=COUNT, found 'single'"),
+        ([".", "--task", "single=1", "--needles", "2"], "each name once; found 'single' twice"),
         ([".", "--backend", "fast"], "unknown back-end 'fast'"),
         ([".", "--dtype", "int3"], "dtype must be one of"),
         ([".", "-o", "/no/such/folder/eval.json"], "/no/such/folder"),

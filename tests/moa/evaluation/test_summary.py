@@ -5,7 +5,8 @@ import pytest
 from moa import Plan
 from moa.evaluation.comparison import Sample
 from moa.evaluation.haystack import Haystack, Question
-from moa.evaluation.summary import summarise
+from moa.evaluation.summary import summarise, table
+from moa.evaluation.tasks.needles import Needles
 
 
 def test_answers_are_counted_by_depth_and_against_the_dense_models(model):
@@ -29,3 +30,25 @@ def test_quarters_have_the_same_weight_and_dense_is_the_base(model):
     text = summarise("narrow", Plan.dense(model), [sample], [result], [dense], model.dtype)["text"]
     assert text["perplexity_against_dense"] == pytest.approx(2.718281828**0.25)
     assert (text["kl"], text["kl_by_quarter"]) == (pytest.approx(0.1), [0, 0, 0, 0.4])
+
+
+def test_the_table_has_the_tasks_that_some_row_has():
+    row = {"length": 512, "row": "dense", "density": 1.0, "kv_bytes": 2**20}
+    four = {"four": {"rate": 0.5, "interval": [0.1, 0.9]}}
+    headings, rows = table([row, row | four])
+    assert headings == ["tokens", "row", "density", "KV cache, MiB", "four needles"]
+    assert [cells[4:] for cells in rows] == [["-"], ["0.50 (0.10 to 0.90)"]]
+
+
+def test_a_task_says_how_many_tokens_its_caches_hold(model):
+    class Pages(Needles):
+        def cached(self, content):
+            return 64 * content
+
+        def score(self, contents, results, dense):
+            return {}
+
+    task = Pages("pages", (), 0, "pages")
+    row = summarise("dense", Plan.dense(model), [Sample("pages", 512, 0, 3)], [{"cache_bytes": 5}], [{}], "bfloat16",
+                    {"pages": task})  # fmt: skip
+    assert row["cache"]["tokens"] == 192
