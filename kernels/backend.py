@@ -11,9 +11,6 @@ from moa.kernels import registry
 from moa.kernels.call import Append, Attend, Decode
 from moa.plans.errors import Unsupported
 
-DEVICES = {"cpu": "CPU", "cuda": "GPU"}
-"""The names of device types in error messages."""
-
 
 def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
     pass
@@ -44,21 +41,28 @@ def load(name: str, device: torch.device | None = None) -> Backend:
         Unsupported: Unknown name, or it cannot run on this machine or device.
     """
     spec = registry.find(name)
+    others = registry.alternatives(name, None if device is None else device.type)
     if spec.missing:
-        raise Unsupported(f"back-end {name} needs the {spec.missing[0]} package: {spec.hint}, or choose torch")
-    if not spec.emulated:
-        if spec.devices == ("cuda",) and not torch.cuda.is_available():
-            raise Unsupported(f"back-end {name} needs a GPU, none is visible: choose torch, or set {spec.emulation}=1")
+        raise Unsupported(f"back-end {name} needs the {spec.missing[0]} package: {spec.hint}, or choose {others}")
+    if spec.devices and not spec.emulated:
+        if not any(map(_visible, spec.devices)):
+            emulate = f", or set {spec.emulation}=1" if spec.emulation else ""
+            raise Unsupported(f"back-end {name} is for {spec.title}s, none is visible: choose {others}{emulate}")
         if device is not None and not spec.takes(device.type):
-            choices = " or ".join(other.name for other in registry.preferred(device.type))
-            raise Unsupported(
-                f"back-end {name} is for {DEVICES[spec.devices[0]]}s, the model is on {device.type}: choose {choices}"
-            )
+            raise Unsupported(f"back-end {name} is for {spec.title}s, the model is on {device.type}: choose {others}")
     try:
         module = import_module(spec.module)
     except ImportError as error:  # such as a numba that refuses the numpy there is
-        raise Unsupported(f"back-end {name} cannot be imported, choose torch: {error}") from error
+        raise Unsupported(f"back-end {name} cannot be imported, choose {others}: {error}") from error
     return Backend(name, module.attend, module.append, module.decode, getattr(module, "warm_up", _nothing))
+
+
+def _visible(device: str) -> bool:
+    """Return whether this process sees a device of the type; torch is built for some types alone."""
+    try:
+        return bool(torch.get_device_module(device).is_available())
+    except RuntimeError:
+        return False
 
 
 def pick(device: torch.device | str) -> str:

@@ -11,6 +11,9 @@ REFERENCE = Spec("reference", module="moa.kernels.reference", can=("prefill", "d
 BACKENDS = (REFERENCE, TORCH, NUMBA, TRITON)
 """All back-ends; of those that take a device, the last one is its default."""
 
+ANYWHERE = TORCH
+"""The back-end that computes on every device and in every precision."""
+
 
 def names() -> str:
     """Return the names of all back-ends, separated by commas."""
@@ -29,9 +32,14 @@ def find(name: str) -> Spec:
     raise Unsupported(f"unknown back-end {brief(name)}: choose one of {names()}")
 
 
-def preferred(device: str) -> list[Spec]:
-    """Return the back-ends for a type of device, the best first; the last of them runs everywhere."""
+def preferred(device: str | None) -> list[Spec]:
+    """Return the back-ends for a type of device, or for any (None): the best first, `ANYWHERE` last."""
     return [spec for spec in reversed(BACKENDS) if spec.takes(device) and spec is not REFERENCE]
+
+
+def alternatives(name: str, device: str | None) -> str:
+    """Return what errors of back-end `name` offer instead: the installed ones for `device`, the best first."""
+    return " or ".join(spec.name for spec in preferred(device) if spec.name != name and not spec.missing)
 
 
 def default(device: str) -> Spec:

@@ -18,7 +18,8 @@ class Spec:
             where the first call would have to wait for something.
         can: What it does: `prefill`, `decode`, `influence` (the profiler's backward pass in fused kernels, in
             `influence.py` beside the module), `graph` (its `decode` may lie in a graph of `torch.compile`).
-        devices: Types of device that it computes on; none means any.
+        devices: Types of device that it computes on, as torch calls them; none means any.
+        title: What errors and pages call one of these devices, such as GPU; empty where it computes on any.
         packages: The packages that it needs besides those that moa always needs.
         hint: How to install them.
         optional: Whether the next choice stands in for it, by default, where its packages are missing; otherwise that
@@ -30,6 +31,7 @@ class Spec:
     module: str
     can: tuple[Ability, ...]
     devices: tuple[str, ...] = ()
+    title: str = ""
     packages: tuple[str, ...] = ()
     hint: str = ""
     optional: bool = False
@@ -45,6 +47,6 @@ class Spec:
         """Whether its emulation is switched on."""
         return bool(self.emulation) and os.environ.get(self.emulation) == "1"
 
-    def takes(self, device: str) -> bool:
-        """Return whether it is meant for this type of device."""
+    def takes(self, device: str | None) -> bool:
+        """Return whether it is meant for this type of device; None asks whether it computes on any."""
         return not self.devices or device in self.devices

@@ -24,6 +24,7 @@ from moa.kernels.backend import influence, load, pick
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
 from moa.kernels.influence import Estimator, influence_backward
+from moa.kernels.registry import ANYWHERE
 from moa.kernels.sink_contents import History, history, sinks
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
@@ -119,7 +120,7 @@ class _Recorded(torch.autograd.Function):
         if seen is not None:
             apart = attend_alone(
                 *(x.transpose(0, 1) for x in (q, k, v)), seen=seen, holds=recorder.holds(layer), scale=scale,
-                backend=load("torch"),
+                backend=load(ANYWHERE.name),
             )  # fmt: skip
             return apart.transpose(0, 1)
         heads = q.shape[0] // k.shape[0]

@@ -7,6 +7,7 @@ SPEC = Spec(
     module="moa.kernels.numba.operations",
     can=("prefill", "decode", "graph"),
     devices=("cpu",),
+    title="CPU",
     packages=("numba",),
     hint="pip install 'moa-attention[cpu]'",
     optional=True,

@@ -7,6 +7,7 @@ SPEC = Spec(
     module="moa.kernels.triton.operations",
     can=("prefill", "decode", "influence", "graph"),
     devices=("cuda",),
+    title="GPU",
     packages=("triton",),
     hint="pip install 'moa-attention[gpu]'",
     emulation="TRITON_INTERPRET",

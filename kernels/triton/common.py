@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from moa.kernels.registry import ANYWHERE
+from moa.kernels.triton import SPEC
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK as _BLOCK
 
@@ -28,18 +30,19 @@ def require_supported(*tensors: Tensor) -> None:
     for x in tensors:
         if x.dtype not in DTYPES:
             raise Unsupported(
-                f"back-end triton computes in bfloat16, float16 and float32, found {x.dtype}: choose back-end torch"
+                f"back-end {SPEC.name} computes in bfloat16, float16 and float32, found {x.dtype}: "
+                f"choose {ANYWHERE.name}"
             )
         if not torch.compiler.is_compiling() and x.storage_offset() * x.element_size() % 16:  # a compiler cannot know
             raise Unsupported(
-                "back-end triton needs tensors that begin at a multiple of 16 bytes, found one that begins "
-                f"{x.storage_offset()} elements of {x.element_size()} bytes into its storage: choose back-end torch"
+                f"back-end {SPEC.name} needs tensors that begin at a multiple of 16 bytes, found one that begins "
+                f"{x.storage_offset()} elements of {x.element_size()} bytes into its storage: choose {ANYWHERE.name}"
             )
         odd = [step for step, size in zip(x.stride()[:2], x.shape[:2], strict=True) if size > 1 and step % 16]
         if x.shape[-1] % 16 or x.stride(-1) != 1 or odd:
             raise Unsupported(
-                "back-end triton needs head sizes and strides in multiples of 16 and a contiguous last dimension, "
-                f"found head size {x.shape[-1]}, strides {x.stride()}: choose back-end torch"
+                f"back-end {SPEC.name} needs head sizes and strides in multiples of 16 and a contiguous last "
+                f"dimension, found head size {x.shape[-1]}, strides {x.stride()}: choose {ANYWHERE.name}"
             )
 
 

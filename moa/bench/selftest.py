@@ -6,6 +6,7 @@ from torch import Tensor
 
 from moa.kernels.backend import Backend, load
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.registry import REFERENCE
 from moa.kernels.store import allocate, capacities
 from moa.plans.span import BLOCK, first_block
 
@@ -25,7 +26,7 @@ def deviation(backend: Backend, device: torch.device | str = "cpu") -> float:
     Returns:
         The difference of float32 outputs, whose values are about 0.1 in size; inf where an output is not finite.
     """
-    expected, found = _run(load("reference"), "cpu"), _run(backend, device)
+    expected, found = _run(load(REFERENCE.name), "cpu"), _run(backend, device)
     return float(torch.nan_to_num((found.cpu() - expected).abs(), nan=torch.inf).max())
 
 

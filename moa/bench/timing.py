@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache
 
 from moa.hf.calls import parts
 from moa.kernels.backend import Backend, load
+from moa.kernels.registry import ANYWHERE
 from moa.plans.model import ModelInfo
 from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
@@ -120,8 +121,8 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     """
     info = ModelInfo.of(model)
     kind = {"dtype": model.dtype, "device": model.device}
-    torch_ = load("torch")
-    store_only = Backend("none", lambda q, *_, **__: q, torch_.append, torch_.decode)
+    writer = load(ANYWHERE.name)
+    store_only = Backend("none", lambda q, *_, **__: q, writer.append, writer.decode)
     drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
     if info.keyless:
         short = DynamicCache(config=model.config)

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from moa.kernels import backend, reference
+from moa.kernels import backend, reference, registry
 from moa.kernels.call import Append, Attend, Decode
-from moa.kernels.registry import BACKENDS, find, names, preferred
+from moa.kernels.registry import ANYWHERE, BACKENDS, names, preferred
+from moa.kernels.spec import Spec
 from moa.kernels.torch import operations
 from moa.plans.errors import Unsupported
 
@@ -42,8 +43,10 @@ def test_unknown_name_lists_the_choices():
 def test_triton_is_refused_with_the_reason(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Unsupported, match="needs a GPU"):
+    with pytest.raises(Unsupported, match=r"is for GPUs, none is visible: choose torch, or set TRITON_INTERPRET=1$"):
         backend.load("triton")
+    with pytest.raises(Unsupported, match="none is visible: choose numba or torch, or set"):
+        backend.load("triton", torch.device("cpu"))
     monkeypatch.setattr("moa.kernels.spec.find_spec", lambda name: None)
     with pytest.raises(Unsupported, match="pip install"):
         backend.load("triton")
@@ -56,6 +59,42 @@ def test_a_device_that_a_back_end_is_not_for_is_refused_unless_it_is_emulated(mo
         backend.load("triton", torch.device("cpu"))
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert backend.load("triton", torch.device("cpu")).name == "triton"
+
+
+@pytest.fixture
+def spare(monkeypatch):
+    """A back-end for another type of device, with no emulation."""
+    spec = Spec("spare", "moa.kernels.absent", can=("decode",), devices=("xpu",), title="XPU")
+    monkeypatch.setattr(registry, "BACKENDS", (*BACKENDS, spec))
+    return spec
+
+
+def test_a_back_end_for_another_device_is_refused_by_its_own_words(spare, monkeypatch):
+    """Its devices' title, no emulation that it lacks, and the choices that the device has."""
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: False)
+    with pytest.raises(Unsupported, match=r"^back-end spare is for XPUs, none is visible: choose numba or torch$"):
+        backend.load("spare", torch.device("cpu"))
+    monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+    with pytest.raises(Unsupported, match=r"^back-end spare is for XPUs, the model is on cpu: choose numba or torch$"):
+        backend.load("spare", torch.device("cpu"))
+    with pytest.raises(Unsupported, match=r"^back-end spare cannot be imported, choose torch: "):
+        backend.load("spare", torch.device("xpu"))
+    with pytest.raises(Unsupported, match=r"numba is for CPUs, the model is on xpu: choose spare or torch$"):
+        backend.load("numba", torch.device("xpu"))
+
+
+def test_what_is_not_installed_is_no_choice(monkeypatch):
+    monkeypatch.setattr("moa.kernels.spec.find_spec", lambda name: None)
+    with pytest.raises(Unsupported, match=r"needs the triton package: pip install .*, or choose torch$"):
+        backend.load("triton", torch.device("cpu"))
+
+
+def test_no_other_file_picks_a_back_end_by_its_name():
+    """Messages and calls outside the registry take names from it."""
+    by_name = re.compile(rf"""(?:\bload\(|choose |back-end ){{1,2}}["']?({"|".join(IDS)})\b""")
+    rooms = ("kernels", "moa", "plans", "profiler", "search")
+    found = [path for room in rooms for path in (ROOT / room).rglob("*.py") if by_name.search(path.read_text())]
+    assert not found
 
 
 def test_pick_by_device():
@@ -75,7 +114,7 @@ def test_each_has_the_folder_the_devices_and_the_extra_that_it_names(spec):
     module = ROOT / (spec.module.removeprefix("moa.").replace(".", "/") + ".py")
     assert module.is_file()
     assert (module.parent / "influence.py").is_file() == ("influence" in spec.can) or spec.name == "reference"
-    assert set(spec.devices) <= set(backend.DEVICES)
+    assert bool(spec.devices) == bool(spec.title)
     extra = re.search(r"\[(\w+)\]", spec.hint)
     assert bool(spec.packages) == bool(extra)
     listed = (ROOT / "pyproject.toml").read_text()
@@ -86,8 +125,9 @@ def test_each_has_the_folder_the_devices_and_the_extra_that_it_names(spec):
 
 
 def test_one_runs_everywhere():
-    for device in ("cpu", "cuda", "meta"):
-        assert preferred(device)[-1] is find("torch")
+    for device in ("cpu", "cuda", "meta", None):
+        assert preferred(device)[-1] is ANYWHERE
+    assert not ANYWHERE.packages
 
 
 @pytest.mark.parametrize("spec", BACKENDS, ids=IDS)
@@ -98,7 +138,7 @@ def test_the_page_of_kernels_has_a_row_for_each(spec):
     ]
     (row,) = rows
     _, _, devices, can, needs, _, _ = (cell.strip() for cell in row.split("|"))
-    assert devices == (" ".join(f"{backend.DEVICES[device]}" for device in spec.devices) or "any")
+    assert devices == (spec.title or "any")
     assert can == ", ".join(spec.can)
     assert needs == (f"`{spec.hint}`" if spec.hint else "")
 
