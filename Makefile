@@ -98,8 +98,7 @@ profile: build/profile.safetensors
 build/profile.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
 	$(BIN)/moa profile $(MODEL) -o build/recall.safetensors --source facts --source pairs --lengths 1024 --samples 16 --dtype $(DTYPE) --retrieval-score
-	$(BIN)/moa profile $(MODEL) -o build/far.safetensors --source facts --source pairs --lengths 4096 --samples 8 --dtype $(DTYPE) --retrieval-score --add build/recall.safetensors
-	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --add build/far.safetensors
+	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --add build/recall.safetensors
 	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --add build/short.safetensors
 
 absolute: build/absolute.safetensors
