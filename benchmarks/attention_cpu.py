@@ -39,7 +39,7 @@ Rules = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def timed(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
-    """Median milliseconds of each, alternating, with their IQR as a share."""
+    """Return the median milliseconds of each call, run in turns, and their IQR as a share of the median."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for i in range(repeats + 1):
         for name, run in variants.items():
@@ -98,7 +98,7 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
             scaled_dot_product_attention(q[:, :, None], *cache, attn_mask=mask, enable_gqa=True)
 
     def ours(rules: Rules) -> tuple[dict[str, Callable[[], None]], int]:
-        """A step by each back-end, on the same caches, and their bytes."""
+        """Return the times of a step by each back-end on the same caches, and the bytes of these caches."""
         stores = []
         for _ in range(layers):
             store = allocate(capacities(*rules, np.full(batch, length)), SIZE, dtype, "cpu")

@@ -51,7 +51,7 @@ WINDOWS = ["sink_window"]
 def plans(
     profile: Profile, absolute: Profile | None, length: int, longest: int, densities: Sequence[float]
 ) -> list[tuple[str, Plan]]:  # fmt: skip
-    """The rows beside dense."""
+    """Return the plans of the rows beside dense."""
 
     def searched(known: Profile, budgets: Sequence[Budget]) -> Plan:
         return choose(known, budgets, lengths=Lengths.of(known, longest=longest))[0]
@@ -77,13 +77,13 @@ def plans(
 
 
 def uniform(profile: Profile, room: int, length: int) -> Plan:
-    """The widest window for all groups that `room` bytes hold at `length`."""
+    """Return the uniform plan with the widest window that fits in `room` bytes at `length`."""
     made = (Plan.uniform(profile.model, n / length, at=length) for n in range(length, 0, -BLOCK))
     return next(plan for plan in made if plan.kv_bytes(length, dtype="bfloat16") <= room)
 
 
 def two_group(profile: Profile, room: int, length: int) -> Plan:
-    """Full attention in as many groups, by descending copy score, as `room` bytes hold at `length`."""
+    """Return the plan of full attention in as many groups, by copy score, as fit in `room` bytes at `length`."""
     if profile.retrieval is None:
         raise MoaError("the profile has no copy scores; make one with `moa profile MODEL --retrieval-score`")
     heads = profile.model.kv_heads
@@ -94,7 +94,7 @@ def two_group(profile: Profile, room: int, length: int) -> Plan:
 
 
 def per_layer(profile: Profile, budgets: Sequence[Budget], longest: int) -> Plan:
-    """The search with one rule per layer: objective and costs are summed over its groups."""
+    """Return the plan that a search with one rule per layer finds: objective and costs are summed over its groups."""
     model = profile.model
     problem = pose(profile, budgets, lengths=Lengths.of(profile, longest=longest))
 
@@ -108,7 +108,7 @@ def per_layer(profile: Profile, budgets: Sequence[Budget], longest: int) -> Plan
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The page: the run and the table."""
+    """Return the page: the run and the table."""
     headings, shown = table(found["rows"])
     lines = [f"{found['model']['name']}; {about(found['run'])}", "", *head(headings)]
     for row, cells in zip(found["rows"], shown, strict=True):

@@ -53,7 +53,7 @@ Cells = dict[Work, dict[str, Plan]]
 
 
 def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
-    """A random rule per group, of either kind of sink: constant, growing or full."""
+    """Return a plan with a random rule per group, of either kind of sink: constant, growing or full."""
     rng = np.random.default_rng(seed)
 
     def rule() -> Rule:
@@ -66,7 +66,7 @@ def random_plan(model: ModelInfo, longest: int, seed: int) -> Plan:
 
 
 def plans(profile: Profile) -> dict[str, Plan]:
-    """What is tested: four plans of default searches, two uniform and two random ones."""
+    """Return the plans under test: four of default searches, two uniform and two random ones."""
     model, longest = profile.model, max(profile.lengths)
     found = {f"searched {density}": choose(profile, [Budget("density", density)])[0] for density in DENSITIES}
     found |= {f"uniform {d} at {n}": Plan.uniform(model, d, at=n) for d, n in ((0.5, longest), (0.125, longest // 4))}
@@ -74,7 +74,7 @@ def plans(profile: Profile) -> dict[str, Plan]:
 
 
 def apart(predicted: Sequence[float]) -> list[int]:
-    """Indices of figures each of which is at least APART above the one before; the least first."""
+    """Return the indices of figures each of which is at least APART above the one before; the least comes first."""
     chosen: list[int] = []
     for i in np.argsort(predicted, kind="stable").tolist():
         if not chosen or predicted[i] >= predicted[chosen[-1]] * (1 + APART):
@@ -83,7 +83,7 @@ def apart(predicted: Sequence[float]) -> list[int]:
 
 
 def cell(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Error and bias of a cell, the rank correlation of its plans that are predicted apart, and whether it is resolved.
+    """Return a cell's error and bias, the rank correlation of plans predicted apart, and whether it is resolved.
 
     Args:
         work: What was measured.
@@ -103,7 +103,7 @@ def cell(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def judged(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every aim: error and bias of each kind of work, the order in each cell whose predictions span enough."""
+    """Return all claims: error and bias of each kind of work, the order in each cell whose predictions span enough."""
     claims = []
     for kind in dict.fromkeys(row["kind"] for row in rows):
         errors = [row["predicted"] / row["ms"] - 1 for row in rows if row["kind"] == kind]
@@ -119,7 +119,7 @@ def judged(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> l
 
 
 def page(found: dict[str, Any]) -> str:
-    """The result as Markdown."""
+    """Return the result as Markdown."""
 
     def share(value: float | None, form: str = ".1%") -> str:
         return "-" if value is None else format(value, form)
@@ -199,7 +199,7 @@ def main() -> int:
     where = place(run)
 
     def visit(plan: Plan, work: Work) -> list[float]:
-        """As `runner` does; what was measured before stopping is not measured again."""
+        """Visit cells as `runner` does; what was measured before a stop is not measured again."""
         same = key(plan=plan.fingerprint(), work=str(work), **where)
         visits[same] += 1
         this = key(same=same, visit=visits[same])

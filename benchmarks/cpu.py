@@ -88,7 +88,7 @@ class Bench:
         self.ids = torch.randint(self.model.config.vocab_size, (1, max(CHECKED, *options.lengths)))
 
     def check(self) -> dict[str, float]:
-        """Every variant's distance from the reference, in standard deviations of the logits."""
+        """Return every variant's distance from the reference, in standard deviations of the logits."""
         found = {name: timing.disagreement(self.model, v, self.ids[:, :CHECKED]) for name, v in self.variants.items()}
         wrong = {name: distance for name, distance in found.items() if not distance <= TOLERANCE}
         if wrong:
@@ -96,7 +96,7 @@ class Bench:
         return found
 
     def rates(self) -> dict[str, Any]:
-        """How fast this machine reads memory, and what every decode step reads besides keys."""
+        """Return how fast this machine reads memory, and what every decode step reads besides keys."""
         ones = torch.ones(128 << 20)
         reads = alternate({"sum": lambda: [timing.timed(ones.sum, ones.device)]}, 7)["sum"]
         weights = sum(p.nbytes for p in self.model.parameters())
@@ -105,7 +105,7 @@ class Bench:
         return {"bytes_per_second": ones.nbytes / reads.median, "weights": weights}
 
     def prefill(self, length: int, round_: int) -> dict[str, Any]:
-        """Seconds of each variant, and of the model without attention."""
+        """Return the seconds of each variant, and of the model without attention."""
         ways = self.variants | {WITHOUT: WithoutAttention()}
         for way in ways.values():  # warm up
             timing.prefill(self.model, way, self.ids[:, :256])
@@ -114,24 +114,24 @@ class Bench:
         return {name: times.seconds for name, times in alternate(calls, 1).items()}
 
     def decode(self, length: int, batch: int, round_: int) -> dict[str, Any]:
-        """Seconds of each variant's steps and of those without attention."""
+        """Return the seconds of each variant's steps, and of steps without attention."""
         ways = self.variants | {WITHOUT: WithoutAttention(fixed=True)}
         calls = {name: partial(timing.decode, self.model, w, length, batch, steps=STEPS) for name, w in ways.items()}
         return {name: times.seconds for name, times in alternate(calls, 1).items()}
 
     def kv_bytes(self, length: int, batch: int) -> dict[str, int]:
-        """The bytes that each variant's cache holds."""
+        """Return the bytes that each variant's cache holds."""
         return {n: allocated_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
 
     def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
-        """Peak bytes of a process of its own; see `peaks`."""
+        """Return the peak bytes of a process that runs this cell alone; see `peaks`."""
         plans = ["--half", self.options.half, "--quarter", self.options.quarter]
         command = [sys.executable, __file__, self.options.model, *plans, "--peaks-of", variant]
         command += ["--lengths", str(length), "--batches", str(batch)]
         return dict(json.loads(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout))
 
     def peaks(self, variant: str) -> dict[str, int]:
-        """Peak bytes of this process: the model alone, with the back-end, in one prefill, in steps of the batch.
+        """Return this process's peak bytes: the model alone, with the back-end, in one prefill, in the batch's steps.
 
         The back-end's own code, which no plan makes larger or smaller, is there for dense too: what differs is due to
         the caches. What it takes to fill the batch's cache with random keys does not count.
@@ -151,7 +151,7 @@ class Bench:
 
 
 def run(bench: Bench, journal: Journal) -> dict[str, Any]:
-    """Every cell, from the journal where it has it."""
+    """Return every cell; those that the journal has are not measured again."""
     plans = {name: v.plan for name, v in bench.variants.items() if v.plan is not None}
     about = provenance(bench.model)
     told = {name: plan.to_dict() for name, plan in plans.items()}

@@ -50,12 +50,12 @@ PARTS = {
 
 
 def part_of(profile: Profile, longest: int) -> Profile:
-    """The profile as if no text longer than `longest` had been measured."""
+    """Return the profile as it would be if no text longer than `longest` had been measured."""
     return replace(profile, cuts={cut: table for cut, table in profile.cuts.items() if cut[1] <= longest})
 
 
 def plans(profile: Profile, longest: int, length: int) -> list[tuple[str, Plan]]:
-    """The rows beside dense at one length."""
+    """Return the plans of the rows beside dense at one length."""
 
     def elastic(density: str, known: Profile) -> Plan:
         return choose(known, [parse("density", density)], lengths=Lengths.of(known, longest=longest))[0]
@@ -97,7 +97,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """The longest measured length up to which each row finds 90 % of what dense finds, both tasks together."""
+    """Return the longest measured length up to which each row finds 90 % of what dense finds, both tasks together."""
     found: dict[str, int] = {}
     lost: set[str] = set()
     for row in rows:
@@ -123,7 +123,7 @@ def depths(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The page: environment, the table, depths, effective context, the claims."""
+    """Return the page: environment, the table, depths, effective context, the claims."""
     lines = [f"{found['model']['name']}; {about(found['run'])}", "", *compared(found["rows"])]
     lines += ["", "Needles found by depth, 0 the farthest from the question:", "", *depths(found["rows"])]
     lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]

@@ -29,7 +29,7 @@ COUNTED = 1e-3
 
 
 def compare(true: Floats, found: Floats) -> dict[str, float]:
-    """How near `found` is to `true`, both [groups, rules].
+    """Return measures of how near `found` is to `true`, both [groups, rules].
 
     Returns:
         `rules`: rank correlation of the rules by their sums over groups; `groups`: that of groups, mean over rules;
@@ -46,7 +46,7 @@ def compare(true: Floats, found: Floats) -> dict[str, float]:
 
 
 def rows(profile: Profile) -> list[dict[str, Any]]:
-    """One entry per pair of lengths."""
+    """Return one entry per pair of lengths."""
     lengths = sorted(n for source, n in profile.cuts if source == "text")
     if len(lengths) < 2:
         raise MoaError(f"the profile must have text at two lengths or more, found {len(lengths)}")
@@ -61,7 +61,7 @@ def rows(profile: Profile) -> list[dict[str, Any]]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The table."""
+    """Return the table."""
     lines = [
         f"{about(found['run'])}; samples {found['profile']['samples']}", "",
         "| from | to | | rank of rules | rank of groups | found / measured | IQR |", "|---|---|---|---|---|---|---|",

@@ -53,20 +53,20 @@ COUNTED = 1e-3
 
 
 def samples(tokenizer: Any, length: int, count: int, seed: int) -> list[Sample]:
-    """Alternating fact and key-value samples."""
+    """Return fact and key-value samples in turn."""
     kinds = [SOURCES["facts"], SOURCES["pairs"]]
     return [kinds[i % 2].sample(tokenizer, length, random.Random(f"truth/{seed}/{i}"), True) for i in range(count)]
 
 
 @torch.inference_mode()
 def answers(model: Any, sample: Sample) -> torch.Tensor:
-    """Log-probabilities at the answers [answers, vocabulary]."""
+    """Return the log-probabilities at the answers [answers, vocabulary]."""
     hidden = hidden_of(model, torch.tensor([sample.ids]))
     return logits_of(model, hidden[torch.tensor(sample.response) - 1]).log_softmax(-1)
 
 
 def margins(logits: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
-    """By how much each given answer is ahead of the best other [answers]."""
+    """Return by how much each given answer is ahead of the best other [answers]."""
     label = logits.gather(1, given[:, None])
     return (label - logits.scatter(1, given[:, None], -torch.inf).amax(-1, keepdim=True))[:, 0]
 
@@ -81,7 +81,7 @@ class Bench:
         self.dense: list[torch.Tensor] = []
 
     def kept(self, measure: Callable[[], Any], **what: Any) -> Any:
-        """The journal's result, or a new one."""
+        """Return the journal's result, or a new one."""
         name = key(**self.about, **what)
         if self.journal.get(name) is None:
             self.journal.put(name, measure(), **what)
@@ -89,7 +89,7 @@ class Bench:
         return self.journal.get(name)
 
     def truth(self, kind: str) -> dict[str, np.ndarray]:
-        """What each group's cut does, mean over a text's answers, then over texts: [layers * kv_heads] each."""
+        """Return what each group's cut does, as a mean over a text's answers, then texts: [layers * kv_heads] each."""
         found = [
             self.kept(partial(self.harm, kind, layer, head), kind=kind, layer=layer, head=head)
             for layer in self.info.ruled_layers
@@ -98,7 +98,7 @@ class Bench:
         return {name: np.array([each[name] for each in found]) for name in TRUTHS}
 
     def harm(self, kind: str, layer: int, head: int) -> dict[str, float]:
-        """KL in nats, and the fall of the margin in logits, of one group's cut."""
+        """Return what one group's cut does: the KL in nats, and the fall of the margin in logits."""
         self.dense = self.dense or [answers(self.model, text) for text in self.texts]
         rules = {other: [FULL] * self.info.kv_heads for other in self.info.ruled_layers}
         rules[layer][head] = self.cuts[kind]
@@ -113,7 +113,7 @@ class Bench:
         return {"kl": float(np.mean(kl)), "margin": float(np.mean(fall))}
 
     def score(self, estimator: str, labels: Any, loss: Any) -> dict[str, np.ndarray]:
-        """What one estimator says of the same cuts, per answer, mean over texts: [layers * kv_heads] of each kind."""
+        """Return an estimator's figures of these cuts, per answer, as means over texts: [layers * kv_heads] each."""
         found = [
             self.kept(
                 partial(self.estimate, i, estimator, labels, loss),
@@ -140,21 +140,21 @@ class Bench:
 
 
 def rank(score: np.ndarray, truth: np.ndarray) -> float | None:
-    """Spearman's correlation; None where all are alike, as margins are of a model that gets no answer right."""
+    """Return Spearman's correlation; None where all are alike, as margins are of a model that gets no answer right."""
     if np.ptp(score) == 0 or np.ptp(truth) == 0:
         return None
     return round(float(spearmanr(score, truth).statistic), 3)
 
 
 def size(score: np.ndarray, truth: np.ndarray) -> dict[str, float]:
-    """The KL that `fisher` predicts over the measured one: median over groups, and its IQR."""
+    """Return the KL that `fisher` predicts over the measured one: its median over groups, and its IQR."""
     counted = truth > COUNTED * truth.max()
     ratio = (score[counted] / 2 / truth[counted]).tolist()  # a quadratic form: half of it
     return {"ratio": float(np.median(ratio)), "iqr": iqr(ratio), "groups": len(ratio)}
 
 
 def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What must hold, and what was measured."""
+    """Return what must hold, and what was measured."""
     paper, fisher = rows[1]["spearman"], rows[3]["spearman"]
     found = [
         claim(f"fisher, {says}: Spearman with KL at least", fisher[kind]["kl"], 0.9) for kind, says in KINDS.items()
@@ -164,7 +164,7 @@ def claims(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
     columns = [f"{says}, {name}" for says in KINDS.values() for name in TRUTHS.values()]
     lines = [
         f"{found['model']}; {about(found['run'])}", "",

@@ -24,7 +24,7 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def examine(kind: str, answer: Any) -> None:
-    """In a process of its own: say of one model type what holds."""
+    """Send to `answer` what holds for one model type; this runs in a process of its own."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     from models_parts import check, tiny
     from transformers.utils import logging
@@ -47,7 +47,7 @@ def examine(kind: str, answer: Any) -> None:
 
 
 def sweep(kinds: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Each model type, and what was found."""
+    """Yield each model type, and what was found of it."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(
         ["transformers.generation", "moa.runtime.applied", "moa.profiler.recorder", "moa.cli.main"]

@@ -4,7 +4,7 @@ A block of a page stands between `<!-- figures: NAME -->` and `<!-- end -->`; BL
 which result file. Each block ends with a line that says how that file was made; one that looks for plans in several
 files writes that line itself.
 
-    python benchmarks/pages.py            writes all blocks anew
+    python benchmarks/pages.py            writes all blocks
     python benchmarks/pages.py --check    names blocks that differ from their file; exit code 1 if there are any
 
 A measured figure outside blocks is a fault as well (`pages_parts/loose.py`), except in docs/experiments, whose pages
@@ -52,12 +52,12 @@ NAMES = *BLOCKS, SHIPPED
 
 
 def pages() -> list[Path]:
-    """The pages that have figures of today: records of experiments are not among them."""
+    """Return the pages that show current figures; records of experiments are not among them."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *(ROOT / "plans").glob("library/README.md")]
 
 
 def block(name: str, page: Path) -> str:
-    """What stands in a block of `page`: links start from the page's folder."""
+    """Return the contents of a block of `page`: links start from the page's folder."""
     if name not in NAMES:
         raise MoaError(f"{page.name}: a block must be one of {', '.join(NAMES)}; found {name}")
     if name == SHIPPED:
@@ -70,13 +70,13 @@ def block(name: str, page: Path) -> str:
 
 
 def written(page: Path) -> str:
-    """The page with every block anew."""
+    """Return the page with every block rewritten."""
     text = page.read_text()
     return BLOCK.sub(lambda m: f"<!-- figures: {m[1]} -->\n{block(m[1], page)}<!-- end -->", text)
 
 
 def stale() -> Iterator[str]:
-    """Pages and blocks that differ from their result file."""
+    """Return the pages and blocks that differ from their result file."""
     for page in pages():
         for name, found in BLOCK.findall(page.read_text()):
             if found != block(name, page):

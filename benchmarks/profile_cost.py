@@ -50,7 +50,7 @@ class Plain:
 
 
 def measure(model: Any, length: int) -> dict[str, Any]:
-    """Seconds of one pass of each kind, in turn, and their peak bytes."""
+    """Return the seconds of one pass of each kind, run in turns, and their peak bytes."""
     rng = random.Random(length)
     sample = whole_text([rng.randrange(model.config.vocab_size) for _ in range(length)])
     found = {}
@@ -66,7 +66,7 @@ def measure(model: Any, length: int) -> dict[str, Any]:
 
 
 def row(length: int, runs: list[dict[str, Any]], exact: dict[str, Any]) -> dict[str, Any]:
-    """Median seconds and ratio, with their IQR; peaks of the pass for memory."""
+    """Return median seconds and their ratio, with their IQR, and the peaks of the pass for memory."""
     both: dict[str, Any] = {"length": length}
     for name in ("plain", "fisher"):
         seconds = [run[name]["seconds"] for run in runs]
@@ -76,7 +76,7 @@ def row(length: int, runs: list[dict[str, Any]], exact: dict[str, Any]) -> dict[
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Peak memory against length: bytes per token, the line's worst error, the share of a square term at the end."""
+    """Return peak memory against length: bytes per token, the line's worst error, a square term's share at the end."""
     lengths, peaks = np.array([r["length"] for r in rows]), np.array([r["fisher"]["bytes"] for r in rows])
     slope, offset = np.polyfit(lengths, peaks, 1)
     square = np.polyfit(lengths, peaks, 2)[0] * lengths[-1] ** 2 if len(rows) > 2 else 0.0
@@ -89,7 +89,7 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The page."""
+    """Return the page."""
     columns = "length", "plain, s (IQR)", "with influence, s (IQR)", "ratio (IQR)"
     lines = [
         f"{found['model']}; {about(found['run'])}", "", f"Medians of {found['repeats']} runs.", "",

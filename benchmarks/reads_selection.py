@@ -58,7 +58,7 @@ def answer_of(tokenizer: Any, question: Question) -> list[int]:
 
 
 def needle(hay: Haystack, question: Question) -> tuple[int, int]:
-    """Where the last words before the answer and the answer's first tokens stand."""
+    """Return where the last words before the answer and the answer's first tokens stand."""
     lead = question.ids[-4:]
     start = next(i for i in range(len(hay.ids)) if hay.ids[i : i + len(lead)] == lead)
     return start, start + 2 * len(lead)

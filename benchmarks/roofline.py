@@ -33,7 +33,7 @@ class Shape:
         return 2 * 2 * self.layers * self.kv_heads * self.head_size * tokens
 
     def attention_flops(self, pairs: float) -> float:
-        """Two products of 2 * D flops for every visible (row, key) of every query head."""
+        """Return the flops of attention: two products of 2 * D for every visible (row, key) of every query head."""
         return 4.0 * self.layers * self.query_heads * self.head_size * pairs
 
 
@@ -41,7 +41,7 @@ SHAPES = (Shape("Llama-3-8B", 32, 32, 8, 128, 8.03e9), Shape("Llama-2-7B", 32, 3
 
 
 def decode(shape: Shape, device: str, length: int, density: float) -> dict[str, float]:
-    """One decode step at the largest batch that fits."""
+    """Return one decode step at the largest batch that fits."""
     bandwidth, rate, memory = DEVICES[device]
     weights = 2 * shape.parameters
     each = shape.kv_bytes(density * length)
@@ -52,7 +52,7 @@ def decode(shape: Shape, device: str, length: int, density: float) -> dict[str, 
 
 
 def prefill(shape: Shape, device: str, length: int, density: float) -> float:
-    """Milliseconds of one layer's attention over a prompt; `density` is the share of causal pairs kept."""
+    """Return the milliseconds of one layer's attention over a prompt; `density` is the share of causal pairs kept."""
     return 1e3 * shape.attention_flops(density * length * (length + 1) / 2) / shape.layers / DEVICES[device][1]
 
 

@@ -44,7 +44,7 @@ GAP, MEMORY = 1e-3, 1e9
 
 
 def budgets(size: str) -> dict[str, list[tuple[str, str]]]:
-    """A density alone, as most searches have; three budgets at once, the last of which pull in different directions."""
+    """Return a density alone, as in most searches, and three budgets at once, the last of which conflict."""
     gb = GIGABYTES[size]
     return {
         "0.5": [("density", "0.5")],
@@ -56,7 +56,7 @@ def budgets(size: str) -> dict[str, list[tuple[str, str]]]:
 
 
 def resample(small: Profile, layers: int, heads: int) -> Profile:
-    """A profile of a larger model, of the same sources and lengths."""
+    """Return a profile of a larger model, of the same sources and lengths."""
     rng = np.random.default_rng(0)
     groups = layers * heads
     origin = rng.integers(len(small.model.ruled_layers) * small.model.kv_heads, size=groups)
@@ -74,7 +74,7 @@ def resample(small: Profile, layers: int, heads: int) -> Profile:
 
 
 def run(size: str, path: str) -> dict[str, Any]:
-    """All cases of one size in this process."""
+    """Return all cases of one size, run in this process."""
     profile = resample(Profile.load(path), *SIZES[size])
     made = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     cases = []
@@ -93,7 +93,7 @@ def run(size: str, path: str) -> dict[str, Any]:
 
 
 def claims(sizes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The limits, and what was measured."""
+    """Return the limits, and what was measured."""
     found = []
     for size in sizes:
         slowest, gap = (max(case[key] for case in size["cases"]) for key in ("cpu_seconds", "gap"))

@@ -64,7 +64,7 @@ def searched(profile: Profile, density: str, mix: Mix, lengths: Lengths) -> Plan
 def alone(
     profile: Profile, evaluate: Evaluate, density: float, length: int, trials: int, name: str, storage: str
 ) -> list[float]:  # fmt: skip
-    """Optuna over the rule of every group; groups drawn last shrink until the budget is kept. The score by trial."""
+    """Return Optuna's scores by trial, over each group's rule; groups drawn last shrink to keep the budget."""
     sinks = [(PATTERNS[name], size) for name, size in profile.variants]
     kinds = [*(kind(sink=s, alpha=s + window, beta=0) for window in WINDOWS for kind, s in sinks), FULL]
     groups = [(layer, head) for layer in profile.model.ruled_layers for head in range(profile.model.kv_heads)]
@@ -95,12 +95,12 @@ def alone(
 
 
 def trials_of(name: str, storage: str) -> list[optuna.trial.FrozenTrial]:
-    """A study's trials that were measured to the end, sample by sample; repeated plans, copied, are not among them."""
+    """Return a study's trials that were measured to the end, sample by sample, without copies of repeated plans."""
     return [t for t in open_study(name, storage).trials if t.state == ENDED[0] and t.intermediate_values]
 
 
 def replay(trials: list[optuna.trial.FrozenTrial], pruner: optuna.pruners.BasePruner) -> tuple[float, float]:
-    """The share of samples that a pruner lets be measured, and the best score it lets through."""
+    """Return the share of samples that a pruner lets be measured, and the best score it lets through."""
     again, measured = optuna.create_study(pruner=pruner), 0
     for recorded in trials:
         trial, stopped = again.ask(), False
@@ -114,7 +114,7 @@ def replay(trials: list[optuna.trial.FrozenTrial], pruner: optuna.pruners.BasePr
 
 
 def unseen(plans: Sequence[tuple[str, Plan]], check: Validation, journal: Journal, **what: Any) -> dict[str, Any]:
-    """What plans measure on tasks of a seed that no study saw, by name."""
+    """Return what plans measure on tasks of a seed that no study saw, by name."""
     found, say = {}, said("unseen tasks")
     for i, (name, plan) in enumerate(plans):
         place = key(plan=plan.fingerprint(), length=check.length, **what)

@@ -62,7 +62,7 @@ class Row:
     tensor_cores: str
 
     def faults(self) -> list[str]:
-        """What makes this configuration unfit to ship."""
+        """Return what makes this configuration unfit to ship."""
         needs_mma = self.kernel not in ("append", "join") and self.dtype != "fp32"
         found = []
         if self.spills:
@@ -156,7 +156,7 @@ def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Ro
 
 
 def quick() -> list[Row]:
-    """The most used configurations: bf16, head sizes 64 and 128, every target."""
+    """Return the most used configurations: bf16, head sizes 64 and 128, every target."""
     half = torch.bfloat16
     rows = []
     for target in TARGETS:
@@ -166,7 +166,7 @@ def quick() -> list[Row]:
 
 
 def matrix() -> list[Row]:
-    """Every head size in bf16, some in fp16 and fp32; with and without a store; one and many rows; both estimators."""
+    """Return all head sizes in bf16, some in fp16, fp32; with or without store; few or many rows; both estimators."""
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     rows = []
     for target in TARGETS:
@@ -197,7 +197,7 @@ def _type(arg: str, dtype: str) -> str:
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:
-    """Registers per thread, and bytes of stack, which is where spills live."""
+    """Return the registers per thread, and the bytes of stack, which is where spills live."""
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
@@ -207,7 +207,7 @@ def _nvidia(cubin: bytes) -> tuple[int, int]:
 
 
 def _amd(text: str) -> tuple[int, int]:
-    """Vector registers per lane, and bytes of scratch; scalar registers spill into vector ones, not to memory."""
+    """Return the vector registers per lane, and the bytes of scratch; scalar registers spill into vector ones."""
     return int(_find(r"\.vgpr_count:\s*(\d+)", text)), int(_find(r"\.private_segment_fixed_size:\s*(\d+)", text))
 
 

@@ -3,7 +3,7 @@
 A slab is the sink's blocks, then a ring of blocks. With S = sink/64 and ring = capacity/64 - S, block j
 of the text lies at slab block j for j < S, else at S + (j - S) mod ring. Slabs of equal capacity are
 adjacent (a `Run`): attention reads them in place as one [slabs, slots, D] view. Slots without a wanted key
-may hold anything finite; all back-ends but `torch` bear NaN too.
+may hold any finite number; for all back-ends but `torch` also NaN.
 """
 
 from dataclasses import dataclass, field, replace

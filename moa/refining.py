@@ -1,4 +1,4 @@
-"""Provide `moa.refine_plan`: a search that runs the model, for what a sum of harms cannot know."""
+"""Provide `moa.refine_plan`: a search that also runs the model, since sums of harms cannot predict everything."""
 
 import json
 from collections.abc import Mapping

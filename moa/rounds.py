@@ -22,7 +22,7 @@ from moa.search.objective import Mix
 
 @dataclass(frozen=True)
 class Round:
-    """A round.
+    """The samples and the file of one round, which profiles the model under the plan of the round before.
 
     Attributes:
         settings: The settings of its profile.

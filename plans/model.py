@@ -43,7 +43,7 @@ class Sliding(Strict):
     kv_heads: int | None = Field(default=None, ge=1)
     """None where it is that of the layers with rules."""
     head_size: int | None = Field(default=None, ge=1)
-    """Likewise."""
+    """None where it is that of the layers with rules."""
     chunked: bool | None = None
     """Whether the text is cut into chunks of `window` keys, and a query sees its own; None: it sees the last keys."""
 

@@ -17,27 +17,27 @@ Figures = dict[str, Any]
 
 
 def prefill_bound(found: Figures, cell: Figures, plan: str) -> float:
-    """Seconds: the time without attention, and the part of attention's that the plan keeps."""
+    """Return a bound in seconds: the time without attention, and the part of attention's that the plan keeps."""
     dense, without = cell["seconds"][DYNAMIC]["median"], cell["seconds"][WITHOUT]["median"]
     return float(without + found["kept"][plan][str(cell["length"])] * (dense - without))
 
 
 def decode_bound(found: Figures, cell: Figures, variant: str) -> float:
-    """Seconds: a step without attention, and the reading of the keys."""
+    """Return a bound in seconds: a step without attention, and the reading of the keys."""
     keys = cell["held"][variant] / found["rates"]["bytes_per_second"]
     return float(cell["seconds"][WITHOUT]["median"] + keys)
 
 
 def bytes_bound(found: Figures, cell: Figures, variant: str) -> float:
-    """Seconds to read the weights and the keys once."""
+    """Return the seconds to read the weights and the keys once."""
     return float((found["rates"]["weights"] + cell["held"][variant]) / found["rates"]["bytes_per_second"])
 
 
 def claims(found: Figures) -> list[Figures]:
-    """What must hold, and what was measured."""
+    """Return what must hold, and what was measured."""
 
     def times(cell: Figures, variant: str, over: tuple[str, ...] = (DYNAMIC, STATIC)) -> float:
-        """How many times faster than the fastest of `over`."""
+        """Return how many times faster a variant is than the fastest of `over`."""
         medians = {name: s["median"] for name, s in cell["seconds"].items()}
         return float(min(medians[name] for name in over) / medians[variant])
 
@@ -76,7 +76,7 @@ def claims(found: Figures) -> list[Figures]:
 
 
 def markdown(found: Figures) -> str:
-    """The page: the run, prefill, decode, memory, claims."""
+    """Return the page: the run, prefill, decode, memory, claims."""
     rounds = found["rounds"]
     lines = [
         about(found["run"]), "",

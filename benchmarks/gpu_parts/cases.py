@@ -21,26 +21,26 @@ class Mix:
     beta256: Ints
 
     def visibility(self, length: int, device: torch.device) -> Visibility:
-        """What rows at positions below `length` see."""
+        """Return what rows at positions below `length` see."""
         first = first_block(*self._columns(), np.arange(-(-length // BLOCK))).astype(np.int32)
         sink = self.sink.astype(np.int32)
         return Visibility(torch.from_numpy(first).to(device), torch.from_numpy(sink).to(device))
 
     def density(self, length: int) -> float:
-        """Keys the last query sees, over all."""
+        """Return the keys that the last query sees, as a share of all keys."""
         return float(span(*self._columns(), length).mean() / length)
 
     def kept(self, length: int) -> float:
-        """Visible causal pairs over all of them."""
+        """Return the visible causal pairs, as a share of all causal pairs."""
         n = np.arange(1, length + 1)
         return float(span(*self._columns(), n).mean(0).sum() / n.sum())
 
     def live_bytes(self, length: int, batch: int, row_bytes: int) -> int:
-        """Bytes of keys and values in the blocks one decode step must read."""
+        """Return the bytes of keys and values in the blocks that one decode step must read."""
         return int(2 * batch * BLOCK * row_bytes * live_blocks(self.sink, self.alpha, self.beta256, length).sum())
 
     def store(self, lengths: Ints, dim: int, dtype: torch.dtype, device: torch.device, room: int = BLOCK) -> Store:
-        """Slabs for `lengths` and `room` tokens more, filled with random numbers."""
+        """Return slabs for `lengths` and `room` tokens more, filled with random numbers."""
         store = allocate(capacities(self.sink, self.alpha, self.beta256, lengths + room), dim, dtype, device)
         store.k.normal_()
         store.v.normal_()
@@ -51,7 +51,7 @@ class Mix:
 
 
 def mixes(groups: int) -> list[Mix]:
-    """Dense; every head at a half and a quarter; half the heads full; one in eight full beside windows of all sizes."""
+    """Return the mixes: dense; all heads at a half or a quarter; half of them full; one in eight full, others mixed."""
     sink, zero = np.full(groups, 64), np.zeros(groups, np.int64)
     index = np.arange(groups)
     half, eighth = index < (groups + 1) // 2, index % 8 == 0
@@ -65,6 +65,6 @@ def mixes(groups: int) -> list[Mix]:
 
 
 def packed(lengths: Ints, heads: int, dim: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Random [tokens, heads, D], and `cu_seqlens`."""
+    """Return random [tokens, heads, D], and `cu_seqlens`."""
     cu_seqlens = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
     return torch.randn(int(lengths.sum()), heads, dim, device=device).to(dtype), cu_seqlens

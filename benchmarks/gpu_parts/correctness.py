@@ -23,7 +23,7 @@ LIMIT = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
 
 
 def run(bench: Bench, brief: bool) -> list[Row]:
-    """A row per case, `agrees` true or false."""
+    """Return a row per case, whose `agrees` is true or false."""
     rows: list[Row] = []
     dims, types = ((128,), (torch.bfloat16,)) if brief else ((64, 80, 96, 128, 256), tuple(LIMIT))
     if bench.dry:
@@ -37,7 +37,7 @@ def run(bench: Bench, brief: bool) -> list[Row]:
 
 
 def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Row]:
-    """Prefill of a ragged batch, a chunk over the store, decode steps eager and as a graph."""
+    """Compare a prefill of a ragged batch, a chunk over the store, and decode steps, eager and as a graph."""
     lengths = np.array([1, 63, 64, 65] if bench.dry else [1, 63, 64, 65, 111, 1000])
     mix, name = mixes(8)[-1], {"dtype": str(dtype), "head size": dim, "group": heads}
     groups = len(mix.sink)
@@ -73,7 +73,7 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
 
 
 def fisher(bench: Bench, dim: int, dtype: torch.dtype) -> Row:
-    """Gradients and cut table."""
+    """Compare the gradients and the table of cuts."""
     n, groups, heads = (130, 1, 3) if bench.dry else (777, 2, 3)
     q, k, v, dout = (
         torch.randn(h, n, dim, device=bench.device).to(dtype) for h in (groups * heads, groups, groups, groups * heads)

@@ -19,7 +19,7 @@ STEPS = 64
 
 
 def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
-    """Rows by model, length and way to hold keys."""
+    """Return rows by model, length and way to hold keys."""
     rows: list[Row] = []
     for name in ("Llama-3-8B",) if bench.dry else SHAPES:
         model = build(bench, name)
@@ -35,7 +35,7 @@ def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
 
 
 def build(bench: Bench, name: str) -> Any:
-    """The model, made on the device; tiny in a dry run."""
+    """Return the model, made on the device; it is tiny in a dry run."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape: dict[str, Any] = dict(SHAPES[name])
@@ -58,7 +58,7 @@ def build(bench: Bench, name: str) -> Any:
 
 
 def measure(bench: Bench, model: Any, name: str, length: int, way: str) -> Row:
-    """Milliseconds per step and tokens per second of one way to hold keys."""
+    """Return the milliseconds per step and the tokens per second of one way to hold keys."""
     import moa
 
     config = model.config
@@ -87,7 +87,7 @@ def measure(bench: Bench, model: Any, name: str, length: int, way: str) -> Row:
 
 
 def _plan(model: Any, length: int, density: float) -> Any:
-    """Some heads full, the others a window: of all plans of a density the least regular, so hardest to balance."""
+    """Return a plan of full heads and windows: it is the least regular of its density, so the hardest to balance."""
     from moa.plans.model import ModelInfo
     from moa.plans.plan import Plan
 
@@ -102,7 +102,7 @@ def _plan(model: Any, length: int, density: float) -> Any:
 
 
 def _cache(bench: Bench, model: Any, plan: Any, length: int, batch: int, way: str) -> Any:
-    """A cache that holds `length` random keys of each sequence."""
+    """Return a cache that holds `length` random keys of each sequence."""
     from transformers import DynamicCache, StaticCache
 
     import moa
@@ -148,7 +148,7 @@ def _step(bench: Bench, model: Any, cache: Any, length: int, batch: int) -> Call
 
 
 def _ratios(rows: list[Row]) -> None:
-    """Throughput over both dense ways of the same model and length."""
+    """Add each row's throughput over both dense ways of the same model and length."""
     dense = {(r["model"], r["length"], r["way"]): r["tokens/s"] for r in rows if r["way"].startswith("dense")}
     for row in rows:
         for way in ("dense DynamicCache", "dense StaticCache, graph"):

@@ -10,7 +10,7 @@ PAGE = 64
 
 
 def flashinfer_call(bench: Bench, q: Tensor, keys: Tensor, values: Tensor) -> Call | None:
-    """One decode step over all keys, or None where FlashInfer is not installed.
+    """Return one decode step over all keys as a call; None where FlashInfer is not installed.
 
     Args:
         bench: The device.

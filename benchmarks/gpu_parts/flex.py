@@ -13,7 +13,7 @@ _compiled = torch.compile(flex_attention, dynamic=False)
 
 
 def flex_call(bench: Bench, q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink: Tensor) -> Call | None:
-    """Attention of the last q.shape[2] positions, or None where FlexAttention refuses, which is noted.
+    """Return attention of the last q.shape[2] positions as a call; None where FlexAttention refuses, which is noted.
 
     Args:
         bench: The device.
@@ -47,7 +47,7 @@ def flex_call(bench: Bench, q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink
 
 
 def _mask(table: Tensor, sinks: Tensor, rows: int, keys: int, visible: object) -> BlockMask:
-    """Block lists straight from the table: no rows x keys tensor, which at 131,072 would not fit."""
+    """Return block lists made from the table: a tensor of rows x keys would not fit at 131,072 tokens."""
     device, shift = table.device, keys - rows
     columns, lines = -(-keys // SIDE), -(-rows // SIDE)
     low = (torch.arange(lines, device=device) * SIDE + shift).clamp(max=keys - 1)  # a line's first and last position
@@ -66,6 +66,6 @@ def _mask(table: Tensor, sinks: Tensor, rows: int, keys: int, visible: object) -
 
 
 def _lists(chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts [1, heads, lines] and indices [1, heads, lines, columns], the chosen ones first."""
+    """Return counts [1, heads, lines] and indices [1, heads, lines, columns], the chosen ones first."""
     order = chosen.to(torch.int8).argsort(dim=-1, descending=True, stable=True)
     return chosen.sum(-1).to(torch.int32)[None], order.to(torch.int32)[None]

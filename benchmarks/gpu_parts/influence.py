@@ -15,7 +15,7 @@ Row = dict[str, Any]
 
 
 def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
-    """One layer of Llama-3-8B by length; adds the fit of extra memory over length to the report."""
+    """Return one layer of Llama-3-8B by length, and add the fit of extra memory over length to the report."""
     rows = []
     for n in (64, 130) if bench.dry else (1024, 2048, 4096, 8192, 16384, 32768):
         if bench.has_time(f"influence {n}"):
@@ -29,7 +29,7 @@ def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
 
 
 def one(bench: Bench, n: int, heads: int, groups: int, dim: int) -> Row:
-    """The plain backward gets keys expanded to all heads beforehand, so it need not sum over a group."""
+    """Compare one length. The plain backward gets keys expanded to all heads, so that it need not sum over a group."""
     bin_size = 64 * max(1, -(-n // (64 * 128)))
     q, k, v, dout = (
         torch.randn(h, n, dim, dtype=torch.bfloat16, device=bench.device) for h in (heads, groups, groups, heads)

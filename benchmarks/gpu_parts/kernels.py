@@ -23,7 +23,7 @@ DTYPE = torch.bfloat16
 
 
 def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
-    """Rows of both kernels, the sizes with goals first."""
+    """Return rows of both kernels, those of the sizes with goals first."""
     rows: list[Row] = []
     heads, groups, dim = (4, 2, 16) if bench.dry else (HEADS, GROUPS, DIM)
     for length in (128,) if bench.dry else (32768, 4096, 16384, 65536, 131072):
@@ -38,14 +38,14 @@ def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
 
 
 def _decode_sizes() -> list[tuple[int, int]]:
-    """Length and batch, as long as a dense cache takes at most 16 GB: both forms are in memory at once."""
+    """Return lengths and batches whose dense cache takes at most 16 GB: both forms are in memory at once."""
     row = 2 * 2 * GROUPS * DIM
     sizes = [(n, b) for b in (16, 1, 64, 4) for n in (16384, 4096, 131072, 32768, 65536)]
     return [(n, b) for n, b in sizes if n * b * row <= 16e9]
 
 
 def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
-    """One sequence. Keys of the libraries' calls are expanded to all heads beforehand, outside the clock."""
+    """Time one sequence. Keys of the libraries' calls are expanded to all heads beforehand, outside the clock."""
     groups, scale = len(mix.sink), dim**-0.5
     (q, cu_seqlens), (k, _), (v, _) = (
         packed(np.array([length]), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
@@ -69,7 +69,7 @@ def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
 
 
 def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int, bandwidth: float) -> Row:
-    """One token for each sequence; every call as a CUDA graph. `dense` calls read every key, at any mix."""
+    """Time one token per sequence, each call as a CUDA graph. `dense` calls read every key, at any mix."""
     groups, scale = len(mix.sink), dim**-0.5
     store = mix.store(np.full(batch, length), dim, DTYPE, bench.device)
     (q, cu_seqlens), (k, _), (v, _) = (
@@ -94,7 +94,7 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
 
 
 def _sdpa(bench: Bench, qkv: list[Tensor], **options: bool) -> dict[str, Call]:
-    """Library attention by each fast back-end that takes these tensors; those that refuse are noted."""
+    """Return library attention by each fast back-end that takes these tensors; note those that refuse."""
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
     if bench.dry:
         backends = {"flash": SDPBackend.MATH}

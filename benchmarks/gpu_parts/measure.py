@@ -41,7 +41,7 @@ class Bench:
         return {**versions, **dry, "date": date, "repeats": self.repeats}
 
     def time(self, calls: dict[str, Call], cold: bool = True) -> dict[str, float]:
-        """Median seconds of each call: all of them in turn, `repeats` times, after two rounds unmeasured.
+        """Return each call's median seconds, taken in turns `repeats` times after two rounds that are not measured.
 
         Args:
             calls: By name.
@@ -80,7 +80,7 @@ class Bench:
         return stop
 
     def graph(self, call: Call) -> Call:
-        """`call` as a CUDA graph, so that launches cost nothing; itself in a dry run."""
+        """Return `call` as a CUDA graph, so that launches cost nothing; in a dry run, `call` itself."""
         if self.dry:
             call()
             return call
@@ -96,14 +96,14 @@ class Bench:
         return graph.replay
 
     def has_time(self, what: str, leave: float = 0.0) -> bool:
-        """Whether another measurement may start, with `leave` minutes for what follows; if not, `what` is noted."""
+        """Return whether another measurement may start, with `leave` minutes for what follows; if not, note `what`."""
         if time.monotonic() < self.end - 60 * leave:
             return True
         self.skipped.append(what)
         return False
 
     def free(self) -> float:
-        """Bytes of device memory that can be had; a small pretence in a dry run."""
+        """Return the bytes of device memory that can be had; in a dry run, a small made-up number."""
         if self.dry:
             return 1e6
         gc.collect()
@@ -111,7 +111,7 @@ class Bench:
         return float(torch.cuda.mem_get_info()[0])
 
     def peak(self, call: Call) -> int:
-        """Bytes that `call` allocates at its peak, beyond what was in use before."""
+        """Return the bytes that `call` allocates at its peak, beyond those in use before."""
         if self.dry:
             call()
             return 0

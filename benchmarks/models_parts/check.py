@@ -46,7 +46,7 @@ def random_plan(model: Any) -> Plan:
 
 
 def written_out(plan: Plan, layer: int, n: int) -> Tensor:
-    """What each query sees of each key in a layer: bool [1, kv_heads, n, n], from what the plan says of each length."""
+    """Return which keys a layer's queries see, bool [1, kv_heads, n, n], from what the plan says of each length."""
     spans = np.stack([plan.spans(i + 1)[layer] for i in range(n)])  # [n, kv_heads]
     sink = np.array([rule.sink for rule in plan.groups[layer]])
     i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
@@ -55,7 +55,7 @@ def written_out(plan: Plan, layer: int, n: int) -> Tensor:
 
 
 def _masked(plan: Plan, module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    """Plain attention in the model's own type: eager ones take softmax in float32."""
+    """Return plain attention in the model's own dtype; eager attention takes the softmax in float32."""
     heads, mask = q.shape[1] // k.shape[1], attention_mask
     if module.layer_idx in plan.model.ruled_layers:
         mask = written_out(plan, module.layer_idx, k.shape[2])[:, :, -q.shape[2] :].repeat_interleave(heads, 1)
@@ -68,14 +68,14 @@ def _every_mask(*args: Any, **kwargs: Any) -> Any:
 
 
 def masked_logits(model: Any, plan: Plan, ids: Tensor, chunks: bool = False) -> Tensor:
-    """Logits [n, vocabulary] of a model that knows of no plan, each head's mask written out."""
+    """Return the logits [n, vocabulary] of a model that knows of no plan, with each head's mask written out."""
     AttentionInterface.register("written_out", partial(_masked, plan))
     AttentionMaskInterface.register("written_out", _every_mask)
     return attending_by(model, "written_out", ids, chunks)
 
 
 def attending_by(model: Any, name: str, ids: Tensor, chunks: bool = False) -> Tensor:
-    """Logits under another attention function, in one pass or in chunks."""
+    """Return the logits under another attention function, in one pass or in chunks."""
     decoder = decoder_of(model, attention_modules(model, ModelInfo.of(model)))
     before = decoder.config._attn_implementation
     decoder.set_attn_implementation(name)
@@ -90,7 +90,7 @@ def _logits(model: Any, ids: Tensor, **kwargs: Any) -> Tensor:
 
 
 def _in_chunks(model: Any, ids: Tensor, cache: Any) -> Tensor:
-    """Logits [n, vocabulary], in as many calls as `CHUNKS`, or as the model needs."""
+    """Return the logits [n, vocabulary], in as many calls as `CHUNKS`, or as the model needs."""
     found, held = [], 0
     for chunk in ids.split(CHUNKS, 1):
         for part, where in parts(model, chunk, held):
@@ -100,7 +100,7 @@ def _in_chunks(model: Any, ids: Tensor, cache: Any) -> Tensor:
 
 
 def _generate(model: Any, ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
-    """Tokens and their logits [new, vocabulary] of the first text."""
+    """Return the tokens of the first text and their logits [new, vocabulary]."""
     out = model.generate(
         input_ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False, output_logits=True,
         return_dict_in_generate=True, **kwargs,
@@ -110,7 +110,7 @@ def _generate(model: Any, ids: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def check(model: Any, stage: Callable[[str], None]) -> dict[str, float]:
-    """The largest difference of each check.
+    """Return the largest difference of each check.
 
     Args:
         model: In float64.

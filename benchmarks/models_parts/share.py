@@ -13,7 +13,7 @@ DTYPE = "bfloat16"
 
 
 def share(kind: str) -> dict[str, Any] | None:
-    """Layers by kind, KV bytes and the share of them in layers with rules at each length, of the default config.
+    """Return layers by kind, KV bytes, and their share in layers with rules at each length, of the default config.
 
     None where every layer takes rules, or the default config is refused.
     """

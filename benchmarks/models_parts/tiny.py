@@ -105,13 +105,13 @@ FAMILY: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(kind: str, **changes: Any) -> PretrainedConfig:
-    """A config of model type `kind` whose model is small; `changes` come last."""
+    """Return a config of model type `kind` whose model is small; `changes` are applied last."""
     cls = CONFIG_MAPPING[kind]
     return cls(**_fields(cls) | FAMILY.get(kind, {}) | changes)
 
 
 def _fields(cls: Any) -> dict[str, Any]:
-    """Small values of the fields that a config has, and of its text part's."""
+    """Return small values of the fields that a config, or its text part, has."""
     names = {field.name for field in dataclasses.fields(cls)}
     fields = {name: value for name, value in SMALL.items() if name in names}
     for name in cls.sub_configs:
@@ -122,7 +122,7 @@ def _fields(cls: Any) -> dict[str, Any]:
 
 
 def tiny_model(kind: str, **changes: Any) -> PreTrainedModel:
-    """Its model, in float64 and evaluation mode."""
+    """Return the model of `tiny_config`, in float64 and evaluation mode."""
     torch.manual_seed(0)
     model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
     if model._can_set_experts_implementation():

@@ -19,39 +19,39 @@ MIB = 2**20
 
 @cache
 def load(name: str) -> Figures:
-    """The result file of that name, without its ending."""
+    """Return the result file of that name, given without its ending."""
     found: Figures = json.loads((RESULTS / f"{name}.json").read_text())
     return found
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown."""
+    """Return a table in Markdown."""
     return "\n".join([*head(columns), *(line(*row) for row in rows)])
 
 
 def wrapped(text: str) -> str:
-    """A paragraph in lines of 120 characters at most."""
+    """Return a paragraph in lines of 120 characters at most."""
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
 
 
 def listed(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
+    """Return `a, b and c`."""
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def percent(*shares: float) -> str:
-    """One share as `93 %`, several as `93 to 99 %`."""
+    """Return one share as `93 %`, several as `93 to 99 %`."""
     low, high = (f"{100 * share:.0f}" for share in (min(shares), max(shares)))
     return f"{low} %" if low == high else f"{low} to {high} %"
 
 
 def exact(share: float) -> str:
-    """A share as `11.4 %`."""
+    """Return a share as `11.4 %`."""
     return f"{100 * share:.1f} %"
 
 
 def span(values: Sequence[float], form: str) -> str:
-    """`1.23 to 1.34`, or one of them where both look alike."""
+    """Return `1.23 to 1.34`, or one of them where both look alike."""
     low, high = (format(value, form) for value in (min(values), max(values)))
     return low if low == high else f"{low} to {high}"
 

@@ -32,7 +32,7 @@ UNSEEN = re.compile(
 
 
 def loose(text: str) -> Iterator[tuple[int, str]]:
-    """Line numbers, from 1, and what is wrong there."""
+    """Return line numbers, from 1, and what is wrong there."""
     lines = UNSEEN.sub(lambda found: "\n" * found[0].count("\n"), text).split("\n")
     excused, used = 0, True
     for number, line in enumerate([*lines, ""], 1):

@@ -9,7 +9,7 @@ SAYS = {"wrong": "WRONG", "works": "works", "refused": "refused by name", "not b
 
 
 def models(found: Figures) -> str:
-    """Every causal language model of transformers."""
+    """Return every causal language model of transformers."""
     results: dict[str, Figures] = found["models"]
     counted = Counter(one["status"] for one in results.values())
     counts = ", ".join(f"{says}: {counted[status]}" for status, says in SAYS.items() if counted[status])
@@ -49,7 +49,7 @@ def _shares(shares: dict[str, Figures]) -> Iterator[list[str]]:
 
 
 def fuzz(found: Figures) -> str:
-    """The counts of `make fuzz-cli`."""
+    """Return the counts of `make fuzz-cli`."""
     first, last = found["seeds"][0], found["seeds"][1] - 1
     rows = [
         [f"`moa {command}`", *(f"{n:,}" for n in (right + refused, right, refused))]
@@ -66,7 +66,7 @@ def fuzz(found: Figures) -> str:
 
 
 def compiled(found: Figures) -> str:
-    """How many configurations were compiled, and what the compiler reports."""
+    """Return how many configurations were compiled, and what the compiler reports."""
     rows = found["rows"]
     kernels, targets = ({row[key]: None for row in rows} for key in ("kernel", "target"))
     spilled = sum(row["spills"] > 0 for row in rows)
@@ -80,7 +80,7 @@ def compiled(found: Figures) -> str:
 
 
 def roofline(found: Figures) -> str:
-    """The bound on decode throughput over dense for a model of Llama-3-8B's shape."""
+    """Return the bound on decode throughput over dense for a model of Llama-3-8B's shape."""
     length = 16384
     rows = [row for row in found["rows"] if row["model"] == "Llama-3-8B" and row["length"] == length]
     cells = []

@@ -4,7 +4,7 @@ from pages_parts.common import MIB, Figures, claims, listed, percent, span, tabl
 
 
 def truth(found: Figures) -> str:
-    """Rank correlation of every estimator with the harm of single cuts."""
+    """Return the rank correlation of every estimator with the harm of single cuts."""
     groups = found["groups"] if "groups" in found else len(found["truth"])
     about = f"{found['length']:,} tokens, {found['samples']} samples, {groups} groups."
     if "size" not in found:  # a file of before: cuts of first keys alone
@@ -30,7 +30,7 @@ def truth(found: Figures) -> str:
 
 
 def iqr(taken: Figures) -> str:
-    """The distance between the quartiles as a share of the median, where the file has it."""
+    """Return the distance between the quartiles as a share of the median, where the file has it."""
     return f" ({percent(taken['iqr'])})" if "iqr" in taken else ""
 
 

@@ -17,25 +17,25 @@ METHODS = {
 
 
 def main_rows(found: Figures) -> list[tuple[str, Figures]]:
-    """Rows that every reader wants, and what they are called."""
+    """Return the rows that every reader wants, with their titles."""
     names = {DENSE: DENSE, HALF: HALF, QUARTER: QUARTER}
     rows = [(names.get(row["row"], f"{UNIFORM} window"), row) for row in found["rows"]]
     return [(name, row) for name, row in rows if row["row"] in names or row["row"].startswith(UNIFORM)]
 
 
 def kept(found: Figures, name: str) -> list[float]:
-    """Shares of the dense model's needles that a row finds, over lengths and tasks."""
+    """Return the shares of the dense model's needles that a row finds, over lengths and tasks."""
     every = [row[task]["kept"] for each, row in main_rows(found) if each == name for task in TASKS if task in row]
     return [share for share in every if share is not None]
 
 
 def worst(found: Figures, name: str) -> float:
-    """The largest perplexity against dense."""
+    """Return the largest perplexity against dense."""
     return max(row["text"]["perplexity_against_dense"] for each, row in main_rows(found) if each == name)
 
 
 def sizes(found: Figures) -> str:
-    """How many texts a figure is of, by length."""
+    """Return how many texts each figure comes from, by length."""
     parts = []
     for row in (row for name, row in main_rows(found) if name == DENSE):
         counts = [row[task]["questions"] // (4 if task == "four" else 1) for task in TASKS if task in row]
@@ -44,7 +44,7 @@ def sizes(found: Figures) -> str:
 
 
 def quality(found: Figures) -> str:
-    """README's table."""
+    """Return README's table."""
     return "\n\n".join([
         wrapped(
             "Each plan is one file for all lengths. Needles are facts in formats that calibration does not use, hidden "
@@ -63,7 +63,7 @@ def quality(found: Figures) -> str:
 
 
 def aims(found: Figures) -> str:
-    """All rows with their differences from dense, effective context, aims."""
+    """Return all rows with their differences from dense, effective context and aims."""
     columns = "tokens", "row", "density", "perplexity / dense", *(f"{task}, minus dense" for task in TASKS.values())
     rows, form = [], "{:+.2f} ({:+.2f} to {:+.2f})"
     for row in (row for row in found["rows"] if row["row"] != DENSE):
@@ -83,7 +83,7 @@ def aims(found: Figures) -> str:
 
 
 def baselines(found: Figures) -> str:
-    """Ways to choose, at equal bytes: needles and KL by density."""
+    """Return ways to choose, at equal bytes: needles and KL by density."""
     by_row = {row["row"]: row for row in found["rows"] if row["row"] != DENSE}
     densities = list(dict.fromkeys(name.rsplit(" ", 1)[1] for name in by_row))
     questions = next(iter(by_row.values()))["single"]["questions"]

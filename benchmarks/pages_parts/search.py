@@ -6,7 +6,7 @@ from pages_parts.common import Figures, claims, exact, listed, percent, span, ta
 
 
 def extrapolation(found: Figures) -> str:
-    """Text's harm at longer lengths than were profiled, beside what was measured there."""
+    """Return text's harm at longer lengths than were profiled, beside what was measured there."""
     columns = "profiled", "text of", "", "rank of rules", "rank of groups", "harm / measured", "IQR"
     forms, rows = {"rules": ".3f", "groups": ".3f", "ratio": ".2f", "iqr": ".2f"}, []
     for row in found["rows"]:
@@ -36,7 +36,7 @@ def solver(found: Figures) -> str:
 
 
 def costs(found: Figures) -> str:
-    """Predicted against measured times."""
+    """Return predicted against measured times."""
     kinds = {"decode": "decode step", "prefill": "prefill"}
     fits = listed([f"{exact(found['fit_error'][kind])} for {says}s" for kind, says in kinds.items()])
     last = wrapped(f"The plans were not in the fit, whose own median errors are {fits}.")
@@ -63,7 +63,7 @@ def costs(found: Figures) -> str:
 
 
 def study(found: Figures) -> str:
-    """What trials gain on the text that they go by, and on text that they never saw."""
+    """Return what trials gain on the text that they go by, and on text that they never saw."""
     by_row = {(row["length"], row["row"]): row for row in found["rows"]}
     lengths = sorted({length for length, _ in by_row})
     rows = []

@@ -15,13 +15,13 @@ NOTHING = "Not measured: no result file has a plan with these rules."
 
 
 def shipped() -> str:
-    """Every shipped plan with its evidence, or the line that there is none."""
+    """Return every shipped plan with its evidence, or the line that there is none."""
     found = {name: load(name) for name in SOURCES if (RESULTS / f"{name}.json").exists()}
     return "\n\n".join(section(path, found) for path in sorted(LIBRARY.glob("*.yaml")))
 
 
 def section(path: Path, found: Mapping[str, Figures]) -> str:
-    """A plan's name, fingerprint and budget, and a table from every result file that has it."""
+    """Return a plan's name, fingerprint and budget, and a table from every result file that has it."""
     plan = Plan.load(path)
     budget = f", searched for `{plan.provenance.budget}`" if plan.provenance else ""
     parts = [f"### {path.stem}", wrapped(f"Fingerprint `{plan.fingerprint()}`{budget}.")]
@@ -32,7 +32,7 @@ def section(path: Path, found: Mapping[str, Figures]) -> str:
 
 
 def measured(plan: Plan, figures: Figures) -> list[Figures]:
-    """The rows of a result file that ran under this plan, one per length."""
+    """Return the rows of a result file that ran under this plan, one per length."""
     known = figures.get("plans", {})
     mine = {name for name, document in known.items() if Plan.from_dict(document).fingerprint() == plan.fingerprint()}
     rows: dict[int, Figures] = {}
@@ -43,7 +43,7 @@ def measured(plan: Plan, figures: Figures) -> list[Figures]:
 
 
 def evidence(rows: list[Figures]) -> str:
-    """Needles with 95 % intervals, their difference from dense, perplexity and KL, by length."""
+    """Return needles with 95 % intervals, their difference from dense, perplexity and KL, by length."""
     tasks = [task for task in TASKS if any(task in row for row in rows)]
     columns = ["tokens", "density"]
     for task in tasks:

@@ -9,19 +9,19 @@ SHOWN = DYNAMIC, STATIC, WHOLE, HALF, QUARTER, FIRST_KEYS
 
 
 def shown(found: Figures) -> list[str]:
-    """The variants that the file has."""
+    """Return the variants that the file has."""
     return [name for name in SHOWN if name in found["decode"][-1]["seconds"]]
 
 
 def timed(cell: Figures, name: str, unit: float, form: str) -> str:
-    """A median, and the distance between the quartiles as a share of it."""
+    """Return a median, and the distance between the quartiles as a share of it."""
     taken = cell["seconds"][name]
     iqr = taken.get("iqr", taken.get("spread"))  # as files from before call it
     return f"{format(unit * taken['median'], form)} ({100 * iqr:.0f} %)"
 
 
 def cells(found: Figures, variants: Sequence[str]) -> list[list[str]]:
-    """Rows of both tables."""
+    """Return the rows of both tables."""
     long, most = found["prefill"][-1], found["decode"][-1]
     n, batch = most["length"], most["batch"]
     alone = [cell for cell in found["decode"] if cell["batch"] == 1 and cell["length"] in (2048, n)]
@@ -38,12 +38,12 @@ def cells(found: Figures, variants: Sequence[str]) -> list[list[str]]:
 
 
 def ratio(cell: Figures, name: str, over: str) -> float:
-    """How many times faster than another."""
+    """Return how many times faster one variant is than another."""
     return float(cell["seconds"][over]["median"] / cell["seconds"][name]["median"])
 
 
 def kinds(found: Figures) -> str:
-    """Which plans these are."""
+    """Return the sentence that says which plans these are."""
     if "run" in found:
         counts = found["rounds"]
         return (
@@ -54,7 +54,7 @@ def kinds(found: Figures) -> str:
 
 
 def speed(found: Figures) -> str:
-    """README's table."""
+    """Return README's table."""
     long, most = found["prefill"][-1], found["decode"][-1]
     variants = STATIC, HALF, QUARTER
     return "\n\n".join([
@@ -74,13 +74,13 @@ def speed(found: Figures) -> str:
 
 
 def whole(found: Figures) -> str:
-    """The same with every variant and the aims."""
+    """Return the same with every variant and the aims."""
     variants = shown(found)
     return "\n\n".join([wrapped(f"{kinds(found)}."), table(["", *variants], cells(found, variants)), claims(found)])
 
 
 def bounds(found: Figures) -> str:
-    """What bounds a decode step and a prefill."""
+    """Return what bounds a decode step and a prefill."""
     cell, long = found["decode"][-1], found["prefill"][-1]
     n, batch, rate = cell["length"], cell["batch"], found["rates"]["bytes_per_second"]
     without, held = 1e3 * cell["seconds"][WITHOUT]["median"], cell["held"][QUARTER]
@@ -104,7 +104,7 @@ def bounds(found: Figures) -> str:
 
 
 def attention(found: Figures) -> str:
-    """One step through the layers' attention alone, and one layer's prefill where it was measured."""
+    """Return one step through the layers' attention alone, and one layer's prefill where it was measured."""
     cases = found["results"]
     decode, prefill = ([case for case in cases if case["part"] == part] for part in ("decode", "prefill"))
     parts = []

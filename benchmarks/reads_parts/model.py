@@ -28,7 +28,7 @@ class Reader:
     def attend(
         self, module: Any, query: Tensor, key: Tensor, value: Tensor, _: Any, scaling: float, **__: Any
     ) -> tuple[Tensor, None]:
-        """As transformers calls it: query [1, heads, rows, D], key and value [1, kv_heads, n, D]."""
+        """Attend as transformers calls it: query [1, heads, rows, D], key and value [1, kv_heads, n, D]."""
         groups, (rows, size), n = key.shape[1], query.shape[2:], key.shape[2]
         q = query[0].unflatten(0, (groups, -1))
         if self.record is not None:
@@ -50,14 +50,14 @@ class Reader:
         return out.transpose(1, 2), None
 
     def text(self, ids: Sequence[int]) -> DynamicCache:
-        """The cache of a text, read whole."""
+        """Return the cache of a text, read whole."""
         self.selector = None
         cache = DynamicCache(config=self.model.config)
         self.model(torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cache
 
     def rows(self, cache: DynamicCache, ids: Sequence[int], selector: Selector | None, read: float = 1.0) -> Tensor:
-        """Log-probabilities [rows, vocabulary] behind each of `ids`, which the cache forgets again."""
+        """Return log-probabilities [rows, vocabulary] behind each of `ids`, which the cache forgets again."""
         self.selector, self.read, self.shares = selector, read, []
         found = self.model(torch.tensor([ids]), past_key_values=cache, use_cache=True).logits[0]
         cache.crop(-len(ids))

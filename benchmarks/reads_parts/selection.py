@@ -43,7 +43,7 @@ class Summary:
     channels: str = "all"
 
     def nbytes(self, head_size: int) -> float:
-        """Bytes of one summary."""
+        """Return the bytes of one summary."""
         if self.kind == "truth":
             return 0.0
         count = head_size if self.channels == "all" else int(self.channels.split()[1])
@@ -96,7 +96,7 @@ class Budget(NamedTuple):
 
 
 def budget(selector: Selector, lengths: Tensor, read: float, head_size: int) -> Budget:
-    """What rows of these lengths [R] may fetch for `read` of the bytes of their keys and values."""
+    """Return the bytes that rows of these lengths [R] may fetch: the share `read` of their keys' and values' bytes."""
     page = selector.page or selector.fine.page
     token = 2 * head_size * KEY
     full = lengths // page
@@ -158,14 +158,14 @@ def choose(selector: Selector, q: Tensor, keys: Tensor, lengths: Tensor, read: f
 
 
 def merge(heads: Tensor, candidate: Tensor, rule: str) -> Tensor:
-    """One score per page [G, R, pages] from those of the heads [G, R, H, pages]."""
+    """Return one score per page [G, R, pages] from those of the heads [G, R, H, pages]."""
     if rule.startswith("softmax"):
         heads = heads.masked_fill(~candidate.unsqueeze(-2), -torch.inf).softmax(-1)
     return heads.amax(-2) if rule.endswith("max") else heads.sum(-2)
 
 
 def best(scores: Tensor, candidate: Tensor, counts: Tensor) -> Tensor:
-    """The `counts` [R] candidates of greatest score, bool as `scores` [G, R, pages]."""
+    """Return the `counts` [R] candidates of greatest score, as bool [G, R, pages]."""
     most = min(int(counts.max()), scores.shape[-1])
     top = scores.masked_fill(~candidate, -torch.inf).topk(most, -1).indices
     taken = torch.zeros_like(scores, dtype=torch.bool)
@@ -174,7 +174,7 @@ def best(scores: Tensor, candidate: Tensor, counts: Tensor) -> Tensor:
 
 
 def score(q: Tensor, keys: Tensor, summary: Summary, sink: int) -> Tensor:
-    """Each head's score of every full page: [G, R, H, pages]."""
+    """Return each head's score of every full page: [G, R, H, pages]."""
     if summary.kind == "truth":
         logits = torch.einsum("grhd,gnd->grhn", q, keys[:, : keys.shape[1] // summary.page * summary.page])
         return logits.unflatten(-1, (-1, summary.page)).logsumexp(-1)
@@ -215,7 +215,7 @@ def _paged(x: Tensor, page: int) -> Tensor:
 
 
 def _basis(known: Tensor, summary: Summary) -> Tensor | None:
-    """What queries and keys are multiplied by, [G, D, channels]; None for all channels as they are."""
+    """Return what queries and keys are multiplied by, [G, D, channels]; None keeps all channels as they are."""
     size = known.shape[-1]
     if summary.scale == "rotated":
         return torch.tensor(hadamard(size) / size**0.5, dtype=known.dtype).expand(len(known), -1, -1)
@@ -233,7 +233,7 @@ def _basis(known: Tensor, summary: Summary) -> Tensor | None:
 
 
 def _stored(x: Tensor, first: Tensor, summary: Summary, *, signed: bool = True) -> Tensor:
-    """Vectors [G, pages, channels] as they come back from their bits; `first` are those of the first pages."""
+    """Return vectors [G, pages, channels] as they come back from their bits; `first` are those of the first pages."""
     if summary.bits == 16:
         return x.bfloat16().to(x.dtype)
     centre = first.mean(1, keepdim=True) if signed and summary.scale != "page" else 0.0

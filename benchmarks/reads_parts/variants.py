@@ -15,13 +15,13 @@ Stage = dict[str, Selector]
 
 
 def _floors() -> Stage:
-    """Keys that are always fetched."""
+    """Return selectors that differ in the keys that are always fetched."""
     sizes = product((("mean", MEAN), ("spread", SPREAD)), (0, 8, 16, 32, 64), (8, 16, 32, 64))
     return {f"{name}, sink {s}, recent {r}": replace(of, sink=s, recent=r) for (name, of), s, r in sizes}
 
 
 def _kinds() -> Stage:
-    """Pages and scores, with summaries in full precision and for nothing: which one is sharp."""
+    """Return pages and scores, with free summaries in full precision, to see which one ranks best."""
     kinds = [("truth", 0.0), ("bounds", 0.0), ("mean", 0.0), ("spread", 0.25), ("spread", 0.5), ("spread", 1.0)]
     kinds += [("norm", 0.5), ("norm", 1.0), ("cumulant", 0.25), ("cumulant", 0.5)]
     return {
@@ -31,7 +31,7 @@ def _kinds() -> Stage:
 
 
 def _bits() -> Stage:
-    """Pages, scores and bits at what they cost."""
+    """Return pages, scores and bits, at what they cost."""
     tried = [
         ("mean", 16, "page"),
         ("mean", 8, "page"),
@@ -47,7 +47,7 @@ def _bits() -> Stage:
 
 
 def _channels() -> Stage:
-    """Fewer channels; and few bits of every key."""
+    """Return selectors of fewer channels, and of few bits of every key."""
     found = {}
     for page, channels in product((4, 8), ("slow 48", "slow 32", "widest 32", "pca 32", "pca 16")):
         summary = Summary(page, "mean", 0.0, 4, "centred", channels)
@@ -59,13 +59,13 @@ def _channels() -> Stage:
 
 
 def two(coarse: int, kind: str, fine: int, opened: float) -> Selector:
-    """Two levels at 4 bits."""
+    """Return a selector of two levels at 4 bits."""
     below = Summary(fine, "mean", 0.0, 4, "centred")
     return Selector(below, coarse=Summary(coarse, kind, 0.5, 4, "centred"), open=opened, **FLOOR)
 
 
 def _levels() -> Stage:
-    """Two levels; pages of several summaries."""
+    """Return selectors of two levels, and of pages with several summaries."""
     found = {}
     for coarse, kind, fine, opened in product((16, 32), ("mean", "spread"), (4,), (2, 4, 8)):
         found[f"{coarse}, {kind}; {fine}, opens {opened}"] = two(coarse, kind, fine, opened)
@@ -77,12 +77,12 @@ def _levels() -> Stage:
 
 
 def of_page(page: int, **changes: object) -> Selector:
-    """One level of means at 4 bits."""
+    """Return a selector of one level of means at 4 bits."""
     return replace(MEAN, fine=replace(MEAN.fine, page=page), **changes)
 
 
 def _rules() -> Stage:
-    """Groups and steps."""
+    """Return selectors that differ in how groups and steps share a choice."""
     found = {f"{g}": replace(MEAN, group=g) for g in ("softmax sum", "softmax max", "sum", "max")}
     for page, every in product((4, 8), (2, 4, 8)):
         found[f"page {page}, every {every} rows"] = of_page(page, every=every)
@@ -90,7 +90,7 @@ def _rules() -> Stage:
 
 
 def _mixed() -> Stage:
-    """What earlier answers suggest."""
+    """Return the selectors that earlier answers suggest."""
     found = {}
     for page, c in product((4, 8), (0.25, 0.5, 1.0)):
         found[f"page {page}, norm {c:g}, 4 bits, page"] = Selector(Summary(page, "norm", c, 4), **FLOOR)
@@ -116,7 +116,7 @@ def _mixed() -> Stage:
 
 
 def half(page: int, coarse: int = 0, opened: float = 4, fetch: int = 0, **changes: object) -> Selector:
-    """As `norm`, of the slow half of the channels; summaries of less than `fetch` keys are means alone."""
+    """Return `norm`'s selector of the slow half of the channels; summaries of less than `fetch` keys are means."""
     kind, c = ("norm", 0.5) if not fetch or page == fetch else ("mean", 0.0)
     above = Summary(coarse, "norm", 0.5, 4, "page", "slow 32") if coarse else None
     selector = Selector(Summary(page, kind, c, 4, "page", "slow 32"), fetch, above, opened, **FLOOR)
@@ -124,7 +124,7 @@ def half(page: int, coarse: int = 0, opened: float = 4, fetch: int = 0, **change
 
 
 def _halves() -> Stage:
-    """The slow half of the channels in all levels."""
+    """Return selectors of the slow half of the channels in all levels."""
     found = {f"page {page}, norm, slow 32": half(page) for page in (4, 8)}
     found["page 4, each key, slow 32"] = half(1, fetch=4)
     for coarse, opened in ((16, 4), (16, 8), (8, 4)):
@@ -148,7 +148,7 @@ STAGES = {
 
 
 def norm(page: int, coarse: int = 0, **changes: object) -> Selector:
-    """Mean and length of the deviation at 4 bits, one level or two."""
+    """Return a selector of mean and length of the deviation at 4 bits, on one level or two."""
     below = Summary(coarse, "norm", 0.5, 4) if coarse else None
     return replace(Selector(Summary(page, "norm", 0.5, 4), coarse=below, **FLOOR), **changes)
 

@@ -1,7 +1,7 @@
 """Harm of cuts whose sink holds other keys than the first (`moa.kernels.keydiff`), for `influence.py`.
 
-Such a sink holds other keys at each edge, so its sums are taken anew there from keys gathered by position. That needs a
-loop within the loop over key blocks, which beside dQ would spill registers: hence a sweep of its own, without dQ.
+Such a sink holds other keys at each edge, so its sums are computed there from keys gathered by position. That needs a
+loop within the loop over key blocks. Beside dQ it would spill registers, so it is a kernel of its own, without dQ.
 """
 
 import triton

@@ -3,7 +3,7 @@
 Row tiles. The rows of a group are (token, head) pairs, flat: row r of a sequence is its new token r // HEADS under the
 group's query head r % HEADS, so that one tile of K and V serves all heads of the group and no row is padding.
 
-Sizes known at run time are plain arguments, marked by `RUN_TIME` so that no value of theirs compiles a kernel anew.
+Sizes known at run time are plain arguments, marked by `RUN_TIME` so that no kernel is compiled again for another value.
 """
 
 import torch

@@ -97,7 +97,7 @@ class Bar:
     def __call__(self, done: int, total: int, what: str) -> None:
         """Show that `done` of `total` tokens have been run, the last of them for `what`."""
         self._open()
-        if total != self._total:  # new work, whose remaining time is estimated anew
+        if total != self._total:  # other work, whose remaining time is estimated from its own start
             self._total = total
             self._progress.reset(self._task, total=total)
         self._progress.update(self._task, completed=done, total=total, description=f"{self._title}: {what}")

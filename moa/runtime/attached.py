@@ -33,7 +33,7 @@ class Attached:
             plan: The plan.
             backends: The back-ends that compute attention.
             before_call: Called with the arguments and keyword arguments of each forward call of the decoder.
-            after_call: Likewise, after each call that does not fail.
+            after_call: Called in the same way after each call that does not fail.
 
         Raises:
             Unsupported: The model does not use transformers' attention interface.

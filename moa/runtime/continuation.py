@@ -93,10 +93,10 @@ def _check_positions(cache: Any, positions: Tensor, given: Any, cached: int) -> 
 
 
 def _check_padding(given: Any, cached: int, new: int, may_sync: bool) -> None:
-    """Refuse masks that layers with states would get wrong: they decay at masked tokens, and take in single ones.
+    """Refuse masks with padding anywhere but before a text, which layers with states would compute wrongly.
 
-    Padding may stand before a text alone, in all columns and not only in the new ones: a mask may hide what an earlier
-    call took in.
+    Their states decay at a masked token among several, and take in a masked token that comes alone. All columns are
+    checked, not only those of new tokens, since a mask may hide a token that an earlier call took in.
     """
     mask = _of_full_layers(given)
     if mask is None or mask.ndim != 2 or mask.shape[1] < cached + new:
