@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from moa.benching import bench_plan
     from moa.diagnosing import diagnose
     from moa.evaluating import evaluate_plans
-    from moa.finding import find_front, find_plan
+    from moa.finding import find_plan
+    from moa.fronts import find_front
     from moa.generating import generate_text
     from moa.hf.load import load_model
     from moa.measuring import measure_costs
@@ -34,7 +35,7 @@ _HOMES = {
     "bench_plan": "moa.benching",
     "diagnose": "moa.diagnosing",
     "evaluate_plans": "moa.evaluating",
-    "find_front": "moa.finding",
+    "find_front": "moa.fronts",
     "find_plan": "moa.finding",
     "generate_text": "moa.generating",
     "load_model": "moa.hf.load",

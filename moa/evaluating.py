@@ -11,13 +11,17 @@ from moa.evaluation.tasks import TASKS
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
 from moa.plans.errors import MoaError
+from moa.plans.file import title
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
 from moa.plans.replace import replace_json
 
+Source = str | PathLike[str]
+"""A file of a plan, or the name of a shipped one."""
+
 
 def evaluate_plans(
-    model: Given, plans: Mapping[str, Plan | str | PathLike[str]], *, lengths: Sequence[int] = (1024, 2048),
+    model: Given, plans: Mapping[str, Plan | Source] | Sequence[Source], *, lengths: Sequence[int] = (1024, 2048),
     tasks: Mapping[str, int] | None = None, uniform: bool = True, backend: str | None = None, dtype: str = "auto",
     seed: int = 0, output: str | PathLike[str] | None = None, progress: Progress = silent, note: Note = silent,
 ) -> dict[str, Any]:  # fmt: skip
@@ -25,7 +29,8 @@ def evaluate_plans(
 
     Args:
         model: The model: its name, or what `moa.load_model` returned; it is left as it was.
-        plans: Plans, files or names of shipped plans, by the names of their rows.
+        plans: Plans, files or names of shipped plans, by the names of their rows; or files and shipped plans alone,
+            which name their rows.
         lengths: Lengths to measure at, tokens.
         tasks: Samples of each task per length, by the names in `moa.evaluation.tasks`; None for each one's default.
         uniform: Whether a uniform window stands beside each plan.
@@ -45,14 +50,15 @@ def evaluate_plans(
     """
     counts = {name: task.default for name, task in TASKS.items()} if tasks is None else tasks
     parts = [Part(n, counts) for n in lengths]
-    named = [(name, plan if isinstance(plan, Plan) else Plan.load(plan)) for name, plan in plans.items()]
+    given: Mapping[str, Plan | Source] = plans if isinstance(plans, Mapping) else _titled(plans)
+    named = [(name, plan if isinstance(plan, Plan) else Plan.load(plan)) for name, plan in given.items()]
     path = None if output is None else Path(output)
     if path is not None:
         writable(path, "result of `moa eval`", results("environment", "rows"))
         if path.suffix == ".jsonl":
             raise MoaError(f"output must not end in .jsonl, where single results go; found {path}")
     journal = Journal(None if path is None else path.with_suffix(".jsonl"))
-    files = {str(plans[name]) if not isinstance(plans[name], Plan) else name: plan.model for name, plan in named}
+    files = {str(given[name]) if not isinstance(given[name], Plan) else name: plan.model for name, plan in named}
     shape = check_options(model, files, backend=backend)
     for part in parts:
         part.check(shape)
@@ -64,3 +70,11 @@ def evaluate_plans(
     if path is not None:
         replace_json(path, found)
     return found
+
+
+def _titled(plans: Sequence[Source]) -> dict[str, Source]:
+    """Return the plans by their names, all numbered where two are equal or one is `dense`."""
+    names = [title(plan) for plan in plans]
+    if len({"dense", *names}) <= len(names):
+        names = [f"{i} {name}" for i, name in enumerate(names, 1)]
+    return dict(zip(names, plans, strict=True))

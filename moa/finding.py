@@ -1,7 +1,7 @@
-"""Provide `moa.find_plan` and `moa.find_front`, which find plans from a profile and budgets, without the model."""
+"""Provide `moa.find_plan`, which finds a plan from a profile and budgets, without the model."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from os import PathLike
 from statistics import median
 from typing import Unpack
@@ -13,7 +13,6 @@ from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.budget import Budget, work
 from moa.search.cost import Costs, Work
-from moa.search.front import Point, front
 from moa.search.question import Figures, Options, Question
 from moa.search.solver import Solution
 
@@ -36,6 +35,11 @@ class Timed:
     why: Budget | None
     predicted: float
     measured: float | None
+
+    @property
+    def error(self) -> float | None:
+        """The difference of the prediction from what was measured, as a share of that; None where nothing was run."""
+        return None if self.measured is None else self.predicted / self.measured - 1
 
 
 @dataclass(frozen=True)
@@ -80,59 +84,6 @@ def find_plan(
     question.check()
     plan, solution = question.solve()
     return Found(plan, solution, question, timed(plan, question, run))
-
-
-@dataclass(frozen=True)
-class Front:
-    """Plans from the smallest to dense, which iteration solves for one by one.
-
-    Attributes:
-        question: What was asked, completed.
-        count: Budgets to solve for.
-        axis: The budget that is varied; its figure does not count.
-    """
-
-    question: Question
-    count: int
-    axis: Budget
-
-    def __iter__(self) -> Iterator[Point]:
-        asked = self.question
-        points = front(
-            asked.profile, self.count, self.axis, asked.budgets, mix=asked.mix, costs=asked.costs,
-            lengths=asked.lengths, time_limit=asked.time_limit, kv_dtype=asked.kv_dtype,
-        )  # fmt: skip
-        for point in points:
-            kept = ", ".join(map(str, [point.budget, *asked.budgets]))
-            origin = asked.origin.model_copy(update={"budget": kept})
-            yield replace(point, plan=point.plan.model_copy(update={"provenance": origin}))
-
-
-def find_front(
-    profile: Profile | str | PathLike[str], count: int, budgets: Mapping[str, Figures] | None = None,
-    **options: Unpack[Options],
-) -> Front:  # fmt: skip
-    """Find plans from the smallest to dense, each with less harm than all that keep less.
-
-    Args:
-        profile: A profile, or its file.
-        count: Budgets to solve for, 2 or more, in equal ratios: of the time of a decode step at the longest intended
-            length where costs have it, else of the density there.
-        budgets: Other budgets, as for `find_plan`, which every plan keeps.
-        **options: As for `find_plan`, without `minimise`.
-
-    Returns:
-        The front, whose plans are solved for while it is iterated over.
-
-    Raises:
-        BudgetInfeasible: Raised while iterating: the other budgets cannot be kept together with the least of this one.
-        MoaError: An option is invalid, or a file cannot be read.
-    """
-    question = Question.of(profile, budgets or {}, moa.__version__, **options)
-    if question.minimise is not None:
-        raise MoaError("a front makes harm least: no budget on harm (--max-harm) and no --minimise with it")
-    known = question.costs is not None and "decode" in question.costs.terms
-    return Front(question, count, Budget("decode_ms" if known else "density", 1, question.lengths.longest))
 
 
 def runner(question: Question, model: Given) -> Runner:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from moa.plans.config import longest_text
 from moa.plans.errors import MoaError, shortened
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, silent
+from moa.profiler.files import read_text
 from moa.runtime.applied import apply
 from moa.runtime.cache import KVCache
 from moa.runtime.greedy import settings
@@ -46,15 +48,16 @@ class Generated:
 
 
 def generate_text(
-    model: Given, plan: Plan | str | PathLike[str], prompt: str, *, chat: bool = False, max_new_tokens: int = 256,
-    backend: str | None = None, dtype: str = "auto", stream: Callable[[str], object] = silent, note: Note = silent,
+    model: Given, plan: Plan | str | PathLike[str], prompt: str | Path, *, chat: bool = False,
+    max_new_tokens: int = 256, backend: str | None = None, dtype: str = "auto",
+    stream: Callable[[str], object] = silent, note: Note = silent,
 ) -> Generated:  # fmt: skip
     """Return greedy text under a plan, by `moa.apply` and the model's own `generate`.
 
     Args:
         model: The model: its name, or what `moa.load_model` returned; it is left as it was.
         plan: A plan, its file, or the name of a shipped one.
-        prompt: The prompt.
+        prompt: The prompt, or the path of a UTF-8 file that holds it.
         chat: Whether the prompt is passed as a user's turn, by the chat template.
         max_new_tokens: Largest number of tokens to generate.
         backend: Back-end of the plan, None for the device's own.
@@ -68,11 +71,13 @@ def generate_text(
         Unsupported: The back-end cannot run here, or the model takes no rules.
     """
     chosen = plan if isinstance(plan, Plan) else Plan.load(plan)
-    if not prompt.strip():
-        raise MoaError("the prompt is empty; it must have text")
+    text = prompt if isinstance(prompt, str) else read_text(prompt)
+    if not text.strip():
+        where = "the prompt" if isinstance(prompt, str) else prompt
+        raise MoaError(f"{where} is empty; the prompt must have text")
     check_options(model, {"the plan" if isinstance(plan, Plan) else str(plan): chosen.model}, backend=backend)
     network, tokenizer = loaded(model, dtype=dtype)
-    ids = _encode(tokenizer, prompt, chat).to(network.device)
+    ids = _encode(tokenizer, text, chat).to(network.device)
     n, longest = ids.shape[1], longest_text(network.config)
     if longest is not None and n + max_new_tokens > longest:
         raise MoaError(

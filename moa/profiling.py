@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from moa.bench import timing
+from moa.bench.heap import return_freed
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, brief
@@ -35,7 +36,7 @@ def profile_model(
     """Measure the harm of every cut of every KV head on calibration text.
 
     If it is stopped, the same call continues after the last finished sample. Under `torchrun` the processes share the
-    samples.
+    samples. From then on the process returns large freed memory to the system (`moa.bench.heap.return_freed`).
 
     Args:
         model: The model: its name, or what `moa.load_model` returned.
@@ -78,6 +79,7 @@ def profile_model(
     earlier = None if add is None else Profile.load(Path(add))
     given = {str(file): found.model for file, found in ((around, plan), (add, earlier)) if found is not None}
     settings.check(check_options(model, given))
+    return_freed()
     network, tokenizer = loaded(model, dtype=dtype, device_map=device_map)
     chosen = [SOURCES[name] for name in names]
     if data:

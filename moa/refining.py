@@ -34,7 +34,7 @@ from moa.search.study import Best, Measured, study
 TRIALS = 12
 """Trials where nothing fixes what they would try."""
 SAMPLES = 4
-"""Samples per source and length in each round."""
+"""Samples per source and length in each round where no other number is asked for."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Refined:
 def refine_plan(
     profile: Profile | str | PathLike[str], model: Given, output: str | PathLike[str],
     budgets: Mapping[str, Figures], *,
-    trials: int | None = None, rounds: int = 0, round_samples: int = SAMPLES, calibration: int | None = None,
+    trials: int | None = None, rounds: int = 0, round_samples: int | None = None, calibration: int | None = None,
     validate_length: int | None = None, storage: str | None = None, seed: int = 0, dtype: str = "auto",
     measure: bool = False, progress: Progress = silent, note: Note = silent, **options: Unpack[Options],
 ) -> Refined:  # fmt: skip
@@ -80,7 +80,7 @@ def refine_plan(
         trials: Mixes of sources, lengths and layers to try, including the plain one. By default `TRIALS`, and 1 where
             weights of sources or a budget on harm are given.
         rounds: How often to measure around the best plan and go on from there.
-        round_samples: Samples per source and length in each round.
+        round_samples: Samples per source and length in each round; None for `SAMPLES`.
         calibration: Number of plans to measure, so that the budget on harm is in nats per token.
         validate_length: Tokens of the held-out samples; None for the shortest length that the plan is for.
         storage: Journal file or database URL of the trials, which workers may share. None is memory.
@@ -99,6 +99,7 @@ def refine_plan(
     question, output = Question.of(profile, budgets, moa.__version__, **options), Path(output)
     weighed, bounded = bool(question.mix.sources), question.harm is not None
     trials = (1 if weighed or bounded else TRIALS) if trials is None else trials
+    round_samples = SAMPLES if round_samples is None else round_samples
     if trials < 1 or rounds < 0 or round_samples < 1:
         raise MoaError(
             "trials must be 1 or more, rounds 0 or more and round-samples 1 or more, found "

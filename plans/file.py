@@ -37,6 +37,11 @@ def load(source: str | PathLike[str]) -> Plan:
     return parse(text, str(path))
 
 
+def title(source: str | PathLike[str]) -> str:
+    """Return a plan's name in tables: its file's name without `.yaml`, or the name of a shipped plan."""
+    return Path(source).name.removesuffix(".yaml")
+
+
 def save(plan: Plan, path: str | PathLike[str]) -> None:
     """See `Plan.save`."""
     try:

@@ -146,6 +146,19 @@ class Question:
             f"{left} of {given} choices after pruning"
         )
 
+    def kept(self, plan: Plan) -> list[str]:
+        """Return a line about what a plan keeps at each length."""
+        lines = []
+        for n in self.lengths.all:
+            bytes_ = plan.kv_bytes(n, dtype=self.kv_dtype)
+            share = bytes_ / plan.model.dense_kv_bytes(n, dtype=self.kv_dtype)
+            beyond = ", longer than any profiled text" if n in self.lengths.ahead else ""
+            lines.append(
+                f"{n:>7} tokens: density {plan.density(n):.3f}, KV {share:.3f} of dense, {bytes_ / 1e9:.4g} GB in "
+                f"{self.kv_dtype}{beyond}"
+            )
+        return lines
+
     def with_harm(self, most: float) -> "Question":
         """Return the same question with another figure for the budget on harm."""
         budgets = (replace(b, most=most) if b.kind == "harm" else b for b in self.budgets)

@@ -22,7 +22,7 @@ MAY_IMPORT = {  # folder: prefixes of the modules of ours that it may import, it
     "moa/bench": (*CORE, "moa.runtime", "moa.search.spread"),
     "moa/report": ("moa.plans", "moa.search"),
     "moa/cli": ("moa",),
-    "moa": (*CORE, "moa.profiler", "moa.search", "moa.runtime", "moa.evaluation", "moa.bench", "moa.report.plan"),
+    "moa": (*CORE, "moa.profiler", "moa.search", "moa.runtime", "moa.evaluation", "moa.bench", "moa.report"),
 }
 ROOMS = sorted(MAY_IMPORT, key=len, reverse=True)
 FILES = [

@@ -88,16 +88,8 @@ def assumed(question: "Question", profile: Path, kv_dtype: str | None) -> str:
 
 def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: str, console: "Console") -> None:
     """Print what a plan keeps at each length, and the times predicted for it."""
-    stored = question.kv_dtype
-    for n in question.lengths.all:
-        kept, dense = plan.kv_bytes(n, dtype=stored), plan.model.dense_kv_bytes(n, dtype=stored)
-        beyond = ", longer than any profiled text" if n in question.lengths.ahead else ""
-        console.print(
-            f"  {n:>7} tokens: density {plan.density(n):.3f}, KV {kept / dense:.3f} of dense, {kept / 1e9:.4g} GB in "
-            f"{stored}{beyond}"
-        )
-    if note:
-        console.print(f"  {note}")
+    for line in [*question.kept(plan), *filter(None, [note])]:
+        console.print(f"  {line}")
     for each in times:
         why = (
             ""
@@ -108,7 +100,7 @@ def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: s
         )
         line = f"  {each.work}: {each.predicted:.1f} ms predicted{why}"
         if each.measured is not None:
-            line += f", {each.measured:.1f} ms measured, prediction off by {each.predicted / each.measured - 1:+.1%}"
+            line += f", {each.measured:.1f} ms measured, prediction off by {each.error:+.1%}"
         console.print(line)
     if question.costs is not None:
         errors = ", ".join(f"{kind} {error:.1%}" for kind, error in question.costs.error.items())

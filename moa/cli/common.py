@@ -1,7 +1,6 @@
 """Provide what commands share: options, how they are read, and the progress bar."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -55,23 +54,11 @@ def by_name(form: str, texts: Sequence[str], number: Callable[[str], Number]) ->
     return found
 
 
-def distinct(names: Sequence[str]) -> list[str]:
-    """Return the names, all numbered where two are equal or one is `dense`."""
-    if len({"dense", *names}) > len(names):
-        return list(names)
-    return [f"{i} {name}" for i, name in enumerate(names, 1)]
-
-
 def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
     """Return `value` if it is None or valid, else raise an error."""
     if value is not None and value not in valid:
         raise MoaError(f"{name} must be one of {', '.join(valid)}, found {brief(value)}")
     return value
-
-
-def plan_name(path: str) -> str:
-    """Return the name of a plan in tables: its file's name without `.yaml`, or the name of a shipped plan."""
-    return Path(path).name.removesuffix(".yaml")
 
 
 class Bar:

@@ -30,7 +30,7 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.common import plan_name
+    from moa.plans.file import title
     from moa.report.plan import costs
 
     console = Console(soft_wrap=True, highlight=False)
@@ -48,7 +48,7 @@ def command(
             f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
             + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )
-        named = {plan_name(plan) if plan else "dense": prospect.plan}
+        named = {title(plan) if plan else "dense": prospect.plan}
         console.print(costs(named, prospect.lengths, prospect.plan.kv_dtype))
         if prospect.here is not None:
             console.print(_gain(prospect.here))

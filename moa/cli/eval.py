@@ -40,18 +40,16 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.common import Bar, by_name, distinct, numbers, plan_name
+    from moa.cli.common import Bar, by_name, numbers
     from moa.evaluation.tasks import TASKS
 
     short = {"single": needles, "four": four_needles, "text": ppl_windows}
     given = [f"{name}={count}" for name, count in short.items() if count is not None] + (task or [])
     asked = {name: known.default for name, known in TASKS.items()} | by_name("--task is written NAME=COUNT", given, int)
-    paths = plan or []
-    plans = dict(zip(distinct(list(map(plan_name, paths))), paths, strict=True))
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Bar("evaluating", console) as progress:
         found = moa.evaluate_plans(
-            model, plans, lengths=numbers("lengths", lengths), tasks=asked, uniform=uniform, backend=backend,
+            model, plan or [], lengths=numbers("lengths", lengths), tasks=asked, uniform=uniform, backend=backend,
             dtype=dtype, seed=seed, output=output, progress=progress, note=console.print,
         )  # fmt: skip
     Console(soft_wrap=True).print(table(found))

@@ -7,7 +7,6 @@ from typing import Annotated
 import typer
 
 from moa.cli.common import Backend, Dtype, Model
-from moa.plans.errors import MoaError
 
 
 def command(
@@ -23,11 +22,9 @@ def command(
 ) -> None:
     """Generate greedily under a plan. The last line gives the speed and the memory of keys and values."""
     import moa
-    from moa.plans.plan import Plan
 
-    chosen = Plan.load(plan)  # of two bad files, the plan is named first
     found = moa.generate_text(
-        model, chosen, _read(prompt_file), chat=chat, max_new_tokens=max_new_tokens, backend=backend, dtype=dtype,
+        model, plan, prompt_file, chat=chat, max_new_tokens=max_new_tokens, backend=backend, dtype=dtype,
         stream=partial(print, end="", flush=True), note=partial(typer.echo, err=True),
     )  # fmt: skip
     prefill, rest = found.seconds
@@ -36,12 +33,3 @@ def command(
         f"\nprompt of {found.prompt:,} tokens in {prefill:.2f} s, then {rate}; KV cache {found.kv_bytes / 2**20:.1f} "
         f"MiB at {found.length:,} tokens, dense {found.dense_kv_bytes / 2**20:.1f} MiB"
     )
-
-
-def _read(path: Path) -> str:
-    from moa.profiler.files import read_text
-
-    text = read_text(path)
-    if not text.strip():
-        raise MoaError(f"{path} is empty; the prompt must have text")
-    return text

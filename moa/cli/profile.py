@@ -75,13 +75,11 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.bench.heap import return_freed
     from moa.cli.common import Bar, choice, numbers
 
     console = Console(
         stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0
     )  # only the first process of torchrun prints
-    return_freed()
     old = sinks is not None or keydiff is not None
     with Bar("profiling", console, MOVED if old else "") as bar:
         profile = moa.profile_model(

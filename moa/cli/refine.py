@@ -11,8 +11,6 @@ from moa.cli.common import Dtype
 if TYPE_CHECKING:
     from moa.search.question import Options
 
-SAMPLES = 4
-
 
 def command(
     profile: Annotated[Path, typer.Argument(help="Profile, made by `moa profile`.")],
@@ -58,8 +56,8 @@ def command(
         typer.Option(help="Number of rounds, each of which profiles around the best plan and looks for a better one."),
     ] = 0,
     round_samples: Annotated[
-        int, typer.Option(help="Number of samples per source and length in each round.")
-    ] = SAMPLES,
+        int | None, typer.Option(help="Number of samples per source and length in each round.")
+    ] = None,
     storage: Annotated[
         str | None,
         typer.Option(

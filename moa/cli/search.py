@@ -49,7 +49,7 @@ def command(
     validate_length: Annotated[int | None, _OF_REFINE] = None,
     trials: Annotated[int, _OF_REFINE] = 1,
     rounds: Annotated[int, _OF_REFINE] = 0,
-    round_samples: Annotated[int, _OF_REFINE] = refine.SAMPLES,
+    round_samples: Annotated[int | None, _OF_REFINE] = None,
     storage: Annotated[str | None, _OF_REFINE] = None,
     seed: Annotated[int, _OF_REFINE] = 0,
     dtype: Annotated[str, _OF_REFINE] = "auto",
@@ -63,16 +63,16 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.front import write_front
     from moa.outputs import writable
     from moa.plans.plan import Plan
+    from moa.report.front import table
 
     if validate is not None and (front is not None or measure not in (None, validate)):
         raise MoaError(
             "moa refine finds one plan for one model: it takes no --front, and --measure only for the same MODEL"
         )
     of_refine = (validate_length, trials, rounds, round_samples, storage, seed, dtype, calibrate)
-    if validate is None and of_refine != (None, 1, 0, refine.SAMPLES, None, 0, "auto", None):
+    if validate is None and of_refine != (None, 1, 0, None, None, 0, "auto", None):
         raise MoaError("trials, rounds, storage, seed, dtype and calibrate are options of moa refine PROFILE MODEL")
     budgets = asked.budgets(
         density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
@@ -93,7 +93,9 @@ def command(
         if measure is not None:
             raise MoaError("--measure times one plan, so it cannot be used with --front")
         row = moa.find_front(profile, front, budgets, **options)
-        write_front(row, output, console)
+        points = row.save(output, console.print)
+        Console(highlight=False).print(table(points, row.question.lengths.longest, row.question.costs))
+        console.print(f"wrote {len(points)} plans, front.txt and front.png to {output}")
         if note := asked.assumed(row.question, profile, kv_dtype):
             console.print(note)
         return

@@ -26,8 +26,9 @@ def command(
     from rich.columns import Columns
     from rich.console import Console
 
-    from moa.cli.common import choice, numbers, plan_name
+    from moa.cli.common import choice, numbers
     from moa.outputs import writable
+    from moa.plans.file import title
     from moa.plans.model import DTYPES
     from moa.plans.plan import Plan
     from moa.report import plan as report
@@ -35,7 +36,7 @@ def command(
     stored = choice("--kv-dtype", kv_dtype, DTYPES)
 
     paths = [plan] if other is None else [plan, other]
-    names = list(map(plan_name, paths))
+    names = list(map(title, paths))
     numbered = names if other is None else [f"{i} {name}" for i, name in enumerate(names, 1)]
     plans = dict(zip(numbered, map(Plan.load, paths), strict=True))
     loaded = list(plans.values())

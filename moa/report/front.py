@@ -1,12 +1,19 @@
 """Show a front of plans as a table and a picture."""
 
 from collections.abc import Mapping
+from io import StringIO
 from pathlib import Path
 
+from rich.console import Console
+
+from moa.plans.replace import replace
 from moa.report.figures import Figures
 from moa.report.plan import canvas, save
 from moa.search.cost import Costs, Work
 from moa.search.front import Point
+
+WIDTH = 160
+"""Columns of the table in a file."""
 
 
 def figures(point: Point, n: int, costs: Costs | None) -> dict[str, float]:
@@ -33,6 +40,13 @@ def table(points: Mapping[str, Point], n: int, costs: Costs | None) -> Figures:
         cells = (f"{row[column]:.4g}" for column in columns)
         shown.append([name, str(point.budget), f"{point.solution.value:.4g}", f"{point.solution.gap:.0e}", *cells])
     return Figures(["plan", "budget", "harm", "gap", *columns], shown, title, names=2)
+
+
+def write(shown: Figures, path: Path) -> None:
+    """Write a table as text, whole or not at all."""
+    drawn = StringIO()
+    Console(file=drawn, width=WIDTH).print(shown)
+    replace(path, drawn.getvalue().encode())
 
 
 def picture(points: Mapping[str, Point], n: int, costs: Costs | None, path: Path) -> None:

@@ -13,7 +13,7 @@ def loaded(model_folder):
     return moa.load_model(model_folder)
 
 
-def test_pieces_are_the_text_and_the_model_is_left_as_it_was(loaded):
+def test_pieces_are_the_text_and_the_model_is_left_as_it_was(loaded, tmp_path):
     model, tokenizer = loaded
     theirs, plan, pieces = model.generation_config, moa.Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0)), []
     found = moa.generate_text(loaded, plan, PROMPT, max_new_tokens=6, stream=pieces.append)
@@ -21,7 +21,8 @@ def test_pieces_are_the_text_and_the_model_is_left_as_it_was(loaded):
     assert (found.prompt, found.length, found.steps) == (len(tokenizer(PROMPT)["input_ids"]), found.prompt + 5, 5)
     assert 0 < found.kv_bytes < found.dense_kv_bytes
     assert model.generation_config is theirs
-    assert moa.generate_text(loaded, plan, PROMPT, max_new_tokens=6).text == found.text
+    (tmp_path / "prompt.txt").write_text(PROMPT)
+    assert moa.generate_text(loaded, plan, tmp_path / "prompt.txt", max_new_tokens=6).text == found.text
 
 
 @pytest.mark.parametrize(

@@ -63,6 +63,18 @@ def test_a_front_from_python(tmp_path) -> None:
         moa.find_plan(profile, {"density": 1e-6})
 
 
+def test_a_saved_front_is_its_plans_table_and_picture(tmp_path) -> None:
+    profile, said = Path(__file__).parents[1] / "golden" / "tiny.safetensors", []
+    points = moa.find_front(profile, 2, lengths=[512]).save(tmp_path / "front", said.append)
+    assert {path.name for path in (tmp_path / "front").iterdir()} == {*points, "front.txt", "front.png"}
+    assert len(said) == len(points)
+    for name, point in points.items():
+        assert moa.Plan.load(tmp_path / "front" / name) == point.plan
+    (tmp_path / "front" / "kv-gb-1.yaml").touch()
+    with pytest.raises(moa.MoaError, match=r"an earlier front by density; found .*kv-gb-1\.yaml"):
+        moa.find_front(profile, 2, lengths=[512]).save(tmp_path / "front")
+
+
 def test_functions_have_types_and_documents() -> None:
     for name in moa.__all__:
         found = getattr(moa, name)
