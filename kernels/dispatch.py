@@ -52,25 +52,49 @@ def attend(
     return out
 
 
-def attend_alone(
-    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, holds: Sequence[str], scale: float, backend: Backend
-) -> Tensor:
-    """Return the attention of one text to itself; nothing is stored.
+def attend_given(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, past: tuple[Tensor, Tensor, Packed] | None, seen: Visibility,
+    holds: Sequence[str], scale: float, backend: Backend,
+) -> Tensor:  # fmt: skip
+    """Attend to texts whose keys are all given, and keep nothing.
 
     Args:
-        q, k, v, seen, scale: See `moa.kernels.call.Attend`.
+        q, k, v, batch, scale: See `moa.kernels.call.Attend`.
+        past: Keys and values of the tokens before the new ones, and how they are packed; None where there are none.
+        seen: What the rows of all tokens see, past and new.
         holds: Which keys the sinks hold, names in `moa.kernels.sink_contents.SCORES`: one per KV head.
         backend: What computes.
 
     Returns:
         [tokens, query_heads, D].
     """
-    tokens, groups, size = k.shape
+    moving = any(SCORES[name] is not None for name in holds)
+    store, sinks = None, None
+    if past is not None or moving:
+        room = (0 if past is None else past[2].max_seqlen) + (batch.max_seqlen if moving else 0)
+        slots = np.full((len(batch.past), k.shape[1]), -(-room // BLOCK) * BLOCK)
+        store = allocate(slots, k.shape[2], k.dtype, k.device)
+        if past is not None:
+            keys, values, packed = past
+            backend.append(store, keys, values, batch=packed, seen=seen)
+    if moving:  # the store holds the whole past, so its keys are chosen at once
+        first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
+        sinks = Sinks(sink, holds, lambda position: first[:, position // BLOCK].T, len(batch.past), k.device)
+    return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
+
+
+def attend_alone(
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, holds: Sequence[str], scale: float, backend: Backend
+) -> Tensor:
+    """Attend to one text without a past, and keep nothing: `attend_given` for a single sequence.
+
+    Args:
+        q, k, v, seen, holds, scale, backend: See `attend_given`.
+
+    Returns:
+        [tokens, query_heads, D].
+    """
+    tokens = len(k)
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=k.device)
     batch = Packed(cu_seqlens, torch.zeros(1, dtype=torch.int64, device=k.device), tokens)
-    store, sinks = None, None
-    if any(SCORES[name] is not None for name in holds):
-        first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
-        store = allocate(np.full((1, groups), -(-tokens // BLOCK) * BLOCK), size, k.dtype, k.device)
-        sinks = Sinks(sink, holds, lambda position: first[:, position // BLOCK].T, 1, k.device)
-    return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
+    return attend_given(q, k, v, batch=batch, past=None, seen=seen, holds=holds, scale=scale, backend=backend)

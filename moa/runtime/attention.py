@@ -9,7 +9,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
@@ -20,11 +19,8 @@ from moa.hf.masks import is_causal, is_own, is_windowed
 from moa.hf.padding import Packing
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
-from moa.kernels.dispatch import attend
-from moa.kernels.keydiff.sinks import Sinks
-from moa.kernels.store import allocate
+from moa.kernels.dispatch import attend_given
 from moa.plans.errors import Unsupported, brief
-from moa.plans.span import BLOCK
 from moa.runtime.rules import Rules
 from moa.runtime.staged import ATTRIBUTE, Staged
 
@@ -252,29 +248,21 @@ def _without_cache(
 ) -> Tensor:
     """Return attention where all keys are given: without a cache, or with a `DynamicCache`, which saves no memory."""
     device = key.device
-    batch, groups, columns, head_size = key.shape
-    new, past = query.shape[2], key.shape[2] - query.shape[2]
+    batch, _, columns, _ = key.shape
+    new, past = query.shape[2], columns - query.shape[2]
     if mask is not None and mask.shape[1] != columns:
         raise Unsupported(f"attention_mask must have a column for each of {columns} keys, found {mask.shape[1]}")
-    seen = rules.visibility(columns, device)
     lengths = torch.zeros(batch, dtype=torch.int64, device=device)
-    store = None
-    if past or rules.moving_patterns:
-        slots = np.full((batch, groups), -(-(columns if rules.moving_patterns else past) // BLOCK) * BLOCK)
-        store = allocate(slots, head_size, key.dtype, device)
+    before = None
     if past:
-        assert store is not None
         old = Packing(None if mask is None else mask[:, :past], batch, past, device)
         k, v = old.pack(key[:, :, :past]), old.pack(value[:, :, :past])
-        backend.append(store, k, v, batch=Packed(old.cu_seqlens, lengths, past), seen=seen)
+        before = k, v, Packed(old.cu_seqlens, lengths, past)
         lengths = lengths + (past if mask is None else mask[:, :past].sum(1))
     now = Packing(None if mask is None else mask[:, past:], batch, new, device)
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
-    sinks = None
-    if rules.moving_patterns:  # the store holds the whole past, so its keys are chosen at once
-        sinks = Sinks(rules.reach.sink, rules.holds, rules.first, batch, device)
-    out = attend(
-        q, k, v, batch=Packed(now.cu_seqlens, lengths, new), seen=seen, store=store, sinks=sinks, scale=scale,
-        backend=backend,
+    out = attend_given(
+        q, k, v, batch=Packed(now.cu_seqlens, lengths, new), past=before, seen=rules.visibility(columns, device),
+        holds=rules.holds, scale=scale, backend=backend,
     )  # fmt: skip
     return now.unpack(out)
