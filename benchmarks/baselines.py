@@ -30,8 +30,9 @@ from held_out import TASKS
 from provenance import about, provenance, said, write
 from tables import head, line
 
-from moa.evaluation.comparison import Part, compare
+from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
+from moa.evaluation.samples import Part
 from moa.evaluation.summary import table
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError

@@ -21,9 +21,10 @@ from held_out import TASKS
 from provenance import about, provenance, said, write
 from tables import claim, claimed, compared, head, line
 
-from moa.evaluation.comparison import Part, compare
+from moa.evaluation.comparison import compare
 from moa.evaluation.interval import paired
 from moa.evaluation.journal import Journal
+from moa.evaluation.samples import Part
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan

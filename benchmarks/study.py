@@ -26,8 +26,9 @@ import optuna
 from held_out import TASKS
 from provenance import about, provenance, said, write
 
-from moa.evaluation.comparison import Part, compare
+from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal, key
+from moa.evaluation.samples import Part
 from moa.evaluation.validation import Validation
 from moa.hf.fingerprint import fingerprint
 from moa.hf.load import load_model

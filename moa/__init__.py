@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch, PlanError, ProfileError, Unsupported
+from moa.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from moa.benching import bench_plan
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from moa.refining import refine_plan
     from moa.runtime.applied import Applied, apply
     from moa.runtime.cache import KVCache
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Applied": "moa.runtime.applied",

@@ -5,8 +5,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from moa.evaluation.comparison import Part, compare
+from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
+from moa.evaluation.samples import Part
 from moa.evaluation.tasks import TASKS
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable

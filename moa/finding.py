@@ -6,7 +6,6 @@ from os import PathLike
 from statistics import median
 from typing import Unpack
 
-import moa
 from moa.hf.load import Given, check_options, loaded
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.plan import Plan
@@ -15,6 +14,7 @@ from moa.search.budget import Budget, work
 from moa.search.cost import Costs, Work
 from moa.search.question import Figures, Options, Question
 from moa.search.solver import Solution
+from moa.version import __version__
 
 Runner = Callable[[Plan, Work], list[float]]
 """Runs a plan on a model: milliseconds of some work, several times."""
@@ -79,7 +79,7 @@ def find_plan(
         BudgetInfeasible: No plan keeps the budgets; the error names the smallest that some plan keeps.
         MoaError: An option is invalid, or a file cannot be read.
     """
-    question = Question.of(profile, budgets, moa.__version__, **options)
+    question = Question.of(profile, budgets, __version__, **options)
     run = runner(question, measure) if measure is not None else None
     question.check()
     plan, solution = question.solve()

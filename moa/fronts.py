@@ -7,7 +7,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Unpack
 
-import moa
 from moa.outputs import writable
 from moa.plans.errors import MoaError
 from moa.plans.progress import Note, silent
@@ -17,6 +16,7 @@ from moa.report.plan import canvas
 from moa.search.budget import Budget
 from moa.search.front import Point, front
 from moa.search.question import Figures, Options, Question
+from moa.version import __version__
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def find_front(
         BudgetInfeasible: Raised while iterating: the other budgets cannot be kept together with the least of this one.
         MoaError: An option is invalid, or a file cannot be read.
     """
-    question = Question.of(profile, budgets or {}, moa.__version__, **options)
+    question = Question.of(profile, budgets or {}, __version__, **options)
     if question.minimise is not None:
         raise MoaError("a front makes harm least: no budget on harm (--max-harm) and no --minimise with it")
     known = question.costs is not None and "decode" in question.costs.terms

@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-import moa
 from moa.evaluation.validation import Validation
 from moa.finding import Timed, runner, timed, timed_by
 from moa.hf.environment import environment
@@ -30,6 +29,7 @@ from moa.search.rounds import descend
 from moa.search.solver import Solution
 from moa.search.storage import open_storage, starts_again
 from moa.search.study import Best, Measured, study
+from moa.version import __version__
 
 TRIALS = 12
 """Trials where nothing fixes what they would try."""
@@ -96,7 +96,7 @@ def refine_plan(
         ModelMismatch: The model is not the one that was profiled.
         MoaError: An option is invalid, or a file cannot be read or must not be replaced.
     """
-    question, output = Question.of(profile, budgets, moa.__version__, **options), Path(output)
+    question, output = Question.of(profile, budgets, __version__, **options), Path(output)
     weighed, bounded = bool(question.mix.sources), question.harm is not None
     trials = (1 if weighed or bounded else TRIALS) if trials is None else trials
     round_samples = SAMPLES if round_samples is None else round_samples

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from moa.plans.content import Content
 from moa.plans.errors import PlanError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import AnyRule, Rule
-from moa.plans.plan import Plan
 from moa.plans.record import Predicted, Provenance
 from moa.plans.schema import ProblemError, Strict, problem
 
@@ -26,7 +26,7 @@ class _Document(Strict):
     provenance: Provenance | None = None
 
 
-def from_document(document: Any) -> Plan:
+def from_document(document: Any) -> Content:
     """See `Plan.from_dict`."""
     try:
         return build(document)
@@ -34,8 +34,8 @@ def from_document(document: Any) -> Plan:
         raise PlanError(f"plan: {error}") from None
 
 
-def build(document: Any) -> Plan:
-    """Return the plan that `document` describes, or raise a ProblemError that tells the place."""
+def build(document: Any) -> Content:
+    """Return the content that `document` describes, or raise a ProblemError that tells the place."""
     if not isinstance(document, Mapping):
         keys = ", ".join(_Document.model_fields)
         raise ProblemError((), f"a plan is a mapping with the keys {keys}, found {brief(document)}")
@@ -48,7 +48,7 @@ def build(document: Any) -> Plan:
         if layer not in groups:
             raise ProblemError(("layers", layer), f"takes no rules; the layers that do are {list(groups)}")
         groups[layer] = _rules(top.defaults, entry, top.model.kv_heads, ("layers", layer))
-    return Plan(
+    return Content(
         model=top.model,
         groups=groups,
         defaults=top.defaults,
@@ -57,7 +57,7 @@ def build(document: Any) -> Plan:
     )
 
 
-def to_document(plan: Plan) -> dict[str, Any]:
+def to_document(plan: Content) -> dict[str, Any]:
     """See `Plan.to_dict`; keys are in the file's order, and what equals the defaults is left out."""
     layers = {
         layer: _entry(rules, plan.defaults)

@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from moa.plans.content import Content
 from moa.plans.document import build, to_document
 from moa.plans.errors import PlanError, shortened
-from moa.plans.plan import Plan
 from moa.plans.replace import read, replace
 from moa.plans.schema import ProblemError
 
@@ -20,7 +20,7 @@ MOST_PARTS = 1_000_000
 """Keys and values of a plan: many times those of the largest model, few enough to check and to quote."""
 
 
-def load(source: str | PathLike[str]) -> Plan:
+def load(source: str | PathLike[str]) -> Content:
     """See `Plan.load`."""
     path, shipped = Path(source), _shipped()
     if not path.exists() and str(source) in shipped:
@@ -42,7 +42,7 @@ def title(source: str | PathLike[str]) -> str:
     return Path(source).name.removesuffix(".yaml")
 
 
-def save(plan: Plan, path: str | PathLike[str]) -> None:
+def save(plan: Content, path: str | PathLike[str]) -> None:
     """See `Plan.save`."""
     try:
         replace(path, render(plan).encode())
@@ -50,8 +50,8 @@ def save(plan: Plan, path: str | PathLike[str]) -> None:
         raise PlanError(f"cannot write plan {path}: {error.strerror}") from None
 
 
-def parse(text: str, where: str) -> Plan:
-    """Return the plan in `text`; errors begin with `where` and the line."""
+def parse(text: str, where: str) -> Content:
+    """Return the content of the plan in `text`; errors begin with `where` and the line."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         _refuse_duplicates(root, set())
@@ -69,7 +69,7 @@ def parse(text: str, where: str) -> Plan:
         raise PlanError(f"{where}, line {_line(root, error.place)}: {error}") from None
 
 
-def render(plan: Plan) -> str:
+def render(plan: Content) -> str:
     """Return the file's text: one line per part and per layer."""
     document = to_document(plan)
     if plan.provenance and plan.provenance.date:

@@ -18,15 +18,12 @@ import numpy.typing as npt
 from moa.plans.errors import PlanError, Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import LIMIT, Rule
-from moa.plans.plan import Plan
-from moa.plans.record import Provenance
 from moa.plans.replace import read_json
 from moa.plans.span import BETA_STEPS
 
 
-def read(source: str | PathLike[str] | Mapping[str, Any], model: Any) -> Plan:
-    """See `Plan.from_moa_json`."""
-    info = ModelInfo.of(model)
+def read(source: str | PathLike[str] | Mapping[str, Any], info: ModelInfo) -> dict[int, list[Rule]]:
+    """Return the rules of each layer; see `Plan.from_moa_json`."""
     if info.group_size != 1:
         raise Unsupported(
             f"MoA's JSON has a rule per query head, but {info.architecture} shares each KV head between "
@@ -37,11 +34,10 @@ def read(source: str | PathLike[str] | Mapping[str, Any], model: Any) -> Plan:
     document = source if isinstance(source, Mapping) else _parse(Path(source))
     alphas = _table(document, "alphas", info, -LIMIT, LIMIT)
     betas = _table(document, "betas", info, 0, 1)
-    rules = {
+    return {
         layer: [Rule(alpha=_nearest(a), beta=_nearest(b * BETA_STEPS) / BETA_STEPS) for a, b in zip(*pair, strict=True)]
         for layer, pair in enumerate(zip(alphas, betas, strict=True))
     }
-    return Plan.from_rules(info, rules, provenance=Provenance(note="imported from MoA's JSON"))
 
 
 def _nearest(value: float) -> int:

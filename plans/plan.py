@@ -6,51 +6,36 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError, model_validator
+from pydantic import ValidationError
 
+from moa.plans import file, moa_json
 from moa.plans import span as spans_
+from moa.plans.content import Content
+from moa.plans.document import from_document, to_document
 from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
 from moa.plans.model import Dtype, ModelInfo, batch_lengths
-from moa.plans.patterns import FULL, AnyRule, Rule, reach
+from moa.plans.patterns import FULL, Rule, reach
 from moa.plans.record import Predicted, Provenance
-from moa.plans.schema import Strict, problem
+from moa.plans.schema import problem
 from moa.plans.span import BLOCK, Ints, Reach
 
 __all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
 
 
-class Plan(Strict):
+class Plan(Content):
     """The rules of every group of a model. Plans are immutable, and equal when everything in them is equal.
 
-    Attributes:
-        model: The model it was made for.
-        groups: For every layer that takes rules, one rule per KV head.
-        defaults: The rule that the file writes once; it changes nothing but the file's form.
+    Its attributes are those of `moa.plans.content.Content`.
     """
-
-    model: ModelInfo
-    groups: dict[int, tuple[AnyRule, ...]]
-    defaults: AnyRule
-    predicted: Predicted | None = None
-    provenance: Provenance | None = None
 
     __slots__ = ("_made",)  # a `Reach`, where neither == nor a copy takes them along
 
     def __hash__(self) -> int:
         return hash((tuple(sorted(self.groups.items())), self.defaults))  # the model's rope is a dict
-
-    @model_validator(mode="after")
-    def _every_group_has_a_rule(self) -> Self:
-        if tuple(sorted(self.groups)) != self.model.ruled_layers:
-            raise ValueError(f"layers that take rules are {list(self.model.ruled_layers)}, found {sorted(self.groups)}")
-        for layer, rules in self.groups.items():
-            if len(rules) != self.model.kv_heads:
-                raise ValueError(f"layer {layer} has {len(rules)} rules for {self.model.kv_heads} KV heads")
-        return self
 
     @classmethod
     def from_rules(
@@ -143,16 +128,14 @@ class Plan(Strict):
             PlanError: The file has another format, or another model's shape.
             Unsupported: Query heads share KV heads: the format has one rule per query head.
         """
-        from moa.plans.moa_json import read
-
-        return read(source, model)
+        info = ModelInfo.of(model)
+        origin = Provenance(note="imported from MoA's JSON")
+        return cls.from_rules(info, moa_json.read(source, info), provenance=origin)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
         """Return the plan that `to_dict` or a parsed plan file describes."""
-        from moa.plans.document import from_document
-
-        return from_document(document)
+        return cls(**dict(from_document(document)))
 
     @classmethod
     def load(cls, source: str | PathLike[str]) -> "Plan":
@@ -161,20 +144,14 @@ class Plan(Strict):
         Raises:
             PlanError: No such file or shipped plan exists, or the file breaks the schema; the error names the place.
         """
-        from moa.plans.file import load
-
-        return load(source)
+        return cls(**dict(file.load(source)))
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the plan as YAML, whole or not at all; a loaded file saved again has the same bytes."""
-        from moa.plans.file import save
-
-        save(self, path)
+        file.save(self, path)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan file's content as plain JSON types."""
-        from moa.plans.document import to_document
-
         return to_document(self)
 
     def fingerprint(self) -> str:

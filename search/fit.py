@@ -13,13 +13,13 @@ from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan, Rule
+from moa.plans.progress import Progress, silent
 from moa.plans.span import BLOCK
 from moa.search.cost import FIXED, PER_GROUP, Costs, Kind, Measured, Work, counts
 from moa.search.spread import SURE, iqr, standard_error
 
 Run = Callable[[Plan, Work], Sequence[float]]
 """Runs a plan: milliseconds of some work, once or several times."""
-Progress = Callable[[int, int, str], None]
 Taken = dict[tuple[str, Work], list[float]]
 """Milliseconds of each plan, by its name, at each work: one figure per round."""
 
@@ -29,7 +29,7 @@ LEAST = 4
 
 def measure(
     model: ModelInfo, works: Sequence[Work], run: Run, *, environment: Mapping[str, str | int], rounds: int = 8,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Costs:  # fmt: skip
     """Measure the probes and return the fitted costs.
 
@@ -80,7 +80,7 @@ def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
 
 
 def in_turn(
-    cells: Mapping[Work, Mapping[str, Plan]], run: Run, most: Callable[[Work], int], progress: Progress | None = None
+    cells: Mapping[Work, Mapping[str, Plan]], run: Run, most: Callable[[Work], int], progress: Progress = silent
 ) -> Taken:
     """Measure everything in turn, round after round, so that drift of the machine affects all alike.
 
@@ -108,9 +108,8 @@ def in_turn(
             for name in names[first:] + names[:first]:
                 taken[name, work].append(median(run(cells[work][name], work)))
                 done += 1
-                if progress:
-                    to_come = sum(most(w) - len(taken[n, w]) for w in cells if wanted(w) for n in cells[w])
-                    progress(done, done + to_come, f"{work} {name}")
+                to_come = sum(most(w) - len(taken[n, w]) for w in cells if wanted(w) for n in cells[w])
+                progress(done, done + to_come, f"{work} {name}")
         turn += 1
     return taken
 

@@ -1,28 +1,20 @@
 """The arrows between the folders, and what each may be imported without."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-NOTHING_OF_OURS: tuple[str, ...] = ()
-CORE = ("moa.plans", "moa.kernels", "moa.hf")
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
 MAY_IMPORT = {  # folder: prefixes of the modules of ours that it may import, its own besides
-    "plans": NOTHING_OF_OURS,
-    "kernels": ("moa.plans.span", "moa.plans.errors"),
-    "profiler": CORE,
-    "search": ("moa.plans", "moa.profiler.profile"),
-    "moa/hf": ("moa.plans", "moa.kernels"),
-    "moa/runtime": CORE,
-    "moa/evaluation": (*CORE, "moa.runtime", "moa.profiler", "moa.search.study"),
-    "moa/bench": (*CORE, "moa.runtime", "moa.search.spread"),
-    "moa/report": ("moa.plans", "moa.search"),
-    "moa/cli": ("moa",),
-    "moa": (*CORE, "moa.profiler", "moa.search", "moa.runtime", "moa.evaluation", "moa.bench", "moa.report"),
+    folder: tuple(re.findall(r"`([\w.]+)`", last))
+    for folder, last in re.findall(r"^\| \[(\S+)\]\(\.\./\1\) \|.*\| (.+) \|$", PAGE, re.M)
 }
 ROOMS = sorted(MAY_IMPORT, key=len, reverse=True)
 FILES = [
@@ -51,6 +43,10 @@ def module_name(path: Path) -> str:
     return name.removesuffix(".__init__")
 
 
+def package_of(path: Path) -> str:
+    return module_name(path) if path.name == "__init__.py" else module_name(path).rpartition(".")[0]
+
+
 MODULES = {module_name(path) for _, path in FILES}
 
 
@@ -66,11 +62,50 @@ def forbidden(folder: str, source: str, package: str, modules: set[str]) -> list
     return [name for name in ours if name not in mine and not within(name, MAY_IMPORT[folder])]
 
 
+IMPORTS = {  # those within functions and for types too: a reader goes round such a circle all the same
+    name: {found for found in imported(path.read_text(), package_of(path), MODULES) if found in MODULES - {name}}
+    for _, path in FILES
+    for name in [module_name(path)]
+}
+
+
+def circle(imports: Mapping[str, set[str]]) -> list[str]:
+    """Return names of which each imports the next, the last one the first; none if there is no such circle."""
+    try:
+        TopologicalSorter(imports).prepare()
+    except CycleError as error:
+        return list(reversed(error.args[1]))
+    return []
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    assert circle(IMPORTS) == []
+
+
+def test_no_folders_import_each_other_in_a_circle() -> None:
+    room = {module_name(path): folder for folder, path in FILES}
+    between: dict[str, set[str]] = {folder: set() for folder in ROOMS}
+    for name, found in IMPORTS.items():
+        between[room[name]] |= {room[other] for other in found} - {room[name]}
+    assert circle(between) == []
+
+
+def test_circles_are_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c"}, "c": set()}) == []
+    assert sorted(circle({"a": {"b"}, "b": {"c"}, "c": {"b"}})) == ["b", "b", "c"]
+
+
+def test_the_page_lists_all_folders_and_only_what_they_import() -> None:
+    inner = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "moa").glob("*/__init__.py")}
+    assert set(MAY_IMPORT) == {"plans", "kernels", "profiler", "search", "moa", *inner}
+    for folder, prefixes in MAY_IMPORT.items():
+        found = set().union(*(IMPORTS[module_name(path)] for of, path in FILES if of == folder))
+        assert [p for p in prefixes if not any(within(name, (p,)) for name in found)] == [], folder
+
+
 @pytest.mark.parametrize(("folder", "path"), FILES, ids=[str(path.relative_to(ROOT)) for _, path in FILES])
 def test_arrows_between_folders(folder: str, path: Path) -> None:
-    name = module_name(path)
-    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
-    assert forbidden(folder, path.read_text(), package, MODULES) == []
+    assert forbidden(folder, path.read_text(), package_of(path), MODULES) == []
 
 
 @pytest.mark.parametrize(

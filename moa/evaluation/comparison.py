@@ -1,77 +1,20 @@
 """Measure rows (dense, plans, their uniform twins) on the same samples, and keep each result as it comes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Any
 
 from moa.evaluation.journal import Journal, key
 from moa.evaluation.rows import Row, rows_at
+from moa.evaluation.samples import Part, Sample
 from moa.evaluation.summary import summarise
-from moa.evaluation.tasks import TASKS
 from moa.evaluation.tasks.task import Task
 from moa.hf.environment import environment
 from moa.hf.fingerprint import fingerprint
-from moa.hf.limits import check_length
 from moa.kernels import backend as backends
-from moa.plans.errors import MoaError, brief
+from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
-
-
-@dataclass(frozen=True)
-class Part:
-    """The samples measured at one length.
-
-    Attributes:
-        length: The length, in tokens.
-        counts: Number of samples of each task, by its name.
-        tasks: The tasks by name.
-    """
-
-    length: int
-    counts: Mapping[str, int]
-    tasks: Mapping[str, Task] = field(default_factory=lambda: TASKS)
-
-    def check(self, model: Any) -> None:
-        """Refuse what cannot be measured.
-
-        Raises:
-            MoaError: Something cannot be measured; the error names the rule, the value and the valid choices.
-        """
-        check_length(model, self.length)
-        if unknown := [name for name in self.counts if name not in self.tasks]:
-            raise MoaError(f"tasks must be of {', '.join(self.tasks)}, found {', '.join(map(brief, unknown))}")
-        if not self.counts or min(self.counts.values()) < 0 or not any(self.counts.values()):
-            kinds = ", ".join(f"{self.tasks[name].counted} ({count})" for name, count in self.counts.items())
-            raise MoaError(
-                f"samples of tasks must be 0 or more, and of one of them at least 1; found {kinds or 'none'}"
-            )
-
-    def samples(self, tokenizer: Any, seed: int) -> "list[Sample]":
-        """Return all samples of the length."""
-        found = []
-        for name, count in self.counts.items():
-            drawn = self.tasks[name].samples(tokenizer, self.length, count, seed) if count else []
-            found += [Sample(name, self.length, i, content) for i, content in enumerate(drawn)]
-        return found
-
-
-@dataclass(frozen=True)
-class Sample:
-    """A sample that every row is measured on.
-
-    Attributes:
-        task: The task's name.
-        length: The length, in tokens.
-        index: Its number among those of its task and length.
-        content: The sample itself, as the task made it.
-    """
-
-    task: str
-    length: int
-    index: int
-    content: Any
 
 
 def compare(

@@ -1,21 +1,19 @@
 """Summarise the results of single samples as one row of the table."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from moa.evaluation.samples import Sample
 from moa.evaluation.tasks import TASKS
 from moa.evaluation.tasks.task import Task
 from moa.plans.plan import Plan
-
-if TYPE_CHECKING:
-    from moa.evaluation.comparison import Sample
 
 KEPT = ("tokens", "row", "density", "KV cache, MiB")
 """Headings of what every row has."""
 
 
 def summarise(
-    name: str, plan: Plan, samples: Sequence["Sample"], results: Sequence[Any], dense: Sequence[Any], dtype: Any,
+    name: str, plan: Plan, samples: Sequence[Sample], results: Sequence[Any], dense: Sequence[Any], dtype: Any,
     tasks: Mapping[str, Task] = TASKS,
 ) -> dict[str, Any]:  # fmt: skip
     """Return one row at one length.

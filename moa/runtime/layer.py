@@ -98,7 +98,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             raise Unsupported(f"the cache holds a batch of {self.batch_size}, the model got {key_states.shape[0]}")
         if key_states.dtype != self.dtype:
             raise Unsupported(f"the cache holds {self.dtype}, the model's keys are now {key_states.dtype}")
-        staged = Staged(self, key_states, value_states)
+        staged = Staged(key_states, value_states, self.columns, self.commit)
         return staged, staged
 
     def commit(
@@ -111,7 +111,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         packing = call.packing
         q, k, v = packing.pack(query), packing.pack(k), packing.pack(v)
         if self._is_first and self.store is None and self.device.type == "cpu":
-            for layer in peers:  # see `KVCache.update`
+            for layer in peers or (self,):  # see `KVCache.update`
                 if layer.is_initialized and layer.batch is self.batch:
                     layer.allocate_for(call)
         if new == 1 and self.sinks is not None and torch.compiler.is_compiling():

@@ -1,17 +1,14 @@
 """Provide the handle that a `KVCache` returns in place of keys and values; `moa.runtime.layer` explains why."""
 
 import inspect
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NoReturn
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
 from moa.kernels.backend import Backend
 from moa.plans.errors import Unsupported
-
-if TYPE_CHECKING:
-    from moa.runtime.layer import PlanLayer
 
 ATTRIBUTE = "_moa"
 """The attribute of an attention module under a plan that holds its `moa.runtime.attention.LayerState`."""
@@ -21,19 +18,18 @@ class Staged:
     """The new keys and values of one layer, on their way from the cache to the attention function.
 
     Attributes:
+        k: The new keys [batch, kv_heads, new, D].
+        v: The new values, of the same shape.
+        columns: The number of columns that the layer will hold, past and new.
         peers: All layers of the cache that have rules. The handle carries them, since layers that referred to each
             other would form a cycle, and an unused cache would be freed only at Python's next garbage collection.
     """
 
-    peers: "Sequence[PlanLayer]" = ()
+    peers: Sequence[Any] = ()
 
-    def __init__(self, layer: "PlanLayer", k: Tensor, v: Tensor) -> None:
-        self._layer, self.k, self.v = layer, k, v
-
-    @property
-    def columns(self) -> int:
-        """The number of columns that the layer will hold, past and new."""
-        return self._layer.columns + int(self.k.shape[2])
+    def __init__(self, k: Tensor, v: Tensor, past: int, commit: Callable[..., Tensor]) -> None:
+        self.k, self.v, self._commit = k, v, commit
+        self.columns = past + int(k.shape[2])
 
     def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
         """Return attention to the past and the staged keys, and store the staged keys.
@@ -47,8 +43,7 @@ class Staged:
         Returns:
             [batch, width, query_heads, D], 0 where padded.
         """
-        layer = self._layer
-        return layer.commit(query, self.k, self.v, mask, scale=scale, backend=backend, peers=self.peers or (layer,))
+        return self._commit(query, self.k, self.v, mask, scale=scale, backend=backend, peers=self.peers)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

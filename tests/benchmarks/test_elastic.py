@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moa.cli.main import app
-from moa.evaluation.comparison import Part
+from moa.evaluation.samples import Part
 
 
 def row(name, length, found, times=1.0, questions=40):

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from moa.cli.main import app
-from moa.evaluation.comparison import Part
+from moa.evaluation.samples import Part
 
 
 def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, monkeypatch, capsys):

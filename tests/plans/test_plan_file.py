@@ -34,7 +34,7 @@ SLIDING = ModelInfo.model_validate(MODEL.model_dump() | {"sliding": {"window": 3
 
 
 def parse(text):
-    return plan_file.parse(text, "plan.yaml")
+    return Plan(**dict(plan_file.parse(text, "plan.yaml")))
 
 
 def test_the_design_s_example():

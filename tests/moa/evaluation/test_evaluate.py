@@ -7,11 +7,12 @@ import torch
 from scipy.stats import binomtest
 from torch.nn.functional import cross_entropy, kl_div
 
-from moa.evaluation.comparison import Part, compare
+from moa.evaluation.comparison import compare
 from moa.evaluation.haystack import Haystack, Question
 from moa.evaluation.interval import paired, wilson
 from moa.evaluation.journal import Journal
 from moa.evaluation.rows import Row, rows_at
+from moa.evaluation.samples import Part
 from moa.evaluation.tasks.needles import answered, ask, undecided
 from moa.evaluation.tasks.text import divergence, windows
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported

@@ -3,8 +3,8 @@
 import pytest
 
 from moa import Plan
-from moa.evaluation.comparison import Sample
 from moa.evaluation.haystack import Haystack, Question
+from moa.evaluation.samples import Sample
 from moa.evaluation.summary import summarise, table
 from moa.evaluation.tasks.needles import Needles
 

@@ -1,0 +1,37 @@
+"""Define what a plan consists of: what its file says, apart from all that `moa.plans.plan` answers about it."""
+
+from typing import Self
+
+from pydantic import model_validator
+
+from moa.plans.model import ModelInfo
+from moa.plans.patterns import AnyRule
+from moa.plans.record import Predicted, Provenance
+from moa.plans.schema import Strict
+
+
+class Content(Strict):
+    """The content of a plan, checked.
+
+    Attributes:
+        model: The model it was made for.
+        groups: For every layer that takes rules, one rule per KV head.
+        defaults: The rule that the file writes once; it changes nothing but the file's form.
+        predicted: Expected figures.
+        provenance: Where the plan came from.
+    """
+
+    model: ModelInfo
+    groups: dict[int, tuple[AnyRule, ...]]
+    defaults: AnyRule
+    predicted: Predicted | None = None
+    provenance: Provenance | None = None
+
+    @model_validator(mode="after")
+    def _every_group_has_a_rule(self) -> Self:
+        if tuple(sorted(self.groups)) != self.model.ruled_layers:
+            raise ValueError(f"layers that take rules are {list(self.model.ruled_layers)}, found {sorted(self.groups)}")
+        for layer, rules in self.groups.items():
+            if len(rules) != self.model.kv_heads:
+                raise ValueError(f"layer {layer} has {len(rules)} rules for {self.model.kv_heads} KV heads")
+        return self
