@@ -32,7 +32,7 @@ from moa.search.study import Best, Measured, study
 from moa.version import __version__
 
 TRIALS = 12
-"""Trials where nothing fixes what they would try."""
+"""Number of trials by default, unless options fix all that trials could vary."""
 SAMPLES = 4
 """Samples per source and length in each round where no other number is asked for."""
 

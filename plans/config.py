@@ -38,8 +38,9 @@ def rope_of(config: Any) -> Mapping[str, Any]:
 def longest_text(config: Any) -> int | None:
     """Return the tokens of the longest text that a model is for; None where its config does not say.
 
-    Some configs give positions before rope scaling (YaRN as Qwen has it), some after (as DeepSeek, or Llama 3): of
-    `max_position_embeddings` and the scaling's `factor` times the positions that it starts from, the larger counts.
+    `max_position_embeddings` is the length before rope scaling in some configs (Qwen's YaRN) and after it in others
+    (DeepSeek, Llama 3). So the result is the larger of it and the scaling's `factor` times the positions that the
+    scaling starts from.
     """
     text, rope = text_config(config), rope_of(config)
     positions = _whole(getattr(text, "max_position_embeddings", None))

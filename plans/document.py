@@ -27,7 +27,7 @@ class _Document(Strict):
 
 
 def from_document(document: Any) -> Content:
-    """See `Plan.from_dict`."""
+    """Return the content of the plan that a document describes; see `Plan.from_dict`."""
     try:
         return build(document)
     except ProblemError as error:
@@ -58,7 +58,7 @@ def build(document: Any) -> Content:
 
 
 def to_document(plan: Content) -> dict[str, Any]:
-    """See `Plan.to_dict`; keys are in the file's order, and what equals the defaults is left out."""
+    """Return a plan's document (see `Plan.to_dict`) with keys in the file's order, without what equals the defaults."""
     layers = {
         layer: _entry(rules, plan.defaults)
         for layer, rules in sorted(plan.groups.items())
@@ -99,7 +99,7 @@ def _override(rule: Rule, changes: Any, place: tuple[str | int, ...]) -> Rule:
 
 def _entry(rules: tuple[Rule, ...], defaults: Rule) -> dict[str, Any]:
     """Return a layer's entry: the rule that most of its heads share, then the heads that differ from it."""
-    common = max((defaults, *rules), key=rules.count)  # of equals the first: the defaults before any other
+    common = max((defaults, *rules), key=rules.count)  # of rules with equal counts the first, which is the defaults
     if rules.count(common) == 1 < len(rules):
         common = defaults
     entry = _changes(common, defaults)

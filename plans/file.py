@@ -21,7 +21,7 @@ MOST_PARTS = 1_000_000
 
 
 def load(source: str | PathLike[str]) -> Content:
-    """See `Plan.load`."""
+    """Return the content of the plan in a file; see `Plan.load`."""
     path, shipped = Path(source), _shipped()
     if not path.exists() and str(source) in shipped:
         return parse(shipped[str(source)].read_text(encoding="utf-8"), f"shipped plan {source}")
@@ -43,7 +43,7 @@ def title(source: str | PathLike[str]) -> str:
 
 
 def save(plan: Content, path: str | PathLike[str]) -> None:
-    """See `Plan.save`."""
+    """Write a plan to a file; see `Plan.save`."""
     try:
         replace(path, render(plan).encode())
     except OSError as error:
@@ -88,7 +88,7 @@ def _one_line(part: dict[str, Any]) -> str:
         return str(yaml.safe_dump(part, default_flow_style=True, sort_keys=False, allow_unicode=as_is, width=2**31))
 
     text = dump(as_is=True)
-    # PyYAML folds Unicode's line breaks where it leaves them as they are, and reads other text back.
+    # Where PyYAML writes Unicode's line breaks unescaped, it folds them, and would read other text back.
     return (dump(as_is=False) if any(c in text for c in "\x85\u2028\u2029") else text).strip()
 
 

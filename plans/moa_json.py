@@ -1,9 +1,9 @@
 """Import the rules that MoA's authors publish; callers use `Plan.from_moa_json`.
 
-Their file (github.com/thu-nics/MoA) holds alpha and beta per layer and query head. Their runtime keeps, for
-every query of a text, alpha + beta*N tokens, the first 64 included, 128 at least, with N the prompt's length
-and an allowance for new tokens. Here alpha and beta mean the same reach, the sink of 64 included and 128 at
-least, but at each query's own length n in place of N: equal at n = N, narrower before it where beta > 0.
+Their file (github.com/thu-nics/MoA) holds alpha and beta per layer and query head. Their runtime keeps
+max(alpha + beta*N, 128) tokens for every query of a text, the first 64 included. N is the length of the prompt and
+an allowance for new tokens. Here alpha and beta mean the same span, which includes a sink of 64, but n, the length
+at each query, takes the place of N. So both agree at n = N, and ours is narrower before it where beta > 0.
 """
 
 import math

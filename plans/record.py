@@ -18,21 +18,21 @@ class Predicted(Strict):
     """The longest length that calibration measured; figures at longer ones are extrapolated."""
     density: tuple[float, ...] | None = None
     kv_bytes: tuple[int, ...] | None = None
-    """Of one sequence, in `kv_dtype`."""
+    """Bytes of the cache of one sequence, in `kv_dtype`."""
     kv_dtype: Dtype | None = None
-    """Of the cache that `kv_bytes` counts; None, as in files of older versions, is bfloat16."""
+    """Dtype of the cache that `kv_bytes` counts; None, as in files of older versions, is bfloat16."""
     harm: tuple[float, ...] | None = None
     """The search's objective, in the profile's unit."""
     kl: tuple[float, ...] | None = None
     """KL divergence from the dense model, nats per token."""
     decode_ms: tuple[float, ...] | None = None
-    """Of a decode step of one sequence, by measured costs."""
+    """Milliseconds of a decode step of one sequence, predicted from measured costs."""
     prefill_ms: tuple[float, ...] | None = None
-    """Of a prefill of one sequence, by measured costs."""
+    """Milliseconds of a prefill of one sequence, predicted from measured costs."""
     error: dict[Literal["decode_ms", "prefill_ms"], float] | None = None
-    """Median error of the fit that the milliseconds are from, as a share of the measured."""
+    """Median error of the costs' fit, as a share of the measured milliseconds."""
     device: str | None = None
-    """What the milliseconds hold for: device, threads, back-end, dtype."""
+    """The device, threads, back-end and dtype that the milliseconds hold for."""
 
     @model_validator(mode="after")
     def _one_figure_per_length(self) -> Self:

@@ -40,7 +40,7 @@ from moa.profiler.sealed import seal, unseal
 from moa.profiler.settings import Settings, Task, tasks
 
 NOTE = "settings.json"
-"""Beside the finished samples: what they are samples of."""
+"""The file beside the finished samples that says what they are samples of."""
 
 
 def sample_file(output: Path, task: Task) -> Path:

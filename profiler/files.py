@@ -109,7 +109,7 @@ def _loaded(text: str) -> Any:
 
 
 def _text_of(raw: bytes) -> str:
-    """See `read_text`."""
+    """Return the text in these bytes as `read_text` does; a ValueError says what is wrong with it."""
     text = _decoded(raw)
     if (at := text.find("\0")) >= 0:
         raise ValueError(f"must be UTF-8 text: a NUL stands at character {at + 1}")

@@ -15,10 +15,10 @@ from moa.search.grid import Grid
 from moa.search.solver import Limit
 
 LARGEST = 2**20
-"""Sequences that a budget may name."""
+"""Largest number of sequences that a budget may name."""
 
 ASSUMED: Dtype = "bfloat16"
-"""Of the cache, where neither the user nor the profile says."""
+"""Dtype of the cache where neither the user nor the profile names one."""
 
 
 @dataclass(frozen=True)

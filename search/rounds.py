@@ -38,7 +38,7 @@ def descend(
         now = descent.merit(*harms, rules, best.plan, best.measured.kl)
         for _ in range(TRIES):
             plan, _solution = question.solve(best.mix, descent)
-            if plan.groups == best.plan.groups:  # with more damping all the more
+            if plan.groups == best.plan.groups:  # more damping would not change it either
                 note(f"  round {number}: the plan stays")
                 break
             *_, measured = evaluate(plan)

@@ -20,10 +20,10 @@ from moa.search.bounds import Mask, dual, reduced, repair, undominated
 from moa.search.quiet import quiet
 
 SLACK = 1e-9
-"""A budget counts as kept up to this fraction: room for rounding in sums, far less than one block."""
+"""A plan may exceed a budget by this fraction, so that rounding in sums does not count; one block is far more."""
 
 UNITS = 1e4
-"""What budgets and objective are scaled to in the integer program: HiGHS's tolerance is absolute, 1e-6."""
+"""Budgets and objective are scaled to this in the integer program, since HiGHS's tolerance of 1e-6 is absolute."""
 
 FIRST = 2000
 """(group, rule) pairs in the first integer program; each further one takes four times as many."""

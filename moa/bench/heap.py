@@ -5,7 +5,7 @@ import os
 import sys
 
 FREED = 4 << 20
-"""Bytes of a layer's tensors in a profile at 2,048 tokens of a small model: from there on freed memory goes back."""
+"""Bytes from which freed memory goes back: a layer's tensors in a small model's profile at 2,048 tokens."""
 
 
 def return_freed(size: int = FREED) -> None:

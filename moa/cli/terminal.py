@@ -5,7 +5,7 @@ import sys
 from io import TextIOWrapper
 
 SUBSTITUTES = str.maketrans("·░▒▓█→×…–—", ".:*%#>x~--")
-"""As wide as what they stand for; the shades of a span map, and its legend with them, stay apart."""
+"""Replacements of equal width; the shades of a span map and of its legend remain distinct."""
 
 
 def substitute() -> None:

@@ -10,7 +10,7 @@ DAY = {
     "%m": "07", "%-m": "7", "%y": "24", "%Y": "2024", "%F": "2024-07-26", "%D": "07/26/24", "%x": "07/26/24",
     "%H": "00", "%I": "12", "%M": "00", "%S": "00", "%p": "AM", "%R": "00:00", "%T": "00:00:00", "%X": "00:00:00",
 }  # fmt: skip
-"""What the formats of a date give: that of Llama 3's own template where it is given none."""
+"""The results of date formats: the date that Llama 3's own template takes where it is given none."""
 # A macro, since transformers lets templates call nothing that is passed in. Its line break is not rendered.
 _NOW = (
     "{% macro strftime_now(format) %}{{ format"

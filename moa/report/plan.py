@@ -31,9 +31,9 @@ SIGNS = "-·+"
 SIGNS_LEGEND = "2 against 1: + the second plan sees further, - less far"
 KINDS = ("full", "growing", "constant")
 FAR = 2**36
-"""A block beyond the reach of any alpha: what is still full there is full everywhere."""
+"""A block beyond the reach of any alpha: a rule that sees everything there sees everything at all lengths."""
 MOST = 10
-"""Differing spans that are listed one by one."""
+"""Largest number of differing spans that are listed one by one."""
 
 
 def growth(rule: Rule) -> str:
@@ -176,7 +176,7 @@ def _map(plan: Plan, cells: Mapping[str, Ints], marks: str, title: str) -> Table
     """Return one mark per (layer, KV head): `cells` holds indices into `marks`, [layers, kv_heads], per column."""
     table = Table("layer", title=Text(title))
     for name in cells:
-        table.add_column(name, overflow="fold")  # a row of many heads goes on below itself
+        table.add_column(name, overflow="fold")  # a row of many heads continues on the next line
     wide = 2 if plan.model.kv_heads <= 8 else 1
     for layer, kind in enumerate(plan.model.kinds):
         own = None if kind == RULED else "~" if kind in WINDOWS else "="

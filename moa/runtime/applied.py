@@ -84,7 +84,7 @@ def _check_call(
     plan: Plan, backends: Backends, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
     """Refuse, before every forward call, what the attention function could not notice."""
-    if not torch.compiler.is_compiling():  # not in `apply`: a fork would lose the threads that a back-end may start
+    if not torch.compiler.is_compiling():  # not in `apply`: a later fork would lose threads that a back-end starts
         if decoder.device.type == "cpu":
             forks.check()
         heads = plan.model.query_heads // plan.model.kv_heads

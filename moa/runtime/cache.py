@@ -70,7 +70,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def live_bytes(self) -> int:
-        """The bytes of the blocks that the plan needs at the current lengths, and all of layers that take no rules."""
+        """The bytes of the blocks that the plan needs at the current lengths, and all bytes of layers without rules."""
         return sum(layer.live_bytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._unruled)
 
     @property
@@ -216,7 +216,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def reset(self) -> None:
         """Empty the cache."""
         super().reset()
-        if self.max_length is None:  # states would keep their batch, and take in a smaller one without an error
+        if self.max_length is None:  # an old state would accept a smaller batch without an error
             fresh = stock.layers(self.plan.model, None)
             for i, layer in self._unruled:
                 self.layers[i] = stock.renewed(layer, fresh[i])

@@ -8,7 +8,7 @@ from moa.plans.patterns.rule import LIMIT, PATTERNS, Rule, Variant, parse, reach
 from moa.plans.patterns.sink_window import SinkWindow
 
 # isort: split
-# Others come after the pattern that a rule has which names none: in this order patterns are listed.
+# Patterns are listed in the order of their imports; the one above is that of rules that name no pattern.
 from moa.plans.patterns.keydiff_window import KeyDiffWindow
 
 __all__ = [
