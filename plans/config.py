@@ -71,6 +71,18 @@ def layer_kinds(config: Any, layers: int) -> list[str]:
         Unsupported: `layer_types` is not a list with one entry per layer, no plan is for a kind, no layer is full, or
             layers have a window of no size or of two kinds.
     """
+    named = _named_kinds(config, layers)
+    found = [RULED if kind in WINDOWS and window_of(config, kind) is None else kind for kind in named]
+    _check_kinds(config, found)
+    return found
+
+
+def layer_windows(config: Any, layers: int) -> list[int | None]:
+    """Return the window that the config gives each layer, also where it is no shorter than the longest text."""
+    return [_count(config, WINDOWS[kind]) if kind in WINDOWS else None for kind in _named_kinds(config, layers)]
+
+
+def _named_kinds(config: Any, layers: int) -> list[str]:
     text = text_config(config)
     kinds = getattr(text, "layer_types", None)
     if kinds is None:  # inferred as transformers does for configs that name no layer types
@@ -82,9 +94,7 @@ def layer_kinds(config: Any, layers: int) -> list[str]:
     for kind, field in WINDOWS.items():
         if kind in kinds and _count(config, field) is None:
             raise Unsupported(f"the config of {architecture(config)} has {kind} layers and no {field}")
-    found = [RULED if kind in WINDOWS and window_of(config, kind) is None else str(kind) for kind in kinds]
-    _check_kinds(config, found)
-    return found
+    return [str(kind) for kind in kinds]
 
 
 def _check_kinds(config: Any, kinds: Sequence[str]) -> None:

@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moa.hf import own
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
+from moa.hf.limits import check_window, ruled_window
 from moa.hf.logits import check_head
 from moa.hf.masks import is_own
 from moa.kernels.backend import influence, load, pick
@@ -46,15 +47,16 @@ class Recorder:
         model: The model's shape.
         estimator: Function from a tile to the harm of every cut; may be changed between samples.
         plan: The plan that the model runs under; None is dense.
+        window: The model's `ruled_window`.
         tables: Layer index to float32 [variants, kv_heads, rows, edges], on the CPU.
         watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
 
     def __init__(
-        self, model: ModelInfo, variants: Sequence[Variant], estimator: Estimator, plan: Plan | None = None
+        self, model: ModelInfo, variants: Sequence[Variant], estimator: Estimator, plan: Plan | None, window: int | None
     ) -> None:
         self.model, self.layers = model, frozenset(model.ruled_layers)
-        self.estimator, self.plan = estimator, plan
+        self.estimator, self.plan, self.window = estimator, plan, window
         self.sinks = tuple(sinks(PATTERNS[name].holds, size)[0] for name, size in variants)
         self.tables: dict[int, Tensor] = {}
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
@@ -161,6 +163,7 @@ def _attention(
     if attention_mask is not None or refused:
         raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
     check_heads(module, recorder.model, query, key, value)
+    check_window(recorder.window, key.shape[2])
     if recorder.watch is not None:
         recorder.watch(layer, query[0], key[0])
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
@@ -191,9 +194,9 @@ def recording(
         plan: The plan; None is dense.
     """
     info = ModelInfo.of(model)
-    recorder = Recorder(info, variants, estimator, plan)
     attention = attention_modules(model, info)
     decoder = decoder_of(model, attention)
+    recorder = Recorder(info, variants, estimator, plan, ruled_window(decoder.config, info))
     check_head(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     blocks = [m for m in model.modules() if isinstance(m, GradientCheckpointingLayer)]

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers.masking_utils import causal_mask_function
 
 from moa.plans.config import WINDOWS, is_shorter, window_of
+from moa.plans.errors import Unsupported
 
 
 def is_causal(function: Callable[..., Any]) -> bool:
@@ -29,6 +30,16 @@ def is_windowed(function: Callable[..., Any]) -> bool:
         return False
     parts = inspect.getclosurevars(function).nonlocals.get("mask_functions", ())
     return any(_made_by(maker, part) for maker in ("sliding_window_overlay", "chunked_overlay") for part in parts)
+
+
+def check_2d(mask: Tensor) -> None:
+    """Refuse a mask that says of each pair of tokens what is seen, and not of each token whether it is padding.
+
+    Raises:
+        Unsupported: It does.
+    """
+    if mask.ndim != 2:
+        raise Unsupported(f"{mask.ndim}-D attention masks under a plan: pass a 2-D mask that marks padding")
 
 
 def is_own(function: Callable[..., Any], config: Any, size: int | None) -> bool:

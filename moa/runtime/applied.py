@@ -10,13 +10,15 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from moa.hf.attention import attention_modules, decoder_of
+from moa.hf.limits import check_window, ruled_window
 from moa.kernels import forks
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
+from moa.runtime import stock
 from moa.runtime.attached import Attached
 from moa.runtime.attention import Backends
 from moa.runtime.cache import KVCache
-from moa.runtime.continuation import check_continuation
+from moa.runtime.continuation import check_continuation, columns_after
 from moa.runtime.generation import Generator
 
 
@@ -57,8 +59,9 @@ class Applied:
         backends = Backends(backend)
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
-        before, after = partial(_check_call, plan, backends, decoder), partial(_end_call, decoder)
-        self._attached = Attached(decoder, modules, plan, backends, before, after)
+        window = ruled_window(decoder.config, plan.model)
+        before, after = partial(_check_call, plan, backends, decoder, window), partial(_end_call, decoder)
+        self._attached = Attached(decoder, modules, plan, backends, before, _enter_layers, after)
         self._generator, self._removed = Generator(model, plan), False
         self.model, self.plan = model, plan
 
@@ -81,8 +84,9 @@ class Applied:
 
 
 def _check_call(
-    plan: Plan, backends: Backends, decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> None:
+    plan: Plan, backends: Backends, decoder: PreTrainedModel, window: int | None, args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> None:  # fmt: skip
     """Refuse, before every forward call, what the attention function could not notice."""
     if not torch.compiler.is_compiling():  # not in `apply`: a later fork would lose threads that a back-end starts
         if decoder.device.type == "cpu":
@@ -96,9 +100,10 @@ def _check_call(
             "output_attentions under a plan: attention weights are never computed as a whole; set it to False, in the "
             "model's config too"
         )
-    for given in call.values():
-        if not isinstance(given, Cache):
-            continue
+    caches = [given for given in call.values() if isinstance(given, Cache)]
+    if window is not None:
+        check_window(window, columns_after(call, caches[0] if caches else None))
+    for given in caches:
         if isinstance(given, KVCache):
             if given.plan is not plan:
                 if (given.plan.groups, given.plan.model) != (plan.groups, plan.model):
@@ -109,8 +114,16 @@ def _check_call(
             raise Unsupported(
                 f"{type(given).__name__} under a plan: use moa.KVCache(plan, max_length=…) or DynamicCache"
             )
+        stock.check_states(given, plan.model)
         check_continuation(decoder, given, call, plan.model)
-        if isinstance(given, KVCache) and plan.model.keyless and not torch.compiler.is_compiling():
+
+
+def _enter_layers(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record that a forward call has come so far that layers may hold its tokens."""
+    if torch.compiler.is_compiling():
+        return
+    for given in (*args, *kwargs.values()):
+        if isinstance(given, KVCache):
             given.in_call = True
 
 

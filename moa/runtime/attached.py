@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from moa.hf import own
 from moa.hf.attention import switch
@@ -16,14 +17,14 @@ from moa.runtime.staged import ATTRIBUTE
 
 
 class Attached:
-    """What a plan adds to a model: an attention implementation in its configs, a `LayerState` per module, two hooks.
+    """What a plan adds to a model: an attention implementation in its configs, a `LayerState` per module, hooks.
 
     All of it is stored on the model, so a deep copy of the model has its own and also computes under the plan.
     """
 
     def __init__(
         self, decoder: PreTrainedModel, modules: Mapping[int, torch.nn.Module], plan: Plan, backends: Backends,
-        before_call: Callable[..., None], after_call: Callable[..., None],
+        before_call: Callable[..., None], before_layers: Callable[..., None], after_call: Callable[..., None],
     ) -> None:  # fmt: skip
         """Attach the plan to the model.
 
@@ -33,7 +34,8 @@ class Attached:
             plan: The plan.
             backends: The back-ends that compute attention.
             before_call: Called with the arguments and keyword arguments of each forward call of the decoder.
-            after_call: Called in the same way after each call that does not fail.
+            before_layers: Called with those of its first block, in models with layers that keep no keys.
+            after_call: Called with those of the decoder after each call that does not fail.
 
         Raises:
             Unsupported: The model does not use transformers' attention interface.
@@ -49,7 +51,10 @@ class Attached:
             self._restore()
             raise Unsupported(f"an attention module of {type(decoder).__name__} has a config of its own, with {other}")
         self._hook = decoder.register_forward_pre_hook(self._check_call, with_kwargs=True)
-        self._end_hook = decoder.register_forward_hook(self._end_call, with_kwargs=True)
+        self._others = [decoder.register_forward_hook(self._end_call, with_kwargs=True)]
+        if plan.model.keyless:
+            block = next((m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)), decoder)
+            self._others.append(block.register_forward_pre_hook(before_layers, with_kwargs=True))
         for module, state in zip(self._modules, self._states, strict=True):
             setattr(module, ATTRIBUTE, state)
 
@@ -79,8 +84,8 @@ class Attached:
 
     def remove(self) -> None:
         """Remove what is still there; an attention implementation that was set in the meantime stays."""
-        self._hook.remove()
-        self._end_hook.remove()
+        for hook in (self._hook, *self._others):
+            hook.remove()
         for module in self._modules:
             module.__dict__.pop(ATTRIBUTE, None)
         self._restore()

@@ -15,7 +15,7 @@ from transformers.masking_utils import bidirectional_mask_function, causal_mask_
 
 from moa.hf import own
 from moa.hf.attention import check_heads
-from moa.hf.masks import is_causal, is_own, is_windowed
+from moa.hf.masks import check_2d, is_causal, is_own, is_windowed
 from moa.hf.padding import Packing
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
@@ -225,8 +225,8 @@ def _refuse(
     """Refuse every argument of `attention` that rules cannot honour."""
     if module.training or dropout:
         raise Unsupported("training mode under a plan: call model.eval(), or remove the plan to train")
-    if mask is not None and mask.ndim != 2:
-        raise Unsupported(f"{mask.ndim}-D attention masks under a plan: pass a 2-D mask that marks padding")
+    if mask is not None:
+        check_2d(mask)
     if kwargs.get("softcap") is not None:
         raise Unsupported(f"attention logit soft-capping (softcap={kwargs['softcap']}) under a plan")
     window = kwargs.get("sliding_window")  # has no effect on texts that are shorter than it (`window_of`)

@@ -30,7 +30,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         beyond_limit: Whether its keys are rotated as those of long texts, for models that rotate keys of short and long
             texts differently (`moa.runtime.continuation`); None before the first call.
         transcript: The token ids of its columns.
-        in_call: Whether a forward call has begun and not ended, for models with layers that keep no keys.
+        in_call: Whether a forward call has reached the layers and not ended, for models with layers that keep no keys.
     """
 
     def __init__(self, plan: Plan | str | PathLike[str], max_length: int | None = None) -> None:
@@ -167,7 +167,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: Keys that the plan would need again are gone. Up to 64 tokens can always be removed.
         """
-        self._require("crop")
+        self.require("crop")
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
         columns, cached = -tokens_to_remove, 0
@@ -199,7 +199,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sequence `repeats` times."""
-        self._require("batch_repeat_interleave")
+        self.require("batch_repeat_interleave")
         super().batch_repeat_interleave(repeats)
         self.transcript.select(lambda sequences: sequences.repeat_interleave(repeats, 0))
         for batch in self._batches.values():
@@ -207,7 +207,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep only the sequences `indices`."""
-        self._require("batch_select_indices")
+        self.require("batch_select_indices")
         super().batch_select_indices(indices)
         self.transcript.select(lambda sequences: sequences[indices.to(sequences.device)])
         for batch in self._batches.values():
@@ -223,8 +223,13 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self.transcript.reset()
         self.in_call = False
 
-    def _require(self, operation: str) -> None:
-        """Refuse an operation that some layer does not have."""
+    def require(self, operation: str, what: str = "") -> None:
+        """Refuse an operation that some layer does not have.
+
+        Args:
+            operation: The name of a method of cache layers.
+            what: What asks for it, if not the caller.
+        """
         lacking = next((layer for layer in self.layers if not hasattr(layer, operation)), None)
         if lacking is not None:
-            raise Unsupported(f"{operation}: transformers' {type(lacking).__name__} has no such operation")
+            raise Unsupported(f"{what or operation}: transformers' {type(lacking).__name__} has no {operation}")

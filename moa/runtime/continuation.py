@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from moa.hf.calls import check_call
+from moa.hf.masks import check_2d
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
+from moa.runtime import stock
 from moa.runtime.cache import KVCache
 
 PADDED = (
@@ -39,17 +41,17 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any], model:
         model: The model's shape.
 
     Raises:
-        Unsupported: The columns, positions or rotary embedding do not follow; or, in a model with layers that keep a
-            state in place of keys, padding follows a token.
+        Unsupported: The batch, columns, positions or rotary embedding do not follow, or the mask is no mask of padding;
+            or, in a model with layers that keep a state in place of keys, padding follows a token.
     """
     if isinstance(cache, KVCache) and call.get("use_cache") is False:
         raise Unsupported("use_cache=False beside a moa.KVCache, which would be written all the same: leave out one")
-    given = call.get("input_ids")
-    tokens = call.get("inputs_embeds") if given is None else given
+    given, tokens = call.get("input_ids"), _tokens(call)
     if tokens is None or torch.compiler.is_compiling():
         return
-    new, may_sync = tokens.shape[1], tokens.device.type == "cpu" or tokens.shape[1] > 1
-    cached = int(cache.get_seq_length()) if may_sync or not isinstance(cache, KVCache) else cache.columns
+    _check_batch(cache, len(tokens), call.get("attention_mask"))
+    new, may_sync = tokens.shape[1], _may_sync(tokens)
+    cached = _cached(cache, may_sync)
     positions = call.get("position_ids")
     if positions is not None and (positions.ndim != 2 or positions.shape[1] != new):
         positions = None  # they have several axes (images), or a shape that the model refuses
@@ -66,6 +68,51 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any], model:
         cache.transcript.append(given, tokens, cached if may_sync else None)
 
 
+def columns_after(call: Mapping[str, Any], cache: Any) -> int:
+    """Return how many columns there are after a call, or in a compiled graph with a fixed cache, how many there may be.
+
+    Args:
+        call: The arguments of the call, by name.
+        cache: A cache, or None.
+    """
+    tokens = _tokens(call)
+    new = 0 if tokens is None else int(tokens.shape[1])
+    if tokens is None or cache is None:
+        return new
+    if torch.compiler.is_compiling():
+        return max(new, getattr(cache, "max_length", None) or 0)
+    return _cached(cache, _may_sync(tokens)) + new
+
+
+def _tokens(call: Mapping[str, Any]) -> Tensor | None:
+    """Return the token ids of a call, or its embeddings."""
+    given = call.get("input_ids")
+    return call.get("inputs_embeds") if given is None else given
+
+
+def _may_sync(tokens: Tensor) -> bool:
+    """Return whether the host may wait for values of the device."""
+    return tokens.device.type == "cpu" or tokens.shape[1] > 1
+
+
+def _cached(cache: Any, may_sync: bool) -> int:
+    """Return the number of columns in a cache."""
+    return int(cache.get_seq_length()) if may_sync or not isinstance(cache, KVCache) else cache.columns
+
+
+def _check_batch(cache: Any, batch: int, given: Any) -> None:
+    """Refuse another batch than the cache holds, and masks that are not of it, before any layer stores its tokens."""
+    held = stock.batch_size(cache)
+    if held not in (None, batch):
+        raise Unsupported(f"the cache holds a batch of {held}, the model got {batch}")
+    mask = _of_full_layers(given)
+    if mask is None:
+        return
+    check_2d(mask)
+    if len(mask) != batch:
+        raise Unsupported(f"attention_mask must have {batch} rows, one for each text, found {len(mask)}")
+
+
 def _check_positions(cache: Any, positions: Tensor, given: Any, cached: int) -> None:
     """Refuse a position below the number of tokens before it, or above the number of columns before it."""
     new = positions.shape[1]
@@ -74,14 +121,14 @@ def _check_positions(cache: Any, positions: Tensor, given: Any, cached: int) -> 
         return  # nothing padded, the usual case
     mask = _of_full_layers(given)
     if mask is not None:
-        if mask.ndim != 2 or mask.shape[1] < cached + new:
+        if mask.shape[1] < cached + new:
             return  # refused where masks are made
         past, real = mask[:, :cached].sum(1), mask[:, cached : cached + new].bool()
     else:
         lengths = cache.lengths if isinstance(cache, KVCache) else None
         past, real = positions.new_tensor([cached]) if lengths is None else lengths, torch.ones_like(positions).bool()
     if len({len(past), len(real), len(positions)} - {1}) > 1:
-        return  # batches differ, which the cache refuses
+        return  # other rows than texts, which the model refuses
     wrong = real & ((positions < past[:, None] + real.cumsum(1) - 1) | (positions > columns))
     if wrong.any():
         row, column = wrong.nonzero()[0].tolist()
@@ -99,7 +146,7 @@ def _check_padding(given: Any, cached: int, new: int, may_sync: bool) -> None:
     checked, not only those of new tokens, since a mask may hide a token that an earlier call took in.
     """
     mask = _of_full_layers(given)
-    if mask is None or mask.ndim != 2 or mask.shape[1] < cached + new:
+    if mask is None or mask.shape[1] < cached + new:
         return  # refused where masks are made
     if new > 1 and mask is given and mask.shape[1] > cached + new:
         raise Unsupported(TOO_WIDE.format(mask.shape[1], cached + new))

@@ -107,10 +107,13 @@ def _check_given(cache: Any, columns: int | None, config: Any, mode: Any, max_ca
         )
     if isinstance(cache, KVCache) and cache.max_length is not None and cache.max_length < max_cache_length:
         raise Unsupported(f"the cache has max_length {cache.max_length}, this call may need {max_cache_length}")
+    drafts = mode == GenerationMode.ASSISTED_GENERATION
+    if drafts and isinstance(cache, KVCache):
+        cache.require("crop", "assisted generation with a cache that has a max_length (pass one without)")
     cached = int(cache.get_seq_length())
     if cached and columns is not None and columns <= cached:
         raise Unsupported(f"the cache holds {cached} tokens, the prompt {columns}: {CONTINUE}")
-    if cached and mode == GenerationMode.ASSISTED_GENERATION:
+    if cached and drafts:
         raise Unsupported(
             f"assisted generation from a cache that holds {cached} tokens: transformers would feed it the whole text "
             "again; reset the cache"

@@ -3,7 +3,7 @@
 from typing import Any
 
 from transformers import DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
@@ -23,6 +23,31 @@ def layers(model: ModelInfo, max_length: int | None) -> list[Any]:
     )
     cache = DynamicCache(config=config) if max_length is None else StaticCache(config=config, max_cache_len=max_length)
     return list(cache.layers)
+
+
+def batch_size(cache: Cache) -> int | None:
+    """Return the number of sequences that a cache holds or has memory for; None while it has none."""
+    for layer in cache.layers:
+        keys = getattr(layer, "keys", None)
+        size = getattr(layer, "batch_size", None) if keys is None or keys.ndim < 4 else len(keys)
+        if size is not None and getattr(layer, "is_initialized", True):
+            return int(size)
+    return None
+
+
+def check_states(cache: Cache, model: ModelInfo) -> None:
+    """Refuse a cache that has no state for a layer that keeps one, such as a `DynamicCache()` without a config.
+
+    Raises:
+        Unsupported: It has none.
+    """
+    for i, kind in enumerate(model.kinds):
+        layer = cache.layers[i] if i < len(cache.layers) else None
+        if kind in ("linear_attention", "conv") and not has_state(layer):
+            raise Unsupported(
+                f"a cache whose layers are not the model's: layer {i} keeps a state in place of keys; pass "
+                "moa.KVCache(plan) or DynamicCache(config=model.config)"
+            )
 
 
 def has_window(layer: Any) -> bool:
