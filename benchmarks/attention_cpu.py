@@ -1,9 +1,9 @@
-"""Attention alone on the CPU: back-ends `torch` and `numba` beside dense library attention, SmolLM2-135M by default.
+"""Time attention alone on the CPU: back-ends `torch` and `numba`, dense library attention; SmolLM2-135M by default.
 
-Prefill: one layer, one text. Decode: one step through `--layers` layers of caches, so that keys come from memory. The
-rules mix full groups, constant windows and growing spans to reach each density. Variants alternate within one run; the
-figures are medians. `bound` is the time dense attention would take for the kept share of the work (prefill) or of the
-bytes (decode).
+A prefill is of one layer and one text. A decode step goes through `--layers` layers of caches, so that keys come from
+memory. The rules mix full groups, constant windows and growing spans to reach each density. Variants alternate within
+one run; the figures are medians. `bound` is the time dense attention would take for the kept share of the work
+(prefill) or of the bytes (decode).
 
     python benchmarks/attention_cpu.py --part prefill decode --json attention_cpu.json
 """
@@ -161,7 +161,7 @@ def main() -> None:
 
 
 def report(figures: dict[str, object]) -> dict[str, object]:
-    """Print one case, give it back."""
+    """Print one case, and return it."""
     print(", ".join(f"{key} {value}" for key, value in figures.items() if key != "ms"))
     for name, values in figures["ms"].items():  # type: ignore[attr-defined]
         print(f"  {name:12}", "  ".join(f"{key} {value:.3g}" for key, value in values.items()), flush=True)

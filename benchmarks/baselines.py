@@ -1,10 +1,11 @@
-"""Ways to choose who keeps what, at equal bytes of KV cache: retrieval of needles, KL and perplexity.
+"""Compare ways to choose who keeps what, at equal bytes of KV cache, by needles, KL and perplexity.
 
 - exact: what `moa search PROFILE --max-density D --max-length LONGEST` finds.
 - first keys: the same search with sinks of first keys alone, as in every row below.
 - uniform: one window for all groups (StreamingLLM, arXiv 2309.17453).
-- two-group: full attention in the groups of the highest copy score, as many as fit, the smallest window in the others
-  (the form of DuoAttention, arXiv 2410.10819; scores by `moa profile --retrieval-score`). Of equal scores the first.
+- two-group: full attention in as many groups as fit, those of the highest copy score (by `moa profile
+  --retrieval-score`; of equal scores the first), and the smallest window in the others (the form of DuoAttention,
+  arXiv 2410.10819).
 - per-layer: the same search, one rule for all groups of a layer (the form of PyramidKV, arXiv 2406.02069).
 - first-order-abs, with `--absolute`: the same search over a profile made with `--estimator first-order-abs`, the
   influence of MoA (arXiv 2406.14909).
@@ -12,8 +13,8 @@
 At the measured length the first row says how many bytes there are: every other row keeps at most as many. A row's
 density is that of the first row's budget, which holds at the longest intended length; at shorter ones plans keep more
 of the text. Needles have formats that no choice of this project has seen (`moa.evaluation.haystack.HELD_OUT`). Writes
-baselines.json and baselines.md to `--results`. Stopped at any moment, the same command goes on from
-`baselines.partial`. The model reads about half a million tokens: 25 minutes on one core that computes in bfloat16.
+baselines.json and baselines.md to `--results`. If it is stopped, the same command continues from `baselines.partial`.
+The model reads about half a million tokens, which takes 25 minutes on one core that computes in bfloat16.
 
     python benchmarks/baselines.py .model/SmolLM2-135M-Instruct profile.safetensors --absolute absolute.safetensors
 """

@@ -1,11 +1,12 @@
-"""Fitted costs against measured times, on plans and lengths that the fit never saw.
+"""Compare fitted costs with measured times, on plans and lengths that the fit never saw.
 
 Eight plans of both kinds of sinks (what a default search finds at four densities, uniform windows, random rules) decode
 at every length and batch, from caches of random keys, and prefill at every length. The fit's own plans are measured in
-the same rounds, at the lengths that `moa measure` takes by default, so that drift of the machine meets all alike and
-what is left is the model's error. A cell is repeated until the standard error of each of its medians is 2 % or less, at
-most `--rounds` times; one that does not get there is listed as unresolved, and the aim for its order is not met. Writes
-benchmarks/results/cost_model.json, .md and .png; stopped at any moment, the same command, of the same commit, goes on.
+the same rounds, at the lengths that `moa measure` takes by default, so that drift of the machine affects all alike and
+only the model's error is left. A cell is repeated until the standard error of each of its medians is 2 % or less, at
+most `--rounds` times; a cell without that precision is listed as unresolved, and the aim for its order is not met.
+Writes benchmarks/results/cost_model.json, .md and .png. If it is stopped, the same command of the same commit
+continues.
 
     python benchmarks/cost_model.py MODEL PROFILE
 """
@@ -47,7 +48,7 @@ FIT = 1024, 4096
 ERROR, BIAS, RANK = 0.07, 0.05, 0.9
 """Aims: median absolute error and median error of a kind of work, rank correlation in a cell."""
 SPAN, APART = 0.2, 0.03
-"""A cell's order counts where its predictions span SPAN, over plans that are predicted APART from one another."""
+"""The order in a cell counts where its predictions span SPAN, among plans whose predictions are APART."""
 
 Cells = dict[Work, dict[str, Plan]]
 

@@ -1,17 +1,17 @@
-"""Speed and memory of whole models on the CPU: dense with both of transformers' caches, density 1.0, and two plans.
+"""Measure speed and memory of whole models on the CPU: dense with transformers' two caches, density 1.0, two plans.
 
 The plans are those that `moa search PROFILE --max-density D` finds at 0.5 and 0.25. Beside the second stands the same
-plan with sinks of first keys alone: what keydiff costs in time.
+plan with sinks of first keys alone, which shows what keydiff costs in time.
 
-Prefill, decode steps and the process's peak memory; variants alternate within one process, and peak memory is measured
-in a process of its own for each. Beside each figure is its bound: the time without attention, plus the kept part of
-attention's in a prefill, the reading of the kept keys in a decode step; and for a step also what would be left if
-weights too were read as fast as this machine reads memory. Plans use `KVCache(plan, max_length=…)`, the counterpart of
+Prefills and decode steps of the variants alternate within one process; each variant's peak memory is measured in a
+process of its own. Beside each figure is its bound: the time without attention plus, in a prefill, the kept part of
+attention's time, and in a decode step, the time to read the kept keys. A step also has the bound that holds if weights
+too are read as fast as this machine reads memory. Plans use `KVCache(plan, max_length=…)`, the counterpart of
 `StaticCache`.
 
 Writes cpu.json and cpu.md to `--results` (where the CPU has no AVX-512, cpu_avx2.json and .md); every claim is in them
-with the figure measured for it. Stopped at any moment, the same command goes on, of the same commit, from
-`cpu.partial`, where every round is kept. About 40 minutes on 2 idle cores.
+with the figure measured for it. If it is stopped, the same command of the same commit continues from `cpu.partial`,
+where every round is kept. It takes about 40 minutes on 2 idle cores.
 
     python benchmarks/cpu.py .model/SmolLM2-135M-Instruct --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
 """

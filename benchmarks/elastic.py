@@ -1,11 +1,11 @@
-"""One plan for all lengths: retrieval and perplexity of default searches, also beyond what the profile measured.
+"""Measure retrieval and perplexity of plans for all lengths, also at lengths beyond those of the profile.
 
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, from the whole profile or from its
 part up to some length. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
 and the uniform window that keeps as much as plan 0.25 does there. Needles have formats that no choice of this project
-has seen (`HELD_OUT` of `moa.evaluation.haystack`). Writes elastic.json and elastic.md to `--results`. Stopped at any
-moment, the same command goes on from `elastic.partial`; several processes may take a length each (`--only`), then one
-takes all.
+has seen (`HELD_OUT` of `moa.evaluation.haystack`). Writes elastic.json and elastic.md to `--results`. If it is stopped,
+the same command continues from `elastic.partial`. Several processes may measure a length each (`--only`), and one then
+combines all lengths.
 
     python benchmarks/elastic.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -36,14 +36,14 @@ from moa.search.lengths import Lengths
 
 HALF, QUARTER = "plan 0.5", "plan 0.25"
 RETRIEVAL = {HALF: 0.99, QUARTER: 0.97}
-"""Of dense, at least."""
+"""Aims: the least share of the dense model's needles that a plan finds."""
 PERPLEXITY = {HALF: 1.015, QUARTER: 1.05}
-"""Of dense, at most."""
+"""Aims: the largest perplexity of a plan over the dense model's."""
 ANSWERED = 0.9
-"""Where the dense model finds fewer, nothing is asked of plans."""
+"""Share of needles that the dense model must find; where it finds less, plans have no aim."""
 UNIFORM = "uniform like plan 0.25"
 LONGER = 4.0
-"""Effective context of plan 0.25 over that of the uniform window, at least."""
+"""Aim: the least ratio of plan 0.25's effective context to the uniform window's."""
 PARTS = {
     n: Part(n, {"single": s, "four": s, "text": w}, TASKS)
     for n, s, w in ((1024, 100, 8), (2048, 40, 4), (4096, 40, 2), (8192, 25, 2))

@@ -1,8 +1,8 @@
-"""Harm of text at a longer length than was profiled: what the search takes it to be, beside what was measured there.
+"""Compare extrapolated with measured harm of text, at lengths that are longer than the table's.
 
-For every pair of profiled lengths of the source `text`: the harm of the search's rules at the longer one, extrapolated
-from the shorter one's table (`moa.search.harm`), against the longer one's own table. `unchanged` is what the same rules
-cost at the shorter length. Writes extrapolation.json and extrapolation.md to `--results`.
+For every pair of profiled lengths of the source `text`, the harm of the search's rules at the longer one is
+extrapolated from the shorter one's table (`moa.search.harm`) and compared with the longer one's own table. `unchanged`
+is what the same rules cost at the shorter length. Writes extrapolation.json and extrapolation.md to `--results`.
 
     python benchmarks/extrapolation.py profile.safetensors
 """

@@ -1,9 +1,9 @@
-"""Correctness and speed of the Triton kernels and of decoding under a plan, on a GPU.
+"""Check the Triton kernels on a GPU, and time them and decoding under a plan.
 
     python benchmarks/gpu.py --part correctness|kernels|end-to-end|influence [--out benchmarks/results]
     python benchmarks/gpu.py --part kernels --dry      every code path, tiny, interpreted: no figure counts
 
-Each part stays under 8 minutes: what no time is left for is listed as not run. It first checks the kernels against the
+Each part stays under 8 minutes and lists as not run what it has no time for. It first checks the kernels against the
 reference and stops if one disagrees. Needs torch, triton, numpy; end-to-end also transformers, pydantic; FlashInfer is
 compared where installed. Models have random weights and caches random keys, so no network is needed.
 """

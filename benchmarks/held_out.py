@@ -1,4 +1,4 @@
-"""The evaluation's tasks, with needles of formats that no choice of this project has seen."""
+"""Provide the evaluation's tasks with needles of formats that no choice of this project has seen."""
 
 from moa.evaluation.haystack import HELD_OUT
 from moa.evaluation.tasks import TASKS as KNOWN

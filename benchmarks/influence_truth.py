@@ -1,10 +1,11 @@
-"""How well each estimator ranks KV heads by the harm of cutting them, on the real model.
+"""Measure how well each estimator ranks KV heads by the harm of cutting them, on the real model.
 
-Truth: what happens to the model's answers when one group alone is cut to a quarter of the text, once with a sink of the
-first keys and once with a keydiff sink: the KL divergence from the dense model's answer distribution, and what the
-margin of the given answer loses (of answers that the dense model gets right). Beside each estimator's ranks stands, for
-`fisher`, the size of its harm over the measured KL. Writes influence_truth.json and influence_truth.md to `--results`.
-Stopped at any moment, the same command goes on from `influence_truth.partial`. About 40 minutes on 2 idle cores.
+The truth is what happens to the model's answers when one group alone is cut to a quarter of the text, once with a sink
+of the first keys and once with a keydiff sink. It is measured as the KL divergence from the dense model's answer
+distribution, and as the loss of the given answer's margin (for answers that the dense model gets right). Beside each
+estimator's ranks stands, for `fisher`, the size of its harm over the measured KL. Writes influence_truth.json and
+influence_truth.md to `--results`. If it is stopped, the same command continues from `influence_truth.partial`. It takes
+about 40 minutes on 2 idle cores.
 
     python benchmarks/influence_truth.py .model/SmolLM2-135M-Instruct
 """

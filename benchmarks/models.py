@@ -1,11 +1,12 @@
-"""Every causal language model that transformers lists, small and random, under plans: works, refused, or not built.
+"""Run every causal language model that transformers lists, small and random, under plans: works, refused, not built.
 
     python benchmarks/models.py            # all of them: benchmarks/results/models.json
     python benchmarks/models.py llama opt  # these, printed
 
-One that works agrees in float64 with its own eager attention and masks written out from the plan: without a cache, with
-one in one pass and in chunks, in `generate`, with left padding; and it can be profiled. Each model has a process of its
-own, with 8 GB of memory and a minute at most. Exits with 1 if one gives a wrong answer or an error that is not ours.
+A model that works agrees in float64 with its own eager attention and masks written out from the plan: without a cache,
+with a cache in one pass and in chunks, in `generate`, with left padding; and it can be profiled. Each model has a
+process of its own, with 8 GB of memory and a minute at most. Exits with 1 if one gives a wrong answer or an error that
+is not ours.
 """
 
 import argparse

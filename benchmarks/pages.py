@@ -1,4 +1,4 @@
-"""Writes the measured figures of README.md, docs/*.md and the shipped plans from the files in benchmarks/results.
+"""Write the measured figures of README.md, docs/*.md and the shipped plans from the files in benchmarks/results.
 
 A block of a page stands between `<!-- figures: NAME -->` and `<!-- end -->`; BLOCKS says which function writes it, from
 which result file. Each block ends with a line that says how that file was made; one that looks for plans in several

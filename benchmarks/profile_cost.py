@@ -1,11 +1,11 @@
-"""What profiling costs beside a plain forward and backward pass under the same checkpointing, weights frozen in both.
+"""Measure what profiling costs beside a plain pass forward and backward with the same checkpointing, weights frozen.
 
-Both alternate in one process. First, in passes of their own, peak memory above what the process used before, by
-length, with a straight-line fit, and what a parabola's square term would add at the longest length. There, freed
-memory goes back to the system at once: glibc otherwise keeps it in pieces that do not fit, and peaks say more of the
-heap than of what is needed. Then time, as a ratio. Writes profile_cost.json and profile_cost.md to `--results`.
-Stopped at any moment, the same command, of the same commit, goes on from `profile_cost.partial`. About 25 minutes on 2
-idle cores.
+Both alternate in one process. Passes of their own first measure the peak of memory above what the process used before,
+by length, with a straight-line fit, and with what a parabola's square term would add at the longest length. In these
+passes freed memory goes back to the system at once: glibc otherwise keeps it in pieces that do not fit, and peaks tell
+more about the heap than about the need. Then passes are timed, which gives a ratio. Writes profile_cost.json and
+profile_cost.md to `--results`. If it is stopped, the same command of the same commit continues from
+`profile_cost.partial`. It takes about 25 minutes on 2 idle cores.
 
     python benchmarks/profile_cost.py .model/SmolLM2-135M-Instruct
 """

@@ -1,4 +1,4 @@
-"""What a result file says of the run that wrote it, and how it is written."""
+"""Write result files, with what they say of the run that wrote them."""
 
 import subprocess
 import sys

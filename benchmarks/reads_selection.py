@@ -1,11 +1,11 @@
-"""Which selection of query-aware reads finds most at the bytes it reads, summaries included.
+"""Find the selection of query-aware reads that finds most for the bytes that it reads, summaries included.
 
-Mass: of rows that read everything (ends of questions about needles with their answers, held-out text), the share of
-attention that each selector of `reads_parts/variants.py` misses, and the error of the output. Needles: the best ones in
-force while the model reads questions and answers them, every head and layer with the same budget. Seeds and text are
-others than those of reported figures. Writes reads_selection.json and reads_selection.md to `--results`. Stopped at any
-moment, the same command goes on from `reads_selection.partial`; what rows saw lies in `--scratch`. Several processes
-may take the needles of a length each (`--only`), then one takes all.
+Mass is measured on rows that read everything (ends of questions about needles with their answers, held-out text): the
+share of attention that each selector of `reads_parts/variants.py` misses, and the error of the output. Needles are
+measured with the best selectors in force while the model reads questions and answers them; every head and layer has the
+same budget. Seeds and text differ from those of reported figures. Writes reads_selection.json and reads_selection.md to
+`--results`. If it is stopped, the same command continues from `reads_selection.partial`; what rows saw lies in
+`--scratch`. Several processes may measure the needles of a length each (`--only`), and one then combines all lengths.
 
     python benchmarks/reads_selection.py .model/SmolLM2-135M-Instruct
 """
@@ -40,7 +40,7 @@ CAPTURED = {2048: ((1, 0, 3), (4, 0, 1), (0, 0, 1)), 4096: ((1, 0, 2), (0, 0, 1)
 """Per length, of each text: needles (0: held-out text), its number, and of how many."""
 BUDGETS = {2048: ("1/8",), 4096: ("1/16", "1/32")}
 SHARP = 0.2
-"""Of a head's attention, from which a row looks at its needle."""
+"""Share of a head's attention from which a row counts as looking at its needle."""
 ASKED = {2048: {4: 4, 0: 1, 1: 8}, 4096: {4: 3, 0: 1}}
 """Per length, texts by their needles."""
 FIRST = 2

@@ -1,9 +1,9 @@
-"""Calculates, does not measure: the least time that decode and prefill attention can take on an H100 and an A100.
+"""Calculate, without a measurement, the least time of decode and prefill attention on an H100 and an A100.
 
     python benchmarks/roofline.py        writes benchmarks/results/roofline.{json,md}
 
 Rates are the makers' datasheet rates (dense bf16, HBM). A step takes the larger of bytes / bandwidth and flops / rate.
-A plan is stood in for by its density: keys kept over keys seen at the length.
+The density of a plan (keys kept over keys seen at the length) takes the place of its rules.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How long the search takes for models of 8B and 70B size: seconds, proven gap, peak memory.
+"""Measure the search for models of 8B and 70B size: seconds, proven gap, peak memory.
 
 The harm tables are those of a measured profile, resampled: every group of the large model is a random group of the
 small one, scaled at random (log-normal, sigma 0.3) with noise in every cell (sigma 0.02). The large models take texts
@@ -6,7 +6,7 @@ of 32,768 tokens, and plans are for all of them, as far as a default search look
 a process of its own, through the code of `moa search`: its default grid, under one density, as `--max-density` asks
 for, and under three budgets at once. Writes solver.json and solver.md to `--results`; every limit is in them with the
 figure measured for it. Seconds are CPU seconds of all threads, of which an idle machine takes no more on the clock;
-clock seconds are beside them. About 2 minutes.
+clock seconds are beside them. It takes about 2 minutes.
 
     python benchmarks/solver.py PROFILE
 """
@@ -38,7 +38,7 @@ LONGEST = 32768
 """Longest text that the large models take."""
 SIZES = {"8B": (32, 8), "70B": (80, 8)}  # layers, KV heads
 GIGABYTES = {"8B": 8 * 8192 * 131_072 / 1e9, "70B": 8 * 8192 * 327_680 / 1e9}
-"""Of a dense cache at 8,192 tokens, 8 sequences, 2 bytes per element."""
+"""Size of a dense cache at 8,192 tokens, 8 sequences, 2 bytes per element."""
 SECONDS = {"8B": 3.0, "70B": 10.0}
 GAP, MEMORY = 1e-3, 1e9
 

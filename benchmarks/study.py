@@ -1,15 +1,15 @@
-"""What trials against the model add to one exact solve, and what the exact core adds to trials alone.
+"""Measure what trials on the model add to one exact solve, and what the exact core adds to trials alone.
 
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, at densities 0.25 and 0.125; a study
 tries mixes of the same search. Two studies (seeds 4, 5) take short trials on validation text and tasks, as `moa refine`
 does. What they chose is reported on what no study saw: tasks of another seed, evaluation text, and needles of formats
-and a seed that no choice of this project has seen, beside the single exact solve. At the first density the same again
-with random mixes, none stopped early: what the default sampler is compared with, and, as they are measured to the end,
-what pruners are replayed on. And 60 trials of Optuna alone, over the window and the sink of every group, at density
-0.25 of 1,024 tokens, scored as a study's trials beside the exact solve for that length. Writes study.json and study.md
-to `--results`. Stopped at any moment, the same command goes on from study.partial and study-trials.partial; several
-processes may take a seed each, then one takes all. The model reads about 0.8 million tokens: half an hour on one core
-that computes in bfloat16.
+and a seed that no choice of this project has seen, beside the single exact solve. At the first density studies with
+random mixes, none of which is stopped early, are compared with the default sampler; since they are measured to the end,
+pruners are replayed on them. And 60 trials of Optuna alone, over the window and the sink of every group, at density
+0.25 of 1,024 tokens, are scored like a study's trials beside the exact solve for that length. Writes study.json and
+study.md to `--results`. If it is stopped, the same command continues from study.partial and study-trials.partial.
+Several processes may measure a seed each, and one then combines all seeds. The model reads about 0.8 million tokens,
+which takes half an hour on one core that computes in bfloat16.
 
     python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
 """

@@ -1,4 +1,4 @@
-"""Tables in Markdown that several pages show: comparisons and claims."""
+"""Make the tables in Markdown that several pages show: comparisons and claims."""
 
 from collections.abc import Sequence
 from typing import Any

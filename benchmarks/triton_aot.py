@@ -1,9 +1,10 @@
-"""Compiles every Triton kernel without a device and reports registers, shared memory, spills, tensor-core use.
+"""Compile every Triton kernel without a device, and report registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
     python benchmarks/triton_aot.py --quick         the 16 that the tests check, printed unless --out names a folder
 
-Exit 1 if a configuration spills, exceeds the shared memory, or lacks a tensor-core instruction where it should.
+The exit code is 1 if a configuration spills, exceeds the shared memory, or lacks a tensor-core instruction where it
+should.
 """
 
 import argparse

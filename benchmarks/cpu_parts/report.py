@@ -1,4 +1,4 @@
-"""Bounds, claims and the Markdown page of `benchmarks/cpu.py`, from its figures."""
+"""Make the bounds, the claims and the Markdown page of `benchmarks/cpu.py` from its figures."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Rules by name, tables on the device, stores full of random keys."""
+"""Make the cases: rules by name, tables on the device, stores full of random keys."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""Every kernel against the float64 reference, on the device."""
+"""Compare every kernel with the float64 reference, on the device."""
 
 from dataclasses import replace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Decoding with whole models of random weights: plan against dense, at the largest batch that fits."""
+"""Time decoding with whole models of random weights, under a plan and dense, at the largest batch that fits."""
 
 import gc
 from typing import Any

@@ -1,4 +1,4 @@
-"""FlashInfer's dense batch decode, where it is installed."""
+"""Call FlashInfer's dense batch decode, where it is installed."""
 
 from importlib.util import find_spec
 

@@ -1,4 +1,4 @@
-"""FlexAttention with a plan's mask."""
+"""Call FlexAttention with a plan's mask."""
 
 import torch
 from gpu_parts.measure import Bench, Call

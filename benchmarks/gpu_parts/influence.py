@@ -1,4 +1,4 @@
-"""The influence backward beside a plain flash backward."""
+"""Time the influence backward pass beside a plain flash backward pass."""
 
 from typing import Any
 

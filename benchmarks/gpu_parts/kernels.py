@@ -1,4 +1,4 @@
-"""Prefill and decode kernels beside library attention, with ratios inside one run."""
+"""Time the prefill and decode kernels beside library attention, with ratios inside one run."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""Timing: alternating runs, medians, device events, CUDA graphs; the device's measured ceilings."""
+"""Time calls on the device: in turns, by medians, device events or CUDA graphs; measure what the device can reach."""
 
 import gc
 import statistics
@@ -21,7 +21,7 @@ class Bench:
     Attributes:
         dry: Tiny sizes on the CPU under the interpreter; times are then meaningless.
         device: Where tensors go.
-        skipped: What no time or memory was left for.
+        skipped: What was not run, because no time or memory was left.
     """
 
     def __init__(self, dry: bool, minutes: float) -> None:
@@ -61,7 +61,7 @@ class Bench:
         return {name: statistics.median(read() for read in reads) for name, reads in taken.items()}
 
     def _clock(self) -> Callable[[], Callable[[], float]]:
-        """Start; the result, when called, stops; its result gives the seconds, once the device is done."""
+        """Start a clock. The result stops it when called, and returns a function that waits and gives the seconds."""
         if self.dry:
             begun = time.perf_counter()
 
@@ -123,7 +123,7 @@ class Bench:
         return torch.cuda.max_memory_allocated() - before
 
     def ceilings(self) -> dict[str, float]:
-        """Copy bandwidth (bytes read and written per second) and bf16 matmul rate, measured here and now."""
+        """Return the copy bandwidth (bytes read and written per second) and the bf16 matmul rate, measured now."""
         size, n = (1 << 12, 64) if self.dry else (1 << 30, 8192)
         a = torch.randint(0, 255, (size,), dtype=torch.uint8, device=self.device)
         b = torch.empty_like(a)

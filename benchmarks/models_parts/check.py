@@ -1,4 +1,4 @@
-"""Whether a model under a plan computes what the plan says: against its own eager attention with written-out masks."""
+"""Check that a model under a plan computes what the plan says, by its own eager attention with written-out masks."""
 
 from collections.abc import Callable
 from functools import partial

@@ -1,4 +1,4 @@
-"""What of a model's KV cache a plan can reach: that of the layers that take rules, by its config alone."""
+"""Compute the share of a model's KV cache that lies in layers with rules, from its config alone."""
 
 from typing import Any
 

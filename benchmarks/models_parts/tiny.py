@@ -1,4 +1,4 @@
-"""Small random models of every causal language model that transformers lists."""
+"""Make small random models of every causal language model that transformers lists."""
 
 import dataclasses
 from typing import Any
@@ -53,7 +53,7 @@ _INDEXED = {
     "indexer_compress_ratio": 4, "rope_parameters": _THREE_AXES,
 }  # fmt: skip
 
-# What single families need besides, so that their parts fit each other.
+# What single families need in addition, so that their parts fit each other.
 FAMILY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
         ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note",

@@ -1,4 +1,4 @@
-"""Result files, tables, sentences, and the line that says how a result file was made."""
+"""Read result files, and write tables, sentences and the line that says how a result file was made."""
 
 import json
 import textwrap

@@ -1,8 +1,8 @@
-"""Figures outside blocks that look measured: nobody would notice when they are no longer true.
+"""Find figures outside blocks that look measured: nobody would notice when they are no longer true.
 
 A figure is a number with a unit of time, memory, rate, share or divergence; a count such as `18 of 24`; or a decimal
-number. Looked at is prose, with lists and tables, but not code, links, versions and the densities that budgets ask for.
-What is no measurement says so in a comment on the line before its paragraph, list or table:
+number. Prose, lists and tables are searched, but not code, links, versions and the densities that budgets ask for. A
+figure that is no measurement has a comment on the line before its paragraph, list or table:
 
     <!-- no measurement: definition -->
 """

@@ -1,4 +1,4 @@
-"""Model families, generated command lines, kernels compiled ahead of time, bounds on GPUs."""
+"""Write blocks about model families, generated command lines, kernels compiled ahead of time, bounds on GPUs."""
 
 from collections import Counter
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Profiling: what it costs, and how well its estimators rank groups."""
+"""Write blocks about profiling: what it costs, and how well its estimators rank groups."""
 
 from pages_parts.common import MIB, Figures, claims, listed, percent, span, table, wrapped
 
@@ -35,7 +35,7 @@ def iqr(taken: Figures) -> str:
 
 
 def cost(found: Figures) -> str:
-    """Time and memory beside a plain forward and backward pass."""
+    """Return time and memory beside a plain forward and backward pass."""
     columns = "length", "plain, s", "profiling, s", "ratio", "plain, peak MiB", "profiling, peak MiB"
     rows, pairs = [], []
     for row in found["rows"]:

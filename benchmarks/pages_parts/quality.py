@@ -1,4 +1,4 @@
-"""What plans cost in quality: needles, perplexity, KL; beside other ways to choose what is kept."""
+"""Write blocks about what plans cost in quality, beside other ways to choose what is kept."""
 
 from pages_parts.common import Figures, claims, listed, percent, table, wrapped
 

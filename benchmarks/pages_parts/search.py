@@ -1,4 +1,4 @@
-"""The search: extrapolation, solver, measured costs, studies."""
+"""Write blocks about the search: extrapolation, solver, measured costs, studies."""
 
 from statistics import mean
 

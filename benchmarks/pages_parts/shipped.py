@@ -1,4 +1,4 @@
-"""What was measured of each shipped plan, found in the result files by the plan's fingerprint."""
+"""Write what was measured of each shipped plan, found in the result files by the plan's fingerprint."""
 
 from collections.abc import Mapping
 from pathlib import Path

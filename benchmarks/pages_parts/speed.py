@@ -1,4 +1,4 @@
-"""Speed and memory on a CPU: whole models, and attention alone."""
+"""Write blocks about speed and memory on a CPU: whole models, and attention alone."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A model whose rows read what a selector chooses, and what its attention looked like to rows that read everything."""
+"""Run a model whose rows read what a selector chooses; capture its attention where rows read everything."""
 
 from collections.abc import Sequence
 from typing import Any

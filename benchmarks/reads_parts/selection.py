@@ -1,6 +1,6 @@
-"""Query-aware selection of pages in plain PyTorch: what a summary holds and costs, how a page is scored and chosen.
+"""Select pages by the query, in plain PyTorch: what a summary holds and costs, how a page is scored and chosen.
 
-Sizes are in tokens, bytes are those of a store in bfloat16. G is (layer, KV head), R are rows, H the query heads of a
+Sizes are in tokens; bytes are those of a store in bfloat16. G is (layer, KV head), R are rows, H the query heads of a
 group, D the head size.
 """
 
@@ -19,7 +19,7 @@ KNOWN = 256
 
 @dataclass(frozen=True)
 class Summary:
-    """What is stored of `page` keys.
+    """The summary that is stored of `page` keys.
 
     Attributes:
         page: Keys that it covers.
@@ -27,8 +27,8 @@ class Summary:
             channel); `norm` (mean, and the length of the vector of deviations); `cumulant` (as `spread`, scored by
             the variance);
             `truth` (the page's attention itself, which no summary can know).
-        c: What the deviation counts.
-        bits: Of each number; below 16 with a scale.
+        c: Weight of the deviation.
+        bits: Bits of each number; below 16 there is also a scale.
         scale: `page` (each vector has one), `centred` (of the difference to the group's centre), `rotated` (`centred`
             behind a Hadamard rotation), `channel` (no scale is stored: each channel has one for the whole group).
         channels: `all`; `slow N`: the slowest N channels by rotary pairs; `widest N`: those of greatest variance;

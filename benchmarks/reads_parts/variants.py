@@ -1,4 +1,4 @@
-"""What is tried: selectors by name, a question at a time."""
+"""List the selectors that are tried, by name, a question at a time."""
 
 from dataclasses import replace
 from itertools import product
@@ -165,7 +165,7 @@ REFERENCES: Stage = {
     "the same, softmax max": norm(4, 16, group="softmax max"),
     "page 4, truth": Selector(Summary(4, "truth"), **FLOOR),
 }
-"""Asked about the first texts only."""
+"""Selectors that are asked about the first texts only."""
 FINALISTS: Stage = {
     "16 then 2, opens 8, norm, 4 bits, slow 32": half(2, 16, 8),
     "16 then 4, opens 8, norm, 4 bits, slow 32": half(4, 16, 8),
@@ -173,4 +173,4 @@ FINALISTS: Stage = {
     "page 4, norm, 4 bits, slow 32": half(4),
 }
 LENGTHS = {stage: (2048, 4096) if stage in ("halves", "mixed", "floors") else (2048,) for stage in STAGES}
-"""Of which a stage's attention is measured."""
+"""Lengths of the texts on which a stage's attention is measured."""
