@@ -29,7 +29,6 @@ from provenance import about, provenance, said, write
 from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal, key
 from moa.evaluation.samples import Part
-from moa.evaluation.validation import Validation
 from moa.hf.fingerprint import fingerprint
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
@@ -41,6 +40,7 @@ from moa.search.choose import choose
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
+from moa.validation import Validation
 
 CHECKED = Part(2048, {"single": 8, "text": 2}, TASKS), Part(4096, {"text": 1}, TASKS)
 """How winners are measured, besides the tasks of another seed."""

@@ -9,7 +9,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Unpack
 
-from moa.evaluation.validation import Validation
 from moa.finding import Timed, runner, timed, timed_by
 from moa.hf.environment import environment
 from moa.hf.fingerprint import fingerprint
@@ -29,6 +28,7 @@ from moa.search.rounds import descend
 from moa.search.solver import Solution
 from moa.search.storage import open_storage, starts_again
 from moa.search.study import Best, Measured, study
+from moa.validation import Validation
 from moa.version import __version__
 
 TRIALS = 12

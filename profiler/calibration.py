@@ -11,9 +11,9 @@ from itertools import accumulate
 from typing import Any, Literal
 
 from moa.hf.chat import MARK, pieces
+from moa.hf.text import prose, scatter
 from moa.hf.tokens import begin, encode, start
 from moa.plans.errors import MoaError
-from moa.profiler.text import prose, scatter
 from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from moa.hf.chat import MARK, has_template, pieces
+from moa.hf.text import prose, scatter
 from moa.hf.tokens import begin, encode
 from moa.plans.errors import MoaError
-from moa.profiler.text import prose, scatter
 
 
 @dataclass(frozen=True)

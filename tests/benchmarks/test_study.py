@@ -48,7 +48,7 @@ def test_it_writes_its_tables_and_goes_on_where_it_was(model_folder, tmp_path, m
     def no_more(*_: object) -> None:
         raise AssertionError("measured again")
 
-    monkeypatch.setattr("moa.evaluation.validation.Validation.__call__", lambda self, plan: no_more())
+    monkeypatch.setattr("moa.validation.Validation.__call__", lambda self, plan: no_more())
     with pytest.raises(AssertionError, match="measured again"):  # Optuna alone is scored against the exact solve
         run("--seeds", "0", "1")
     assert run("--seeds", "0", "1", "--alone", "0") == 0

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from moa.hf.text import split
 from moa.plans.errors import MoaError
 from moa.profiler.calibration import SOURCES, Fact, ask, questions
-from moa.profiler.text import split
 
 TASKS = [name for name in SOURCES if name != "text"]
 

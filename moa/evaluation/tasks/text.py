@@ -12,9 +12,9 @@ from torch import Tensor
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
+from moa.hf.text import Part, split
 from moa.hf.tokens import encode, start
 from moa.plans.errors import MoaError
-from moa.profiler.text import Part, split
 
 QUARTERS = 4
 """Perplexity and KL are reported by quarter of the window."""

@@ -15,9 +15,9 @@ from moa.evaluation.rows import Row, rows_at
 from moa.evaluation.samples import Part
 from moa.evaluation.tasks.needles import answered, ask, undecided
 from moa.evaluation.tasks.text import divergence, windows
+from moa.hf.text import split
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported
 from moa.plans.plan import FULL, Plan, Rule
-from moa.profiler.text import split
 
 SMALL = Part(576, {"text": 1, "single": 2, "four": 1})
 

@@ -13,10 +13,10 @@ from tokenizers.processors import TemplateProcessing
 from moa.evaluation.haystack import haystack
 from moa.evaluation.tasks.text import windows
 from moa.generating import _encode
+from moa.hf import text
 from moa.hf.chat import MARK, pieces, render
 from moa.hf.tokens import begin, chat_tokens, encode, start
 from moa.plans.errors import MoaError, Unsupported
-from moa.profiler import text
 from moa.profiler.calibration import SOURCES, Sample
 from moa.profiler.documents import document_source
 

@@ -4,10 +4,10 @@ from copy import deepcopy
 
 import pytest
 
-from moa.evaluation.validation import Validation
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
+from moa.validation import Validation
 
 
 def test_dense_is_at_no_distance_and_a_cut_plan_at_some(model_folder):
@@ -32,8 +32,8 @@ def test_a_tokenizer_without_a_chat_template(model_folder):
 
 def test_as_many_windows_as_there_are(model_folder, monkeypatch):
     model, tokenizer = load_model(model_folder)
-    monkeypatch.setattr("moa.evaluation.validation.windows", lambda *_: [[1] * 512])
+    monkeypatch.setattr("moa.validation.windows", lambda *_: [[1] * 512])
     assert len(list(Validation(model, tokenizer, 512)(Plan.dense(model)))) == 1
-    monkeypatch.setattr("moa.evaluation.validation.windows", lambda *_: [])
+    monkeypatch.setattr("moa.validation.windows", lambda *_: [])
     with pytest.raises(MoaError, match="no window of 512 tokens: give a shorter --validate-length"):
         Validation(model, tokenizer, 512)

@@ -24,7 +24,7 @@ TASKS = ("facts", "pairs")
 class Validation:
     """Measures plans against the dense model, always on the same samples; a callable that a study takes.
 
-    Text is the `validation` part of the built-in text (`moa.profiler.text`); tasks are of the kinds that calibration
+    Text is the `validation` part of the built-in text (`moa.hf.text`); tasks are of the kinds that calibration
     uses, with other draws. Neither contains what `moa eval` asks about.
     """
 

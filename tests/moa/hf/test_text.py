@@ -1,4 +1,4 @@
-from moa.profiler import text
+from moa.hf import text
 
 
 def long_paragraphs(texts: list[str]) -> set[str]:
