@@ -67,7 +67,8 @@ def needle(hay: Haystack, question: Question) -> tuple[int, int]:
 @torch.inference_mode()
 def capture(reader: Reader, tokenizer: Any, folder: Path) -> dict[int, list[Path]]:
     """Write files of queries [layers, kv_heads, ROWS, heads, D], keys and values [layers, kv_heads, n, D] in half
-    precision, and return them by length."""
+    precision, and return them by length.
+    """
     files: dict[int, list[Path]] = {}
     for length, texts in CAPTURED.items():
         for needles, i, count in texts:

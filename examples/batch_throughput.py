@@ -1,4 +1,4 @@
-"""A batch of prompts of different lengths: padding is never stored, and a smaller cache lets a step read less.
+"""Decode a batch of prompts of different lengths: padding is never stored, and a smaller cache lets a step read less.
 
 python examples/batch_throughput.py MODEL PLAN
 """

@@ -1,4 +1,4 @@
-"""A chat over several turns on one cache: each turn reads only what is new. Type a line per turn; end with Ctrl-D.
+"""Chat over several turns on one cache: each turn reads only what is new. Type a line per turn; end with Ctrl-D.
 
 python examples/chat.py MODEL PLAN
 """

@@ -1,4 +1,4 @@
-"""One greedy answer about a long text, with the dense model and with a plan, side by side.
+"""Answer a question about a long text greedily, with the dense model and with a plan, side by side.
 
 python examples/demo.py MODEL PLAN
 """
@@ -20,7 +20,7 @@ QUESTION = "What is the password of the harbour office? Answer with the password
 
 
 def prompt(tokenizer: Any, length: int) -> Any:
-    """A chat of about `length` tokens: Python's own documentation, the fact a third of the way in, the question."""
+    """Return a chat of about `length` tokens: documentation, the fact after a third of it, the question."""
     ids = tokenizer(" ".join(topics[name] for name in sorted(topics)))["input_ids"][: length - 128]
     text = f"{tokenizer.decode(ids[: length // 3])}\n\n{FACT}\n\n{tokenizer.decode(ids[length // 3 :])}\n\n{QUESTION}"
     chat = [{"role": "user", "content": text}]
@@ -29,7 +29,7 @@ def prompt(tokenizer: Any, length: int) -> Any:
 
 @torch.inference_mode()
 def answer(model: Any, tokenizer: Any, inputs: Any) -> tuple[str, str, str]:
-    """The model's greedy answer, the time until its first token, and the time of each further one."""
+    """Return the model's greedy answer, the time until its first token, and the time of each further one."""
     short, times = {name: value[:, :256] for name, value in inputs.items()}, [0.0]
 
     def clock(ids: torch.Tensor, _scores: object) -> torch.Tensor:

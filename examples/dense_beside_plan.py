@@ -1,4 +1,4 @@
-"""How close a plan stays to the dense model on one text: KL of the next token and how often both choose the same.
+"""Compare a plan with the dense model on one text: the KL of the next token, and how often both choose the same.
 
 python examples/dense_beside_plan.py MODEL PLAN [TEXT.txt]
 """
@@ -18,7 +18,7 @@ LONGEST, CHUNK = 2048, 256
 
 
 def predictions(model: Any, ids: Tensor, cache: Any) -> list[Tensor]:
-    """Log-probabilities of the next token, chunk by chunk: [CHUNK, vocabulary] each."""
+    """Return log-probabilities of the next token, chunk by chunk: [CHUNK, vocabulary] each."""
     return [model(part, past_key_values=cache).logits[0].float().log_softmax(-1) for part in ids.split(CHUNK, 1)]
 
 

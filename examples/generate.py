@@ -1,4 +1,4 @@
-"""Greedy text under a plan, with the memory that its keys and values take.
+"""Generate greedy text under a plan, and print the memory that its keys and values take.
 
 python examples/generate.py MODEL PLAN
 """

@@ -1,4 +1,4 @@
-"""Several questions about one long document: it is read once, and each question goes on from a copy of its cache.
+"""Ask questions about one long document, which is read once: each question continues from a copy of its cache.
 
 python examples/long_document_qa.py MODEL PLAN [DOCUMENT.txt]
 """
@@ -21,7 +21,7 @@ LONGEST = 4096
 
 
 def python_topics() -> str:
-    """Python's own documentation of its statements, by name."""
+    """Return Python's own documentation of its statements, by name."""
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))

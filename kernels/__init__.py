@@ -1,1 +1,1 @@
-"""Attention operations: reference, fast CPU path, Triton. Tensors and rule tables in; no plan files."""
+"""Compute attention under rules given as tables: a reference, and back-ends for CPUs and GPUs. No plan is read."""

@@ -1,4 +1,4 @@
-"""Back-ends, loaded by name. None stands in for another in silence: what cannot run is refused, and why."""
+"""Load back-ends by name. None stands in for another in silence: a refusal says what cannot run, and why."""
 
 from collections.abc import Callable
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""The attention operations that every back-end has, and what one call of them is about.
+"""Document the attention operations that every back-end has, and define the structs that a call of them takes.
 
 Shapes and meanings are documented here alone; `moa.kernels.reference` says in plain PyTorch what each operation does.
 A row at position p sees key j exactly when j <= p and (j < sink or j // 64 >= first[p // 64]).

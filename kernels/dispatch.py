@@ -1,4 +1,4 @@
-"""The one place that decides how an attention call is computed: as a decode step, or as one of two prefills."""
+"""Decide, for all callers, how an attention call is computed: as a decode step, or as one of two prefills."""
 
 from collections.abc import Callable, Sequence
 

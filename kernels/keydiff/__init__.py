@@ -1,1 +1,1 @@
-"""What pattern keydiff_window needs besides the back-ends: its choice of keys, sinks that change, their prefill."""
+"""Provide what sinks of selected keys need besides the back-ends: the selection, sinks that change, their prefill."""

@@ -1,4 +1,4 @@
-"""The compiled loops of a decode step: write the new keys, then attend from the slabs where they lie.
+"""Compile the loops of a decode step: write the new keys, then attend from the slabs where they lie.
 
 The blocks that hold text are dealt out to threads in equal runs, slab after slab. A thread walks over its run block by
 block and keeps, for each row of the slab's sequence, the running maximum, total and weighted sum of online softmax

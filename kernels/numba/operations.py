@@ -1,4 +1,4 @@
-"""The operations of back-end `numba`: prefill as in back-end `torch`, decode as one compiled call.
+"""Provide the operations of back-end `numba`: prefill as in back-end `torch`, decode as one compiled call.
 
 Library attention multiplies a slab by the few rows of a decode step far below the speed of memory; here each key and
 value is loaded once, for all heads of its group. numba compiles on first use, some seconds, and keeps the code on disk.

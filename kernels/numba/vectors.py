@@ -1,4 +1,4 @@
-"""The inner loops of a decode step as vector code: one load of a key or a value serves all heads of its group.
+"""Generate the inner loops of a decode step as vector code: one load of a key or a value serves all heads of its group.
 
 numba's own vectoriser reloads the queries for every key and adds up in narrow registers; written with LLVM's vectors
 of a whole row, the loops read memory about as fast as it can be read. Addresses are integers; every shape is a constant

@@ -1,4 +1,4 @@
-"""The operations of back-end `torch`, which `moa.kernels.call` documents."""
+"""Provide the operations of back-end `torch`, which `moa.kernels.call` documents."""
 
 from moa.kernels.torch.decode import decode
 from moa.kernels.torch.prefill import append, attend

@@ -1,4 +1,4 @@
-"""The operations of back-end `triton`, which `moa.kernels.call` documents.
+"""Provide the operations of back-end `triton`, which `moa.kernels.call` documents.
 
 The last dimension of q, k and v must be contiguous. No function waits for the device, and no grid depends on what only
 the device knows.

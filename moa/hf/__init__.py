@@ -1,1 +1,1 @@
-"""What the project needs to know of transformers' models."""
+"""Provide what the project needs to know of transformers' models."""

@@ -96,7 +96,7 @@ class Rule(Strict):
 
     @classmethod
     def moves_keys(cls) -> bool:
-        """Whether the host moves keys to the sink as the text grows, which no compiled graph can hold."""
+        """Return whether the host moves keys to the sink as the text grows, which no compiled graph can hold."""
         return cls.holds != FIRST_KEYS
 
     @property
