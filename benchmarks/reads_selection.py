@@ -66,8 +66,9 @@ def needle(hay: Haystack, question: Question) -> tuple[int, int]:
 
 @torch.inference_mode()
 def capture(reader: Reader, tokenizer: Any, folder: Path) -> dict[int, list[Path]]:
-    """Write files of queries [layers, kv_heads, ROWS, heads, D], keys and values [layers, kv_heads, n, D] in half
-    precision, and return them by length.
+    """Write what attention saw of each text to files, and return them by length.
+
+    A file has queries [layers, kv_heads, ROWS, heads, D], keys and values [layers, kv_heads, n, D] in half precision.
     """
     files: dict[int, list[Path]] = {}
     for length, texts in CAPTURED.items():

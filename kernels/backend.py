@@ -35,7 +35,7 @@ def load(name: str, device: torch.device | None = None) -> Backend:
 
     Args:
         name: What users call it.
-        device: Where it shall compute; None checks only that it could somewhere here.
+        device: The device to compute on; None checks only that it can run on some device of this machine.
 
     Raises:
         Unsupported: Unknown name, or it cannot run on this machine or device.

@@ -93,7 +93,7 @@ class Tile:
 
 
 Estimator = Callable[[Tile], Tensor]
-"""From a tile to the harm of every cut [sinks, rows, edges], the group's heads taken together."""
+"""Function from a tile to the harm of every cut [sinks, rows, edges], the group's heads taken together."""
 
 
 def influence_backward(

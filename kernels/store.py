@@ -1,9 +1,9 @@
 """The cache's packed store of one layer: flat K and V, one slab of whole blocks per (sequence, group).
 
-A slab is the sink's blocks, then a ring of blocks. With S = sink/64 and ring = capacity/64 - S, block j
-of the text lies at slab block j for j < S, else at S + (j - S) mod ring. Slabs of equal capacity are
-adjacent (a `Run`): attention reads them in place as one [slabs, slots, D] view. Slots without a wanted key
-may hold any finite number; for all back-ends but `torch` also NaN.
+A slab is the sink's blocks, then a ring of blocks. With S = sink/64 and ring = capacity/64 - S, block j of the text
+lies at slab block j for j < S, else at S + (j - S) mod ring. Slabs of equal capacity are adjacent (a `Run`): attention
+reads them in place as one [slabs, slots, D] view. Slots whose key no row needs may hold any finite number; for all
+back-ends but `torch` also NaN.
 """
 
 from dataclasses import dataclass, field, replace

@@ -230,7 +230,7 @@ def _on_host(x: Tensor) -> bool:
 
 
 def _reach(past: Tensor, width: int) -> int:
-    """Return how many slots of a slab can hold keys, in whole blocks; endless where reading `past` means a wait."""
+    """Return how many slots of a slab can hold keys, in whole blocks; no limit where reading `past` means a wait."""
     if not _on_host(past):
         return torch.iinfo(torch.int64).max
     return BLOCK * -(-(int(past.max()) + width) // BLOCK)

@@ -2,7 +2,7 @@
 
 It takes groups whose rules give the same table together and walks over their query blocks. A buffer holds their
 keys in the order of the text; before each chunk of rows the sink's keys are written just below the window's first
-block, over keys that no later row wants, so that every chunk reads one contiguous slice [sink | window | own]. The rows
+block, over keys that no later row needs, so that every chunk reads one contiguous slice [sink | window | own]. The rows
 of a fresh text that see all of it are one causal call.
 
 `moa.kernels.call` documents the operations and their arguments.

@@ -1,4 +1,4 @@
-"""Append: new keys and values into their slabs. Moves each kept row once: 4 * D * bytes per row and group."""
+"""Append new keys and values to their slabs. Each kept row is moved once: 4 * D * bytes per row and group."""
 
 import triton
 import triton.language as tl

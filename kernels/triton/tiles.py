@@ -17,7 +17,7 @@ class Tiles(NamedTuple):
     width: int
     """Head size padded to a power of two, at least 16."""
     precision: str
-    """Of float32 products; 16-bit types ignore it."""
+    """Precision of float32 products; 16-bit types ignore it."""
 
 
 def arch() -> str:
