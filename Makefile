@@ -68,7 +68,7 @@ models: $(READY)
 	$(BIN)/python benchmarks/pages.py
 
 # At each seed a property has the cases that its test names: 100 lives of a cache, 3 to 200 of others. Interrupted, it goes
-# on with the seed it was at; a change starts anew.
+# on with the seed it was at; after a change it begins again.
 FUZZED := $(patsubst %,build/fuzz/%,$(shell seq $(or $(SEEDS),20)))
 SOURCES := $(wildcard $(foreach folder,kernels kernels/* moa moa/* moa/*/* plans profiler search tests tests/* tests/*/*,$(folder)/*.py))
 

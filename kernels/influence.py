@@ -40,7 +40,7 @@ class ChangingSink:
 
     Attributes:
         sink: Slots, tokens.
-        keys: Positions that it ever holds, rising [keys].
+        keys: Positions that it holds at some edge, rising [keys].
         member: Whether it holds them at an edge, 0 or 1 in the type of sums [keys, edges].
     """
 

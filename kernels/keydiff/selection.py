@@ -6,7 +6,7 @@ sinks (arXiv 2309.17453), and the S - 4 of least cosine to the mean key of their
 again, and what a sink holds does not depend on how the text was cut into calls.
 
 The cosine is over the slower half of the rotary pairs, the second half of either half of the head: keys are stored
-after RoPE, whose fast pairs turn several times within a block and say nothing of how alike two keys are.
+after RoPE, whose fast pairs turn several times within a block and do not show how similar two keys are.
 """
 
 from collections.abc import Callable

@@ -24,7 +24,7 @@ def parts(model: Any, ids: Tensor, cached: int) -> Iterator[tuple[Tensor, dict[s
     """
     decoder = decoder_below(model)
     at = torch.arange(cached, cached + ids.shape[1], device=ids.device)[None]
-    width = 1 if cached and starts_anew(decoder) else ids.shape[1]
+    width = 1 if cached and restarts(decoder) else ids.shape[1]
     for part, where in zip(ids.split(width, 1), at.split(width, 1), strict=True):
         yield part, {} if counts(type(decoder)) else {"position_ids": where}
 
@@ -43,9 +43,9 @@ def check_call(decoder: Any, new: int, positions: Tensor | None) -> None:
     name = type(decoder).__name__
     if positions is None and not counts(type(decoder)):
         raise Unsupported(f"{name} does not ask a cache how many tokens it holds: pass position_ids")
-    if new > 1 and starts_anew(decoder):
+    if new > 1 and restarts(decoder):
         raise Unsupported(
-            f"{new} tokens after those that the cache holds: the scan of {name} starts anew in each call of several "
+            f"{new} tokens after those that the cache holds: the scan of {name} restarts in each call of several "
             "tokens; pass one token at a time, or reset the cache and pass the whole text"
         )
 
@@ -56,7 +56,7 @@ def counts(kind: type) -> bool:
     return "get_seq_length" in forward.__code__.co_names or "position_ids" not in inspect.signature(forward).parameters
 
 
-def starts_anew(decoder: Any) -> bool:
+def restarts(decoder: Any) -> bool:
     """Return whether some layer forgets its state in a call of several tokens: a scan that takes no state."""
     return any("mamba_selective_scan" in _names(type(module)) for module in decoder.modules())
 

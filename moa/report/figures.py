@@ -1,4 +1,4 @@
-"""Show rows of figures in a terminal of any width: no figure and no word of a heading is ever broken."""
+"""Show rows of figures in a terminal of any width: neither figures nor words of headings are broken."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -64,7 +64,7 @@ class BatchState:
         # Upper bounds of the lengths, known on the host without a wait: now, and after the call under way.
         self._bounds = self._next_bounds = np.zeros(size, np.int64)
         self.past_lengths = self.written_lengths = self._bounds
-        self._real: Tensor | None = None  # bool [sequences, columns], false where padded; None: nothing ever was
+        self._real: Tensor | None = None  # bool [sequences, columns], false where padded; None: nothing was padded yet
         self._call: ForwardCall | None = None
         self.counted: ForwardCall | None = None
         self._single_offsets = self._make_single_offsets()

@@ -7,7 +7,7 @@ file, a text that occurs there once, the text that takes its place, and the test
     survived  all tests passed: one is missing
     broken    nothing was tested: the text is not there once, the code does not run at all, or time ran out
 
-All this happens in build/mutants, the verdicts too: a stopped run goes on, a change of sources or tests starts anew.
+All this happens in build/mutants, the verdicts too: a stopped run continues; changed sources or tests are judged again.
 Exit code 1 unless all are killed.
 """
 
