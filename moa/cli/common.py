@@ -64,7 +64,7 @@ def choice(name: str, value: str | None, valid: tuple[str, ...]) -> Any:
 class Bar:
     """A progress bar on stderr that counts tokens and not samples, since long samples take longer.
 
-    `opening` is printed once, above the first thing that is told: when options were found right, and before the work.
+    `opening` is printed once, above the first message: after the options were checked, before the work.
     """
 
     def __init__(self, title: str, console: "Console | None" = None, opening: str = "") -> None:

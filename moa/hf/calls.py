@@ -38,7 +38,7 @@ def check_call(decoder: Any, new: int, positions: Tensor | None) -> None:
         positions: The call's position_ids.
 
     Raises:
-        Unsupported: The model does.
+        Unsupported: The model computes it wrong, or needs `positions`.
     """
     name = type(decoder).__name__
     if positions is None and not counts(type(decoder)):

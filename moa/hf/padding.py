@@ -18,7 +18,7 @@ class Packing:
     def __init__(
         self, real: Tensor | None, batch: int, width: int, device: torch.device, cu_seqlens: Tensor | None = None
     ) -> None:
-        """Index the batch.
+        """Find the positions of the real tokens.
 
         Args:
             real: bool [batch, width], false where padded; None when nothing is padded.

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 NAME = 12
-"""Columns that a name gets at least, where it is as long; the rest of it goes below."""
+"""Least width of a column of names; a longer name continues on the next line if the terminal is narrow."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from moa.plans.model import ModelInfo
 
 
 def layers(model: ModelInfo, max_length: int | None) -> list[Any]:
-    """Return the layers of transformers' cache for a model of this shape, all of them, those with rules too.
+    """Return transformers' cache layers for all layers of a model of this shape, also for those with rules.
 
     Args:
         model: The shape.
@@ -51,12 +51,12 @@ def check_states(cache: Cache, model: ModelInfo) -> None:
 
 
 def has_window(layer: Any) -> bool:
-    """Return whether a layer of transformers' keeps keys, those of its window."""
+    """Return whether a cache layer of transformers keeps the keys of a window."""
     return isinstance(layer, CacheLayerMixin)
 
 
 def has_state(layer: Any) -> bool:
-    """Return whether a layer of transformers' keeps a state of a constant size."""
+    """Return whether a cache layer of transformers keeps a state of a constant size."""
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
@@ -78,8 +78,8 @@ def check_crop(index: int, layer: Any, columns: int, width: int) -> None:
     """Refuse to take back `columns` tokens where a layer no longer holds what it held before them.
 
     Args:
-        index: Of the layer, for errors.
-        layer: A layer of transformers'.
+        index: The layer's index, for errors.
+        layer: A cache layer of transformers.
         columns: Tokens, padding counted.
         width: Columns that the cache holds.
 
@@ -113,14 +113,14 @@ def check_crop(index: int, layer: Any, columns: int, width: int) -> None:
 
 
 def crop(layer: Any, columns: int) -> None:
-    """Take back the last `columns` tokens, and what a layer held on to only until then."""
+    """Remove the last `columns` tokens, and the past that a layer kept only for such a removal."""
     if has_state(layer) and not (layer.record_past and any(layer.is_conv_states_initialized.values())):
         return
     layer.crop(-columns)
 
 
 def renewed(old: Any, new: Any) -> Any:
-    """Return an empty layer `new` in the place of `old`, set to hold on to its past where that was."""
+    """Return an empty layer `new` in the place of `old`, which records its past where `old` did."""
     if getattr(old, "record_past", False):
         new.activate_past_recording()
     return new
