@@ -33,9 +33,10 @@ from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, ModelInfo, Plan, Rule
 from moa.plans.span import BLOCK, first_block
 from moa.profiler.backward import run_backward
-from moa.profiler.calibration import SOURCES, Sample
+from moa.profiler.calibration import Sample
 from moa.profiler.estimators import ESTIMATORS
 from moa.profiler.recorder import recording
+from moa.profiler.sources import SOURCES
 from moa.runtime.applied import apply
 from moa.search.spread import iqr
 

@@ -17,12 +17,13 @@ from moa.plans.errors import MoaError, brief
 from moa.plans.patterns import Variant
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
-from moa.profiler.calibration import DEFAULT, SOURCES, Labels, Loss
+from moa.profiler.calibration import Labels, Loss
 from moa.profiler.collect import check_run, collect, sample_file
 from moa.profiler.documents import document_source
 from moa.profiler.estimate import peak_bytes, seconds
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings, Task, every, tasks
+from moa.profiler.sources import DEFAULT, SOURCES
 
 
 def profile_model(

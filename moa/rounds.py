@@ -12,10 +12,11 @@ from moa.outputs import writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.progress import Progress
-from moa.profiler.calibration import SOURCES, Source
+from moa.profiler.calibration import Source
 from moa.profiler.collect import collect
 from moa.profiler.profile import Profile, around
 from moa.profiler.settings import Settings, tasks
+from moa.profiler.sources import SOURCES
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
 
@@ -47,7 +48,7 @@ class Round:
         """
         if unknown := [name for name in profile.sources if name not in SOURCES]:
             raise MoaError(f"--rounds draws again from {', '.join(SOURCES)}; this profile has {', '.join(unknown)} too")
-        text = [name for name in profile.sources if SOURCES[name].estimator != "effect"]
+        text = [name for name in profile.sources if not SOURCES[name].recalls]
         there = [n for n in lengths.profiled if any((name, n) in profile.cuts for name in text)]
         if not there:
             raise MoaError("--rounds measures text, at the plan's lengths; this profile has none there")

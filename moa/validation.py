@@ -13,11 +13,12 @@ from moa.hf.limits import check_length
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.profiler.backward import response_hidden
-from moa.profiler.calibration import SOURCES, Sample, whole_text
+from moa.profiler.calibration import Sample, whole_text
+from moa.profiler.sources import DEFAULT, SOURCES
 from moa.runtime.applied import apply
 from moa.search.study import Measured
 
-TASKS = ("facts", "pairs")
+TASKS = tuple(name for name in DEFAULT if SOURCES[name].recalls)
 """Generated tasks that are asked, by turns with text."""
 
 

@@ -1,4 +1,4 @@
-"""Make calibration samples: plain text, generated long-dependency tasks, and the user's own documents.
+"""Define calibration samples and their sources, and make generated long-dependency tasks of facts and questions.
 
 The generated tasks put many facts at stratified depths of one context and ask about each of them afterwards, so that a
 single backward pass covers every depth.
@@ -8,16 +8,19 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from moa.hf.chat import MARK, pieces
 from moa.hf.text import prose, scatter
-from moa.hf.tokens import begin, encode, start
+from moa.hf.tokens import begin, encode
 from moa.plans.errors import MoaError
-from moa.profiler.words import ADJECTIVES, CITIES, COLOURS, NAMES, NOUNS
 
 Labels = Literal["sampled", "greedy", "given"]
 Loss = Literal["nll", "margin", "kl"]
+LABELS: tuple[Labels, ...] = get_args(Labels)
+LOSSES: tuple[Loss, ...] = get_args(Loss)
+ESTIMATORS = ("fisher", "effect", "first-order", "first-order-abs", "mass")
+"""Names of the functions of `moa.profiler.estimators`, here so that help texts need no torch."""
 
 TOKENS_PER_QUESTION = 160
 """One question per so many tokens of length: 6 at 1,024, 25 at 4,096."""
@@ -48,7 +51,8 @@ class Source:
         sample: Function from (tokenizer, length, random state, chat) to one sample.
         labels: Default labels of the response tokens.
         loss: Default loss.
-        estimator: Default estimator, a name in `moa.profiler.estimators.ESTIMATORS`.
+        estimator: Default estimator, one of `ESTIMATORS`.
+        default: Whether it is used when no source is named.
         digest: Digest of the texts that samples are drawn from, where the source's name does not identify them.
     """
 
@@ -57,7 +61,13 @@ class Source:
     labels: Labels
     loss: Loss
     estimator: str = "fisher"
+    default: bool = False
     digest: str = ""
+
+    @property
+    def recalls(self) -> bool:
+        """Whether it asks for facts of the context: its harm is an effect on margins, of one length."""
+        return self.estimator == "effect"
 
 
 @dataclass(frozen=True)
@@ -72,73 +82,6 @@ class Fact:
     def statement(self) -> str:
         """The sentence in which the context states the fact."""
         return f"{self.lead} {self.answer}."
-
-
-def text_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Return consecutive documents, whose every token but the first is response; plain text, whatever `chat` says."""
-    first = start(tokenizer)
-    return whole_text([*first, *prose(tokenizer, length - len(first), rng, "calibration")])
-
-
-def facts_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Return sentences about cities and people, scattered through prose, and questions about them."""
-    facts = []
-    cities, names = rng.sample(CITIES, len(CITIES)), rng.sample(NAMES, len(NAMES))
-    for city, name, _ in zip(cities, names, range(questions(length)), strict=False):
-        number, colour = str(rng.randrange(10_000, 100_000)), rng.choice(COLOURS)
-        goods, weather = rng.choice(NOUNS), rng.choice(ADJECTIVES)
-        kinds = [
-            (f"The special magic number for {city} is", number, f"What is the special magic number for {city}?"),
-            (f"The locker of {name} opens with the code", number, f"Which code opens the locker of {name}?"),
-            (f"{name} moved last year to", city, f"To which city did {name} move last year?"),
-            (f"The bicycle of {name} is painted", colour, f"What colour is the bicycle of {name}?"),
-            (f"The shop in {city} only sells a kind of", goods, f"What does the shop in {city} sell?"),
-            (f"{name} describes the weather in {city} as", weather, f"How is the weather in {city} by {name}?"),
-        ]
-        facts.append(Fact(*rng.choice(kinds)))
-    return ask(tokenizer, length, rng, chat, facts)
-
-
-def pairs_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Return keys with values and things with owners, scattered through prose, and questions about them."""
-    facts = []
-    for adjective, noun in rng.sample([(a, n) for a in ADJECTIVES for n in NOUNS], questions(length)):
-        key, thing = f'"{adjective}_{noun}"', f"{adjective} {noun}"
-        value = rng.choice([rng.choice(CITIES), rng.choice(COLOURS), str(rng.randrange(10, 1000))])
-        kinds = [
-            (f"The value of {key} is", value, f"What is the value of {key}?"),
-            (f"Owner of the {thing}:", rng.choice(NAMES), f"Who is the owner of the {thing}?"),
-        ]
-        facts.append(Fact(*rng.choice(kinds)))
-    return ask(tokenizer, length, rng, chat, facts)
-
-
-def lines_sample(tokenizer: Any, length: int, rng: random.Random, chat: bool) -> Sample:
-    """Return a list of registers, in which every line looks like the one asked about, and questions about some."""
-    labels = [f"{a}-{b}" for a in ADJECTIVES for b in NOUNS]
-    rng.shuffle(labels)
-    lines = [
-        Fact(f"line {label}: REGISTER is", f"<{rng.randrange(1, 50_000)}>", f"What is the REGISTER in line {label}?")
-        for label in labels
-    ]
-    listed = lines[: max(4, length // 24)]
-    step = len(listed) / questions(length)
-    asked = [listed[int((i + rng.random()) * step)] for i in range(questions(length))]
-    return ask(tokenizer, length, rng, chat, asked, listed)
-
-
-SOURCES: dict[str, Source] = {
-    s.name: s
-    for s in (
-        Source("text", text_sample, "sampled", "nll"),
-        Source("facts", facts_sample, "given", "margin", "effect"),
-        Source("pairs", pairs_sample, "given", "margin", "effect"),
-        Source("lines", lines_sample, "given", "margin", "effect"),
-    )
-}
-
-DEFAULT = ("text", "facts", "pairs")
-"""Sources used when none is named; small models cannot answer `lines`."""
 
 
 def questions(length: int) -> int:

@@ -38,6 +38,7 @@ from moa.profiler.recorder import recording
 from moa.profiler.retrieval import Copies, scores
 from moa.profiler.sealed import seal, unseal
 from moa.profiler.settings import Settings, Task, tasks
+from moa.profiler.sources import SOURCES
 
 NOTE = "settings.json"
 """The file beside the finished samples that says what they are samples of."""
@@ -172,7 +173,8 @@ def _check_retrieval(todo: Sequence[Task], tokenizer: Any, settings: Settings, p
         raise MoaError("retrieval scores are measured on the dense model: leave out the plan, or the scores")
     if not any(Copies(_draw(task, tokenizer, settings)).tokens for task in todo if task.index == 0):
         names = ", ".join(dict.fromkeys(task.source.name for task in todo))
-        raise MoaError(f"retrieval scores need a source that asks for facts: facts, pairs or lines; found {names}")
+        asking = ", ".join(name for name, source in SOURCES.items() if source.recalls)
+        raise MoaError(f"retrieval scores need a source that asks for facts, of {asking}; found {names}")
 
 
 def _open_folder(

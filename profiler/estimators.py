@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.influence import NO_MASS, Estimator, Tile
+from moa.profiler.calibration import ESTIMATORS as NAMES
 
 
 def fisher(tile: Tile) -> Tensor:
@@ -62,6 +63,4 @@ def _cut(tile: Tile, x: Tensor) -> Tensor:
     return (x.sum(-1, keepdim=True) - tile.kept(x)).sum(1)
 
 
-ESTIMATORS: dict[str, Estimator] = {
-    "fisher": fisher, "effect": effect, "first-order": first_order, "first-order-abs": first_order_abs, "mass": mass,
-}  # fmt: skip
+ESTIMATORS: dict[str, Estimator] = dict(zip(NAMES, (fisher, effect, first_order, first_order_abs, mass), strict=True))

@@ -9,8 +9,7 @@ from moa.hf.limits import check_length
 from moa.plans.errors import MoaError, brief
 from moa.plans.patterns import PATTERNS, Variant
 from moa.plans.span import BLOCK
-from moa.profiler.calibration import Labels, Loss, Source
-from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.calibration import ESTIMATORS, LABELS, LOSSES, Labels, Loss, Source
 
 
 def every() -> tuple[Variant, ...]:
@@ -67,8 +66,9 @@ class Settings:
             raise MoaError(f"give at least one pattern to measure of {', '.join(PATTERNS)}")
         if len(set(self.variants)) < len(self.variants):
             raise MoaError(f"variants must differ, found {', '.join(f'{name}:{size}' for name, size in self.variants)}")
-        if self.estimator is not None and self.estimator not in ESTIMATORS:
-            raise MoaError(f"estimator must be one of {', '.join(ESTIMATORS)}, found {brief(self.estimator)}")
+        for name, known in (("estimator", ESTIMATORS), ("labels", LABELS), ("loss", LOSSES)):
+            if (given := getattr(self, name)) is not None and given not in known:
+                raise MoaError(f"{name} must be one of {', '.join(known)}, found {brief(given)}")
 
 
 @dataclass(frozen=True)

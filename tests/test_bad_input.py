@@ -184,6 +184,8 @@ NUMBERS = [
     ),
     ("profile model -o out.safetensors --source books", "source must be one of text, facts"),
     ("profile model -o out.safetensors --estimator magic", "estimator must be one of fisher"),
+    ("profile model -o out.safetensors --labels all", "labels must be one of sampled, greedy, given, found 'all'"),
+    ("profile model -o out.safetensors --loss all", "loss must be one of nll, margin, kl, found 'all'"),
     ("profile model -o out.safetensors --dtype int3", "dtype must be one of auto"),
     ("profile model -o out.safetensors --device-map sideways", "sideways"),
     ("profile model -o out.safetensors --lengths 256 --source text --source facts", "use a longer length"),

@@ -18,10 +18,10 @@ import torch
 from moa import profiling as command
 from moa.cli import main as cli
 from moa.hf.load import load_model
-from moa.profiler.calibration import SOURCES
 from moa.profiler.collect import collect
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings
+from moa.profiler.sources import SOURCES
 
 OPTIONS = ["--lengths", "256,320", "--samples", "12", "--source", "text", "--seed", "5"]
 SAMPLES = 24

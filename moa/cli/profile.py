@@ -2,16 +2,17 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from moa.cli.common import Dtype, Model
+from moa.profiler.calibration import ESTIMATORS, LABELS, LOSSES, Labels, Loss
+from moa.profiler.sources import DEFAULT, SOURCES
 
 if TYPE_CHECKING:
     from moa.plans.patterns import Variant
 
-SOURCES = "text, facts, pairs, lines"
 MOVED = (
     "--sinks 64 --keydiff 64 is now --variant sink_window:64 --variant keydiff_window:64; the next release drops the "
     "old options"
@@ -27,7 +28,9 @@ def command(
     samples: Annotated[int, typer.Option(help="Number of samples per source and length.")] = 4,
     source: Annotated[
         list[str] | None,
-        typer.Option(help=f"Source of calibration text: {SOURCES}. Default: all but lines. Repeatable."),
+        typer.Option(
+            help=f"Source of calibration text: {', '.join(SOURCES)}. Default: {', '.join(DEFAULT)}. Repeatable."
+        ),
     ] = None,
     data: Annotated[
         str | None,
@@ -43,15 +46,13 @@ def command(
     keydiff: Annotated[str | None, typer.Option(hidden=True)] = None,
     estimator: Annotated[
         str | None,
-        typer.Option(
-            help="Estimator of harm: fisher, effect, first-order, first-order-abs, mass. Default: per source."
-        ),
+        typer.Option(help=f"Estimator of harm: {', '.join(ESTIMATORS)}. Default: per source."),
     ] = None,
     labels: Annotated[
-        str | None, typer.Option(help="Labels of the loss: sampled, greedy, given. Default: per source.")
+        str | None, typer.Option(help=f"Labels of the loss: {', '.join(LABELS)}. Default: per source.")
     ] = None,
     loss: Annotated[
-        str | None, typer.Option(help="Loss: nll, margin; with --around also kl. Default: per source.")
+        str | None, typer.Option(help=f"Loss: {', '.join(LOSSES)}; kl only with --around. Default: per source.")
     ] = None,
     chat: Annotated[bool, typer.Option(help="Render tasks with the chat template if the tokenizer has one.")] = True,
     around: Annotated[
@@ -75,7 +76,7 @@ def command(
     from rich.console import Console
 
     import moa
-    from moa.cli.common import Bar, choice, numbers
+    from moa.cli.common import Bar, numbers
 
     console = Console(
         stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0
@@ -85,8 +86,7 @@ def command(
         profile = moa.profile_model(
             model, output, lengths=numbers("lengths", lengths), samples=samples, sources=source, data=data,
             variants=_variants(variant, sinks, keydiff), estimator=estimator,
-            labels=choice("labels", labels, ("sampled", "greedy", "given")),
-            loss=choice("loss", loss, ("nll", "margin", "kl")), chat=chat, around=around,
+            labels=cast("Labels | None", labels), loss=cast("Loss | None", loss), chat=chat, around=around,
             retrieval_score=retrieval_score, add=add, seed=seed, dtype=dtype, device_map=device_map, progress=bar,
             note=bar.note,
         )  # fmt: skip

@@ -1,14 +1,24 @@
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from moa.hf.text import split
 from moa.plans.errors import MoaError
-from moa.profiler.calibration import SOURCES, Fact, ask, questions
+from moa.profiler import sources
+from moa.profiler.calibration import Fact, ask, questions
+from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.sources import DEFAULT, SOURCES
 
-TASKS = [name for name in SOURCES if name != "text"]
+TASKS = [name for name, source in SOURCES.items() if source.recalls]
+
+
+def test_every_source_of_the_folder_is_listed() -> None:
+    files = Path(sources.__path__[0]).glob("*.py")
+    assert {file.stem for file in files} - {"__init__"} == set(SOURCES)
+    assert set(DEFAULT) <= {name for name, source in SOURCES.items() if source.estimator in ESTIMATORS}
 
 
 @pytest.mark.parametrize("chat", [True, False])

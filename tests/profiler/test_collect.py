@@ -15,11 +15,11 @@ from moa.plans.errors import MoaError, ModelMismatch, ProfileError
 from moa.plans.patterns import PATTERNS, Rule
 from moa.plans.plan import Plan
 from moa.profiler.backward import response_hidden
-from moa.profiler.calibration import SOURCES
 from moa.profiler.collect import _seed, collect
 from moa.profiler.profile import Profile
 from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, tasks
+from moa.profiler.sources import SOURCES
 from moa.search.grid import Grid
 from moa.search.harm import slope
 from moa.search.lengths import Lengths

@@ -15,11 +15,12 @@ from torch.utils._pytree import tree_leaves
 from moa.cli import main as cli
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.profiler.calibration import SOURCES, Sample, Source, whole_text
+from moa.profiler.calibration import Sample, Source, whole_text
 from moa.profiler.collect import collect
 from moa.profiler.profile import Profile
 from moa.profiler.retrieval import Copies, scores
 from moa.profiler.settings import Settings, Task
+from moa.profiler.sources import SOURCES
 
 # Needle at 2 to 5, answers 10, 11, 12 and a 99 that no needle holds; rows 8 to 11 predict them.
 SAMPLE = Sample((7, 10, 1, 10, 11, 12, 2, 11, 3, 10, 11, 12, 99), (9, 10, 11, 12), ((3, 6),) * 4)
@@ -129,7 +130,7 @@ def test_through_a_run_that_is_killed(tmp_path: Path, model: Any, tokenizer: Any
 
 def test_needs_a_source_that_asks_and_the_dense_model(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     for sources, plan, says in (
-        ([TEXT], None, "facts, pairs or lines; found noise"),
+        ([TEXT], None, "of facts, pairs, lines; found noise"),
         ([TEXT, ASKING], Plan.dense(model), "dense model"),
     ):
         with pytest.raises(MoaError, match=says):
@@ -138,7 +139,7 @@ def test_needs_a_source_that_asks_and_the_dense_model(tmp_path: Path, model: Any
 
 
 @pytest.mark.parametrize("chat", [True, False])
-@pytest.mark.parametrize("name", ["facts", "pairs", "lines"])
+@pytest.mark.parametrize("name", [name for name, source in SOURCES.items() if source.recalls])
 def test_needles_are_the_statements_of_the_answers(tokenizer: Any, name: str, chat: bool) -> None:
     sample = SOURCES[name].sample(tokenizer, 4096, random.Random(1), chat)
     text = tokenizer.convert_ids_to_tokens(sample.ids)

@@ -17,8 +17,9 @@ from moa.hf import text
 from moa.hf.chat import MARK, pieces, render
 from moa.hf.tokens import begin, chat_tokens, encode, start
 from moa.plans.errors import MoaError, Unsupported
-from moa.profiler.calibration import SOURCES, Sample
+from moa.profiler.calibration import Sample
 from moa.profiler.documents import document_source
+from moa.profiler.sources import SOURCES
 
 PLAIN = "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}<|end|>\n{% endfor %}"
 WITH_BOS = "{{ bos_token }}" + PLAIN
