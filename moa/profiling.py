@@ -1,7 +1,7 @@
 """Provide `moa.profile_model`, which measures how much harm each cut of each KV head does."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import timedelta
 from itertools import accumulate
 from math import ceil
@@ -20,7 +20,7 @@ from moa.plans.progress import Note, Progress, silent
 from moa.profiler.calibration import Labels, Loss
 from moa.profiler.collect import check_run, collect, sample_file
 from moa.profiler.documents import document_source
-from moa.profiler.estimate import peak_bytes, seconds
+from moa.profiler.estimate import Pace, peak_bytes, warm_up
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings, Task, every, tasks
 from moa.profiler.sources import DEFAULT, SOURCES
@@ -88,13 +88,22 @@ def profile_model(
     check_run(network, tokenizer, settings, chosen, path, plan, earlier)
     todo = tasks(settings, chosen)
     mine = todo[rank::world]
+    finished = {task for task in todo if sample_file(path, task).exists()}
     if rank == 0:
-        for line in _ahead(network, tokenizer, settings, todo, mine, plan, path):
+        for line in _ahead(network, settings, todo, finished, plan):
             note(line)
     done, tokens = accumulate(task.length for task in mine), sum(task.length for task in mine)
+    pace = Pace(task for task in mine if task not in finished)
+
+    def tell(task: Task, measured: bool) -> None:
+        progress(next(done), tokens, task.key)
+        left = pace.after(task) if measured else None
+        if left is not None and rank == 0:
+            note(f"about {left / 60:.1f} minutes left, by samples of {task.length:,} tokens")
+
     profile = collect(
         network, tokenizer, settings, chosen, path, plan=plan, add=earlier, rank=rank, world=world, barrier=barrier,
-        progress=lambda task, _measured: progress(next(done), tokens, task.key),
+        progress=tell,
     )  # fmt: skip
     if profile is not None:
         for cut, table in profile.cuts.items():
@@ -104,12 +113,10 @@ def profile_model(
 
 
 def _ahead(
-    network: Any, tokenizer: Any, settings: Settings, todo: Sequence[Task], mine: Sequence[Task], plan: Plan | None,
-    output: Path,
-) -> list[str]:  # fmt: skip
-    """Return lines about the work ahead, its time and memory, and the sources measured at one length only."""
-    finished = {task for task in todo if sample_file(output, task).exists()}
-    minutes = seconds(network, tokenizer, settings, [t for t in mine if t not in finished], plan) / 60
+    network: Any, settings: Settings, todo: Sequence[Task], finished: Collection[Task], plan: Plan | None
+) -> list[str]:
+    """Return lines about the work ahead and its memory, and the sources measured at one length only."""
+    warm_up(network, settings, plan)
     memory, used = 0, None
     if network.device.type == "cpu":  # on a CPU the whole process counts: what loading took, and what it uses now
         memory = timing.peak_bytes(network.device)
@@ -117,7 +124,7 @@ def _ahead(
         used = timing.peak_bytes(network.device)
     tenths = ceil(max(memory, peak_bytes(network, max(settings.lengths), used)) / 2**30 * 10)
     count = f"{len(todo)} samples" + (f", {len(finished)} of them finished" if finished else "")
-    lines = [f"{count}, about {minutes:.1f} minutes and {tenths / 10:.1f} GiB of memory"]
+    lines = [f"{count}; about {tenths / 10:.1f} GiB of memory"]
     longer = {task.source.name for task in todo if task.length > min(settings.lengths)}
     once = [name for name in dict.fromkeys(task.source.name for task in todo) if name not in longer]
     if once and len(settings.lengths) > 1:

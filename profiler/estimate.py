@@ -1,9 +1,9 @@
-"""Estimate what a profile run will cost before it starts."""
+"""Estimate what a profile run takes: its memory before it starts, its time from the first samples on."""
 
 import random
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Iterable
+from statistics import median
 
 import torch
 from transformers import PreTrainedModel
@@ -17,28 +17,50 @@ from moa.profiler.calibration import whole_text
 from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, Task
 
-PROBES = (128, 512)
-"""Lengths that are timed."""
+SHORT = 128
+"""Tokens of a pass that only warms up."""
+GROWTH = 1.5
+"""Power of the length by which a sample's time is taken to grow; the true one is between 1 and 2."""
 
 
-def seconds(
-    model: PreTrainedModel, tokenizer: Any, settings: Settings, todo: Sequence[Task], plan: Plan | None = None
-) -> float:
-    """Return the time for `todo`, from two short passes and a linear plus a quadratic term in the length."""
+class Pace:
+    """Tells how much time is left, from the samples that were measured in this run."""
+
+    def __init__(self, left: Iterable[Task], clock: Callable[[], float] = time.perf_counter) -> None:
+        """Start with the samples still to be measured; `clock` gives seconds."""
+        self._left, self._clock = list(left), clock
+        self._took: dict[int, list[float]] = {}
+        self._before: float | None = None
+
+    def after(self, task: Task) -> float | None:
+        """Return the seconds left after the first measured sample of each length; None after any other sample.
+
+        The run's very first sample tells nothing, since it also pays for what is done once.
+        """
+        now, before = self._clock(), self._before
+        self._before = now
+        if task in self._left:
+            self._left.remove(task)
+        if before is None:
+            return None
+        first = task.length not in self._took
+        self._took.setdefault(task.length, []).append(now - before)
+        return sum(map(self._expected, self._left)) if first and self._left else None
+
+    def _expected(self, task: Task) -> float:
+        """Return the seconds for a sample, from those of the measured length that is nearest to its own."""
+        near = min(self._took, key=lambda n: abs(n - task.length))
+        return median(self._took[near]) * (task.length / near) ** GROWTH
+
+
+def warm_up(model: PreTrainedModel, settings: Settings, plan: Plan | None = None) -> None:
+    """Run one short pass, so that the process holds what every pass needs besides the weights."""
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
-    took = []
+    sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(SHORT)])
     with recording(model, settings.variants, plan=plan) as recorder:
-        for n in (PROBES[0], *PROBES):  # the first pass only warms up
-            sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(n)])
-            start = time.perf_counter()
-            dense = dense_hidden(model, sample, recorder) if settings.loss == "kl" else None
-            run_backward(model, sample, "given", settings.loss or "nll", generator, dense)
-            recorder.take()
-            took.append(time.perf_counter() - start)
-    (a, b), (x, y) = PROBES, took[1:]
-    quadratic = max(0.0, (y / b - x / a) / (b - a))
-    linear = max(0.0, x / a - quadratic * a)
-    return sum(linear * task.length + quadratic * task.length**2 for task in todo)
+        dense = dense_hidden(model, sample, recorder) if settings.loss == "kl" else None
+        run_backward(model, sample, "given", settings.loss or "nll", generator, dense)
+        recorder.take()
 
 
 def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> int:

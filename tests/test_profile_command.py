@@ -19,6 +19,7 @@ from moa import profiling as command
 from moa.cli import main as cli
 from moa.hf.load import load_model
 from moa.profiler.collect import collect
+from moa.profiler.estimate import Pace
 from moa.profiler.profile import Profile
 from moa.profiler.settings import Settings
 from moa.profiler.sources import SOURCES
@@ -74,14 +75,15 @@ def test_killed_and_run_again_it_writes_the_same_bytes(
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_on_resume_the_estimate_is_of_what_is_left(
+def test_on_resume_the_time_is_of_what_is_left(
     run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     output, left = tmp_path / "p.safetensors", list[int]()
 
-    def seconds(_model: Any, _tokenizer: Any, _settings: Any, todo: Any, _plan: Any) -> float:
-        left.append(len(todo))
-        return 0.0
+    class Noted(Pace):
+        def __init__(self, todo: Any) -> None:
+            super().__init__(tasks := list(todo))
+            left.append(len(tasks))
 
     def killed(*_: Any) -> None:
         if len(list(Path(f"{output}.partial").glob("*.safetensors"))) == 3:
@@ -89,16 +91,17 @@ def test_on_resume_the_estimate_is_of_what_is_left(
 
     line = ["profile", str(model_folder), "-o", str(output), "--lengths", "768,832", "--samples", "2"]
     line += ["--source", "text", "--source", "facts"]
-    monkeypatch.setattr("moa.profiling.seconds", seconds)
+    monkeypatch.setattr("moa.profiling.Pace", Noted)
     with monkeypatch.context() as patch:
         patch.setattr("moa.cli.common.Bar.__call__", killed)
         patch.setattr(sys, "argv", ["moa", *line])
         assert cli.main() == 130
-    assert "6 samples, about" in capfd.readouterr().err
+    assert "6 samples; about" in capfd.readouterr().err
     run(*line)
     assert left == [6, 3]
     err = capfd.readouterr().err
-    assert "6 samples, 3 of them finished, about" in err
+    assert "6 samples, 3 of them finished; about" in err
+    assert "minutes left, by samples of 832 tokens" in err
     assert "facts: measured at the shortest length only, 768 tokens" in err
 
 
@@ -112,7 +115,7 @@ def test_the_memory_that_it_tells_is_what_the_process_takes(model_folder: Path, 
         [sys.executable, "-c", code, *line, "--source", "text"], env=environment(), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    told = float(re.search(r"and (\d+\.\d) GiB of memory", " ".join(done.stderr.split()))[1])  # type: ignore[index]
+    told = float(re.search(r"about (\d+\.\d) GiB of memory", " ".join(done.stderr.split()))[1])  # type: ignore[index]
     taken = int(done.stdout.split()[-1]) / 2**30
     assert taken <= told <= 1.25 * taken + 0.1
 
