@@ -1,5 +1,6 @@
 """The public functions and the commands that call them say the same by default."""
 
+import tomllib
 from importlib import import_module
 from inspect import Parameter, signature
 from pathlib import Path
@@ -81,3 +82,8 @@ def test_functions_have_types_and_documents() -> None:
         assert found.__doc__, name
         if not isinstance(found, type):
             assert signature(found).return_annotation is not signature(found).empty, name
+
+
+def test_the_package_is_installed_as_the_version_that_it_says():
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert moa.__version__ == project["version"]
