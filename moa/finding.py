@@ -10,7 +10,7 @@ from moa.hf.load import Given, check_options, loaded
 from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
-from moa.search.budget import Budget, work
+from moa.search.budget import FORMS, Budget, work
 from moa.search.cost import Costs, Work
 from moa.search.question import Figures, Options, Question
 from moa.search.solver import Solution
@@ -125,9 +125,7 @@ def timed(plan: Plan, question: Question, run: Runner | None) -> tuple[Timed, ..
         return ()
     limits: Sequence[Budget] = [*question.budgets, *filter(None, [question.minimise])]
     asked: list[tuple[Work, Budget | None]] = [
-        (work(limit, limit.length or lengths.longest), limit)
-        for limit in limits
-        if limit.kind in ("decode_ms", "prefill_ms")
+        (work(limit, limit.length or lengths.longest), limit) for limit in limits if FORMS[limit.kind].times
     ]
     return tuple(
         Timed(

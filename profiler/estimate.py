@@ -50,7 +50,8 @@ class Pace:
     def _expected(self, task: Task) -> float:
         """Return the seconds for a sample, from those of the measured length that is nearest to its own."""
         near = min(self._took, key=lambda n: abs(n - task.length))
-        return median(self._took[near]) * (task.length / near) ** GROWTH
+        growth: float = (task.length / near) ** GROWTH
+        return median(self._took[near]) * growth
 
 
 def warm_up(model: PreTrainedModel, settings: Settings, plan: Plan | None = None) -> None:

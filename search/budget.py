@@ -26,7 +26,7 @@ class Budget:
     """A figure that the plan must not exceed.
 
     Attributes:
-        kind: `density`, `kv_gb`, `decode_ms`, `prefill_ms`, or `harm`, the search's own objective.
+        kind: Its kind, one of `FORMS`; `harm` is the search's own objective.
         most: The largest figure allowed.
         length: The length at which it holds; None for the longest that the plan is for.
         batch: Number of sequences; a density has none.
@@ -68,19 +68,20 @@ def parse(kind: str, text: str) -> Budget:
     Raises:
         MoaError: The text has another form, or a figure is out of range.
     """
+    if kind not in FORMS:
+        raise MoaError(f"a budget is one of {', '.join(FORMS)}, found {brief(kind)}")
+    form = FORMS[kind]
     figure, at, where = text.partition("@")
     length, times, batch = where.partition("x")
     try:
-        if (times and kind == "density") or (at and kind == "harm"):
+        if (times and not form.batched) or (at and form.limit is None):
             raise ValueError("that does not depend on the batch, or on the length")
         budget = Budget(kind, float(figure), int(length) if at else None, int(batch) if times else 1)
     except ValueError:
-        form = "H" if kind == "harm" else _FORMS[kind]
-        raise MoaError(f"a {kind} budget is written {form}, found {brief(text)}") from None
-    if not 0 < budget.most < inf or (kind == "density" and budget.most > 1):
-        raise MoaError(
-            f"a {kind} budget must be over 0{' and at most 1' if kind == 'density' else ''}, found {brief(text)}"
-        )
+        raise MoaError(f"a {kind} budget is written {form.written}, found {brief(text)}") from None
+    if not 0 < budget.most < inf or budget.most > form.largest:
+        most = "" if form.largest == inf else f" and at most {form.largest:g}"
+        raise MoaError(f"a {kind} budget must be over 0{most}, found {brief(text)}")
     if not (1 <= budget.batch <= LARGEST and (budget.length is None or 1 <= budget.length <= LONGEST)):
         raise MoaError(
             f"the length of a budget must be from 1 to {LONGEST}, its batch to {LARGEST}, found {brief(text)}"
@@ -96,11 +97,11 @@ def cost(text: str) -> Budget:
     """
     kind, _, where = text.partition("@")
     try:
-        if kind in _FORMS and where:
+        if kind in COSTS and where:
             return parse(kind, f"1@{where}")
     except MoaError:
         pass  # said below in the words of this form
-    raise MoaError(f"a cost is written KIND@LENGTH[xBATCH], KIND one of {', '.join(_FORMS)}; found {brief(text)}")
+    raise MoaError(f"a cost is written KIND@LENGTH[xBATCH], KIND one of {', '.join(COSTS)}; found {brief(text)}")
 
 
 def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Costs | None = None) -> Limit:
@@ -120,29 +121,28 @@ def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Cos
         ModelMismatch: The costs are of another model.
     """
     budget = budget.at(longest)
-    assert budget.length is not None
-    if budget.kind in _COSTS:
-        return _COSTS[budget.kind](budget, grid, model, budget.length)
-    if costs is None:
-        raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
-    costs.check(model)
-    return _milliseconds(budget, grid, model, costs)
+    made = FORMS[budget.kind].limit
+    assert made is not None
+    return made(budget, grid, model, costs)
 
 
 def work(budget: Budget, length: int) -> Work:
     """Return the work whose time a budget in milliseconds limits."""
-    kind: Kind = "decode" if budget.kind == "decode_ms" else "prefill"
+    kind = FORMS[budget.kind].times
+    assert kind is not None
     return Work(kind, length, budget.batch)
 
 
-def _density(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
+def _density(budget: Budget, grid: Grid, model: ModelInfo, _costs: Costs | None) -> Limit:
     """Return a limit on the mean of span / length over the groups with rules."""
+    length = _placed(budget)
     groups = len(model.ruled_layers) * model.kv_heads
     return Limit(str(budget), _every_group(grid.spans(length) / (length * groups), groups), budget.most)
 
 
-def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
+def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, _costs: Costs | None) -> Limit:
     """Return a limit on the allocated cache in 10^9 bytes; sliding layers count as the model stores them."""
+    length = _placed(budget)
     groups = len(model.ruled_layers) * model.kv_heads
     dtype = budget.dtype or ASSUMED
     block = BLOCK * model.token_bytes(dtype) * budget.batch / 1e9
@@ -150,22 +150,55 @@ def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, length: int) -> Limit:
     return Limit(str(budget), _every_group(grid.cache_blocks(length) * block, groups), budget.most, fixed)
 
 
-def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs) -> Limit:
+def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs | None) -> Limit:
     """Return a limit on the predicted time of a decode step or a prefill."""
-    assert budget.length is not None
-    groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, budget.length)
+    if costs is None:
+        raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
+    costs.check(model)
+    groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, _placed(budget))
     row = costs.per_group(what, grid.reach, grid.moves_keys)
     return Limit(str(budget), _every_group(row, groups), budget.most, costs.fixed(what))
 
 
-_FORMS = {
-    "density": "D[@LENGTH]", "kv_gb": "G@LENGTH[xBATCH]", "decode_ms": "T@LENGTH[xBATCH]",
-    "prefill_ms": "T@LENGTH[xBATCH]",
-}  # fmt: skip
-_COSTS: dict[str, Callable[[Budget, Grid, ModelInfo, int], Limit]] = {"density": _density, "kv_gb": _kv_gb}
+def _placed(budget: Budget) -> int:
+    """Return the length at which a limit holds."""
+    assert budget.length is not None
+    return budget.length
 
 
 def _every_group(cost: npt.ArrayLike, groups: int) -> Floats:
     """Return the same cost per rule in every group: [groups, rules]."""
     row = np.asarray(cost, np.float64)
     return np.broadcast_to(row, (groups, len(row)))
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of one kind of budget.
+
+    Attributes:
+        written: How the user writes it.
+        limit: Function from (budget with a length, candidate rules, model, costs) to the limit; None for harm, which
+            the search itself sums up.
+        largest: Its largest figure.
+        batched: Whether it depends on the number of sequences.
+        times: The kind of work whose time it limits; None for what needs no measured costs.
+    """
+
+    written: str
+    limit: Callable[[Budget, Grid, ModelInfo, Costs | None], Limit] | None
+    largest: float = inf
+    batched: bool = True
+    times: Kind | None = None
+
+
+FORMS = {
+    "density": Form("D[@LENGTH]", _density, largest=1, batched=False),
+    "kv_gb": Form("G@LENGTH[xBATCH]", _kv_gb),
+    "decode_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="decode"),
+    "prefill_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="prefill"),
+    "harm": Form("H", None, batched=False),
+}
+"""Every kind of budget."""
+COSTS = tuple(kind for kind, form in FORMS.items() if form.limit)
+"""Those that can be minimised."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from moa.plans.errors import MoaError
 from moa.plans.model import Sliding
 from moa.plans.plan import Plan
-from moa.search.budget import Budget, limit, parse
+from moa.search.budget import Budget, cost, limit, parse
 from moa.search.grid import grid
 
 LENGTHS = (512, 1024)
@@ -38,6 +38,15 @@ def test_parse(kind, text, budget, written):
 def test_bad_budgets_are_refused(kind, text):
     with pytest.raises(MoaError, match="budget"):
         parse(kind, text)
+
+
+def test_a_kind_that_is_none_is_refused():
+    with pytest.raises(
+        MoaError, match="a budget is one of density, kv_gb, decode_ms, prefill_ms, harm, found 'decode'"
+    ):
+        parse("decode", "5@1024")
+    with pytest.raises(MoaError, match="KIND one of density, kv_gb, decode_ms, prefill_ms; found 'harm@1024'"):
+        cost("harm@1024")
 
 
 SLIDING = [None, Sliding(window=128, layers=(1,))]
