@@ -183,10 +183,6 @@ class Plan(Content):
         """Return which keys the sinks of the layer's groups hold: names in `moa.plans.span.HOLDS`, one per group."""
         return tuple(rule.holds for rule in self.groups[self._ruled(layer)])
 
-    def moves_keys(self, layer: int) -> npt.NDArray[np.bool_]:
-        """Return for which of the layer's groups the host moves keys into the sink: bool [kv_heads]."""
-        return np.array([rule.moves_keys() for rule in self.groups[self._ruled(layer)]])
-
     def first_table(self, layer: int, blocks: int) -> npt.NDArray[np.int32]:
         """Return the first block kept after the sink, per group and query block: int32 [kv_heads, blocks]."""
         return self.reach(layer).first(np.arange(blocks)).astype(np.int32)

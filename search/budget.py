@@ -156,7 +156,7 @@ def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs | N
         raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
     costs.check(model)
     groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, _placed(budget))
-    row = costs.per_group(what, grid.reach, grid.moves_keys)
+    row = costs.per_group(what, grid.rules)
     return Limit(str(budget), _every_group(row, groups), budget.most, costs.fixed(what))
 
 

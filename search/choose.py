@@ -119,6 +119,8 @@ def pose(
         if most and budget.length and budget.length > most:
             raise MoaError(f"the length of {budget} must be at most {most}, the longest text that the model takes")
     rules = candidates(profile, mix, lengths)
+    if costs is not None:
+        costs.check(profile.model, rules.rules)
     harms = measured(profile, rules, lengths)
     text, recall = parts(profile, rules, mix, lengths, harms)
 

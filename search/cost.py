@@ -1,29 +1,26 @@
 """Predict what a plan costs in milliseconds: a sum over groups of terms fitted to times measured on the user's device.
 
-    decode step = step + sequence * B  +  sum over groups of  B * block * blocks in the cache  [+ keydiff]
-    prefill     = step + token * B * n +  sum over groups of  B * (whole * pairs + windowed * pairs + chunk * chunks)
-                                          or of keydiff sinks  B * (keydiff * pairs + keydiff_chunk * chunks)
+    decode step = step + sequence * B  +  sum over groups of the terms of their patterns
+    prefill     = step + token * B * n +  sum over groups of the terms of their patterns, B times
 
-for B sequences of n tokens. The first part does not depend on spans. A decode step reads the cache; for keydiff groups
-the host also asks whether keys move. A prefill works on (query, key) pairs: `whole` pairs lie in query blocks that see
-everything, which one causal call computes, `windowed` pairs in the other blocks, each of which takes a call of its own
-(`chunk`). For keydiff sinks every query block is such a chunk, and its keys are copied. Terms are milliseconds and not
-negative, so the search's costs stay sums over groups, and a shorter span never costs more in a decode step.
-`moa.search.fit` finds the terms.
+for B sequences of n tokens. The first part does not depend on rules. What a group adds, its pattern says
+(`moa.plans.patterns.terms`): a decode step reads the cache's blocks, a prefill works on (query, key) pairs. Terms are
+milliseconds and not negative, so the search's costs stay sums over groups, and a shorter span never costs more in a
+decode step. `moa.search.fit` finds the terms.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from os import PathLike
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import AliasChoices, Field, ValidationError
 
 from moa.plans.errors import MoaError, ModelMismatch, brief
 from moa.plans.model import ModelInfo
+from moa.plans.patterns import FULL, PATTERNS, Rule, reach
 from moa.plans.plan import Plan
 from moa.plans.replace import read
 from moa.plans.schema import Strict, problem
@@ -31,14 +28,11 @@ from moa.plans.span import BLOCK, Floats, Reach
 from moa.search.spread import SURE
 
 Kind = Literal["decode", "prefill"]
-Bools = npt.NDArray[np.bool_]
-FIXED = {"decode": ("step", "sequence"), "prefill": ("step", "token")}
-PER_GROUP = {
-    "decode": ("block", "keydiff"),
-    "prefill": ("whole", "windowed", "chunk", "keydiff", "keydiff_chunk"),
-}
+FIXED: dict[Kind, tuple[str, ...]] = {"decode": ("step", "sequence"), "prefill": ("step", "token")}
+"""Terms that do not depend on the plan."""
 PLACE = ("device", "threads", "backend", "dtype")
 """What must agree for costs to hold."""
+_AGAIN = "measure again with `moa measure`"
 
 
 @dataclass(frozen=True)
@@ -99,13 +93,10 @@ class Costs(Strict):
         if missing:
             raise MoaError(f"{path}: environment must have {', '.join(PLACE)}; {', '.join(missing)} missing")
         for kind, terms in costs.terms.items():
-            wanted = (*FIXED[kind], *PER_GROUP[kind])
-            if set(terms) != set(wanted) or not all(0 <= ms < inf for ms in terms.values()):
+            least, most = {*FIXED[kind], *_group_terms(type(FULL), kind)}, term_names(kind)
+            if not least <= set(terms) <= set(most) or not all(0 <= ms < inf for ms in terms.values()):
                 found = brief(", ".join(f"{name} {ms:g}" for name, ms in terms.items()))
-                raise MoaError(
-                    f"{path}: terms of {kind} must be {', '.join(wanted)}, 0 or more, found {found}; measure again "
-                    "with `moa measure`"
-                )
+                raise MoaError(f"{path}: terms of {kind} must be {', '.join(most)}, 0 or more, found {found}; {_AGAIN}")
         return costs
 
     @classmethod
@@ -128,45 +119,59 @@ class Costs(Strict):
         about = self.environment
         return f"{about['device']}, {about['threads']} threads, {about['backend']}, {about['dtype']}"
 
-    def check(self, model: ModelInfo) -> None:
-        """Raise ModelMismatch, naming each field that differs, unless these are costs of `model`."""
+    def check(self, model: ModelInfo, rules: Iterable[Rule] = ()) -> None:
+        """Check that these are costs of `model`, and have all terms of some rules' patterns.
+
+        Raises:
+            ModelMismatch: They are of another model; each field that differs is named.
+            MoaError: A pattern has a term that they lack.
+        """
         differences = self.model.differences(model)
         if differences:
             raise ModelMismatch(f"costs measured on another model (costs against this): {'; '.join(differences)}")
+        for kind in self.terms:
+            self._terms(kind, rules)
 
     def fixed(self, work: Work) -> float:
         """Return the milliseconds that do not depend on spans."""
         terms = self._terms(work.kind)
         return float(_fixed(work) @ [terms[name] for name in FIXED[work.kind]])
 
-    def per_group(self, work: Work, reach: Reach, moves_keys: Bools) -> Floats:
-        """Return the milliseconds that a group adds under each of some rules: [rules].
-
-        Args:
-            work: The decode step or prefill.
-            reach: The reach of the rules, of shape [rules].
-            moves_keys: Whether the host moves keys, per rule: [rules].
-        """
-        terms = self._terms(work.kind)
-        each: Floats = _per_group(work, reach, moves_keys) @ [terms[name] for name in PER_GROUP[work.kind]]
+    def per_group(self, work: Work, rules: Sequence[Rule]) -> Floats:
+        """Return the milliseconds that a group adds to some work under each of some rules: [rules]."""
+        terms = {name: ms for name, ms in self._terms(work.kind, rules).items() if name not in FIXED[work.kind]}
+        each: Floats = _per_group(work, rules, list(terms)) @ list(terms.values())
         return each
 
     def predict(self, plan: Plan, work: Work) -> float:
         """Return the milliseconds of a plan."""
-        terms = self._terms(work.kind)
-        return float(counts(plan, work) @ [terms[name] for name in (*FIXED[work.kind], *PER_GROUP[work.kind])])
+        terms = self._terms(work.kind, (rule for rules in plan.groups.values() for rule in rules))
+        return float(counts(plan, work, list(terms)) @ list(terms.values()))
 
-    def _terms(self, kind: Kind) -> Mapping[str, float]:
+    def _terms(self, kind: Kind, rules: Iterable[Rule] = ()) -> dict[str, float]:
+        """Return the terms in the order of `term_names`, or refuse if those of some rules are not all there."""
         if kind not in self.terms:
             raise MoaError(f"these costs know nothing of {kind}: measure again with both kinds")
-        return self.terms[kind]
+        terms = self.terms[kind]
+        for pattern in dict.fromkeys(type(rule) for rule in rules):
+            missing = [name for name in _group_terms(pattern, kind) if name not in terms]
+            if missing:
+                name = pattern.model_fields["pattern"].default
+                raise MoaError(f"these costs lack {', '.join(missing)}, {kind} terms of {name}: {_AGAIN}")
+        return {name: terms[name] for name in term_names(kind) if name in terms}
 
 
-def counts(plan: Plan, work: Work) -> Floats:
-    """Return how often each term of FIXED and PER_GROUP occurs."""
-    layers = plan.model.ruled_layers
-    groups = [_per_group(work, plan.reach(layer), plan.moves_keys(layer)).sum(0) for layer in layers]
-    return np.concatenate([_fixed(work), np.sum(groups, 0)])
+def term_names(kind: Kind) -> tuple[str, ...]:
+    """Return the names of all terms of a kind of work: the fixed ones, then those of each pattern in turn."""
+    of_groups = [name for pattern in PATTERNS.values() for name in _group_terms(pattern, kind)]
+    return (*FIXED[kind], *dict.fromkeys(of_groups))
+
+
+def counts(plan: Plan, work: Work, terms: Sequence[str]) -> Floats:
+    """Return how often each of some terms occurs, the fixed ones first: [terms]."""
+    of_groups = terms[len(FIXED[work.kind]) :]
+    layers = [_per_group(work, plan.groups[layer], of_groups).sum(0) for layer in plan.model.ruled_layers]
+    return np.concatenate([_fixed(work), np.sum(layers, 0)])
 
 
 def _fixed(work: Work) -> Floats:
@@ -174,21 +179,28 @@ def _fixed(work: Work) -> Floats:
     return np.array([1.0, work.batch * (work.length if work.kind == "prefill" else 1)])
 
 
-def _per_group(work: Work, reach: Reach, moves_keys: Bools) -> Floats:
-    """Return how often each term of PER_GROUP occurs for a group under each rule: [rules, terms]."""
+def _per_group(work: Work, rules: Sequence[Rule], terms: Sequence[str]) -> Floats:
+    """Return how often a group pays each term under each rule: [rules, terms]."""
+    sees = reach(rules)
     if work.kind == "decode":
-        return np.stack([work.batch * reach.cache_blocks(work.length), moves_keys], 1).astype(np.float64)
-    return work.batch * np.array([_prefilled(work.length, reach[i], bool(moves_keys[i])) for i in range(len(reach))])
+        blocks = (work.batch * sees.cache_blocks(work.length)).tolist()
+        each = [
+            {name: count(n) for name, count in rule.terms.decode.items()} for rule, n in zip(rules, blocks, strict=True)
+        ]
+    else:
+        each = [_prefilled(work, rule, sees[i]) for i, rule in enumerate(rules)]
+    return np.array([[paid.get(name, 0.0) for name in terms] for paid in each], np.float64)
 
 
-def _prefilled(length: int, reach: Reach, moves_keys: bool) -> tuple[float, ...]:
-    """Return the prefill terms of one rule; blocks of a long text for all rules at once would fill the memory."""
-    blocks = np.arange(-(-length // BLOCK))
-    first, start = reach.first(blocks), reach.sink // BLOCK
-    rows = np.minimum(BLOCK, length - BLOCK * blocks)
+def _prefilled(work: Work, rule: Rule, sees: Reach) -> dict[str, float]:
+    """Return how often a group pays each prefill term; blocks of a long text for all rules would fill the memory."""
+    blocks = np.arange(-(-work.length // BLOCK))
+    first, start = sees.first(blocks), sees.sink // BLOCK
+    rows = np.minimum(BLOCK, work.length - BLOCK * blocks)
     keys = BLOCK * (blocks - (first - start)) + (rows + 1) / 2  # seen by the mean row of a block
-    windowed = first > start
-    pairs = rows * keys
-    if moves_keys:
-        return 0.0, 0.0, 0.0, float(pairs.sum()), float(len(blocks))
-    return float(pairs[~windowed].sum()), float(pairs[windowed].sum()), float(windowed.sum()), 0.0, 0.0
+    return {name: work.batch * count(rows * keys, first > start) for name, count in rule.terms.prefill.items()}
+
+
+def _group_terms(pattern: type[Rule], kind: Kind) -> Mapping[str, Callable[..., float]]:
+    """Return the terms that a pattern has, with the functions that count them."""
+    return pattern.terms.decode if kind == "decode" else pattern.terms.prefill

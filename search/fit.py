@@ -15,7 +15,7 @@ from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan, Rule
 from moa.plans.progress import Progress, silent
 from moa.plans.span import BLOCK
-from moa.search.cost import FIXED, PER_GROUP, Costs, Kind, Measured, Work, counts
+from moa.search.cost import Costs, Kind, Measured, Work, counts, term_names
 from moa.search.spread import SURE, iqr, standard_error
 
 Run = Callable[[Plan, Work], Sequence[float]]
@@ -53,30 +53,27 @@ def measure(
 
 
 def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
-    """Return the plans to measure: dense, wide and narrow windows of either kind of sink, and all of them mixed.
+    """Return the plans to measure: dense, wide and narrow windows of each pattern, and all of them mixed.
 
     Groups of a layer differ, as in plans that a search found, so that no two of them share a call.
     """
-    moving = next(kind for kind in PATTERNS.values() if kind.moves_keys())
     wide, narrow = longest // 2 // BLOCK * BLOCK, max(BLOCK, longest // 16 // BLOCK * BLOCK)
 
     def windows(kind: type[Rule], window: int) -> Plan:
-        rules = [kind(alpha=BLOCK + window + BLOCK * head, beta=0) for head in range(model.kv_heads)]
+        rules = [kind.probe(window + BLOCK * head, longest) for head in range(model.kv_heads)]
         return Plan.from_rules(model, dict.fromkeys(model.ruled_layers, rules))
 
-    sizes = [max(BLOCK, longest // part // BLOCK * BLOCK) for part in (16, 8, 4, 2)]
-    each = [{"alpha": BLOCK + size, "beta": 0.0} for size in sizes] + [{"alpha": 0, "beta": b} for b in (0.25, 0.5)]
-    kinds = [FULL, FULL, *(Rule(**one) for one in each), *(moving(**one) for one in each)]
-    drawn = np.random.default_rng(0).integers(len(kinds), size=(len(model.ruled_layers), model.kv_heads))
-    mixed = {layer: [kinds[i] for i in row] for layer, row in zip(model.ruled_layers, drawn, strict=True)}
-    return {
-        "dense": Plan.dense(model),
-        "wide": windows(Rule, wide),
-        "narrow": windows(Rule, narrow),
-        "keydiff wide": windows(moving, wide),
-        "keydiff narrow": windows(moving, narrow),
-        "mixed": Plan.from_rules(model, mixed),
-    }
+    found, rules = {"dense": Plan.dense(model)}, [FULL, FULL]
+    for kind in PATTERNS.values():
+        found |= {
+            f"{kind.label} wide".strip(): windows(kind, wide),
+            f"{kind.label} narrow".strip(): windows(kind, narrow),
+        }
+        rules += [kind.probe(max(BLOCK, longest // part // BLOCK * BLOCK), longest) for part in (16, 8, 4, 2)]
+        rules += [kind.probe(share * longest, longest, grows=True) for share in (0.25, 0.5)]
+    drawn = np.random.default_rng(0).integers(len(rules), size=(len(model.ruled_layers), model.kv_heads))
+    mixed = {layer: [rules[i] for i in row] for layer, row in zip(model.ruled_layers, drawn, strict=True)}
+    return {**found, "mixed": Plan.from_rules(model, mixed)}
 
 
 def in_turn(
@@ -142,9 +139,9 @@ def _terms(kind: Kind, plans: Mapping[str, Plan], taken: Taken) -> dict[str, flo
     rows, times = [], []
     for (name, work), ms in taken.items():
         if work.kind == kind:
-            rows.append(counts(plans[name], work))
+            rows.append(counts(plans[name], work, term_names(kind)))
             times.append(median(ms))
     table = np.array(rows) / np.array(times)[:, None]
     scale = np.maximum(table.max(0), 1e-300)
     found, _ = nnls(table / scale, np.ones(len(times)))
-    return dict(zip((*FIXED[kind], *PER_GROUP[kind]), (found / scale).tolist(), strict=True))
+    return dict(zip(term_names(kind), (found / scale).tolist(), strict=True))

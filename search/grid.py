@@ -10,7 +10,6 @@ from collections.abc import Iterable
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 
 from moa.plans.patterns import PATTERNS, Rule, Variant, reach
 from moa.plans.span import BLOCK, Ints, Reach
@@ -36,11 +35,6 @@ class Grid:
     def reach(self) -> Reach:
         """The reach of the rules, of shape [rules]."""
         return reach(self.rules)
-
-    @property
-    def moves_keys(self) -> npt.NDArray[np.bool_]:
-        """Whether the host moves keys, per rule: bool [rules]."""
-        return np.array([rule.moves_keys() for rule in self.rules])
 
     def first(self, length: int) -> Ints:
         """Return the first block kept after the sink, per query block of a text of `length`: int64 [rules, blocks]."""

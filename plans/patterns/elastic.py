@@ -69,3 +69,10 @@ class ElasticRule(Rule):
                     row = (longest - 1) // BLOCK * BLOCK + 1
                     found.append((sink, sink + at_longest - beta256 * row // BETA_STEPS, beta256))
         return found
+
+    @classmethod
+    def probe(cls, window: float, length: int, *, grows: bool = False) -> "ElasticRule":
+        """Return full attention's share of the window, or alpha alone."""
+        if grows:
+            return cls.of((BLOCK, 0, round(BETA_STEPS * window / length)))
+        return cls.of((BLOCK, BLOCK + round(window), 0))

@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from moa.plans.patterns.elastic import ElasticRule
 from moa.plans.patterns.rule import register
+from moa.plans.patterns.terms import IN_PLACE, Terms
 from moa.plans.span import KEYDIFF
 
 
@@ -18,5 +19,12 @@ class KeyDiffWindow(ElasticRule):
     pattern: Literal["keydiff_window"] = "keydiff_window"
 
     holds: ClassVar[str] = KEYDIFF
+    terms: ClassVar[Terms] = Terms(
+        decode={**IN_PLACE.decode, "keydiff": lambda blocks: 1},  # the host asks whether keys move
+        prefill={  # every query block is a call of its own, on a copy of its keys
+            "keydiff": lambda pairs, windowed: pairs.sum(),
+            "keydiff_chunk": lambda pairs, windowed: len(pairs),
+        },
+    )
     label: ClassVar[str] = "keydiff"
     about: ClassVar[str] = "groups whose sinks hold other keys than the first"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 from pydantic import BeforeValidator
 
 from moa.plans.errors import PlanError, brief
+from moa.plans.patterns.terms import IN_PLACE, Terms
 from moa.plans.schema import Strict
 from moa.plans.span import BLOCK, FIRST_KEYS, HOLDS, Reach, Window, linear
 
@@ -44,6 +45,7 @@ class Rule(Strict):
         sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
         window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
         holds: Which keys the sink holds, a name in `moa.plans.span.HOLDS`.
+        terms: What a group's time is made of; those of `sink_window`, unless a pattern is computed in another way.
         label: How reports call groups of this pattern; empty if they need no name.
         about: What the label means, for a caption.
     """
@@ -53,6 +55,7 @@ class Rule(Strict):
 
     window: ClassVar[Window] = staticmethod(linear)
     holds: ClassVar[str] = FIRST_KEYS
+    terms: ClassVar[Terms] = IN_PLACE
     label: ClassVar[str] = ""
     about: ClassVar[str] = ""
 
@@ -86,6 +89,17 @@ class Rule(Strict):
             sink: Sink of every rule, tokens.
             near, far: Windows to have at the lengths `short` and `longest`, tokens.
             short, longest: Two lengths, tokens; the windows between them should go evenly through all growths.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def probe(cls, window: float, length: int, *, grows: bool = False) -> "Rule":
+        """Return a rule to time when costs are measured: of a sink of one block and, at a length, of a given window.
+
+        Args:
+            window: Size of the window at `length`, tokens.
+            length: The length, tokens.
+            grows: Whether the window grows from nothing; else it is the same at all lengths.
         """
         raise NotImplementedError
 

@@ -77,7 +77,7 @@ def _oracle_attention(plan, module, query, key, value, mask, scaling=None, **kwa
         i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
         whole = spans[:, None] == i + 1
         in_sink = np.broadcast_to(j < sink, (n, n, len(sink))).copy()
-        for group in np.flatnonzero(plan.moves_keys(layer)):
+        for group in np.flatnonzero([rule.moves_keys() for rule in plan.groups[layer]]):
             edges = np.arange(n) + 1 - (spans[:, group] - sink[group])  # first key of the window
             in_sink[:, :, group] = _held(key[0, group].float(), int(sink[group]))[np.clip(edges, 0, n)]
         seen = (j <= i) & (whole | in_sink | (j > i - (spans[:, None] - sink)))

@@ -17,13 +17,18 @@ from transformers.masking_utils import sdpa_mask
 import moa
 from moa.kernels.registry import BACKENDS, REFERENCE, find
 from moa.kernels.sink_contents import history
-from moa.plans.patterns import PATTERNS, Rule, parse, reach
+from moa.plans.errors import MoaError
+from moa.plans.model import ModelInfo
+from moa.plans.patterns import FULL, PATTERNS, Rule, parse, reach
+from moa.plans.patterns.terms import IN_PLACE
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
 from moa.profiler.estimators import mass
 from moa.profiler.recorder import recording
+from moa.search.cost import FIXED, Costs, Work, term_names
+from moa.search.fit import measure, probes
 from moa.search.grid import grid
 
 FAST = [spec.name for spec in BACKENDS if spec is not REFERENCE and (spec.takes("cpu") or spec.emulated)]
@@ -137,6 +142,46 @@ class Contract:
     def test_its_sinks_hold_in_a_run_what_a_profile_measures(self, model: Any) -> None:
         self.runs_as_masked(model, self.plan(model))
 
+    def test_its_time_is_that_of_its_own_terms(self) -> None:
+        ms = made_up_costs()
+        assert not (self.kind.moves_keys() and self.kind.terms == IN_PLACE), "moving keys takes time of its own"
+        for rule in self.rules:
+            sees, rows = reach([rule])[0], np.arange(1, N + 1)
+            pairs = [sees.span(each) for each in np.split(rows, range(BLOCK, N, BLOCK))]
+            windowed = [int(each[-1]) < n for each, n in zip(pairs, [*rows[BLOCK - 1 :: BLOCK], N], strict=True)]
+            blocks = 3 * int(sees.cache_blocks(N))
+            decode = sum(ms.terms["decode"][name] * count(blocks) for name, count in rule.terms.decode.items())
+            prefill = sum(
+                ms.terms["prefill"][name] * count(np.array([float(each.sum()) for each in pairs]), np.array(windowed))
+                for name, count in rule.terms.prefill.items()
+            )
+            assert ms.per_group(Work("decode", N, 3), [rule]) == pytest.approx([decode])
+            assert ms.per_group(Work("prefill", N, 3), [rule]) == pytest.approx([3 * prefill])
+
+    def test_costs_measured_by_its_probes_predict_its_time(self) -> None:
+        ms, works = made_up_costs(), [Work(kind, n) for kind in FIXED for n in (512, 2048)]
+        plans = probes(ms.model, 2048).values()
+        assert (
+            sum({type(rule) for rules in plan.groups.values() for rule in rules} == {self.kind} for plan in plans) > 1
+        )
+        found = measure(ms.model, works, lambda plan, work: [ms.predict(plan, work)], environment=ms.environment)
+        plan = Plan.from_rules(ms.model, {}, defaults=self.rules[0])
+        for work in (Work("decode", 1000), Work("prefill", 1000)):
+            assert found.predict(plan, work) == pytest.approx(ms.predict(plan, work), rel=1e-6)
+
+    def test_costs_measured_before_it_was_there_price_the_others(self, tmp_path: Path) -> None:
+        ms, known = made_up_costs(), [kind for kind in PATTERNS.values() if kind is not self.kind]
+        others = {name for kind in known for name in (*kind.terms.decode, *kind.terms.prefill)}
+        own = {*self.kind.terms.decode, *self.kind.terms.prefill} - others
+        if not own or self.kind is type(FULL):
+            return  # its time is what others take, or every plan needs its terms
+        terms = {kind: {name: n for name, n in each.items() if name not in own} for kind, each in ms.terms.items()}
+        (tmp_path / "costs.json").write_text(ms.model_copy(update={"terms": terms}).model_dump_json())
+        before, step = Costs.load(tmp_path / "costs.json"), Work("decode", N)
+        assert before.predict(Plan.dense(ms.model), step) == ms.predict(Plan.dense(ms.model), step)
+        with pytest.raises(MoaError, match=f"lack .* terms of {self.rules[0].pattern}: measure again"):
+            before.check(ms.model, self.rules)
+
     def test_the_search_can_choose_it(self) -> None:
         rules = grid((512, 2048), [self.rules[0].variant]).rules
         assert len(rules) > 10
@@ -191,6 +236,15 @@ def masked_attention(
     key, value, seen = (x.repeat_interleave(heads, -3) for x in (key, value, seen))
     out = scaled_dot_product_attention(query, key, value, seen, scale=kwargs["scaling"])
     return out.transpose(1, 2), None
+
+
+def made_up_costs() -> Costs:
+    """Costs with a figure of its own for every term, of the patterns that are known by now."""
+    rope: dict[str, Any] = {"theta": 1e4, "type": "default"}
+    info = ModelInfo(architecture="Any", layers=4, query_heads=4, kv_heads=2, head_size=16, rope=rope)
+    terms = {kind: {name: 1.5**i for i, name in enumerate(term_names(kind))} for kind in FIXED}
+    place = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32"}
+    return Costs(model=info, environment=place, terms=terms, error={}, measured=())
 
 
 def text() -> Tensor:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from moa.plans.patterns.elastic import ElasticRule
+from moa.plans.patterns.terms import IN_PLACE, Terms
 
 
 def norms(k: Tensor) -> Tensor:
@@ -12,8 +13,13 @@ def norms(k: Tensor) -> Tensor:
 
 
 class HeavyWindow(ElasticRule):
-    """The spans of a `sink_window`; sinks of other keys."""
+    """The spans of a `sink_window`; sinks of other keys, which take time of their own."""
 
     pattern: Literal["heavy_window"] = "heavy_window"
 
     holds: ClassVar[str] = "heavy"
+    label: ClassVar[str] = "heavy"
+    terms: ClassVar[Terms] = Terms(
+        decode={**IN_PLACE.decode, "heavy": lambda blocks: 2},
+        prefill={"heavy_pairs": lambda pairs, windowed: pairs.sum(), "heavy_text": lambda pairs, windowed: 1},
+    )

@@ -43,3 +43,7 @@ class SquareWindow(Rule):
     ) -> Sequence[Numbers]:
         roots = [(sink, 0, max(1, round(window / longest**0.5))) for window in far]
         return [(sink, 2**30, 0), *((sink, window, 0) for window in far), *roots]
+
+    @classmethod
+    def probe(cls, window: float, length: int, *, grows: bool = False) -> "SquareWindow":
+        return cls(root=max(1, round(window / length**0.5))) if grows else cls(floor=round(window), root=0)

@@ -167,8 +167,8 @@ def test_patterns_stand_side_by_side():
     other = KeyDiffWindow(alpha=128, beta=0)
     assert plan.groups[3] == (other, KeyDiffWindow(alpha=256, beta=0.25), Rule(alpha=128, beta=0))
     assert other != Rule(alpha=128, beta=0)
-    assert plan.moves_keys(3).tolist() == [True, True, False]
-    assert not plan.moves_keys(1).any()
+    assert plan.holds(3) == ("keydiff", "keydiff", "first")
+    assert set(plan.holds(1)) == {"first"}
     assert parse(plan_file.render(plan)) == plan
     plain = parse(text.replace("pattern: keydiff_window, ", ""))
     assert (plan.density(2000), plan.kv_bytes(2000)) == (plain.density(2000), plain.kv_bytes(2000))

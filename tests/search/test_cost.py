@@ -47,7 +47,7 @@ def test_files(info, known, tmp_path):
         ("[]", "moa measure"),
         (known.model_dump_json().replace('"version":1', '"version":2'), "version"),
         (known.model_dump_json().replace('"block"', '"blocks"'), "terms of decode"),
-        (known.model_dump_json().replace(',"keydiff":0.1', ""), "found 'step 20, .*measure again with `moa measure`"),
+        (known.model_dump_json().replace(',"block":0.02', ""), "found 'step 20, .*measure again with `moa measure`"),
         (known.model_dump_json().replace("0.02", "-0.02"), "0 or more"),
         (known.model_dump_json().replace("0.02", "NaN"), "0 or more"),
         (known.model_dump_json().replace("0.02", "Infinity"), "0 or more"),
@@ -77,7 +77,7 @@ def test_time_budgets_are_the_costs_own_predictions(info, known, text):
     kept = limit(budget, rules, info, 1024, known)
     assert kept.name == str(budget) == f"decode_ms<={text}"
     choice = np.arange(8) * 3
-    assert len(set(rules.moves_keys[choice])) == 2
+    assert len({rules.rules[int(r)].pattern for r in choice}) == 2
     plan = Plan.from_rules(info, {i: [rules.rules[int(r)] for r in choice[2 * i : 2 * i + 2]] for i in range(4)})
     found = kept.fixed + kept.cost[np.arange(8), choice].sum()
     assert found == pytest.approx(known.predict(plan, Work("decode", budget.length, budget.batch)))
@@ -94,12 +94,31 @@ def test_a_plan_keeps_its_times(make_profile, known):
         assert known.fixed(Work(kind, 1024)) < known.predict(plan, Work(kind, 1024)) <= budget.most * (1 + 1e-8)
 
 
+def test_files_from_before_a_pattern_price_the_others(make_profile, known, tmp_path):
+    terms = {
+        kind: {name: ms for name, ms in each.items() if "keydiff" not in name} for kind, each in known.terms.items()
+    }
+    path = tmp_path / "costs.json"
+    path.write_text(known.model_copy(update={"terms": terms}).model_dump_json())
+    old, profile = Costs.load(path), make_profile(layers=4)
+    plan, _ = choose(profile, [parse("decode_ms", "40@1024")], costs=old)
+    assert old.predict(plan, Work("prefill", 1024)) == known.predict(plan, Work("prefill", 1024))
+    other = make_profile(layers=4, keydiff=(64,))
+    for budget in (parse("decode_ms", "40@1024"), parse("density", "0.5")):
+        with pytest.raises(MoaError, match=r"^these costs lack keydiff, decode terms of keydiff_window: measure again"):
+            choose(other, [budget], costs=old)
+    with pytest.raises(MoaError, match=r"lack keydiff, keydiff_chunk, prefill terms of keydiff_window: measure again"):
+        old.per_group(Work("prefill", 1024), [KeyDiffWindow(alpha=128, beta=0)])
+
+
 def test_refusals(make_profile, known):
     profile = make_profile(layers=4)
     with pytest.raises(MoaError, match=r"decode_ms<=5@1024 needs measured costs: moa measure"):
         choose(profile, [parse("decode_ms", "5@1024")])
     with pytest.raises(ModelMismatch, match=r"costs measured on another model.*layers: 4 against 3"):
         choose(make_profile(layers=3), [parse("decode_ms", "5@1024")], costs=known)
+    with pytest.raises(ModelMismatch, match=r"costs measured on another model"):  # whatever the budget
+        choose(make_profile(layers=3), [parse("density", "0.5")], costs=known)
     with pytest.raises(BudgetInfeasible, match=r"decode_ms<=5@1024: the smallest feasible value is 22\."):
         choose(profile, [parse("decode_ms", "5@1024")], costs=known)
     decode_only = known.model_copy(update={"terms": {"decode": known.terms["decode"]}})

@@ -45,13 +45,13 @@ def test_noise_is_averaged_and_reported(info, known):
     assert not any(row.is_sure for row in noisy.measured)  # three rounds say little of a standard error
 
 
-def test_no_two_groups_of_a_probe_share_a_call_and_both_kinds_are_there(info):
+def test_no_two_groups_of_a_probe_share_a_call_and_every_pattern_is_there(info):
     found = probes(info, 4096)
     for name in ("wide", "narrow", "keydiff wide", "keydiff narrow"):
         for layer in info.ruled_layers:
             assert len(set(found[name].groups[layer])) == info.kv_heads
-            assert found[name].moves_keys(layer).all() == name.startswith("keydiff")
-    assert len({found["mixed"].moves_keys(layer).sum() for layer in info.ruled_layers}) > 1
+            assert set(found[name].holds(layer)) == {"keydiff" if name.startswith("keydiff") else "first"}
+    assert len({found["mixed"].holds(layer).count("keydiff") for layer in info.ruled_layers}) > 1
 
 
 def test_growth_with_the_length_needs_two_lengths(info):

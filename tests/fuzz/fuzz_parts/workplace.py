@@ -14,7 +14,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.patterns import KeyDiffWindow, Rule
 from moa.plans.plan import Plan
 from moa.plans.replace import replace_json
-from moa.search.cost import FIXED, PER_GROUP, PLACE, Costs
+from moa.search.cost import FIXED, PLACE, Costs, term_names
 
 TEXT = "The sea is calm today, and the gulls stand on the pier: nobody has told them that it is Monday. "
 
@@ -39,7 +39,7 @@ def make(folder: Path) -> Path:
     Plan.from_rules(info, {0: [wide, narrow]}, defaults=Rule(alpha=128, beta=0.25)).save(folder / "plan.yaml")
     Plan.dense(info).save(folder / "dense.yaml")
     Plan.dense(info.model_copy(update={"layers": 3})).save(folder / "other.yaml")
-    terms = {kind: dict.fromkeys((*FIXED[kind], *PER_GROUP[kind]), 0.001) for kind in FIXED}
+    terms = {kind: dict.fromkeys(term_names(kind), 0.001) for kind in FIXED}
     about = dict(zip(PLACE, ("abacus", 1, "torch", "float32"), strict=True))
     costs = Costs(model=info, environment=about, terms=terms, error=dict.fromkeys(FIXED, 0.1), measured=())
     replace_json(folder / "costs.json", costs.model_dump(mode="json"))

@@ -146,7 +146,7 @@ def test_costs_of_another_model(run, costs, tmp_path):
 
 
 def test_costs_of_an_older_version_are_refused_and_may_be_replaced(run, costs, folder, tmp_path, monkeypatch):
-    old = {k: {name: ms for name, ms in terms.items() if "keydiff" not in name} for k, terms in costs.terms.items()}
+    old = {k: {name: ms for name, ms in terms.items() if name != "block"} for k, terms in costs.terms.items()}
     path = tmp_path / "costs.json"
     path.write_text(costs.model_copy(update={"terms": old}).model_dump_json())
     args = ["-o", str(tmp_path / "p.yaml"), "--max-density", "0.9", "--costs", str(path)]
