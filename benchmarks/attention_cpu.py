@@ -25,7 +25,7 @@ from moa.kernels.call import Decode, Packed, Visibility
 from moa.kernels.store import allocate, capacities
 from moa.kernels.torch.operations import attend
 from moa.plans.replace import replace_json
-from moa.plans.span import first_block, span
+from moa.plans.span import Reach, first_block, linear, span
 from moa.search.spread import iqr
 
 HEADS, GROUPS, SIZE = 9, 3, 64
@@ -99,9 +99,9 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
 
     def ours(rules: Rules) -> tuple[dict[str, Callable[[], None]], int]:
         """Return the times of a step by each back-end on the same caches, and the bytes of these caches."""
-        stores = []
+        stores, reach = [], Reach(np.column_stack(rules), [linear] * len(rules[0]))
         for _ in range(layers):
-            store = allocate(capacities(*rules, np.full(batch, length)), SIZE, dtype, "cpu")
+            store = allocate(capacities(reach, np.full(batch, length)), SIZE, dtype, "cpu")
             store.k.normal_()
             store.v.normal_()
             stores.append(store)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moa.plans.span import BLOCK, Ints, cache_blocks
+from moa.plans.span import BLOCK, Ints, Reach
 
 ENDLESS = 1 << 30
 
@@ -60,19 +60,17 @@ class Store:
         return self.k.nbytes + self.v.nbytes
 
 
-def capacities(sink: Ints, alpha: Ints, beta256: Ints, lengths: Ints) -> Ints:
-    """Return the slots that each slab needs at these lengths, by `moa.plans.span.cache_blocks`.
+def capacities(reach: Reach, lengths: Ints) -> Ints:
+    """Return the slots that each slab needs at these lengths.
 
     Args:
-        sink: Sink tokens [kv_heads].
-        alpha: Constant part of the span, tokens [kv_heads].
-        beta256: Growth of the span in 1/256ths [kv_heads].
+        reach: The reach of the groups' rules, of shape [kv_heads].
         lengths: Tokens per sequence [sequences].
 
     Returns:
         int64 [sequences, kv_heads], multiples of 64.
     """
-    return BLOCK * cache_blocks(sink, alpha, beta256, np.asarray(lengths, np.int64)[:, None])
+    return BLOCK * reach.cache_blocks(np.asarray(lengths, np.int64)).T
 
 
 def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str) -> Store:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from moa.kernels.call import Visibility
 from moa.kernels.store import Store, allocate, capacities
-from moa.plans.span import BLOCK, Ints, first_block, live_blocks, span
+from moa.plans.span import BLOCK, Ints, Reach, first_block, linear, live_blocks, span
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Mix:
 
     def store(self, lengths: Ints, dim: int, dtype: torch.dtype, device: torch.device, room: int = BLOCK) -> Store:
         """Return slabs for `lengths` and `room` tokens more, filled with random numbers."""
-        store = allocate(capacities(self.sink, self.alpha, self.beta256, lengths + room), dim, dtype, device)
+        reach = Reach(np.column_stack([self.sink, self.alpha, self.beta256]), [linear] * len(self.sink))
+        store = allocate(capacities(reach, lengths + room), dim, dtype, device)
         store.k.normal_()
         store.v.normal_()
         return store

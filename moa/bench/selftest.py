@@ -8,9 +8,9 @@ from moa.kernels.backend import Backend, load
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.registry import REFERENCE
 from moa.kernels.store import allocate, capacities
-from moa.plans.span import BLOCK, first_block
+from moa.plans.span import BLOCK, Reach, linear
 
-SINK, ALPHA, BETA256 = np.array([64, 64, 128]), np.array([64, 150, 0]), np.array([0, 0, 100])
+REACH = Reach([(64, 64, 0), (64, 150, 0), (128, 0, 100)], [linear] * 3)
 HEADS, SIZE = 6, 64
 LENGTHS = (400, 250)
 """Tokens of each sequence in the prefill; a decode step follows."""
@@ -33,14 +33,14 @@ def deviation(backend: Backend, device: torch.device | str = "cpu") -> float:
 @torch.inference_mode()
 def _run(backend: Backend, device: torch.device | str) -> Tensor:
     generator = torch.Generator().manual_seed(0)
-    first = first_block(SINK[:, None], ALPHA[:, None], BETA256[:, None], np.arange(max(LENGTHS) // BLOCK + 1))
-    seen = Visibility(*(torch.from_numpy(x.astype(np.int32)).to(device) for x in (first, SINK)))
-    store = allocate(capacities(SINK, ALPHA, BETA256, np.add(LENGTHS, 1)), SIZE, torch.float32, device)
+    first = REACH.first(np.arange(max(LENGTHS) // BLOCK + 1))
+    seen = Visibility(*(torch.from_numpy(x.astype(np.int32)).to(device) for x in (first, REACH.sink)))
+    store = allocate(capacities(REACH, np.add(LENGTHS, 1)), SIZE, torch.float32, device)
     past, outs = np.zeros(len(LENGTHS), np.int64), []
     for new in (np.array(LENGTHS), np.ones(len(LENGTHS), np.int64)):
         q, k, v = (
             torch.randn(int(new.sum()), heads, SIZE, generator=generator).to(device)
-            for heads in (HEADS, len(SINK), len(SINK))
+            for heads in (HEADS, len(REACH), len(REACH))
         )
         cu_seqlens = torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device)
         batch = Packed(cu_seqlens, torch.from_numpy(past).to(device), int(new.max()), nonempty=True)

@@ -24,7 +24,7 @@ from moa.kernels.backend import Backend
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
-from moa.kernels.store import Store, allocate, move, select
+from moa.kernels.store import Store, allocate, capacities, move, select
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
 from moa.runtime.batch import BatchState, ForwardCall
@@ -159,7 +159,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.store = store
 
     def _allocate(self) -> Store:
-        slots = self.rules.capacities(self._room)
+        slots = capacities(self.rules.reach, self._room)
         self._ring = (slots - self.rules.reach.sink) // BLOCK
         return allocate(slots, self._head_size, self.dtype, self.device)
 

@@ -53,7 +53,3 @@ class Rules:
         rooms = more[:, None] + least  # [steps, sequences]
         slots = self.reach.cache_blocks(rooms.ravel()).sum(0).reshape(rooms.shape).sum(1)
         return rooms[slots * 8 <= slots[0] * 9][-1]  # type: ignore[no-any-return]
-
-    def capacities(self, lengths: Ints) -> Ints:
-        """Return how many slots each slab needs for `lengths` [sequences], multiples of 64, [sequences, kv_heads]."""
-        return BLOCK * self.reach.cache_blocks(lengths).T

@@ -18,7 +18,7 @@ from moa.kernels.call import Packed, Visibility
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.store import Store, allocate, capacities
-from moa.plans.span import first_block
+from moa.plans.span import Reach, first_block, linear
 
 BLOCK = 64
 BIAS = {torch.float16: 120.0, torch.bfloat16: 32.0}
@@ -33,6 +33,11 @@ class Rules:
     sink: np.ndarray
     alpha: np.ndarray
     beta256: np.ndarray
+
+    @property
+    def reach(self) -> Reach:
+        """As the code takes them."""
+        return Reach(np.column_stack([self.sink, self.alpha, self.beta256]), [linear] * len(self.sink))
 
     def seen(self, length: int) -> Visibility:
         """What rows see, for texts of up to `length` tokens."""
@@ -112,7 +117,7 @@ def store_of(whole: Text, rules: Rules, lengths: list[int], *, spare: list[list[
         dtype: Of keys and values.
         room: Tokens that may be appended without growing.
     """
-    capacity = capacities(rules.sink, rules.alpha, rules.beta256, np.add(lengths, room))
+    capacity = capacities(rules.reach, np.add(lengths, room))
     store = allocate(capacity + BLOCK * np.asarray(spare), whole.k[0].shape[-1], dtype, "cpu")
     store.k.fill_(fill)
     store.v.fill_(fill)
@@ -202,8 +207,8 @@ def sinks_after(
         Positions, scores, keys and values per (text, group): [sink], and [sink, size].
     """
     backend, groups, size = load(name), keys[0].shape[1], keys[0].shape[2]
-    numbers, dtype = (rules.sink, rules.alpha, rules.beta256), keys[0].dtype
-    store = allocate(capacities(*numbers, np.max(ends, 0)), size, dtype, "cpu")
+    dtype = keys[0].dtype
+    store = allocate(capacities(rules.reach, np.max(ends, 0)), size, dtype, "cpu")
     store.k.fill_(fill), store.v.fill_(fill)
     seen, past = rules.seen(int(np.max(ends))), np.zeros(len(keys), np.int64)
     sinks = Sinks(rules.sink, ("keydiff",) * groups, rules.first_at, len(keys), torch.device("cpu"))

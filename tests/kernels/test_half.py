@@ -47,7 +47,7 @@ def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
     """Prefill, a chunk and steps, against the reference in float64; keys are large, so cosines must not overflow."""
     rules, ends = kit.Rules(np.array([64, 64]), np.array([128, 300]), np.zeros(2, np.int64)), [330]
     whole = kit.biased(ends, HEADS, GROUPS, SIZE, dtype)
-    room = capacities(rules.sink, rules.alpha, rules.beta256, np.array(ends))
+    room = capacities(rules.reach, np.array(ends))
 
     def run(name: str, dtype: torch.dtype) -> Tensor:
         backend, outs, past = load(name), [], 0

@@ -95,7 +95,7 @@ def test_a_text_fed_in_pieces(kit, name, dtype, data):
     while done != lengths:
         most = data.draw(st.sampled_from([1, 20, 64, 64, 250]))
         end = [min(d + data.draw(st.integers(1, most)), n) for d, n in zip(done, lengths, strict=True)]
-        need = capacities(rules.sink, rules.alpha, rules.beta256, end)
+        need = capacities(rules.reach, end)
         if (need > store.capacity.numpy()).any():
             grown = need + 64 * data.draw(st.integers(0, 2))
             grown = allocate(np.maximum(grown, store.capacity.numpy()), 4, dtype, "cpu")

@@ -51,7 +51,7 @@ def test_text_block_inverts_slab_block(sink, ring, last):
 
 def test_capacities_are_the_plans(kit):
     rules = kit.Rules(np.array([64, 0]), np.array([300, 0]), np.array([0, 128]))
-    got = capacities(rules.sink, rules.alpha, rules.beta256, [1, 1000])
+    got = capacities(rules.reach, [1, 1000])
     expected = [[64 * int(cache_blocks(*rule, n)) for rule in ((64, 300, 0), (0, 0, 128))] for n in (1, 1000)]
     assert got.tolist() == expected
 

@@ -11,7 +11,7 @@ from moa.kernels import reference
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store, allocate, capacities, slots
 from moa.kernels.triton import operations as kernels
-from moa.plans.span import BLOCK, first_block
+from moa.plans.span import BLOCK, Reach, first_block, linear
 
 Rules = Sequence[tuple[int, int, int]]  # sink, alpha, beta256 of each group
 ONE_BLOCK, WINDOW, HALF, ALL = (0, 0, 0), (64, 128, 0), (64, -64, 128), (64, 0, 256)
@@ -48,7 +48,7 @@ class Text:
         return packed, Packed(cu_seqlens, begin, int((end - begin).max()))
 
     def store(self, ends: Tensor) -> Store:
-        capacity = capacities(*np.array(self.rules).T, ends.numpy())
+        capacity = capacities(Reach(self.rules, [linear] * len(self.rules)), ends.numpy())
         store = allocate(capacity, self.q[0].shape[-1], self.q[0].dtype, "cpu")
         store.k.fill_(NAN)
         store.v.fill_(NAN)

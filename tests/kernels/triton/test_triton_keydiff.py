@@ -20,7 +20,7 @@ def test_prefill_and_steps_agree_with_the_reference(kit: SimpleNamespace) -> Non
         torch.Generator().manual_seed(0),
         kit.Rules(np.array([64, 128]), np.array([128, 300]), np.array([0, 0])),
     )
-    room = capacities(rules.sink, rules.alpha, rules.beta256, np.array(TEXTS) + STEPS)
+    room = capacities(rules.reach, np.array(TEXTS) + STEPS)
     counts = [sum(TEXTS), *[len(TEXTS)] * STEPS]
     tokens = [[torch.randn(n, heads, 16, generator=generator) for heads in (4, 2, 2)] for n in counts]
     found, sinks_of = [], []

@@ -9,6 +9,7 @@ from feeding import feed, run
 
 import moa
 from moa import KVCache, Plan, Unsupported
+from moa.kernels.store import capacities
 from moa.kernels.torch.decode import _width
 from moa.plans.plan import Rule
 from moa.runtime.batch import BatchState
@@ -34,7 +35,7 @@ def test_slabs_of_a_batch_grow_together_and_seldom(model, plan, lengths):
 
 
 def slots_of(rules: Rules, lengths) -> int:
-    return int(rules.capacities(lengths).sum())
+    return int(capacities(rules.reach, lengths).sum())
 
 
 def test_a_step_is_as_wide_as_its_longest_sequence():
