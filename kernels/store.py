@@ -78,7 +78,7 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
 
     It can be written outside of inference mode even if it was made inside it.
     """
-    capacity = np.asarray(capacity, np.int64)
+    capacity = np.ascontiguousarray(capacity, np.int64)  # kernels take pointers to the tables
     assert (capacity % BLOCK == 0).all()
     groups = capacity.shape[1]
     pairs = np.argsort(capacity.ravel(), kind="stable")  # by size: runs of equal slabs

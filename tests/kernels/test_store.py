@@ -56,6 +56,14 @@ def test_capacities_are_the_plans(kit):
     assert got.tolist() == expected
 
 
+def test_tables_lie_as_kernels_read_them():
+    slots = 64 * np.array([[1, 2], [3, 4], [5, 6]]).T  # as sums over rules come: the sequences last in memory
+    store = allocate(slots, 4, torch.float32, "cpu")
+    assert store.capacity.tolist() == slots.tolist()
+    assert store.capacity.is_contiguous()
+    assert store.base.is_contiguous()
+
+
 @settings(deadline=None, max_examples=30)
 @given(data=st.data())
 def test_move_and_select_keep_every_wanted_key(kit, data):

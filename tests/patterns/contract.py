@@ -96,7 +96,7 @@ class Contract:
     def test_back_ends_in_float32_compute_what_the_reference_does(self, model: Any, backend: str) -> None:
         """By a prefill, a chunk, a few tokens and one; float32 is the widest type that all of them take."""
         model.float()
-        plan, ids = self.plan(model), torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (1, N)))
+        plan, ids = self.plan(model), torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (2, N)))
         want = self.logits(model, plan, "reference", ids, [N])
         found = self.logits(model, plan, backend, ids, [N - 90, 80, 9, 1])
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
