@@ -1,6 +1,6 @@
 """The contract of all patterns over emulated back-ends, each in a process of its own: imports look at the emulation.
 
-To see it alone: TRITON_INTERPRET=1 python -m pytest tests/patterns -k "in_float32 and triton"
+To see it alone: TRITON_INTERPRET=1 python -m pytest tests/plans/patterns -k "in_float32 and triton"
 """
 
 import os

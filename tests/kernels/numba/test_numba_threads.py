@@ -106,7 +106,7 @@ print(json.dumps(found))
 @pytest.fixture(scope="module")
 def found() -> dict[str, object]:
     done = subprocess.run(
-        [sys.executable, "-c", CODE], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=500,
+        [sys.executable, "-c", CODE], cwd=Path(__file__).parents[3], capture_output=True, text=True, timeout=500,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
