@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -66,9 +67,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, error: BaseException | None, said: 
             print(said, file=sys.stderr)
         if error is not None:
             raise error
-        table = whole(*args)
-        table.title = "Other costs"
-        return table
+        return replace(whole(*args), title="Other costs")
 
     monkeypatch.setattr(moa.report.plan, "costs", costs)
 
