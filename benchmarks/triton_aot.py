@@ -171,7 +171,7 @@ def matrix() -> list[Row]:
     bf16, fp16, fp32 = torch.bfloat16, torch.float16, torch.float32
     rows = []
     for target in TARGETS:
-        for dtype, dims in ((bf16, (64, 80, 96, 128, 256)), (fp16, (128,)), (fp32, (64, 128))):
+        for dtype, dims in ((bf16, (64, 80, 96, 128, 256, 512)), (fp16, (128,)), (fp32, (64, 128))):
             for dim in dims:
                 rows += [prefill(target, dtype, dim, store=True), decode(target, dtype, dim)]
         rows += [prefill(target, bf16, dim, store=False) for dim in (64, 128)]

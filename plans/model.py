@@ -194,6 +194,10 @@ class ModelInfo(Strict):
         kv_heads, head_size = self.kv_shape(self.sliding.layers[0])
         return stored * len(self.sliding.layers) * kv_heads * 2 * head_size * dtype_bytes(dtype)
 
+    def ruled_share(self, n: int) -> float:
+        """Return the share of the bytes of keys and values at `n` tokens that a plan can reach."""
+        return 1 - self.sliding_kv_bytes(batch_lengths(n, 1), 1) / self.dense_kv_bytes(n, dtype=1)
+
     def token_bytes(self, dtype: Any) -> int:
         """Return the bytes of the key and the value of one token in one KV head."""
         return 2 * self.head_size * dtype_bytes(dtype)

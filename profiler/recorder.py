@@ -63,8 +63,8 @@ class Recorder:
 
     def fused(self, q: Tensor) -> bool:
         """Return whether the back-end's fused kernels measure: it has them, for this estimator, and no plan is on."""
-        measured = self.plan is None and self.estimator in (fisher, effect)
-        return measured and q.dtype != torch.float64 and influence(pick(q.device)) is not None
+        kernels = influence(pick(q.device)) if self.plan is None and self.estimator in (fisher, effect) else None
+        return kernels is not None and bool(kernels.takes(q))
 
     def rules(self, layer: int, length: int, device: torch.device) -> Visibility | None:
         """Return what the rows of a layer see under the plan, None when dense."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from moa.plans.errors import MoaError
@@ -24,5 +23,5 @@ def share(kind: str) -> dict[str, Any] | None:
     if not info.others:
         return None
     bytes_ = {n: info.dense_kv_bytes(n, dtype=DTYPE) for n in LENGTHS}
-    shares = {n: 1 - info.sliding_kv_bytes(np.array([n]), DTYPE) / size for n, size in bytes_.items()}
+    shares = {n: info.ruled_share(n) for n in LENGTHS}
     return {"layers": info.layers, "others": info.others, "kv_bytes": bytes_, "share": shares}

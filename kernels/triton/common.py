@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.triton import SPEC
+from moa.kernels.triton.tiles import WIDEST
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK as _BLOCK
 
@@ -31,6 +32,11 @@ def require_supported(*tensors: Tensor) -> None:
         if x.dtype not in DTYPES:
             raise Unsupported(
                 f"back-end {SPEC.name} computes in bfloat16, float16 and float32, found {x.dtype}: "
+                f"choose {ANYWHERE.name}"
+            )
+        if x.shape[-1] > WIDEST[x.dtype]:
+            raise Unsupported(
+                f"back-end {SPEC.name} takes head sizes up to {WIDEST[x.dtype]} in {x.dtype}, found {x.shape[-1]}: "
                 f"choose {ANYWHERE.name}"
             )
         if not torch.compiler.is_compiling() and x.storage_offset() * x.element_size() % 16:  # a compiler cannot know

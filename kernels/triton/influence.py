@@ -35,11 +35,16 @@ from torch import Tensor
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.sink_contents import Sink
 from moa.kernels.triton.changing_sinks import changing_sinks_kernel
-from moa.kernels.triton.common import BLOCK, on_device, require_supported
+from moa.kernels.triton.common import BLOCK, DTYPES, on_device, require_supported
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
 from moa.kernels.triton.prefill import launch_prefill
-from moa.kernels.triton.tiles import Tiles, gradient_kv_tiles, gradient_q_tiles
+from moa.kernels.triton.tiles import WIDEST_INFLUENCE, Tiles, gradient_kv_tiles, gradient_q_tiles
+
+
+def takes(q: Tensor) -> bool:
+    """Return whether the kernels take queries of this dtype and head size; others are measured without them."""
+    return q.dtype in DTYPES and q.shape[-1] <= WIDEST_INFLUENCE
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,12 @@ from typing import NamedTuple
 import torch
 import triton
 
+WIDEST = {torch.float32: 256, torch.float16: 512, torch.bfloat16: 512}
+"""Largest head size of attention by type: of larger ones 64 keys and values fit neither registers nor shared memory."""
+
+WIDEST_INFLUENCE = 256
+"""Likewise of influence, which holds more tiles at once."""
+
 
 class Tiles(NamedTuple):
     """What a kernel is compiled with."""
@@ -33,6 +39,8 @@ def arch() -> str:
 def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
     """Return the tile sizes of `prefill_kernel` on `target` (the current device by default)."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
+    if width > 256:
+        return Tiles(16, 4 if _amd(target) else 8, 1, width, precision(target))
     if _amd(target):
         return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
     ampere = target.startswith("sm_8")
@@ -45,10 +53,10 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
     """Return the tile sizes of `decode_kernel` with about `rows` rows (tokens times heads) per sequence and group."""
     target, width = target or arch(), _width(dim)
-    block_m = 16 if rows <= 16 else 32
+    block_m = 16 if rows <= 16 or width > 256 else 32
     if _amd(target):
         return Tiles(block_m, 4, 1, width, precision(target))
-    if width > 128 and dtype == torch.float32:
+    if width > 256 or (width > 128 and dtype == torch.float32):
         return Tiles(block_m, 8, 1, width, precision(target))  # two stages exceed an A100's shared memory
     heavy = width > 128 or dtype == torch.float32 or block_m > 16
     return Tiles(block_m, 8 if heavy else 4, 3 if width <= 64 and not heavy else 2, width, precision(target))

@@ -48,6 +48,9 @@ def command(
             f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
             + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )
+        if info.others:
+            shares = (f"{info.ruled_share(n):.0%} at {n:,} tokens" for n in prospect.lengths)
+            console.print(f"share of the dense KV cache in the layers that take rules: {', '.join(shares)}")
         named = {title(plan) if plan else "dense": prospect.plan}
         console.print(costs(named, prospect.lengths, prospect.plan.kv_dtype))
         if prospect.here is not None:

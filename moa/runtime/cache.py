@@ -39,9 +39,9 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Args:
             plan: A plan, the path of a plan file, or the name of a shipped plan.
             max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
-                all slabs are allocated at first use, `nbytes` is `plan.kv_bytes(max_length)`, a decode step never waits
-                for the device, and `torch.compile` works. Under rules whose pattern moves keys, a step may wait where a
-                block begins, and compiled graphs are refused.
+                all slabs are allocated at first use, `nbytes` is `plan.kv_bytes(max_length)` and one column more in
+                each layer with a window, a decode step never waits for the device, and `torch.compile` works. Under
+                rules whose pattern moves keys, a step may wait where a block begins, and compiled graphs are refused.
 
         Raises:
             MoaError: `max_length` is below 1.

@@ -30,6 +30,7 @@ def check(rows: list[dict[str, Any]]) -> None:
         if row["dtype"] == "bf16" and row["kernel"] not in ("append", "join"):
             assert set(row["tensor_cores"].split("+")) <= CORES.get(row["target"], {"v_mfma"})
     hopper = [r for r in rows if r["kernel"] == "prefill" and r["target"] == "sm_90" and r["dtype"] == "bf16"]
+    hopper = [r for r in hopper if r["head_size"] <= 256]  # above, tiles have fewer rows than the instruction needs
     assert hopper
     assert all("wgmma" in row["tensor_cores"] for row in hopper)
 

@@ -76,6 +76,11 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "attention_chunk_size": 32, "moe_layers": [1], "num_local_experts": 4, "num_experts_per_tok": 1,
         "floor_scale": 16, "attn_scale": 0.5,
     },
+    "Gemma4Text": {
+        "num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2, "head_dim": 16,
+        "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 32,
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
+    },
     "GPTBigCode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 48},
 }  # fmt: skip
 FAMILIES = {name: fields for name, fields in _FIELDS.items() if hasattr(transformers, f"{name}Config")}

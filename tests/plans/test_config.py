@@ -70,6 +70,7 @@ def test_gemma4_whose_sliding_layers_have_other_heads() -> None:
     assert info.kv_shape(0) == (4, 16)
     assert info.kv_shape(5) == (2, 32)
     assert info.dense_kv_bytes(100, dtype="bfloat16") == 2 * 2 * (100 * 2 * 32 + 31 * 5 * 4 * 16)
+    assert info.ruled_share(100) == pytest.approx(100 * 2 * 32 / (100 * 2 * 32 + 31 * 5 * 4 * 16))
 
 
 class Loose:

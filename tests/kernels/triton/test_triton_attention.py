@@ -45,6 +45,10 @@ def test_decode_over_wrapped_rings(dtype: torch.dtype) -> None:
     feed(texts([335, 66, 3, 1], [ONE_BLOCK, WINDOW, ALL], 3, 64, dtype), stops, decode=True, filled=True)
 
 
+def test_heads_of_512() -> None:
+    feed(texts([80], [WINDOW], 3, 512, torch.bfloat16), [[70], [79], [80]], decode=True, filled=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.dtype) -> None:
     """Also once scaled; by prefill, a chunk, few tokens and one, against the reference in float64."""

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import allocate
+from moa.kernels.triton import influence, tiles
 from moa.kernels.triton import operations as kernels
-from moa.kernels.triton import tiles
 from moa.kernels.triton.common import on_device, require_supported
 from moa.kernels.triton.decode import pieces
 from moa.plans.errors import Unsupported
@@ -98,6 +98,16 @@ def test_head_sizes_that_do_not_align_are_refused(dim: int) -> None:
         kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
 
 
+def test_wide_heads_are_taken_where_their_keys_fit() -> None:
+    text = texts([10], [ALL], 1, 512, torch.float32)
+    (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
+    with pytest.raises(Unsupported, match=r"head sizes up to 256 in torch.float32, found 512: choose torch"):
+        kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
+    assert not influence.takes(q.bfloat16())
+    assert influence.takes(q[..., :256])
+    assert not influence.takes(q[..., :256].double())
+
+
 def test_a_start_off_the_16_byte_grid_is_refused() -> None:
     text = texts([10], [ALL], 1, 16, torch.float32)
     (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
@@ -134,6 +144,6 @@ def test_append_refuses_what_attention_refuses() -> None:
 def test_every_device_has_tiles() -> None:
     for target in ("sm_80", "sm_90", "sm_100", "gfx942", "cpu"):
         for dtype in (torch.float32, torch.bfloat16):
-            for dim in (64, 80, 96, 128, 256):
+            for dim in (64, 80, 96, 128, 256, 512):
                 assert tiles.prefill_tiles(dim, dtype, target).width >= dim
                 assert tiles.decode_tiles(dim, dtype, 200, target).block_m >= 16

@@ -9,10 +9,12 @@ from moa.plans.plan import Plan
 
 
 @pytest.mark.parametrize(
-    "family", ["Qwen3_5Text", "Bamba", *(pytest.param(name, marks=pytest.mark.full) for name in ("Lfm3", "Jamba"))]
+    "family",
+    ["Qwen3_5Text", "Bamba", *(pytest.param(name, marks=pytest.mark.full) for name in ("Lfm3", "Jamba", "Gemma4Text"))],
 )
 def test_profile_search_doctor_eval_and_bench(family, tokenizer, tmp_path, moa_in):
-    model = make(family, vocab_size=len(tokenizer)).float()
+    sizes = {"vocab_size", "vocab_size_per_layer_input" if family == "Gemma4Text" else "vocab_size"}
+    model = make(family, **dict.fromkeys(sizes, len(tokenizer))).float()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     run = lambda *options: moa_in(tmp_path, *options)  # noqa: E731
@@ -27,6 +29,10 @@ def test_profile_search_doctor_eval_and_bench(family, tokenizer, tmp_path, moa_i
     assert code == 0, err
     counts = "".join(f", {count} are {kind}" for kind, count in plan.model.others.items())
     assert f"{plan.model.layers} layers, {len(plan.model.ruled_layers)} of them take rules{counts};" in out
+    share = plan.model.ruled_share(512)
+    assert (
+        f"in the layers that take rules: {share:.0%} at 512 tokens, {plan.model.ruled_share(1024):.0%} at 1,024" in out
+    )
     assert "~" in run("show", "plan.yaml")[1] or "=" in run("show", "plan.yaml")[1]
     code, out, err = run(
         "eval", ".", "--plan", "plan.yaml", "--lengths", "576", "--needles", "1", "--four-needles", "0",

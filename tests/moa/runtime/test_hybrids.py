@@ -26,7 +26,7 @@ ONES = [205, *[1] * 5]
 CLOSE = {"rtol": 0, "atol": 1e-8}
 STARTS_ANEW = ("Jamba",)
 """Families whose scan forgets its state in a call of several tokens."""
-CROPS = ("Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "GPTBigCode")
+CROPS = ("Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "Gemma4Text", "GPTBigCode")
 """Families whose layers keep keys or convolutions alone."""
 
 
@@ -144,7 +144,7 @@ def test_a_short_text_that_a_convolution_holds_whole_can_be_taken_back(family):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["Llama4Text"])
+@pytest.mark.parametrize("family", sorted({"Gemma4Text", "Llama4Text"} & FAMILIES.keys()))
 def test_tokens_are_not_taken_back_from_a_window_that_no_longer_holds_those_before_them(family):
     model, ids = make(family), ids_of(1, 50)
     window = ModelInfo.of(model).sliding.window
@@ -237,8 +237,9 @@ def test_bytes_are_what_the_plan_says_and_states_stand_apart(model):
             feed(model, cache, ids, [210])
     kept = plan.kv_bytes(210, 2, "float64")
     assert kept <= growing.nbytes <= kept * 9 / 8
-    if plan.model.sliding is None:
-        assert fixed.nbytes == kept
+    windowed = plan.model.sliding.layers if plan.model.sliding else ()  # which StaticCache gives one column more
+    more = sum(2 * 2 * heads * size * 8 for heads, size in map(plan.model.kv_shape, windowed))
+    assert fixed.nbytes == kept + more
     assert allocated_bytes(stock) == plan.model.dense_kv_bytes(210, 2, "float64")
     states = [layer for layer in stock.layers if hasattr(layer, "conv_states")]
     held = [x for layer in states for x in (*layer.conv_states.values(), *layer.recurrent_states.values())]
@@ -308,7 +309,7 @@ def test_a_cache_of_the_model_s_own_is_refused_by_name():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", sorted({"Lfm3", "Llama4Text"} & FAMILIES.keys()))
+@pytest.mark.parametrize("family", sorted({"Gemma4Text", "Lfm3", "Llama4Text"} & FAMILIES.keys()))
 def test_windows_of_the_model_s_own_keep_its_attention_implementation(family):
     """Eager attention adds its mask, which must not be the boolean one of torch's attention."""
     model, ids = make(family, attn_implementation="eager"), ids_of(2, 100)
@@ -319,7 +320,23 @@ def test_windows_of_the_model_s_own_keep_its_attention_implementation(family):
     assert model.config._attn_implementation == "eager"
 
 
-@pytest.mark.parametrize("family", ["Qwen3_5Text", "NemotronH", "Llama4Text"])
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["torch", pytest.param("numba", marks=pytest.mark.full)])
+@pytest.mark.parametrize("family", sorted({"Gemma4Text"} & FAMILIES.keys()))
+def test_full_attention_with_wider_heads_than_the_windows(family, backend):
+    """As Gemma-4 has them: 512 channels beside 256, and fewer KV heads."""
+    model, ids = make(family, num_attention_heads=2, global_head_dim=512, num_global_key_value_heads=2), ids_of(2, 160)
+    model.float()
+    plan = plan_of(model)
+    assert (plan.model.kv_shape(0), plan.model.kv_shape(1)) == ((2, 16), (2, 512))
+    with Oracle(model, plan):
+        expected = feed(model, DynamicCache(config=model.config), ids, [150, 1, 9])
+    with moa.apply(model, plan, backend):
+        found = feed(model, KVCache(plan), ids, [150, 1, 9])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", sorted({"Qwen3_5Text", "NemotronH", "Llama4Text", "Gemma4Text"} & FAMILIES.keys()))
 def test_decode_steps_are_timed_from_a_cache_that_is_filled(family):
     model = made(family)
     for variant in (Variant(), Variant(plan_of(model), backend="torch"), Variant(plan_of(model), True, "torch")):
