@@ -1,4 +1,4 @@
-"""Lets the tests import the benchmarks, and lends them what tests/moa and tests/search make."""
+"""Lets the tests import the benchmarks, and lends them what tests/moa makes."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -17,4 +17,3 @@ def lent(folder, fixture):
 
 fresh = lent("moa", "fresh")
 save_tiny = lent("moa", "save_tiny")
-make_profile = lent("search", "make_profile")

@@ -5,107 +5,16 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import binomtest
-from torch.nn.functional import cross_entropy, kl_div
 
 from moa.evaluation.comparison import compare
-from moa.evaluation.haystack import Haystack, Question
 from moa.evaluation.interval import paired, wilson
 from moa.evaluation.journal import Journal
-from moa.evaluation.rows import Row, rows_at
+from moa.evaluation.rows import rows_at
 from moa.evaluation.samples import Part
-from moa.evaluation.tasks.needles import answered, ask, undecided
-from moa.evaluation.tasks.text import divergence, windows
-from moa.hf.text import split
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported
 from moa.plans.plan import FULL, Plan, Rule
 
 SMALL = Part(576, {"text": 1, "single": 2, "four": 1})
-
-
-@pytest.fixture(scope="module")
-def model(fresh, tokenizer):
-    return fresh(vocab_size=len(tokenizer), dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def plan(model):
-    return Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0))
-
-
-@pytest.mark.parametrize(
-    ("text", "answer", "right"),
-    [
-        (" ginger.", "ginger", True),
-        (" Ginger and", "ginger", True),
-        (" 1973.", "1973", True),
-        (" 19731", "1973", False),
-        (" not ginger", "ginger", False),
-        ("", "ginger", False),
-        (" gin", "ginger", False),
-        (" the red key", "The red", True),
-        (' "ginger".', "ginger", True),
-    ],
-)
-def test_only_the_words_at_the_start_count(text, answer, right):
-    assert answered(text, answer) is right
-
-
-@pytest.mark.parametrize(
-    ("text", "open_"),
-    [
-        ("", True),
-        (' "', True),
-        (' "gin', True),
-        (" ginger", True),
-        (" ginger.", False),
-        (" gingers", False),
-        (" a", False),
-    ],
-)
-def test_decoding_stops_when_the_answer_is_known(text, open_):
-    assert undecided(text, "ginger") is open_
-
-
-@pytest.mark.parametrize("planned", [False, True])
-def test_ask_is_greedy_decoding_after_the_text(model, plan, tokenizer, oracle, monkeypatch, planned):
-    """The model's own greedy continuation, found without a cache, is a right answer; another word is a wrong one."""
-    monkeypatch.setattr("moa.evaluation.tasks.needles.undecided", lambda *_: True)
-    generator = torch.Generator().manual_seed(5)
-    ids = torch.randint(1, len(tokenizer), (330,), generator=generator)
-    hay, suffix = ids[:300], ids[300:]
-    shown = ids
-    for _ in range(9):
-        logits = oracle(model, plan, shown) if planned else model(shown[None]).logits[0]
-        shown = torch.cat([shown, logits[-1].argmax(-1, keepdim=True)])
-    truth = tokenizer.decode(shown[330:338])
-    row = Row("row", plan if planned else None, "torch" if planned else None)
-    questions = [Question(tuple(suffix.tolist()), answer, 0.5) for answer in (truth, "elsewhere")]
-    found = ask(model, tokenizer, row, Haystack(tuple(hay.tolist()), tuple(questions)))
-    assert found["answers"] == [truth, truth]
-    assert found["right"] == [True, False]
-    expected = plan.kv_bytes(300) if planned else 300 * 2 * 2 * 2 * 16 * 4
-    assert expected <= found["cache_bytes"] <= expected * 1.125
-
-
-@torch.no_grad()
-def test_divergence_against_the_whole_logits(model, plan, tokenizer, oracle):
-    window = windows(tokenizer, 600, 1)[0]
-    ids = torch.tensor(window)
-    found = divergence(model, [Row("dense", None), Row("plan", plan, "torch")], window)
-    dense = model(ids[None]).logits[0, :-1].log_softmax(-1)
-    for name, logits in (("dense", dense), ("plan", oracle(model, plan, ids)[:-1].log_softmax(-1))):
-        nll = cross_entropy(logits, ids[1:], reduction="none")
-        kl = kl_div(logits, dense, reduction="none", log_target=True).sum(-1)
-        for measure, values in (("nll", nll), ("kl", kl)):
-            quarters = [float(q.mean()) for q in values.tensor_split(4)]
-            assert found[name][measure] == pytest.approx(quarters, abs=2e-5)
-    assert max(found["dense"]["kl"]) == 0 < found["plan"]["kl"][-1]
-
-
-def test_windows_are_held_out_text_in_order(tokenizer):
-    texts = [tokenizer.decode(ids) for ids in windows(tokenizer, 700, 3)]
-    assert [len(ids) for ids in windows(tokenizer, 700, 3)] == [700] * 3
-    assert "".join(texts) in "\n\n".join(split("evaluation"))
 
 
 def test_rows_samples_and_figures(model, plan, tokenizer):

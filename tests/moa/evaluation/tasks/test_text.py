@@ -1,0 +1,28 @@
+import pytest
+import torch
+from torch.nn.functional import cross_entropy, kl_div
+
+from moa.evaluation.rows import Row
+from moa.evaluation.tasks.text import divergence, windows
+from moa.hf.text import split
+
+
+@torch.no_grad()
+def test_divergence_against_the_whole_logits(model, plan, tokenizer, oracle):
+    window = windows(tokenizer, 600, 1)[0]
+    ids = torch.tensor(window)
+    found = divergence(model, [Row("dense", None), Row("plan", plan, "torch")], window)
+    dense = model(ids[None]).logits[0, :-1].log_softmax(-1)
+    for name, logits in (("dense", dense), ("plan", oracle(model, plan, ids)[:-1].log_softmax(-1))):
+        nll = cross_entropy(logits, ids[1:], reduction="none")
+        kl = kl_div(logits, dense, reduction="none", log_target=True).sum(-1)
+        for measure, values in (("nll", nll), ("kl", kl)):
+            quarters = [float(q.mean()) for q in values.tensor_split(4)]
+            assert found[name][measure] == pytest.approx(quarters, abs=2e-5)
+    assert max(found["dense"]["kl"]) == 0 < found["plan"]["kl"][-1]
+
+
+def test_windows_are_held_out_text_in_order(tokenizer):
+    texts = [tokenizer.decode(ids) for ids in windows(tokenizer, 700, 3)]
+    assert [len(ids) for ids in windows(tokenizer, 700, 3)] == [700] * 3
+    assert "".join(texts) in "\n\n".join(split("evaluation"))
