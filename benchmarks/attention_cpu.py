@@ -22,6 +22,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.backend import load
 from moa.kernels.call import Decode, Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate, capacities
 from moa.kernels.torch.operations import attend
 from moa.plans.replace import replace_json
@@ -63,7 +64,7 @@ def prefill(length: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
 
     def ours(rules: Rules) -> Callable[[], object]:
         seen = visibility(rules, length)
-        return lambda: attend(**packed, batch=batch, seen=seen, scale=SIZE**-0.5)
+        return lambda: attend(**packed, batch=batch, seen=seen, softmax=Softmax(SIZE**-0.5))
 
     def dense() -> object:
         return scaled_dot_product_attention(
@@ -114,7 +115,7 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
                 nonlocal at
                 at = at._replace(past=at.past + 1)  # as in decoding: `torch` keeps what it can from step to step
                 for store in stores:
-                    decode(q, k, v, batch=at, seen=seen, store=store, scale=SIZE**-0.5)
+                    decode(q, k, v, batch=at, seen=seen, store=store, softmax=Softmax(SIZE**-0.5))
 
             return steps
 

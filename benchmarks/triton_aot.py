@@ -1,7 +1,7 @@
 """Compile every Triton kernel without a device, and report registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the 16 that the tests check, printed unless --out names a folder
+    python benchmarks/triton_aot.py --quick         the 24 that the tests check, printed unless --out names a folder
 
 The exit code is 1 if a configuration spills, exceeds the shared memory, or lacks a tensor-core instruction where it
 should.
@@ -42,7 +42,10 @@ TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 INTS32 = {"first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens", "items"}
 INTS64 = {"base", "pasts"}
-FLOATS = {"lse", "parts", "delta", "cuts"}
+FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits"}
+SCALARS = {"scale", "cap"}
+OPTIONAL = {"cap", "sink_logits"}
+"""Arguments that are None without a soft-cap and learned sinks."""
 
 
 @dataclass
@@ -76,15 +79,19 @@ class Row:
 
 
 def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, variant: str, tiles: Tiles,
-          constants: dict[str, Any], pointers: dict[str, str] | None = None) -> Row:  # fmt: skip
+          constants: dict[str, Any], pointers: dict[str, str] | None = None, plain: bool = True) -> Row:  # fmt: skip
     """Compile one kernel as its launcher would for aligned tensors."""
     signature, attributes = {}, {}
+    if plain:
+        constants = constants | dict.fromkeys(OPTIONAL.intersection(kernel.arg_names))
+    else:
+        variant += ", cap and sinks"
     for i, arg in enumerate(kernel.arg_names):
         if arg in constants:
             signature[arg] = "constexpr"
             continue
         signature[arg] = (pointers or {}).get(arg) or _type(arg, DTYPES[dtype])
-        if arg not in {*UNSPECIALISED, *SINKS_UNSPECIALISED, "scale"}:
+        if arg not in {*UNSPECIALISED, *SINKS_UNSPECIALISED, *SCALARS}:
             attributes[(i,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, attributes)
     options = {"num_warps": tiles.warps, "num_stages": tiles.stages}
@@ -98,17 +105,17 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
     )  # fmt: skip
 
 
-def prefill(target: str, dtype: torch.dtype, dim: int, *, store: bool, heads: int = 4) -> Row:
+def prefill(target: str, dtype: torch.dtype, dim: int, *, store: bool, heads: int = 4, plain: bool = True) -> Row:
     t = prefill_tiles(dim, dtype, target)
     constants = {
         "HEADS": heads, "GROUPS": 8, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "HAS_STORE": store,
         "WITH_LSE": False, "PRECISION": t.precision,
     }  # fmt: skip
     variant = f"group of {heads}, {'store and new' if store else 'new tokens'}"
-    return build(prefill_kernel, "prefill", target, dtype, dim, variant, t, constants)
+    return build(prefill_kernel, "prefill", target, dtype, dim, variant, t, constants, plain=plain)
 
 
-def decode(target: str, dtype: torch.dtype, dim: int, *, tokens: int = 1, heads: int = 4) -> Row:
+def decode(target: str, dtype: torch.dtype, dim: int, *, tokens: int = 1, heads: int = 4, plain: bool = True) -> Row:
     t = decode_tiles(dim, dtype, tokens * heads, target)
     constants = {
         "HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "APPEND": True, "SPLIT": True,
@@ -116,7 +123,7 @@ def decode(target: str, dtype: torch.dtype, dim: int, *, tokens: int = 1, heads:
     }  # fmt: skip
     pointers = {"out": "*fp32"}
     variant = f"group of {heads}, {tokens} tokens"
-    return build(decode_kernel, "decode", target, dtype, dim, variant, t, constants, pointers)
+    return build(decode_kernel, "decode", target, dtype, dim, variant, t, constants, pointers, plain)
 
 
 def join(target: str, dtype: torch.dtype, dim: int) -> Row:
@@ -129,7 +136,7 @@ def append(target: str, dtype: torch.dtype, dim: int) -> Row:
     return build(append_kernel, "append", target, dtype, dim, "", t, {"D": dim, "WIDTH": t.width, "ROWS": 64})
 
 
-def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool, heads: int = 4) -> Row:
+def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool, heads: int = 4, plain: bool = True) -> Row:
     t = gradient_q_tiles(dim, dtype, heads, target)
     heads_up = triton.next_power_of_2(heads)
     constants = {
@@ -137,23 +144,25 @@ def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool, head
         "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
     }  # fmt: skip
     variant = f"group of {heads}, {'squared' if squared else 'signed'}"
-    return build(gradient_q_kernel, "influence q", target, dtype, dim, variant, t, constants)
+    return build(gradient_q_kernel, "influence q", target, dtype, dim, variant, t, constants, plain=plain)
 
 
-def changing_sinks(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+def changing_sinks(target: str, dtype: torch.dtype, dim: int, heads: int = 4, plain: bool = True) -> Row:
     t = gradient_q_tiles(dim, dtype, heads, target)
     heads_up = triton.next_power_of_2(heads)
     constants = {
         "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SQUARED": True, "D": dim,
         "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
     }  # fmt: skip
-    return build(changing_sinks_kernel, "influence sinks", target, dtype, dim, f"group of {heads}", t, constants)
+    variant = f"group of {heads}"
+    return build(changing_sinks_kernel, "influence sinks", target, dtype, dim, variant, t, constants, plain=plain)
 
 
-def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4) -> Row:
+def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4, plain: bool = True) -> Row:
     t = gradient_kv_tiles(dim, dtype, target)
     constants = {"HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision}
-    return build(gradient_kv_kernel, "influence kv", target, dtype, dim, f"group of {heads}", t, constants)
+    variant = f"group of {heads}"
+    return build(gradient_kv_kernel, "influence kv", target, dtype, dim, variant, t, constants, plain=plain)
 
 
 def quick() -> list[Row]:
@@ -163,7 +172,19 @@ def quick() -> list[Row]:
     for target in TARGETS:
         rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
         rows += [gradient_q(target, half, 64, squared=False), changing_sinks(target, half, 64)]
+        rows += modified(target)[:2]
     return rows
+
+
+def modified(target: str) -> list[Row]:
+    """Every kernel that attends, with a soft-cap and learned sinks."""
+    half = torch.bfloat16
+    return [
+        prefill(target, half, 128, store=True, plain=False), decode(target, half, 128, plain=False),
+        prefill(target, half, 256, store=True, plain=False), decode(target, half, 256, plain=False),
+        gradient_q(target, half, 64, squared=True, plain=False), gradient_kv(target, half, 64, plain=False),
+        changing_sinks(target, half, 64, plain=False),
+    ]  # fmt: skip
 
 
 def matrix() -> list[Row]:
@@ -180,7 +201,7 @@ def matrix() -> list[Row]:
             for dim in dims:
                 rows += [gradient_q(target, dtype, dim, squared=squared) for squared in (True, False)]
                 rows += [gradient_kv(target, dtype, dim), changing_sinks(target, dtype, dim)]
-        rows += [join(target, bf16, 128), append(target, bf16, 128)]
+        rows += [join(target, bf16, 128), append(target, bf16, 128), *modified(target)]
     return rows
 
 
@@ -191,7 +212,7 @@ def _type(arg: str, dtype: str) -> str:
         return "*i64"
     if arg in FLOATS:
         return "*fp32"
-    if arg == "scale":
+    if arg in SCALARS:
         return "fp32"
     pointers = {"q", "k", "v", "out", "k_store", "v_store", "dout", "dq", "dk", "dv"}
     return f"*{dtype}" if arg in pointers else "i32"
@@ -234,7 +255,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="16 compilations")
+    parser.add_argument("--quick", action="store_true", help="24 compilations")
     parser.add_argument("--out", type=Path, help="folder of the table; benchmarks/results for the whole matrix")
     args = parser.parse_args()
     rows = quick() if args.quick else matrix()

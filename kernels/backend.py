@@ -12,7 +12,7 @@ from moa.kernels.call import Append, Attend, Decode
 from moa.plans.errors import Unsupported
 
 
-def _nothing(heads: int, size: int, dtype: torch.dtype) -> None:
+def _nothing(heads: int, size: int, dtype: torch.dtype, capped: bool = False, sunk: bool = False) -> None:
     pass
 
 
@@ -27,7 +27,7 @@ class Backend(NamedTuple):
     attend: Attend
     append: Append
     decode: Decode
-    warm_up: Callable[[int, int, torch.dtype], None] = _nothing
+    warm_up: Callable[[int, int, torch.dtype, bool, bool], None] = _nothing
 
 
 def load(name: str, device: torch.device | None = None) -> Backend:

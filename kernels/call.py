@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.plans.span import Ints
 
@@ -48,7 +49,7 @@ class Attend(Protocol):
 
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None,
-        scale: float,
+        softmax: Softmax,
     ) -> Tensor:  # fmt: skip
         """Attend.
 
@@ -59,7 +60,7 @@ class Attend(Protocol):
             batch: How they are packed; sequences without new tokens are among them.
             seen: What their rows see.
             store: The past of every sequence; None where there is none.
-            scale: Factor on q·k.
+            softmax: How scores become weights.
 
         Returns:
             [tokens, query_heads, D] in q's dtype.
@@ -77,6 +78,6 @@ class Decode(Protocol):
     """The decode form, for 1 to 64 new tokens of every sequence: `Attend` and `Append` in one call."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float
+        self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
     ) -> Tensor:
         """Attend and write; arguments and result as for `Attend`."""

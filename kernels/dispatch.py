@@ -11,12 +11,13 @@ from moa.kernels.call import Packed, Visibility
 from moa.kernels.keydiff.prefill import prefill
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.sink_contents import SCORES
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate
 from moa.plans.span import BLOCK
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None, softmax: Softmax,
     backend: Backend, sinks: Sinks | None = None, grown: Callable[[], Store] | None = None,
 ) -> Tensor:  # fmt: skip
     """Attend to the new tokens and, if they are to be kept, store them.
@@ -27,7 +28,7 @@ def attend(
     - Otherwise as a prefill: `Backend.attend`, then `Backend.append`.
 
     Args:
-        q, k, v, batch, seen, store, scale: See `moa.kernels.call.Attend`.
+        q, k, v, batch, seen, store, softmax: See `moa.kernels.call.Attend`.
         backend: What computes.
         sinks: What the store's sinks hold, where keys move into them; None where they hold the first keys.
         grown: Returns the store with room for the new tokens, which are kept there. Where they are not kept it is None,
@@ -41,12 +42,12 @@ def attend(
         store = grown()
         if sinks is not None:
             sinks.follow(store, batch)
-        return backend.decode(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
+        return backend.decode(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     if sinks is not None:
         store = store if grown is None else grown()
         assert store is not None
-        return prefill(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
-    out = backend.attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
+        return prefill(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax, backend=backend)
+    out = backend.attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     if grown is not None:
         backend.append(grown(), k, v, batch=batch, seen=seen)
     return out
@@ -54,12 +55,12 @@ def attend(
 
 def attend_given(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, past: tuple[Tensor, Tensor, Packed] | None, seen: Visibility,
-    holds: Sequence[str], scale: float, backend: Backend,
+    holds: Sequence[str], softmax: Softmax, backend: Backend,
 ) -> Tensor:  # fmt: skip
     """Attend to texts whose keys are all given, and keep nothing.
 
     Args:
-        q, k, v, batch, scale: See `moa.kernels.call.Attend`.
+        q, k, v, batch, softmax: See `moa.kernels.call.Attend`.
         past: Keys and values of the tokens before the new ones, and how they are packed; None where there are none.
         seen: What the rows of all tokens see, past and new.
         holds: Which keys the sinks hold, names in `moa.kernels.sink_contents.SCORES`: one per KV head.
@@ -80,16 +81,16 @@ def attend_given(
     if moving:  # the store holds the whole past, so its keys are chosen at once
         first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
         sinks = Sinks(sink, holds, lambda position: first[:, position // BLOCK].T, len(batch.past), k.device)
-    return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, scale=scale, backend=backend)
+    return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax, backend=backend)
 
 
 def attend_alone(
-    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, holds: Sequence[str], scale: float, backend: Backend
+    q: Tensor, k: Tensor, v: Tensor, *, seen: Visibility, holds: Sequence[str], softmax: Softmax, backend: Backend
 ) -> Tensor:
     """Attend to one text without a past, and keep nothing: `attend_given` for a single sequence.
 
     Args:
-        q, k, v, seen, holds, scale, backend: See `attend_given`.
+        q, k, v, seen, holds, softmax, backend: See `attend_given`.
 
     Returns:
         [tokens, query_heads, D].
@@ -97,4 +98,4 @@ def attend_alone(
     tokens = len(k)
     cu_seqlens = torch.tensor([0, tokens], dtype=torch.int32, device=k.device)
     batch = Packed(cu_seqlens, torch.zeros(1, dtype=torch.int64, device=k.device), tokens)
-    return attend_given(q, k, v, batch=batch, past=None, seen=seen, holds=holds, scale=scale, backend=backend)
+    return attend_given(q, k, v, batch=batch, past=None, seen=seen, holds=holds, softmax=softmax, backend=backend)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from moa.kernels.call import Visibility
 from moa.kernels.sink_contents import History, Sink
+from moa.kernels.softmax import Softmax, weights
 from moa.plans.span import BLOCK
 
 NO_MASS = 1e-6
@@ -71,6 +72,7 @@ class Tile:
         d: Row sums of a * dp, equal to dO_i . O_i [heads, rows, 1].
         sinks: What the sinks to measure hold.
         bin_size: Tokens per edge bin.
+        sunk: Weight of a learned sink in each row [heads, rows, 1]; 0 where there is none.
     """
 
     a: Tensor
@@ -78,6 +80,7 @@ class Tile:
     d: Tensor
     sinks: Sequence[StaticSink | ChangingSink]
     bin_size: int
+    sunk: Tensor | float = 0.0
 
     def kept(self, x: Tensor) -> Tensor:
         """Return the sum of `x` [heads, rows, keys] over the keys each cut keeps: [sinks, heads, rows, edges].
@@ -102,7 +105,7 @@ def influence_backward(
     v: Tensor,
     dout: Tensor,
     *,
-    scale: float,
+    softmax: Softmax,
     estimator: Estimator,
     sinks: Sequence[Sink],
     bin_size: int,
@@ -119,7 +122,7 @@ def influence_backward(
         k: Keys [kv_heads, N, D].
         v: Values [kv_heads, N, D].
         dout: Gradient at the attention output [query_heads, N, D].
-        scale: Softmax scale.
+        softmax: How scores become weights.
         estimator: Harm of every cut, given a tile.
         sinks: Sinks to measure.
         bin_size: Tokens per row and edge bin, a multiple of 64.
@@ -145,18 +148,20 @@ def influence_backward(
         if seen is not None and histories and (history := histories[g]) is not None:
             ours = history(k[g : g + 1], int(seen.sink[g]), BLOCK)
         mine = slice(g * heads, (g + 1) * heads)
+        logits = None if softmax.sink_logits is None else softmax.sink_logits[mine, None]
         wide_k, wide_v = k[g].to(_sum(k)), v[g].to(_sum(v))  # products in half precision can overflow
         for start in range(0, n, BLOCK):
             stop = min(start + BLOCK, n)
             rows, keys, values = stop - start, wide_k[:stop], wide_v[:stop]
             qt, dt = (x[mine, start:stop].reshape(-1, dim).to(_sum(q)) for x in (q, dout))  # [heads * rows, D]
-            scores = (qt @ keys.T).unflatten(0, (heads, rows)) * scale  # [heads, rows, keys]
+            scores = softmax.capped((qt @ keys.T).unflatten(0, (heads, rows)) * softmax.scale)  # [heads, rows, keys]
+            slope = softmax.scale if softmax.cap is None else softmax.scale * (1 - (scores / softmax.cap).square())
             above = torch.ones(rows, rows, dtype=torch.bool, device=q.device).triu(1)
             scores[..., start:].masked_fill_(above, -torch.inf)
-            a = scores.softmax(-1)
+            a, sunk = weights(scores, logits)
             dp = (dt @ values.T).unflatten(0, (heads, rows))
             d = (a * dp).sum(-1, keepdim=True)
-            harm = estimator(Tile(a, dp, d, measured, bin_size))  # [sinks, rows, edges]
+            harm = estimator(Tile(a, dp, d, measured, bin_size, sunk))  # [sinks, rows, edges]
             table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
             if seen is not None:
                 edge = int(seen.first[g, start // BLOCK])
@@ -166,9 +171,9 @@ def influence_backward(
                 elif hidden.any():
                     hidden[ours[edge, 0]] = False
                 scores.masked_fill_(hidden, -torch.inf)
-                a = scores.softmax(-1)
+                a, _ = weights(scores, logits)
                 d = (a * dp).sum(-1, keepdim=True)
-            ds = ((dp - d) * a * scale).flatten(0, 1)  # [heads * rows, keys]
+            ds = ((dp - d) * a * slope).flatten(0, 1)  # [heads * rows, keys]
             dq[mine, start:stop] = (ds @ keys).unflatten(0, (heads, rows))
             dk[g, :stop] += ds.T @ qt
             dv[g, :stop] += a.flatten(0, 1).T @ dt

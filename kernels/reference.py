@@ -7,16 +7,17 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax, weights
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, softmax: Softmax
 ) -> Tensor:
     """Return the attention of the new tokens over the store's past and themselves; a row that sees no key is 0."""
     out = torch.zeros_like(q)
-    groups, (first, sink) = k.shape[1], seen
+    groups, (first, sink), sinks = k.shape[1], seen, softmax.sinks_of(k.shape[1])
     heads = q.shape[1] // groups
     wide = torch.promote_types(q.dtype, torch.float32)
     for s, past in enumerate(batch.past.tolist()):
@@ -35,9 +36,10 @@ def attend(
             at = torch.cat([old, rows])
             visible = (at <= rows[:, None]) & ((at < sink[g]) | (at // BLOCK >= edge[:, None]))
             mine = slice(g * heads, (g + 1) * heads)
-            scores = scale * torch.einsum("rhd,kd->hrk", q[new, mine].to(wide), keys.to(wide))
-            weights = scores.masked_fill(~visible, -torch.inf).softmax(-1).masked_fill(~visible, 0)
-            out[new, mine] = torch.einsum("hrk,kd->rhd", weights, values.to(wide)).to(q.dtype)
+            scores = softmax.capped(softmax.scale * torch.einsum("rhd,kd->hrk", q[new, mine].to(wide), keys.to(wide)))
+            weight, _ = weights(scores.masked_fill(~visible, -torch.inf), sinks if sinks is None else sinks[g, :, None])
+            weight = weight.masked_fill(~visible, 0)  # NaN in a row that sees no key
+            out[new, mine] = torch.einsum("hrk,kd->rhd", weight, values.to(wide)).to(q.dtype)
     return out
 
 
@@ -53,8 +55,10 @@ def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibilit
             store.k[place], store.v[place] = k[new, g][kept], v[new, g][kept]
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
+) -> Tensor:
     """Run `attend`, then `append`."""
-    out = attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
+    out = attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     append(store, k, v, batch=batch, seen=seen)
     return out

@@ -15,8 +15,9 @@ from moa.profiler.calibration import ESTIMATORS as NAMES
 def fisher(tile: Tile) -> Tensor:
     """Return the squared first-order effect of the whole, renormalised cut, summed over the group's heads first.
 
-    delta_i = sum_h [(sum_kept A dP) / (sum_kept A) - D_i]. With labels drawn from the model, the sum of its squares
-    over 2T estimates the KL divergence the cut causes (a Fisher, or Gauss-Newton, quadratic form).
+    delta_i = sum_h [(sum_kept A dP) / (sum_kept A) - D_i], where a learned sink adds to the sum of A alone.
+    With labels drawn from the model, the sum of its squares over 2T estimates the KL divergence the cut causes (a
+    Fisher, or Gauss-Newton, quadratic form).
     """
     return _delta(tile).square()
 
@@ -47,7 +48,7 @@ def mass(tile: Tile) -> Tensor:
 
 def _delta(tile: Tile) -> Tensor:
     """Return the first-order change of the loss when each row keeps only the cut's keys: [sinks, rows, edges]."""
-    mass, weighted = tile.kept(tile.a), tile.kept(tile.a * tile.dp)
+    mass, weighted = tile.kept(tile.a) + tile.sunk, tile.kept(tile.a * tile.dp)
     mean = torch.where(mass > NO_MASS, weighted / mass, 0.0)
     delta: Tensor = (mean - tile.d).sum(1)
     return delta

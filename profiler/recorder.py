@@ -21,12 +21,15 @@ from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.limits import check_window, ruled_window
 from moa.hf.logits import check_head
 from moa.hf.masks import is_own
+from moa.hf.softmax import softmax_of
 from moa.kernels.backend import influence, load, pick
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
 from moa.kernels.influence import Estimator, influence_backward
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.sink_contents import History, history, sinks
+from moa.kernels.softmax import Softmax
+from moa.kernels.torch import tiled
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS, Variant
@@ -108,26 +111,28 @@ class _Recorded(torch.autograd.Function):
     """Causal attention of one sequence; its backward pass records the harm of every cut."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float, recorder: Recorder, layer: int) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, recorder: Recorder, layer: int) -> Tensor:
         """Return the output [query_heads, N, D] for q [query_heads, N, D] and k, v [kv_heads, N, D]."""
-        ctx.scale, ctx.recorder, ctx.layer = scale, recorder, layer
+        ctx.softmax, ctx.recorder, ctx.layer = softmax, recorder, layer
         if recorder.fused(q):
             kernels = influence(pick(q.device))
             assert kernels is not None
-            out, lse = kernels.forward(q, k, v, scale=scale)
+            out, lse = kernels.forward(q, k, v, softmax=softmax)
             ctx.save_for_backward(q, k, v, out, lse)
             return out  # type: ignore[no-any-return]
         ctx.save_for_backward(q, k, v)
         seen = recorder.rules(layer, q.shape[1], q.device)
         if seen is not None:
             apart = attend_alone(
-                *(x.transpose(0, 1) for x in (q, k, v)), seen=seen, holds=recorder.holds(layer), scale=scale,
+                *(x.transpose(0, 1) for x in (q, k, v)), seen=seen, holds=recorder.holds(layer), softmax=softmax,
                 backend=load(ANYWHERE.name),
             )  # fmt: skip
             return apart.transpose(0, 1)
         heads = q.shape[0] // k.shape[0]
+        if not softmax.is_plain:
+            return tiled.attend(q.unflatten(0, (-1, heads)), k, v, None, softmax).flatten(0, 1)
         k, v = (x.repeat_interleave(heads, 0)[None] for x in (k, v))
-        return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=scale)[0]
+        return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=softmax.scale)[0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -139,13 +144,14 @@ class _Recorded(torch.autograd.Function):
             kernels, (out, lse) = influence(pick(q.device)), ours
             assert kernels is not None
             dq, dk, dv, table = kernels.influence_backward(
-                q, k, v, out, lse, grads[0].contiguous(), scale=ctx.scale, sinks=recorder.sinks, bin_size=size,
+                q, k, v, out, lse, grads[0].contiguous(), softmax=ctx.softmax, sinks=recorder.sinks, bin_size=size,
                 squared=recorder.estimator is fisher,
             )  # fmt: skip
         else:
             dq, dk, dv, table = influence_backward(
-                q, k, v, grads[0], scale=ctx.scale, estimator=recorder.estimator, sinks=recorder.sinks, bin_size=size,
-                seen=recorder.rules(ctx.layer, q.shape[1], q.device), histories=recorder.histories(ctx.layer),
+                q, k, v, grads[0], softmax=ctx.softmax, estimator=recorder.estimator, sinks=recorder.sinks,
+                bin_size=size, seen=recorder.rules(ctx.layer, q.shape[1], q.device),
+                histories=recorder.histories(ctx.layer),
             )  # fmt: skip
         recorder.tables[ctx.layer] = table.cpu()
         return dq, dk, dv, None, None, None
@@ -159,15 +165,14 @@ def _attention(
     if not isinstance(recorder, Recorder):  # the layer keeps the window that the model was trained with
         return recorder(module, query, key, value, attention_mask, **kwargs)
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    refused = [name for name in ("softcap", "s_aux") if kwargs.get(name) is not None]
-    if attention_mask is not None or refused:
-        raise Unsupported(f"profiling needs plain causal attention; layer {layer} has {refused or 'its own mask'}")
+    if attention_mask is not None:
+        raise Unsupported(f"profiling needs causal attention; layer {layer} has a mask of its own")
     check_heads(module, recorder.model, query, key, value)
     check_window(recorder.window, key.shape[2])
     if recorder.watch is not None:
         recorder.watch(layer, query[0], key[0])
-    scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    attended: Tensor = _Recorded.apply(query[0], key[0], value[0], scale, recorder, layer)  # type: ignore[no-untyped-call]
+    softmax = softmax_of(module, query, kwargs)
+    attended: Tensor = _Recorded.apply(query[0], key[0], value[0], softmax, recorder, layer)  # type: ignore[no-untyped-call]
     return attended.transpose(0, 1)[None], None
 
 

@@ -13,6 +13,7 @@ from moa.kernels import influence as plain
 from moa.kernels import reference
 from moa.kernels.call import Packed
 from moa.kernels.sink_contents import sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton import operations as kernels
 from moa.kernels.triton.influence import forward, influence_backward
@@ -52,7 +53,7 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
             packed(new, h, dim, dtype, bench.device) for h in (groups * heads, groups, groups)
         )
         where = {"batch": Packed(cu_seqlens, past, int(new.max()), nonempty=True), "seen": seen}
-        call = {**where, "scale": scale}
+        call = {**where, "softmax": Softmax(scale)}
         want = reference.attend(q.double(), k.double(), v.double(), store=_double(store), **call)
         if what == "decode":
             again = replace(store, k=store.k.clone(), v=store.v.clone())
@@ -78,8 +79,8 @@ def fisher(bench: Bench, dim: int, dtype: torch.dtype) -> Row:
     q, k, v, dout = (
         torch.randn(h, n, dim, device=bench.device).to(dtype) for h in (groups * heads, groups, groups, groups * heads)
     )
-    call = {"scale": dim**-0.5, "sinks": sinks("first", 64, 128) + sinks("keydiff", 64), "bin_size": 64}
-    got = influence_backward(q, k, v, *forward(q, k, v, scale=call["scale"]), dout, **call)
+    call = {"softmax": Softmax(dim**-0.5), "sinks": sinks("first", 64, 128) + sinks("keydiff", 64), "bin_size": 64}
+    got = influence_backward(q, k, v, *forward(q, k, v, softmax=call["softmax"]), dout, **call)
     want = plain.influence_backward(q.double(), k.double(), v.double(), dout.double(), estimator=_fisher, **call)
     results = [_compare(mine, theirs, dtype, 2.0) for mine, theirs in zip(got, want, strict=True)]
     worst = max(results, key=lambda result: result["error"])

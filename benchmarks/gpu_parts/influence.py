@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from moa.kernels.sink_contents import sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.triton.influence import forward, influence_backward
 
 Row = dict[str, Any]
@@ -35,11 +36,11 @@ def one(bench: Bench, n: int, heads: int, groups: int, dim: int) -> Row:
         torch.randn(h, n, dim, dtype=torch.bfloat16, device=bench.device) for h in (heads, groups, groups, heads)
     )
     scale = dim**-0.5
-    out, lse = forward(q, k, v, scale=scale)
+    out, lse = forward(q, k, v, softmax=Softmax(scale))
 
     def ours(others: tuple[int, ...] = ()) -> object:
         measured = sinks("first", 64) + sinks("keydiff", *others)
-        return influence_backward(q, k, v, out, lse, dout, scale=scale, sinks=measured, bin_size=bin_size)
+        return influence_backward(q, k, v, out, lse, dout, softmax=Softmax(scale), sinks=measured, bin_size=bin_size)
 
     leaves = [x[None].requires_grad_() for x in (q, *(x.repeat_interleave(heads // groups, 0) for x in (k, v)))]
     with sdpa_kernel(SDPBackend.MATH if bench.dry else SDPBackend.FLASH_ATTENTION):
@@ -51,7 +52,7 @@ def one(bench: Bench, n: int, heads: int, groups: int, dim: int) -> Row:
     times = bench.time(
         {
             "ours": ours, "both kinds of sinks": lambda: ours((64,)), "flash": plain,
-            "our forward": lambda: forward(q, k, v, scale=scale),
+            "our forward": lambda: forward(q, k, v, softmax=Softmax(scale)),
         }
     )  # fmt: skip
     return {

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from moa.kernels.call import Packed
+from moa.kernels.softmax import Softmax
 from moa.kernels.triton import operations as kernels
 
 Row = dict[str, Any]
@@ -51,7 +52,7 @@ def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
         packed(np.array([length]), h, dim, DTYPE, bench.device) for h in (heads, groups, groups)
     )
     seen, past = mix.visibility(length, bench.device), torch.zeros(1, dtype=torch.int64, device=bench.device)
-    call = {"batch": Packed(cu_seqlens, past, length, nonempty=True), "seen": seen, "scale": scale}
+    call = {"batch": Packed(cu_seqlens, past, length, nonempty=True), "seen": seen, "softmax": Softmax(scale)}
     whole = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
     wide = [whole[0], *(x.repeat_interleave(heads // groups, 1) for x in whole[1:])]
     calls: dict[str, Call] = {"ours": lambda: kernels.attend(q, k, v, **call)}
@@ -79,7 +80,9 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
     seen, new = mix.visibility(length + 64, bench.device), Packed(cu_seqlens, past, 1, nonempty=True)
     keys, values = (torch.randn(batch, groups, length, dim, device=bench.device, dtype=DTYPE) for _ in range(2))
     queries = q[:, :, None]
-    calls = {"ours": bench.graph(lambda: kernels.decode(q, k, v, batch=new, seen=seen, store=store, scale=scale))}
+    calls = {
+        "ours": bench.graph(lambda: kernels.decode(q, k, v, batch=new, seen=seen, store=store, softmax=Softmax(scale)))
+    }
     calls |= {f"{n} dense": bench.graph(f) for n, f in _sdpa(bench, [queries, keys, values], enable_gqa=True).items()}
     if flex := flex_call(bench, queries, keys, values, *seen):
         calls["flex"] = bench.graph(flex)

@@ -60,6 +60,13 @@ def _masked(plan: Plan, module: Any, q: Tensor, k: Tensor, v: Tensor, attention_
     if module.layer_idx in plan.model.ruled_layers:
         mask = written_out(plan, module.layer_idx, k.shape[2])[:, :, -q.shape[2] :].repeat_interleave(heads, 1)
     k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
+    cap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
+    if cap is not None or sinks is not None:
+        scores = q @ k.mT * kwargs["scaling"]
+        scores = (scores if cap is None else cap * (scores / cap).tanh()).masked_fill(~mask, -torch.inf)
+        if sinks is not None:
+            scores = torch.cat([scores, sinks[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+        return (scores.softmax(-1)[..., : k.shape[2]] @ v).transpose(1, 2), None
     return scaled_dot_product_attention(q, k, v, mask, scale=kwargs.get("scaling")).transpose(1, 2), None
 
 
@@ -132,17 +139,19 @@ def check(model: Any, stage: Callable[[str], None]) -> dict[str, float]:
     moa.apply(model, dense, "torch").remove()
     stage("the bare model")
     bare = _logits(model, ids)
+    own = float((masked_logits(model, dense, ids) - bare).abs().max())  # of soft-caps or sinks in float32
+    close = max(CLOSE, min(10 * own, CLOSE_FLOAT32))
     stage("dense plan")
     usual, recomputed = _generate(model, ids), _generate(model, ids, use_cache=False)
     rounding = _in_chunks(model, ids, DynamicCache(config=model.config)) - bare  # of what is always in float32
     drift = max(float(x.abs().max()) for x in (rounding, usual[1] - recomputed[1]))
     near = max(CLOSE_FLOAT32, min(10 * drift, 100 * CLOSE_FLOAT32))
     with moa.apply(model, dense, "torch"):
-        compare("dense plan", _logits(model, ids), bare)
+        compare("dense plan", _logits(model, ids), bare, close)
         compare("dense generate", _generate(model, ids)[1], usual[1], CLOSE_FLOAT32)
     stage("reference")
     compare("eager", attending_by(model, "eager", ids), bare, CLOSE_FLOAT32)
-    compare("dense reference", masked_logits(model, dense, ids), bare)
+    compare("dense reference", masked_logits(model, dense, ids), bare, close)
     expected = masked_logits(model, plan, ids)
     assert (expected - bare).abs().max() > CLOSE_FLOAT32, "the plan changes nothing, so nothing is shown"
     with moa.apply(model, plan, "torch"):

@@ -16,7 +16,9 @@ from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.keydiff.selection import kept
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, part, slots
+from moa.kernels.torch import tiled
 from moa.plans.span import BLOCK, Ints
 
 ROOM = 1 << 14
@@ -24,13 +26,13 @@ ROOM = 1 << 14
 
 
 def prefill(
-    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, sinks: Sinks, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, sinks: Sinks, softmax: Softmax,
     backend: Backend,
 ) -> Tensor:  # fmt: skip
     """Return the attention of the new tokens, and append them to the store.
 
     Args:
-        q, k, v, batch, seen, scale: See `moa.kernels.call.Attend`.
+        q, k, v, batch, seen, softmax: See `moa.kernels.call.Attend`.
         store: The past of every sequence; it has room for the new tokens.
         sinks: The sinks of the store.
         backend: Attends where sinks hold the first keys, and appends.
@@ -44,7 +46,8 @@ def prefill(
     if len(static):
         results[:, static] = backend.attend(
             rows[:, static].flatten(1, 2), k[:, static], v[:, static], batch=batch,
-            seen=Visibility(seen.first[static], seen.sink[static]), store=part(store, static), scale=scale,
+            seen=Visibility(seen.first[static], seen.sink[static]), store=part(store, static),
+            softmax=softmax.part(static, k.shape[1]),
         ).unflatten(1, (len(static), -1))  # fmt: skip
     edges, begin, offsets = sinks.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
     counts = np.diff(offsets)
@@ -56,7 +59,8 @@ def prefill(
         wanted = edges(BLOCK * np.arange(begin[s] // BLOCK, last[s] // BLOCK + 1))
         for groups in _alike(wanted, sinks):
             text = _Text(k[new, groups], v[new, groups], int(begin[s]), store, sinks, s, groups)
-            results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), scale)
+            theirs = softmax.part(groups, k.shape[1])
+            results[new, groups] = text.attend(rows[new, groups], wanted[:, groups[0]].tolist(), theirs)
             pending.append((text, int(wanted[-1, groups[0]])))
     backend.append(store, k, v, batch=batch, seen=seen)
     for text, edge in pending:
@@ -100,7 +104,7 @@ class _Text:
             last += 1
         return self._sink_keys[edge]
 
-    def attend(self, rows: Tensor, wanted: list[int], scale: float) -> Tensor:
+    def attend(self, rows: Tensor, wanted: list[int], softmax: Softmax) -> Tensor:
         """Return the attention of rows [tokens, groups, heads, D]; `wanted` is each query block's first block."""
         lead, heads = self.past % BLOCK, rows.shape[2]
         tail = -(lead + self.new) % BLOCK
@@ -111,9 +115,14 @@ class _Text:
             k, v = (torch.stack([x[g, keys[g]] for g in range(len(x))]) for x in (self.k, self.v))
             bias = torch.zeros(BLOCK, k.shape[2], dtype=k.dtype, device=k.device)
             bias[:, -BLOCK:] = torch.full((BLOCK, BLOCK), -torch.inf, dtype=k.dtype, device=k.device).triu(1)
-            out[:, blocks] = scaled_dot_product_attention(
-                padded[:, blocks].contiguous(), k, v, bias.repeat(heads, 1), scale=scale
-            )
+            queries = padded[:, blocks].contiguous()
+            if softmax.is_plain:
+                attended = scaled_dot_product_attention(queries, k, v, bias.repeat(heads, 1), scale=softmax.scale)
+            else:  # each query block has keys of its own, as a KV head has
+                group = torch.arange(len(k), device=k.device).repeat_interleave(k.shape[1])
+                apart = queries.flatten(0, 1).unflatten(1, (heads, -1)), k.flatten(0, 1), v.flatten(0, 1)
+                attended = tiled.attend(*apart, bias, softmax.part(group, len(k))).view(queries.shape)
+            out[:, blocks] = attended
         by_token: Tensor = out.unflatten(2, (heads, BLOCK)).permute(1, 3, 0, 2, 4).flatten(0, 1)
         return by_token[lead : lead + self.new]
 

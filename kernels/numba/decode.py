@@ -69,28 +69,47 @@ def _exp_of(x: Any) -> Any:
     return single
 
 
+def _tanh(x: Any) -> Any:
+    """Return the hyperbolic tangent of x."""
+    raise NotImplementedError
+
+
+@overload(_tanh, strict=False)  # type: ignore[untyped-decorator]
+def _tanh_of(x: Any) -> Any:
+    one = np.float64(1) if x == types.float64 else np.float32(1)
+
+    def by_exp(x: Any) -> Any:  # exact to the last place of 1, which a score's cap then scales
+        small = _exp(-2 * one * abs(x))
+        size = (one - small) / (one + small)
+        return -size if x < 0 else size
+
+    return by_exp
+
+
 @cache
-def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
+def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = False, sunk: bool = False) -> Any:
     """Return the compiled step for groups of `heads` query heads of `size`, and a store of element type `kind`.
 
     If it is not `parallel`, it computes its shares one after the other and starts no threads.
 
     Its arguments are those of `moa.kernels.call.Decode` and the store's fields, as arrays. q and out are
     [tokens * kv_heads, heads, size] in float32, or float64 where `kind` is float64; 16-bit keys and values are int16.
+    Scores are `capped` by a soft-cap, and `sink_logits` [kv_heads, heads] are read if heads are `sunk`.
     It is compiled once per machine, and numba keeps it on disk.
 
     Returns:
-        (q, out, k, v, keys, values, order, base, capacity, first, sink, cu_seqlens, past, scale, threads) -> whether
-        every sequence has a new token; if not, nothing is written.
+        (q, out, k, v, keys, values, order, base, capacity, first, sink, cu_seqlens, past, scale, cap, sink_logits,
+        threads) -> whether every sequence has a new token; if not, nothing is written.
     """
     wide = np.float64 if kind == "float64" else np.float32
     width, bytes_ = SIZE[kind], np.dtype(wide).itemsize
 
     def decode(
         q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, order: Any, base: Any, capacity: Any,
-        first: Any, sink: Any, cu_seqlens: Any, past: Any, scale: Any, threads: Any,
+        first: Any, sink: Any, cu_seqlens: Any, past: Any, scale: Any, cap: Any, sink_logits: Any, threads: Any,
     ) -> Any:  # fmt: skip
-        groups, slabs, max_seqlen, factor = len(sink), len(order), 0, wide(scale)
+        groups, slabs, max_seqlen, limit = len(sink), len(order), 0, wide(cap)
+        factor = wide(scale / cap) if capped else wide(scale)
         for s in range(len(past)):
             count = cu_seqlens[s + 1] - cu_seqlens[s]
             if count < 1:
@@ -143,6 +162,8 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                             highest = top[part, row]
                             for j in range(seen):
                                 scores[h, j] *= factor
+                                if capped:
+                                    scores[h, j] = limit * _tanh(scores[h, j])
                                 highest = max(highest, scores[h, j])
                             shrink = _exp(top[part, row] - highest)
                             top[part, row] = highest
@@ -168,12 +189,12 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
                 end += 1
             for w in range(cu_seqlens[s + 1] - cu_seqlens[s]):
                 for h in range(heads):
-                    row, highest = w * heads + h, wide(NOTHING)
+                    row, highest = w * heads + h, sink_logits[g, h] if sunk else wide(NOTHING)
                     for t in range(begin, end):
                         highest = max(highest, top[i + t, row])
                     target = out[(cu_seqlens[s] + w) * groups + g, h]
                     target[:] = 0
-                    whole = wide(0)
+                    whole = _exp(sink_logits[g, h] - highest) if sunk else wide(0)
                     for t in range(begin, end):
                         shrink = _exp(top[i + t, row] - highest)
                         whole += shrink * total[i + t, row]
@@ -185,6 +206,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool) -> Any:
 
     # On disk one file lists all code of a function by this name; shapes of their own names cannot be mistaken there.
     decode.__qualname__ = f"decode_{heads}_{size}_{kind}_{BLOCK}_{CODE}" + "_parallel" * parallel
+    decode.__qualname__ += "_capped" * capped + "_sunk" * sunk
     options = OPTIONS | (PARALLEL if parallel else {})
     try:
         return njit(cache=True, **options)(decode)

@@ -17,6 +17,7 @@ from moa.kernels.call import Packed, Visibility
 from moa.kernels.numba.decode import kernel
 from moa.kernels.numba.threads import check, shared
 from moa.kernels.numba.vectors import SIZE
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate
 from moa.kernels.torch import operations
 from moa.kernels.torch.operations import append, attend
@@ -27,23 +28,27 @@ __all__ = ["append", "attend", "decode", "warm_up"]
 KINDS = {getattr(torch, name): name for name in SIZE}
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
+) -> Tensor:
     """Append 1 to 64 new tokens of every sequence, then attend from the slabs alone.
 
     In a graph of `torch.compile` the decode of back-end `torch` runs instead, which the compiler can trace.
     """
     if torch.compiler.is_compiling():
-        return operations.decode(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
+        return operations.decode(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     assert q.dtype == k.dtype == v.dtype == store.k.dtype
     groups, size = k.shape[1:]
     heads = q.shape[1] // groups
     queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous()
     out = torch.empty_like(queries)
-    shares = _shares()
+    shares, sinks = _shares(), softmax.sinks_of(groups)
+    logits = queries.new_empty(0, 0) if sinks is None else sinks.to(out.dtype)
     with shared() if shares > 1 else nullcontext():
-        whole = kernel(heads, size, KINDS[q.dtype], shares > 1)(
+        whole = kernel(heads, size, KINDS[q.dtype], shares > 1, softmax.cap is not None, sinks is not None)(
             *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v),
-            *_unchanging(store, batch, seen), batch.past.numpy(), float(scale), shares,
+            *_unchanging(store, batch, seen), batch.past.numpy(), float(softmax.scale),
+            float(softmax.cap or 0), logits.numpy(), shares,
         )  # fmt: skip
     if not whole:
         raise RuntimeError("decode needs a new token of every sequence")
@@ -76,7 +81,7 @@ def _unchanging(store: Store, batch: Packed, seen: Visibility) -> list[Any]:
     return kept.arrays
 
 
-def warm_up(heads: int, size: int, dtype: torch.dtype) -> None:
+def warm_up(heads: int, size: int, dtype: torch.dtype, capped: bool = False, sunk: bool = False) -> None:
     """Compile what a step of this shape needs, or read it from disk, and start its threads.
 
     Raises:
@@ -84,17 +89,18 @@ def warm_up(heads: int, size: int, dtype: torch.dtype) -> None:
     """
     check()
     if dtype in KINDS:
-        _take_one(heads, size, dtype, _shares() > 1)
+        _take_one(heads, size, dtype, capped, sunk, _shares() > 1)
 
 
 @cache
-def _take_one(heads: int, size: int, dtype: torch.dtype, parallel: bool) -> None:
+def _take_one(heads: int, size: int, dtype: torch.dtype, capped: bool, sunk: bool, parallel: bool) -> None:
+    softmax = Softmax(1.0, 1.0 if capped else None, torch.zeros(heads) if sunk else None)
     none, one = torch.zeros(1, dtype=torch.int64, device="cpu"), torch.zeros(1, 1, size, dtype=dtype, device="cpu")
     decode(
         one.expand(1, heads, size), one, one,
         batch=Packed(torch.arange(2, dtype=torch.int32, device="cpu"), past=none, max_seqlen=1, nonempty=True),
         seen=Visibility(none[None].int(), none.int()), store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
-        scale=1.0,
+        softmax=softmax,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax, weights
 from moa.kernels.store import Store, find_tokens, period, slots, text_block
 from moa.plans.span import BLOCK
 
@@ -20,7 +21,9 @@ LARGE = 1 << 18
 """Numbers in a slab's keys from which sharing it out among threads pays (4,096 slots of 64; measured on 2 cores)."""
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
+) -> Tensor:
     """Append 1 to 64 new tokens of every sequence, then attend from the slabs alone.
 
     Shapes are fixed, and for tensors on a device the host is not synchronised.
@@ -38,10 +41,14 @@ def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, 
         queries = queries.index_select(0, rows.index)
     if width > 1:
         queries = queries.view(len(store.order), -1, size)  # [slabs, width * heads, D]
+    sinks = softmax.sinks_of(groups)
+    if sinks is not None:
+        sinks = sinks[store.order % groups].repeat(1, width)  # [slabs, width * heads]
     results, done = [], 0
     for slabs in rows.slabs:
         part = queries if len(rows.slabs) == 1 else queries[done : done + slabs.at_once]
-        results.append(_attend(part, slabs, scale))
+        mine = None if sinks is None else sinks[done : done + slabs.at_once]
+        results.append(_attend(part, slabs, softmax._replace(sink_logits=mine)))
         done += slabs.at_once
     result = results[0] if len(results) == 1 else torch.cat(results)
     if rows.index is None:
@@ -165,34 +172,39 @@ def _slabs(store: Store, bias: Tensor, heads: int, reach: int) -> Iterator[_Slab
             yield _Slabs(at_once, keys.transpose(1, 2), values, hide)
 
 
-def _attend(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
-    """Return the attention of the rows [slabs, width * heads, D] of some slabs."""
+def _attend(q: Tensor, slabs: _Slabs, softmax: Softmax) -> Tensor:
+    """Return the attention of the rows [slabs, width * heads, D] of some slabs, whose learned sinks are like rows."""
     pieces = len(slabs.keys) // slabs.at_once
     if pieces > 1:
         q = q.expand(pieces, -1, -1)
-    scores, values = _scores(q, slabs, scale), slabs.values
+    scores, values = _scores(q, slabs, softmax), slabs.values
     if pieces > 1:
         scores = scores.transpose(0, 1).reshape(1, q.shape[1], -1)
-    weights = scores.softmax(-1)
+    weight, _ = weights(scores, softmax.sink_logits)
     if q.dtype == torch.bfloat16:
-        weights = weights.to(q.dtype)
+        weight = weight.to(q.dtype)
     else:  # CPUs multiply float32 faster than float16, the copy counted
-        values = values.to(weights.dtype)
+        values = values.to(weight.dtype)
     if pieces == 1:
-        return torch.bmm(weights, values).to(q.dtype)
-    weights = weights.view(q.shape[1], pieces, -1).transpose(0, 1)
-    return torch.bmm(weights, values).sum(0, keepdim=True).to(q.dtype)
+        return torch.bmm(weight, values).to(q.dtype)
+    weight = weight.reshape(q.shape[1], pieces, -1).transpose(0, 1)
+    return torch.bmm(weight, values).sum(0, keepdim=True).to(q.dtype)
 
 
-def _scores(q: Tensor, slabs: _Slabs, scale: float) -> Tensor:
-    """Return q·k, scaled and biased, in float32 at least: [slabs or pieces, width * heads, slots]."""
+def _scores(q: Tensor, slabs: _Slabs, softmax: Softmax) -> Tensor:
+    """Return q·k, scaled, capped and biased, in float32 at least: [slabs or pieces, width * heads, slots]."""
     wide = _wide(q.dtype)
-    if q.dtype != torch.bfloat16:
-        return torch.baddbmm(slabs.bias, q.to(wide), slabs.keys.to(wide), alpha=scale)
-    rounded = torch.bmm(q, slabs.keys)
-    # What rounding took; two products of bfloat16 are faster than one of keys converted to float32.
-    rest = torch.baddbmm(rounded, q, slabs.keys, beta=-1)
-    return torch.add(slabs.bias, rounded.to(wide) + rest, alpha=scale)
+    if q.dtype == torch.bfloat16:
+        rounded = torch.bmm(q, slabs.keys)
+        # What rounding took; two products of bfloat16 are faster than one of keys converted to float32.
+        scores = rounded.to(wide) + torch.baddbmm(rounded, q, slabs.keys, beta=-1)
+    elif softmax.cap is None:
+        return torch.baddbmm(slabs.bias, q.to(wide), slabs.keys.to(wide), alpha=softmax.scale)
+    else:
+        scores = torch.bmm(q.to(wide), slabs.keys.to(wide))
+    if softmax.cap is None:
+        return torch.add(slabs.bias, scores, alpha=softmax.scale)
+    return softmax.capped(scores * softmax.scale) + slabs.bias
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

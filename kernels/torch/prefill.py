@@ -13,7 +13,9 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, find_tokens, slots
+from moa.kernels.torch import tiled
 from moa.kernels.torch.decode import threads
 from moa.plans.span import BLOCK
 
@@ -22,7 +24,7 @@ HALF_CHUNK = 3
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, softmax: Softmax
 ) -> Tensor:
     """Return the attention of the new tokens over the store's past and themselves; write nothing."""
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
@@ -41,7 +43,7 @@ def attend(
                 place = slots(at, *(x[groups, None] for x in (seen.sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
             rows, result = (x[new, groups].flatten(1, 2).transpose(0, 1) for x in (by_group, out_by_group))
-            _attend_alike(rows, keys, values, result, past, edges, sinks, scale)
+            _attend_alike(rows, keys, values, result, past, edges, sinks, softmax.part(groups, k.shape[1]))
             if not isinstance(groups, slice):  # then `result` is no view
                 out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
     return out
@@ -77,7 +79,7 @@ def _index(groups: list[int]) -> slice | list[int]:
 
 
 def _attend_alike(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, past: int, edges: tuple[int, ...], sinks: int, scale: float
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, past: int, edges: tuple[int, ...], sinks: int, softmax: Softmax
 ) -> None:
     """Write the attention of groups that see the same to `out`.
 
@@ -92,23 +94,28 @@ def _attend_alike(
         past: Position of the first row.
         edges: First block kept besides the sink, per query block.
         sinks: Blocks of the sink.
-        scale: Factor on q·k.
+        softmax: How scores become weights.
     """
     heads, rows, _ = q.shape
     keys = k.shape[1]
 
-    def sdpa(begin: int, end: int, lead: int, bias: Tensor | None) -> None:
+    def some(begin: int, end: int, lead: int, bias: Tensor | None) -> None:
         stop = keys - rows + end
-        out[:, begin:end] = scaled_dot_product_attention(
-            q[None, :, begin:end], k[None, :, lead:stop], v[None, :, lead:stop], bias,
-            is_causal=bias is None, scale=scale, enable_gqa=heads != len(k),
-        )[0]  # fmt: skip
+        mine, theirs, values = q[:, begin:end], k[:, lead:stop], v[:, lead:stop]
+        if softmax.is_plain:
+            out[:, begin:end] = scaled_dot_product_attention(
+                mine[None], theirs[None], values[None], bias,
+                is_causal=bias is None, scale=softmax.scale, enable_gqa=heads != len(k),
+            )[0]  # fmt: skip
+        else:
+            by_group = mine.unflatten(0, (len(k), -1))
+            out[:, begin:end] = tiled.attend(by_group, theirs, values, bias, softmax).flatten(0, 1)
 
     done = 0
     if past == 0:
         done = min(rows, BLOCK * sum(edge <= sinks for edge in edges))
         if done:
-            sdpa(0, done, 0, None)
+            some(0, done, 0, None)
         if done == rows:
             return
     chunk = max(1 if q.dtype.itemsize > 2 else HALF_CHUNK, -(-threads() // heads))
@@ -123,7 +130,7 @@ def _attend_alike(
         if lead:
             k[:, lead : lead + BLOCK * sinks], v[:, lead : lead + BLOCK * sinks] = sink_keys, sink_values
         bias = causal[: end - done, end - done + rows - end + lead : keys + end - done]
-        sdpa(done, end, lead, _hide(bias, later, edge, sinks, BLOCK * (block + 1) - past - done))
+        some(done, end, lead, _hide(bias, later, edge, sinks, BLOCK * (block + 1) - past - done))
         done = end
 
 

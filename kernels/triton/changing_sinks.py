@@ -7,16 +7,16 @@ loop within the loop over key blocks. Beside dQ it would spill registers, so it 
 import triton
 import triton.language as tl
 
-from moa.kernels.triton.common import BLOCK, RUN_TIME
-from moa.kernels.triton.gradient_q import harms, load_tile, row_sums
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME
+from moa.kernels.triton.gradient_q import harms, load_tile, row_sums, sunk_weight
 
 UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "sink_count"]
 
 
 @triton.jit
 def changing_sink_harms(
-    block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, sink_keys, sizes, scale, group, groups, edges, per_bin,
-    sink_count, k_token, v_token, live, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr, SQUARED: tl.constexpr,
+    block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, sink_keys, sizes, scale, cap, group, groups, edges,
+    per_bin, sink_count, k_token, v_token, live, POSITIONS: tl.constexpr, HEADS_UP: tl.constexpr, SQUARED: tl.constexpr,
     D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Store the harm of the cut at `block` under each changing sink; `mass`, `effect` [BLOCK_M] are of keys from it."""
@@ -32,8 +32,9 @@ def changing_sink_harms(
             for at in tl.range(0, slots, BLOCK, num_stages=1):
                 key = tl.load(mine + at + lane).to(tl.int64)
                 more_mass, more_effect = row_sums(
-                    key, live, live, tile_q, tile_dout, k, v, size, scale, k_token, v_token, False, D, WIDTH, PRECISION
-                )
+                    key, live, live, tile_q, tile_dout, k, v, size, scale, cap, k_token, v_token, False, D, WIDTH,
+                    PRECISION,
+                )  # fmt: skip
                 sink_mass += more_mass
                 sink_effect += more_effect
             harm = harms(mass, effect, sink_mass[:, None], sink_effect[:, None], d, POSITIONS, HEADS_UP, 1, SQUARED)
@@ -43,8 +44,8 @@ def changing_sink_harms(
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def changing_sinks_kernel(
-    q, k, v, dout, lse, delta, cuts, sink_keys, sizes, scale, tokens, groups, tiles, edges, per_bin, sink_count,
-    q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
+    q, k, v, dout, lse, delta, cuts, sink_keys, sizes, scale, cap, sink_logits, tokens, groups, tiles, edges, per_bin,
+    sink_count, q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
     HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SQUARED: tl.constexpr, D: tl.constexpr,
     WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -60,10 +61,14 @@ def changing_sinks_kernel(
     )  # fmt: skip
     d = tl.load(delta + position * (groups * HEADS) + head, mask=live, other=0.0)
 
+    if cap is not None:
+        cap *= LOG2E
     k += group.to(tl.int64) * k_head
     v += group.to(tl.int64) * v_head
     cuts += (tile.to(tl.int64) * groups + group) * sink_count * edges
     mass = tl.zeros([BLOCK_M], tl.float32)
+    if sink_logits is not None:
+        mass = sunk_weight(sink_logits, head, live, size)
     effect = tl.zeros([BLOCK_M], tl.float32)
     diagonal = tile * POSITIONS // BLOCK
     for i in tl.range(0, diagonal + 1, num_stages=1):
@@ -71,11 +76,13 @@ def changing_sinks_kernel(
         key = (block * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
         seen = key[None, :] <= position[:, None]
         more_mass, more_effect = row_sums(
-            key, key < tokens, seen, tile_q, tile_dout, k, v, size, scale, k_token, v_token, True, D, WIDTH, PRECISION
-        )
+            key, key < tokens, seen, tile_q, tile_dout, k, v, size, scale, cap, k_token, v_token, True, D, WIDTH,
+            PRECISION,
+        )  # fmt: skip
         mass += more_mass
         effect += more_effect
         changing_sink_harms(
-            block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, sink_keys, sizes, scale, group, groups, edges,
-            per_bin, sink_count, k_token, v_token, live, POSITIONS, HEADS_UP, SQUARED, D, WIDTH, BLOCK_M, PRECISION,
+            block, mass, effect, tile_q, tile_dout, k, v, size, d, cuts, sink_keys, sizes, scale, cap, group, groups,
+            edges, per_bin, sink_count, k_token, v_token, live, POSITIONS, HEADS_UP, SQUARED, D, WIDTH, BLOCK_M,
+            PRECISION,
         )  # fmt: skip

@@ -131,8 +131,39 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """Return top, total and acc after a step of online softmax (arXiv 2205.14135, algorithm 1); `scale` holds log2(e).
+def capped(x, cap):
+    """Return the scores cap * tanh(x / cap) of scaled scores `x`, and tanh(x / cap); `x` itself if `cap` is None."""
+    scores, tanh = x, x
+    if cap is not None:
+        small = tl.exp(tl.abs(x) * (-2.0 / cap))
+        tanh = (1.0 - small) / (1.0 + small)
+        tanh = tl.where(x < 0, -tanh, tanh)
+        scores = tanh * cap
+    return scores, tanh
+
+
+@triton.jit
+def uncapped(ds, tanh, cap):
+    """Return the gradient at scaled scores whose `capped` ones have the gradient `ds`."""
+    if cap is not None:
+        ds = ds * (1.0 - tanh * tanh)
+    return ds
+
+
+@triton.jit
+def start_rows(sink_logits, head, piece, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Return top, total and acc of `fold` before a row's first key; piece 0 holds the learned sinks, if there are."""
+    top = tl.full([ROWS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS], tl.float32)
+    if sink_logits is not None:
+        top = tl.where(piece == 0, tl.load(sink_logits + head) * LOG2E, top)
+        total = tl.where(piece == 0, 1.0, total)
+    return top, total, tl.zeros([ROWS, WIDTH], tl.float32)
+
+
+@triton.jit
+def fold(q, k, v, seen, top, total, acc, scale, cap, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+    """Return top, total and acc after a step of online softmax (arXiv 2205.14135, algorithm 1), all in base 2.
 
     Args:
         q, k, v: Tiles of queries [rows, WIDTH], keys and values [keys, WIDTH].
@@ -140,9 +171,10 @@ def fold(q, k, v, seen, top, total, acc, scale, MASKED: tl.constexpr, PRECISION:
         top: Largest score so far per row, -inf before the first key.
         total: Sum of weights so far, relative to `top`.
         acc: Weighted sum of values so far [rows, WIDTH], relative to `top`.
-        scale: Factor on q.k.
+        scale: Factor on q.k; it holds log2(e).
+        cap: The soft-cap, which holds log2(e) too; or None.
     """
-    scores = dot(q, tl.trans(k), None, PRECISION) * scale
+    scores, _ = capped(dot(q, tl.trans(k), None, PRECISION) * scale, cap)
     if MASKED:
         scores = tl.where(seen, scores, float("-inf"))
     new_top = tl.maximum(top, tl.max(scores, 1))

@@ -22,9 +22,21 @@ import triton.language as tl
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append_rows
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, block_rows, fold, load_rows, on_device, slab, slot_of
+from moa.kernels.triton.common import (
+    BLOCK,
+    LOG2E,
+    RUN_TIME,
+    block_rows,
+    fold,
+    load_rows,
+    on_device,
+    slab,
+    slot_of,
+    start_rows,
+)
 from moa.kernels.triton.tiles import Tiles, decode_tiles
 
 PIECES_PER_PROCESSOR = 8  # enough waves that the last, partly filled one costs little
@@ -64,8 +76,8 @@ def pieces_of(capacity, pair, per_piece):
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def decode_kernel(
-    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, cu_seqlens, pasts, scale,
-    blocks, groups, per_piece, tokens, q_token, q_head, k_token, k_head, v_token, v_head,
+    q, k, v, out, lse, k_store, v_store, items, first, sink, base, capacity, cu_seqlens, pasts, scale, cap,
+    sink_logits, blocks, groups, per_piece, tokens, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     APPEND: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -101,6 +113,8 @@ def decode_kernel(
     column = tl.arange(0, WIDTH)
     high = past + count - 1
     scale *= LOG2E
+    if cap is not None:
+        cap *= LOG2E
     if SPLIT:
         out += piece.to(tl.int64) * tokens * groups * HEADS * D
         lse += piece.to(tl.int64) * tokens * groups * HEADS
@@ -112,9 +126,7 @@ def decode_kernel(
         position = past + row // HEADS
         row_edge = tl.load(first + position // BLOCK)
         tile_q = load_rows(q + token.to(tl.int64) * q_token + head.to(tl.int64) * q_head, live, D, WIDTH, True)
-        top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-        total = tl.zeros([BLOCK_M], tl.float32)
-        acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+        top, total, acc = start_rows(sink_logits, head, piece, BLOCK_M, WIDTH)
         for i in tl.range(begin, end):
             fresh = i >= old
             block = tl.where(i < sinks, i, edge + i - sinks)
@@ -128,7 +140,7 @@ def decode_kernel(
             tile_v = load_rows(rows_v, exists, D, WIDTH, True)
             kept = (block < sink_blocks) | (block >= row_edge)
             seen = exists[None, :] & (at[None, :] <= position[:, None]) & kept[:, None]
-            top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, True, PRECISION)
+            top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
         flat = token.to(tl.int64) * (groups * HEADS) + head
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # 0: the row sees no key of this piece
         tl.store(
@@ -199,14 +211,14 @@ def pieces(store: Store, processors: int) -> Pieces:
 
 
 def launch_decode(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float,
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax,
     write: bool, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
     """Fill `out` [tokens, query_heads, D] (contiguous).
 
     Args:
-        q, k, v, batch, seen, store, scale: See `moa.kernels.call.Attend`; the last dimension is contiguous, and every
-            sequence with new tokens has slots in the store.
+        q, k, v, batch, seen, store, softmax: See `moa.kernels.call.Attend`; the last dimension is contiguous, and
+            every sequence with new tokens has slots in the store.
         out: Written whole.
         write: Also append the new keys and values to the store (at most 64 tokens per sequence).
         tiles: Tile shape, the device's own by default.
@@ -222,9 +234,9 @@ def launch_decode(
         shape = tiles or decode_tiles(dim, q.dtype, -(-tokens // sequences) * per_group)
         decode_kernel[(len(items),)](
             q, k, v, parts, lse, store.k, store.v, items, first, sink, store.base, store.capacity, batch.cu_seqlens,
-            batch.past, scale, first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-            HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write, SPLIT=split,
-            PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
+            batch.past, *softmax, first.shape[1], groups, size, tokens, *q.stride()[:2], *k.stride()[:2],
+            *v.stride()[:2], HEADS=per_group, D=dim, WIDTH=shape.width, BLOCK_M=shape.block_m, APPEND=write,
+            SPLIT=split, PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip
         if split:
             columns = 32

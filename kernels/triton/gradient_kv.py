@@ -3,13 +3,13 @@
 import triton
 import triton.language as tl
 
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, capped, dot, load_rows, uncapped
 
 
 @triton.jit
 def add_rows(
-    row, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head, q_token,
-    dout_head, dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
+    row, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, groups, group, q_head,
+    q_token, dout_head, dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return dK and dV of the keys `at` with what rows `row`, flat (position, head) pairs, add to them."""
@@ -20,22 +20,25 @@ def add_rows(
     tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
     size = tl.load(lse + where * (groups * HEADS) + head, mask=live, other=float("inf"))
     d = tl.load(delta + where * (groups * HEADS) + head, mask=live, other=0.0)
-    a = tl.exp2(dot(tile_k, tl.trans(tile_q), None, PRECISION) * (scale * LOG2E) - size[None, :])
+    scores, tanh = capped(dot(tile_k, tl.trans(tile_q), None, PRECISION) * (scale * LOG2E), cap)
+    a = tl.exp2(scores - size[None, :])
     if MASKED:
         a = tl.where(at[:, None] <= position[None, :], a, 0.0)
     acc_v = dot(a.to(tile_dout.dtype), tile_dout, acc_v, PRECISION)
-    ds = a * (dot(tile_v, tl.trans(tile_dout), None, PRECISION) - d[None, :])
+    ds = uncapped(a * (dot(tile_v, tl.trans(tile_dout), None, PRECISION) - d[None, :]), tanh, cap)
     return dot(ds.to(tile_q.dtype), tile_q, acc_k, PRECISION), acc_v
 
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def gradient_kv_kernel(
-    q, k, v, dout, lse, delta, dk, dv, scale, tokens, groups,
+    q, k, v, dout, lse, delta, dk, dv, scale, cap, tokens, groups,
     q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
     HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write dK and dV of 64 keys of one group."""
     group = (tl.program_id(0) % groups).to(tl.int64)
+    if cap is not None:
+        cap *= LOG2E
     block = tl.program_id(0) // groups  # early keys have the most rows
     at = block * BLOCK + tl.arange(0, BLOCK)
     exists = at < tokens
@@ -47,13 +50,13 @@ def gradient_kv_kernel(
     begin, below, end = block * BLOCK * HEADS, (block + 1) * BLOCK * HEADS, tokens * HEADS
     for row in tl.range(begin, tl.minimum(below, end), BLOCK_M, num_stages=1):
         acc_k, acc_v = add_rows(
-            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head,
-            q_token, dout_head, dout_token, HEADS, D, WIDTH, True, PRECISION,
+            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, groups, group,
+            q_head, q_token, dout_head, dout_token, HEADS, D, WIDTH, True, PRECISION,
         )  # fmt: skip
     for row in tl.range(below, end, BLOCK_M):
         acc_k, acc_v = add_rows(
-            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, tokens, groups, group, q_head,
-            q_token, dout_head, dout_token, HEADS, D, WIDTH, False, PRECISION,
+            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, groups, group,
+            q_head, q_token, dout_head, dout_token, HEADS, D, WIDTH, False, PRECISION,
         )  # fmt: skip
     column = tl.arange(0, WIDTH)
     target = ((group * tokens + at) * D)[:, None] + column[None, :]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 
 from moa.kernels import influence
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, dot, load_rows
+from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, capped, dot, load_rows, uncapped
 
 NO_MASS = tl.constexpr(influence.NO_MASS)
 
@@ -12,12 +12,19 @@ UNSPECIALISED = [*RUN_TIME, "per_bin", "edges", "sink_count", "most_sinks"]
 
 
 @triton.jit
-def weigh(q, dout, k, v, lse, scale, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
+def weigh(q, dout, k, v, lse, scale, cap, seen, MASKED: tl.constexpr, PRECISION: tl.constexpr):
     """Return A and dP of a tile [rows, keys]; `lse` holds log2 of each row's denominator."""
-    a = tl.exp2(dot(q, tl.trans(k), None, PRECISION) * (scale * LOG2E) - lse[:, None])
+    scores, tanh = capped(dot(q, tl.trans(k), None, PRECISION) * (scale * LOG2E), cap)
+    a = tl.exp2(scores - lse[:, None])
     if MASKED:
         a = tl.where(seen, a, 0.0)
-    return a, dot(dout, tl.trans(v), None, PRECISION)
+    return a, dot(dout, tl.trans(v), None, PRECISION), tanh
+
+
+@triton.jit
+def sunk_weight(sink_logits, head, live, size):
+    """Return the weight of the learned sink in each row, whose head is `head` and log2 of the softmax sum `size`."""
+    return tl.exp2(tl.load(sink_logits + head, mask=live, other=0.0) * LOG2E - size)
 
 
 @triton.jit
@@ -48,21 +55,21 @@ def load_tile(
 
 @triton.jit
 def row_sums(
-    key, exists, seen, tile_q, tile_dout, k, v, size, scale, k_token, v_token, MASKED: tl.constexpr, D: tl.constexpr,
-    WIDTH: tl.constexpr, PRECISION: tl.constexpr,
+    key, exists, seen, tile_q, tile_dout, k, v, size, scale, cap, k_token, v_token, MASKED: tl.constexpr,
+    D: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Return the sums of A and of A dP over the keys at positions `key` (int64 [64]): two [rows]."""
     tile_k = load_rows(k + key * k_token, exists, D, WIDTH, MASKED)  # [64, WIDTH]
     tile_v = load_rows(v + key * v_token, exists, D, WIDTH, MASKED)
-    a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, seen, MASKED, PRECISION)
+    a, dp, _ = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, cap, seen, MASKED, PRECISION)
     return tl.sum(a, 1), tl.sum(a * dp, 1)
 
 
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def gradient_q_kernel(
-    q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, tokens, groups, tiles, edges, per_bin, sink_count,
-    most_sinks, q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head, dout_token,
-    HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr,
+    q, k, v, out, dout, lse, dq, delta, cuts, sinks, scale, cap, sink_logits, tokens, groups, tiles, edges,
+    per_bin, sink_count, most_sinks, q_head, q_token, k_head, k_token, v_head, v_token, out_head, out_token, dout_head,
+    dout_token, HEADS: tl.constexpr, HEADS_UP: tl.constexpr, POSITIONS: tl.constexpr, SINKS_UP: tl.constexpr,
     SQUARED: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Write dQ, D and the cuts' harms of POSITIONS * HEADS_UP rows; `cuts` is [tiles, groups, sinks, edges]."""
@@ -76,6 +83,8 @@ def gradient_q_kernel(
     d = tl.sum(tile_dout.to(tl.float32) * tile_out.to(tl.float32), 1)
     tl.store(delta + position * (groups * HEADS) + head, d, mask=live)
 
+    if cap is not None:
+        cap *= LOG2E
     k += group.to(tl.int64) * k_head
     v += group.to(tl.int64) * v_head
     cuts += (tile.to(tl.int64) * groups + group) * sink_count * edges
@@ -88,7 +97,7 @@ def gradient_q_kernel(
     for block in tl.range(0, tl.minimum(most_sinks, diagonal), num_stages=1):
         key = (lane + block * BLOCK).to(tl.int64)
         mass, effect = row_sums(
-            key, live, live, tile_q, tile_dout, k, v, size, scale, k_token, v_token, False, D, WIDTH, PRECISION
+            key, live, live, tile_q, tile_dout, k, v, size, scale, cap, k_token, v_token, False, D, WIDTH, PRECISION
         )
         inside = (sink > block * BLOCK)[None, :]
         sink_mass += tl.where(inside, mass[:, None], 0.0)
@@ -98,26 +107,30 @@ def gradient_q_kernel(
     exists = at < tokens
     tile_k = load_rows(k + at.to(tl.int64) * k_token, exists, D, WIDTH, True)
     tile_v = load_rows(v + at.to(tl.int64) * v_token, exists, D, WIDTH, True)
-    a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, at[None, :] <= position[:, None], True, PRECISION)
+    seen = at[None, :] <= position[:, None]
+    a, dp, tanh = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, cap, seen, True, PRECISION)
     mass, effect = tl.sum(a, 1), tl.sum(a * dp, 1)
+    if sink_logits is not None:
+        mass += sunk_weight(sink_logits, head, live, size)
     harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP, SQUARED)
     cut = tl.where(diagonal % per_bin == 0, diagonal * BLOCK, 0) > sink
     tl.store(cuts + which * edges + diagonal // per_bin, harm, mask=cut)
-    ds = (a * (dp - d[:, None])).to(k.dtype.element_ty)
-    acc = dot(ds, tile_k, tl.zeros([BLOCK_M, WIDTH], tl.float32), PRECISION)
+    ds = uncapped(a * (dp - d[:, None]), tanh, cap)
+    acc = dot(ds.to(k.dtype.element_ty), tile_k, tl.zeros([BLOCK_M, WIDTH], tl.float32), PRECISION)
 
     for i in tl.range(0, diagonal):
         block = diagonal - 1 - i
         key = (lane + block * BLOCK).to(tl.int64)
         tile_k = load_rows(k + key * k_token, live, D, WIDTH, False)
         tile_v = load_rows(v + key * v_token, live, D, WIDTH, False)
-        a, dp = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, live, False, PRECISION)
+        a, dp, tanh = weigh(tile_q, tile_dout, tile_k, tile_v, size, scale, cap, live, False, PRECISION)
         mass += tl.sum(a, 1)
         effect += tl.sum(a * dp, 1)
         harm = harms(mass, effect, sink_mass, sink_effect, d, POSITIONS, HEADS_UP, SINKS_UP, SQUARED)
         cut = tl.where(block % per_bin == 0, block * BLOCK, 0) > sink
         tl.store(cuts + which * edges + block // per_bin, harm, mask=cut)
-        acc = dot((a * (dp - d[:, None])).to(tile_k.dtype), tile_k, acc, PRECISION)
+        ds = uncapped(a * (dp - d[:, None]), tanh, cap)
+        acc = dot(ds.to(tile_k.dtype), tile_k, acc, PRECISION)
 
     column = tl.arange(0, WIDTH)
     target = (head * tokens + position) * D

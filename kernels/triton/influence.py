@@ -6,7 +6,8 @@ order, by
 
     delta_i = sum over the group's heads of (sum_K A dP) / (sum_K A) - D_i
 
-and its harm is the sum over rows of delta_i^2, or for `effect` of delta_i.
+and its harm is the sum over rows of delta_i^2, or for `effect` of delta_i. Every cut keeps a learned sink, whose weight
+adds to the sum of A alone.
 
 Algorithm. As in flash attention's backward pass (arXiv 2205.14135, algorithm 4), nothing of size N x N is kept:
 
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.sink_contents import Sink
+from moa.kernels.softmax import Softmax
 from moa.kernels.triton.changing_sinks import changing_sinks_kernel
 from moa.kernels.triton.common import BLOCK, DTYPES, on_device, require_supported
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
@@ -47,14 +49,14 @@ def takes(q: Tensor) -> bool:
     return q.dtype in DTYPES and q.shape[-1] <= WIDEST_INFLUENCE
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, *, softmax: Softmax) -> tuple[Tensor, Tensor]:
     """Return dense causal attention of one sequence, and what its backward pass needs.
 
     Args:
         q: Queries [query_heads, N, D].
         k: Keys [kv_heads, N, D].
         v: Values [kv_heads, N, D].
-        scale: Softmax scale.
+        softmax: How scores become weights.
 
     Returns:
         The output [query_heads, N, D], and float32 [N, query_heads]: log2 of each row's softmax denominator.
@@ -68,19 +70,19 @@ def forward(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> tuple[Tensor, T
     launch_prefill(
         q.transpose(0, 1), k.transpose(0, 1), v.transpose(0, 1), out,
         batch=Packed(cu_seqlens, torch.zeros(1, dtype=torch.int64, device=q.device), n),
-        seen=Visibility(everything, everything[:, 0].contiguous()), scale=scale, lse=lse,
+        seen=Visibility(everything, everything[:, 0].contiguous()), softmax=softmax, lse=lse,
     )  # fmt: skip
     return out.transpose(0, 1), lse
 
 
 def influence_backward(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, scale: float, sinks: Sequence[Sink],
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, dout: Tensor, *, softmax: Softmax, sinks: Sequence[Sink],
     bin_size: int, squared: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of causal attention, and the summed harm of every cut.
 
     Args:
-        q, k, v, scale: As in `forward`; the last dimension is contiguous, here and below.
+        q, k, v, softmax: As in `forward`; the last dimension is contiguous, here and below.
         out, lse: What `forward` gave.
         dout: Gradient at the output [query_heads, N, D].
         sinks: Sinks to measure.
@@ -116,18 +118,18 @@ def influence_backward(
     rows = {"HEADS": per_group, "HEADS_UP": heads_up, "POSITIONS": positions, "SQUARED": squared, **_meta(shape, dim)}
     with on_device(q):
         gradient_q_kernel[(used * groups,)](
-            q, k, v, out, dout, lse, dq, delta, cuts, sizes, scale, *counts, len(static), max(static) // BLOCK.value,
-            *strides, SINKS_UP=triton.next_power_of_2(len(static)), **rows,
+            q, k, v, out, dout, lse, dq, delta, cuts, sizes, *softmax, *counts, len(static),
+            max(static) // BLOCK.value, *strides, SINKS_UP=triton.next_power_of_2(len(static)), **rows,
         )  # fmt: skip
         gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
-            q, k, v, dout, lse, delta, dk, dv, scale, n, groups, *strides[:6], *strides[8:], HEADS=per_group,
-            **_meta(shape_kv, dim),
+            q, k, v, dout, lse, delta, dk, dv, *softmax[:2], n, groups, *strides[:6], *strides[8:],
+            HEADS=per_group, **_meta(shape_kv, dim),
         )  # fmt: skip
         if changing:
             found = [x.history(k, x.slots, bin_size) for x in changing if x.history is not None]
             sink_keys = torch.cat([x.flatten().int() for x in found])
             changing_sinks_kernel[(used * groups,)](
-                q, k, v, dout, lse, delta, changing_cuts, sink_keys, changing_sizes, scale, *counts, len(changing),
+                q, k, v, dout, lse, delta, changing_cuts, sink_keys, changing_sizes, *softmax, *counts, len(changing),
                 *strides[:6], *strides[8:], **rows,
             )  # fmt: skip
     table = torch.cat([cuts, changing_cuts], 2).unflatten(0, (bins, -1)).sum(1)  # [rows, kv_heads, sinks, edges]

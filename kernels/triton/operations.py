@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
 from moa.kernels.triton.common import require_supported
@@ -21,7 +22,7 @@ FEW = 16
 
 
 def attend(
-    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, scale: float
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, softmax: Softmax
 ) -> Tensor:
     """Return the attention of the new tokens over the store's past and themselves; write nothing."""
     require_supported(q, k, v)
@@ -29,22 +30,24 @@ def attend(
     if not len(q):
         return out
     if store is not None and _few(q, batch) and len(store.order) == store.base.numel():  # each slab has a piece
-        launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, scale=scale, write=False)
+        launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, softmax=softmax, write=False)
     else:
-        launch_prefill(q, k, v, out, batch=batch, seen=seen, store=store, scale=scale)
+        launch_prefill(q, k, v, out, batch=batch, seen=seen, store=store, softmax=softmax)
     return out
 
 
-def decode(q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, scale: float) -> Tensor:
+def decode(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
+) -> Tensor:
     """Attend with 1 to 64 new tokens of every sequence, and append them, in one call."""
     if not _few(q, batch):
-        out = attend(q, k, v, batch=batch, seen=seen, store=store, scale=scale)
+        out = attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
         append(store, k, v, batch=batch, seen=seen)
         return out
     require_supported(q, k, v)
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
-        launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, scale=scale, write=True)
+        launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, softmax=softmax, write=True)
     return out
 
 

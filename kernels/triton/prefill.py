@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton.common import (
     BLOCK,
@@ -35,6 +36,7 @@ from moa.kernels.triton.common import (
     on_device,
     slab,
     slot_of,
+    start_rows,
 )
 from moa.kernels.triton.tiles import Tiles, prefill_tiles
 
@@ -50,8 +52,8 @@ def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def prefill_kernel(
-    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, pasts, scale,
-    blocks, sequences, groups, tiles, q_token, q_head, k_token, k_head, v_token, v_head,
+    q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, pasts, scale, cap,
+    sink_logits, blocks, sequences, groups, tiles, q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -83,11 +85,11 @@ def prefill_kernel(
     v += group.to(tl.int64) * v_head
     lane = tl.arange(0, BLOCK)
     scale *= LOG2E
+    if cap is not None:
+        cap *= LOG2E
 
     tile_q = load_rows(q + token.to(tl.int64) * q_token + head.to(tl.int64) * q_head, live, D, WIDTH, MASKED=True)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, WIDTH], tl.float32)
+    top, total, acc = start_rows(sink_logits, head, 0, BLOCK_M, WIDTH)
 
     diagonal = low // BLOCK
     sinks = tl.minimum(sink_blocks, diagonal)
@@ -107,7 +109,7 @@ def prefill_kernel(
         rows_v = block_rows(v, v_token, v_store, slot, block, fresh, past, start, D, HAS_STORE)
         tile_k = load_rows(rows_k, live, D, WIDTH, False)
         tile_v = load_rows(rows_v, live, D, WIDTH, False)
-        top, total, acc = fold(tile_q, tile_k, tile_v, live, top, total, acc, scale, False, PRECISION)
+        top, total, acc = fold(tile_q, tile_k, tile_v, live, top, total, acc, scale, cap, False, PRECISION)
 
     edges = mixed + tl.maximum(tl.minimum(edge_high, diagonal) - edge_low, 0)
     for i in tl.range(0, edges + high // BLOCK - diagonal + 1, num_stages=1):
@@ -120,7 +122,7 @@ def prefill_kernel(
         tile_k = load_rows(rows_k, at <= high, D, WIDTH, True)
         tile_v = load_rows(rows_v, at <= high, D, WIDTH, True)
         seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= edge))[:, None]
-        top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, True, PRECISION)
+        top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
 
     flat = token.to(tl.int64) * (groups * HEADS) + head
     column = tl.arange(0, WIDTH)
@@ -132,12 +134,12 @@ def prefill_kernel(
 
 def launch_prefill(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None,
-    scale: float, lse: Tensor | None = None, tiles: Tiles | None = None,
+    softmax: Softmax, lse: Tensor | None = None, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
     """Fill `out` [tokens, query_heads, D] (contiguous).
 
     Args:
-        q, k, v, batch, seen, store, scale: See `moa.kernels.call.Attend`; the last dimension is contiguous.
+        q, k, v, batch, seen, store, softmax: See `moa.kernels.call.Attend`; the last dimension is contiguous.
         out: Written whole.
         lse: float32 [tokens, query_heads], filled with log2 of each row's softmax denominator if given.
         tiles: Tile shape, the device's own by default.
@@ -151,7 +153,7 @@ def launch_prefill(
         count = tokens * (heads // groups) // shape.block_m + sequences
         prefill_kernel[(count * groups,)](
             q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3],
-            batch.cu_seqlens, batch.past, scale, first.shape[1], sequences, groups, count, *q.stride()[:2],
+            batch.cu_seqlens, batch.past, *softmax, first.shape[1], sequences, groups, count, *q.stride()[:2],
             *k.stride()[:2], *v.stride()[:2], HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim,
             WIDTH=shape.width, BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None,
             PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,

@@ -7,11 +7,13 @@ from torch import Tensor
 from moa.kernels.backend import Backend, load
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.registry import REFERENCE
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate, capacities
 from moa.plans.span import BLOCK, Reach, linear
 
 REACH = Reach([(64, 64, 0), (64, 150, 0), (128, 0, 100)], [linear] * 3)
 HEADS, SIZE = 6, 64
+SOFTMAX = Softmax(SIZE**-0.5)
 LENGTHS = (400, 250)
 """Tokens of each sequence in the prefill; a decode step follows."""
 
@@ -45,9 +47,9 @@ def _run(backend: Backend, device: torch.device | str) -> Tensor:
         cu_seqlens = torch.tensor([0, *np.cumsum(new)], dtype=torch.int32, device=device)
         batch = Packed(cu_seqlens, torch.from_numpy(past).to(device), int(new.max()), nonempty=True)
         if not past.any():
-            outs.append(backend.attend(q, k, v, batch=batch, seen=seen, scale=SIZE**-0.5))
+            outs.append(backend.attend(q, k, v, batch=batch, seen=seen, softmax=SOFTMAX))
             backend.append(store, k, v, batch=batch, seen=seen)
         else:
-            outs.append(backend.decode(q, k, v, batch=batch, seen=seen, store=store, scale=SIZE**-0.5))
+            outs.append(backend.decode(q, k, v, batch=batch, seen=seen, store=store, softmax=SOFTMAX))
         past = past + new
     return torch.cat(outs)

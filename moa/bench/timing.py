@@ -24,6 +24,7 @@ from transformers.cache_utils import Cache
 from moa.hf.calls import parts
 from moa.kernels.backend import Backend, load
 from moa.kernels.registry import ANYWHERE
+from moa.kernels.softmax import Softmax
 from moa.plans.model import ModelInfo
 from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
@@ -138,7 +139,7 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             own = cache.layers[layer]
             own.sinks, sinks = None, own.sinks  # what they hold would take a prefill to find
-            staged.attend(k, None, scale=1.0, backend=store_only)
+            staged.attend(k, None, softmax=Softmax(1.0), backend=store_only)
             own.sinks = sinks
             if sinks is not None:
                 sinks.folded[:] = own.rules.first(np.full(batch, length - 1))

@@ -17,14 +17,6 @@ REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda module: bool(getattr(module, "is_cross_attention", False)), "attends to another model (cross-attention)"),
     (lambda module: not module.is_causal, "is bidirectional; plans are causal"),
     (
-        lambda module: getattr(module, "attn_logit_softcapping", None) is not None,
-        "soft-caps its attention logits, which plans do not honour",
-    ),
-    (
-        lambda module: getattr(module, "sinks", None) is not None,
-        "has learned attention sinks, which plans do not honour",
-    ),
-    (
         lambda module: "ALL_ATTENTION_FUNCTIONS" not in inspect.unwrap(type(module).forward).__code__.co_names,
         "does not use transformers' attention interface",
     ),

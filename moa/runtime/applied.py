@@ -2,6 +2,7 @@
 
 import inspect
 from functools import partial
+from itertools import product
 from os import PathLike
 from typing import Any, Self
 
@@ -11,6 +12,7 @@ from transformers.cache_utils import Cache
 
 from moa.hf.attention import attention_modules, decoder_of
 from moa.hf.limits import check_window, ruled_window
+from moa.hf.softmax import traits
 from moa.kernels import forks
 from moa.plans.errors import ModelMismatch, Unsupported
 from moa.plans.plan import Plan
@@ -57,10 +59,11 @@ class Applied:
         modules = attention_modules(model, plan.model)
         decoder = decoder_of(model, modules)
         backends = Backends(backend)
+        softmaxes = {traits(modules[layer]) for layer in plan.model.ruled_layers}
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
         window = ruled_window(decoder.config, plan.model)
-        before, after = partial(_check_call, plan, backends, decoder, window), partial(_end_call, decoder)
+        before, after = partial(_check_call, plan, backends, softmaxes, decoder, window), partial(_end_call, decoder)
         self._attached = Attached(decoder, modules, plan, backends, before, _enter_layers, after)
         self._generator, self._removed = Generator(model, plan), False
         self.model, self.plan = model, plan
@@ -84,16 +87,16 @@ class Applied:
 
 
 def _check_call(
-    plan: Plan, backends: Backends, decoder: PreTrainedModel, window: int | None, args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    plan: Plan, backends: Backends, softmaxes: set[tuple[bool, bool]], decoder: PreTrainedModel, window: int | None,
+    args: tuple[Any, ...], kwargs: dict[str, Any],
 ) -> None:  # fmt: skip
     """Refuse, before every forward call, what the attention function could not notice."""
     if not torch.compiler.is_compiling():  # not in `apply`: a later fork would lose threads that a back-end starts
         if decoder.device.type == "cpu":
             forks.check()
         heads = plan.model.query_heads // plan.model.kv_heads
-        for backend in backends.loaded():
-            backend.warm_up(heads, plan.model.head_size, decoder.dtype)
+        for backend, softmax in product(backends.loaded(), softmaxes):
+            backend.warm_up(heads, plan.model.head_size, decoder.dtype, *softmax)
     call = _by_name(decoder, args, kwargs)
     if call.get("output_attentions", decoder.config.output_attentions):
         raise Unsupported(

@@ -17,9 +17,11 @@ from moa.hf import own
 from moa.hf.attention import check_heads
 from moa.hf.masks import check_2d, is_causal, is_own, is_windowed
 from moa.hf.padding import Packing
+from moa.hf.softmax import softmax_of
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend_given
+from moa.kernels.softmax import Softmax
 from moa.plans.errors import Unsupported, brief
 from moa.runtime.rules import Rules
 from moa.runtime.staged import ATTRIBUTE, Staged
@@ -68,7 +70,6 @@ def attention(
     key: Tensor | Staged,
     value: Tensor | Staged,
     attention_mask: Tensor | None,
-    scaling: float | None = None,
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
@@ -80,9 +81,8 @@ def attention(
         key: Handle of a `KVCache`, or keys [batch, kv_heads, past + width, D].
         value: Values, like key.
         attention_mask: The result of `mask`: bool [batch, past + width], or None when no token is padding.
-        scaling: Factor on q·k, by default D ** -0.5.
         dropout: Must be 0.
-        kwargs: The other arguments that the model passes.
+        kwargs: The other arguments that the model passes; those that `softmax_of` reads are honoured.
 
     Returns:
         [batch, width, query_heads, D], 0 where padded, and None for the weights.
@@ -102,9 +102,9 @@ def attention(
         )
     rules = state.attends_by
     if not isinstance(rules, Rules):
-        return rules(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+        return rules(module, query, key, value, attention_mask, dropout=dropout, **kwargs)
     _refuse(module, key, attention_mask, dropout, kwargs)
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    softmax = softmax_of(module, query, kwargs)
     backend = state.backends.on(query.device)
     k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
     assert isinstance(k, Tensor)
@@ -113,10 +113,14 @@ def attention(
     with torch.no_grad(), _exact(query.device):
         q = query.to(v.dtype)  # autocast leaves queries and keys in float32, by their rotary embedding
         if isinstance(key, Staged):
-            out = key.attend(q, attention_mask, scale=scale, backend=backend)
+            out = key.attend(q, attention_mask, softmax=softmax, backend=backend)
         else:
-            out = _without_cache(rules, backend, q, k.to(v.dtype), v, attention_mask, scale)
-    needs_grad = next((x for x in (query, k, v) if x.requires_grad), None) if torch.is_grad_enabled() else None
+            out = _without_cache(rules, backend, q, k.to(v.dtype), v, attention_mask, softmax)
+    needs_grad = (
+        next((x for x in (query, k, v, kwargs.get("s_aux")) if x is not None and x.requires_grad), None)
+        if torch.is_grad_enabled()
+        else None
+    )
     if needs_grad is not None:
         out = _NoGradient.apply(needs_grad, out)  # type: ignore[no-untyped-call]
     return out, None
@@ -213,8 +217,8 @@ class _NoGradient(torch.autograd.Function):
         raise Unsupported("gradients through attention under a plan: remove the plan to train (Applied.remove())")
 
 
-_TENSORS = {"position_ids", "cache_position", "num_items_in_batch"}
-"""Tensors that models pass to attention although it does not need them."""
+_TENSORS = {"position_ids", "cache_position", "num_items_in_batch", "s_aux"}
+"""Tensors that models pass to attention: `s_aux` is honoured, the others it does not need."""
 _TYPES = {"token_type_ids", "mm_token_type_ids"}
 """Tensors that are 0 where a token is plain text."""
 
@@ -227,8 +231,6 @@ def _refuse(
         raise Unsupported("training mode under a plan: call model.eval(), or remove the plan to train")
     if mask is not None:
         check_2d(mask)
-    if kwargs.get("softcap") is not None:
-        raise Unsupported(f"attention logit soft-capping (softcap={kwargs['softcap']}) under a plan")
     window = kwargs.get("sliding_window")  # has no effect on texts that are shorter than it (`window_of`)
     if (
         window is not None
@@ -244,7 +246,7 @@ def _refuse(
 
 
 def _without_cache(
-    rules: Rules, backend: Backend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    rules: Rules, backend: Backend, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, softmax: Softmax
 ) -> Tensor:
     """Return attention where all keys are given: without a cache, or with a `DynamicCache`, which saves no memory."""
     device = key.device
@@ -263,6 +265,6 @@ def _without_cache(
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
     out = attend_given(
         q, k, v, batch=Packed(now.cu_seqlens, lengths, new), past=before, seen=rules.visibility(columns, device),
-        holds=rules.holds, scale=scale, backend=backend,
+        holds=rules.holds, softmax=softmax, backend=backend,
     )  # fmt: skip
     return now.unpack(out)

@@ -24,6 +24,7 @@ from moa.kernels.backend import Backend
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate, capacities, move, select
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK, Ints
@@ -103,7 +104,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     def commit(
         self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *,
-        scale: float, backend: Backend, peers: "Sequence[PlanLayer]",
+        softmax: Softmax, backend: Backend, peers: "Sequence[PlanLayer]",
     ) -> Tensor:  # fmt: skip
         """Attend, then store the new keys; arguments and result are those of `Staged.attend`."""
         new = k.shape[2]
@@ -128,7 +129,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         out = attend(
             q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
-            scale=scale, backend=backend,
+            softmax=softmax, backend=backend,
         )  # fmt: skip
         if self._is_first:
             self.batch.end(call, new)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moa.kernels.backend import Backend
+from moa.kernels.softmax import Softmax
 from moa.plans.errors import Unsupported
 
 ATTRIBUTE = "_moa"
@@ -31,19 +32,19 @@ class Staged:
         self.k, self.v, self._commit = k, v, commit
         self.columns = past + int(k.shape[2])
 
-    def attend(self, query: Tensor, mask: Tensor | None, *, scale: float, backend: Backend) -> Tensor:
+    def attend(self, query: Tensor, mask: Tensor | None, *, softmax: Softmax, backend: Backend) -> Tensor:
         """Return attention to the past and the staged keys, and store the staged keys.
 
         Args:
             query: Queries of the staged tokens [batch, query_heads, width, D].
             mask: bool [batch, past + new columns], false where padded; None when no new token is padding.
-            scale: Factor on q·k.
+            softmax: How scores become weights.
             backend: The back-end that computes (`moa.kernels.backend`).
 
         Returns:
             [batch, width, query_heads, D], 0 where padded.
         """
-        return self._commit(query, self.k, self.v, mask, scale=scale, backend=backend, peers=self.peers)
+        return self._commit(query, self.k, self.v, mask, softmax=softmax, backend=backend, peers=self.peers)
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

@@ -7,8 +7,9 @@ import pytest
 WORKS = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt",
     "mixtral", "granite", "cohere2", "olmo3", "modernbert-decoder", "qwen3_5_text", "lfm2", "nemotron_h", "llama4_text",
+    "gemma2", "gpt_oss",
 )  # fmt: skip
-REFUSED = {"gemma2": "soft-caps", "gpt_oss": "sinks", "deepseek_v3": "latent", "falcon_h1": "hybrid"}
+REFUSED = {"deepseek_v3": "latent", "falcon_h1": "hybrid"}
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Small random models whose layers are of several kinds, and an oracle apart from the runtime: masks written out."""
 
+import sys
 from functools import cache
 from typing import Any
 
@@ -81,10 +82,29 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 32,
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
     },
+    "GptOss": {
+        "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        "head_dim": 16, "sliding_window": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+    },
+    "GraniteSWA": {
+        "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "sliding_window": 32,
+        "attention_multiplier": 0.25,
+    },
+    "Gemma2": {
+        "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "head_dim": 16, "sliding_window": 32,
+        "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
+    },
     "GPTBigCode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 48},
 }  # fmt: skip
 FAMILIES = {name: fields for name, fields in _FIELDS.items() if hasattr(transformers, f"{name}Config")}
 """The fields of a family's config that differ from `SHAPE`; transformers 5.17 does not know all families."""
+
+SINGLE = {"GraniteSWA": 1e-5, "Gemma2": 1e-5}
+"""How far the attention of a family's own code is off in float64, since a part of it is in float32.
+
+There a mask in float64 becomes -inf, and rows that are padding NaN, which the next layer spreads over the sequence.
+"""
 
 RULES = (
     Rule(sink=64, alpha=64, beta=0.0),
@@ -102,6 +122,9 @@ def make(family: str, **changes: Any) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the others have no float64
+    for name, parameter in model.named_parameters():
+        if name.endswith(".sinks"):
+            torch.nn.init.normal_(parameter, std=2.0)  # some families begin with zeros, others with little more
     return model.double().eval()
 
 
@@ -122,6 +145,27 @@ def seen(plan: Plan, layer: int, n: int) -> Tensor:
     i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
     kept = (j <= i) & ((spans[:, None] == i + 1) | (j < sink) | (j > i - (spans[:, None] - sink)))
     return torch.from_numpy(kept).permute(2, 0, 1)
+
+
+def eager(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
+    """Attention by the own code of a family, which adds its mask."""
+    if mask is None:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    added = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, torch.finfo(q.dtype).min)
+    return sys.modules[type(module).__module__].eager_attention_forward(module, q, k, v, added, **kwargs)
+
+
+def softmax(
+    q: Tensor, k: Tensor, mask: Tensor, scaling: float, softcap: float | None = None, s_aux: Tensor | None = None,
+    **_: Any,
+) -> Tensor:  # fmt: skip
+    """Weights of masked attention, written out, [batch, heads, rows, keys]; each query head has keys of its own."""
+    scores = q @ k.mT * scaling
+    if softcap is not None:
+        scores = softcap * (scores / softcap).tanh()
+    powers = scores.exp() * mask
+    sunk = 0.0 if s_aux is None else s_aux.exp()[:, None, None]
+    return powers / (powers.sum(-1, keepdim=True) + sunk).clamp(min=1e-300)  # 1e-300: rows that are padding
 
 
 class Oracle:
@@ -146,6 +190,9 @@ class Oracle:
 
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
         layer, heads, (new, columns) = module.layer_idx, q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
+        modified = kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None
+        if layer not in self.plan.model.ruled_layers and modified:
+            return eager(module, q, k, v, mask, **kwargs)
         if layer in self.plan.model.ruled_layers:
             real = torch.ones(len(q), columns) if self.mask is None else self.mask[:, :columns]
             if len(real) != len(q):  # beams
@@ -155,6 +202,8 @@ class Oracle:
             mask = torch.stack([kept[:, i[-new:, None], i[None]] & r.bool() for i, r in zip(at, real, strict=True)])
             mask = mask.repeat_interleave(heads, 1)
         k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
+        if modified:
+            return (softmax(q, k, mask, **kwargs) @ v).transpose(1, 2), None
         out = scaled_dot_product_attention(
             q, k, v, mask, is_causal=mask is None and new == columns, scale=kwargs.get("scaling")
         )

@@ -17,6 +17,7 @@ from moa.kernels.backend import load
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate, capacities
 from moa.plans.span import Reach, first_block, linear
 
@@ -87,8 +88,10 @@ def sees(rules: Rules, group: int, row: int, key: int) -> bool:
     return key <= row and (key // BLOCK < sink // BLOCK or first <= key // BLOCK)
 
 
-def oracle(whole: Text, rules: Rules, scale: float) -> list[Tensor]:
-    """Dense masked softmax over each whole text, [n, query_heads, D]."""
+def oracle(
+    whole: Text, rules: Rules, scale: float, cap: float | None = None, sink_logits: Tensor | None = None
+) -> list[Tensor]:
+    """Dense masked softmax over each whole text, [n, query_heads, D]; learned sinks are a key whose value is 0."""
     out = []
     for q, k, v in zip(whole.q, whole.k, whole.v, strict=True):
         heads = q.shape[1] // k.shape[1]
@@ -98,8 +101,15 @@ def oracle(whole: Text, rules: Rules, scale: float) -> list[Tensor]:
             grid = [[j <= i and sees(rules, group, BLOCK * i, BLOCK * j) for j in range(blocks)] for i in range(blocks)]
             mask = torch.tensor(grid).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)[: len(q), : len(q)].tril()
             for head in range(group * heads, (group + 1) * heads):
-                scores = (q[:, head] @ k[:, group].T * scale).masked_fill(~mask, -torch.inf)
-                result[:, head] = scores.softmax(-1) @ v[:, group]
+                scores, values = q[:, head] @ k[:, group].T * scale, v[:, group]
+                if cap is not None:
+                    scores = torch.tanh(scores / cap) * cap
+                scores = scores.masked_fill(~mask, -torch.inf)
+                if sink_logits is not None:
+                    sunk = sink_logits[head].double()
+                    scores = torch.cat([scores, sunk.expand(len(q), 1)], 1)
+                    values = torch.cat([values, torch.zeros_like(values[:1])])
+                result[:, head] = scores.softmax(-1) @ values
         out.append(result)
     return out
 
@@ -162,17 +172,18 @@ def biased(lengths: list[int], heads: int, groups: int, size: int, dtype: torch.
     return whole
 
 
-def half_rounding(whole: Text, scale: float, dtype: torch.dtype) -> float:
+def half_rounding(whole: Text, scale: float, dtype: torch.dtype, cap: float = 0.0) -> float:
     """Bound on the error of attention whose inputs are exact, scores and sums in float32, weights in `dtype`.
 
     With u the unit roundoff of dtype, a that of float32, D the size and s the largest scale * sum |q||k|: a score is
     off by (D + 2) a s, and by u**2 s where it is the sum of two numbers of `dtype`; a weight by twice that, and by u
     (its rounding) and n a (its sum); the output by u more (its rounding), and by half of the smallest subnormal number.
+    A soft-cap takes a score that is off to one that is off by no more, and its own rounding, a few a of the cap.
     """
     unit, sums, error = torch.finfo(dtype).eps / 2, torch.finfo(torch.float32).eps / 2, 0.0
     for q, k, v in zip(whole.q, whole.k, whole.v, strict=True):
         largest = float(scale * q.abs().amax((0, 1)) @ k.abs().amax((0, 1)))
-        score = ((q.shape[-1] + 2) * sums + unit**2) * largest
+        score = ((q.shape[-1] + 2) * sums + unit**2) * largest + 8 * sums * cap
         error = max(error, float(v.abs().max()) * (np.expm1(2 * score) + 2 * unit + 2 * len(k) * sums))
     return error + torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / 2
 
@@ -220,7 +231,7 @@ def sinks_after(
         k = torch.cat(new)
         new, cu_seqlens = end - past, torch.tensor([0, *np.cumsum(end - past)], dtype=torch.int32)
         out = attend(
-            k.repeat_interleave(3, 1), k, 2 * k, scale=size**-0.5, backend=backend, store=store, sinks=sinks,
+            k.repeat_interleave(3, 1), k, 2 * k, softmax=Softmax(size**-0.5), backend=backend, store=store, sinks=sinks,
             batch=Packed(cu_seqlens, torch.from_numpy(past), int(new.max()), bool((new > 0).all())),
             seen=seen, grown=lambda: store,
         )  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from moa.kernels import backend, reference, registry
 from moa.kernels.call import Append, Attend, Decode
 from moa.kernels.registry import ANYWHERE, BACKENDS, names, preferred
+from moa.kernels.softmax import Softmax
 from moa.kernels.spec import Spec
 from moa.kernels.torch import operations
 from moa.plans.errors import Unsupported
@@ -149,7 +150,7 @@ def test_those_that_claim_graphs_compile_without_a_break(kit, spec):
     rules = kit.Rules(*torch.tensor([[64, 0], [64, 64], [0, 64]]).numpy())
     store = kit.store_of(whole, rules, [69, 4], fill=0)
     compiled = torch.compile(backend.load(spec.name).decode, backend="eager", fullgraph=True, dynamic=False)
-    call = {**whole.new([69, 4], [70, 5]), "seen": rules.seen(70), "store": store, "scale": scale}
+    call = {**whole.new([69, 4], [70, 5]), "seen": rules.seen(70), "store": store, "softmax": Softmax(scale)}
     expected = torch.cat([x[-1:] for x in kit.oracle(whole, rules, scale)])
     torch.testing.assert_close(compiled(**call), expected, atol=1e-10, rtol=0)
 

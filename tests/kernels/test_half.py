@@ -13,6 +13,7 @@ from moa.kernels.influence import influence_backward
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.registry import BACKENDS
 from moa.kernels.sink_contents import sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate, capacities
 from moa.profiler.estimators import effect, fisher
 
@@ -36,7 +37,7 @@ def test_scores_beyond_the_range_of_float16(kit, name, dtype, scale, news):
     forms = ["attend"] + ["decode"] * (max(news) <= 64)
     for form in forms:
         store = kit.store_of(whole, rules, past, fill=0, dtype=dtype) if any(past) else None
-        out = getattr(backend, form)(**whole.new(past, total, dtype), seen=seen, store=store, scale=scale)
+        out = getattr(backend, form)(**whole.new(past, total, dtype), seen=seen, store=store, softmax=Softmax(scale))
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=kit.half_rounding(whole, scale, dtype), rtol=0)
 
@@ -59,7 +60,7 @@ def test_sinks_of_other_keys_with_such_scores(kit, name, dtype):
             outs.append(
                 attend(
                     **whole.new([past], [past + new], dtype), seen=rules.seen(400), store=store, sinks=sinks,
-                    grown=lambda: store, scale=SIZE**-1.0, backend=backend,
+                    grown=lambda: store, softmax=Softmax(SIZE**-1.0), backend=backend,
                 )
             )  # fmt: skip
             past += new
@@ -82,7 +83,12 @@ def test_numbers_near_the_ends_of_the_range_of_float16(kit, name, dtype, powers)
     expected = kit.oracle(whole, rules, SIZE**-0.5)[0]
     for past, form in ((0, "attend"), (199, "decode"), (190, "decode")):
         store = kit.store_of(whole, rules, [past], fill=0, dtype=dtype) if past else None
-        call = {**whole.new([past], [200], dtype), "seen": rules.seen(200), "store": store, "scale": SIZE**-0.5}
+        call = {
+            **whole.new([past], [200], dtype),
+            "seen": rules.seen(200),
+            "store": store,
+            "softmax": Softmax(SIZE**-0.5),
+        }
         out = getattr(load(name), form)(**call)
         torch.testing.assert_close(
             out.double(), expected[past:], atol=kit.half_rounding(whole, SIZE**-0.5, dtype), rtol=0
@@ -103,8 +109,8 @@ def test_influence_with_such_scores(kit, dtype, rules):
         results.append(
             [
                 influence_backward(
-                    *(x.to(kind) for x in (q, k, v, dout)), scale=SIZE**-1.0, estimator=estimator, sinks=measured,
-                    bin_size=64, seen=seen,
+                    *(x.to(kind) for x in (q, k, v, dout)), softmax=Softmax(SIZE**-1.0), estimator=estimator,
+                    sinks=measured, bin_size=64, seen=seen,
                 )
                 for estimator in (fisher, effect)
             ]

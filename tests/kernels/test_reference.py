@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from moa.kernels import backend
 from moa.kernels.call import Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate, capacities, move, select
 
 SCALE = 0.3
@@ -22,7 +23,7 @@ each = pytest.mark.parametrize("name", list(GARBAGE))
 def test_prefill_of_a_fresh_text(kit, name, heads, length):
     rules = kit.Rules(np.array([64, 0]), np.array([100, 64]), np.array([0, 64]))
     whole = kit.text([length], 2 * heads, 2, 8, length)
-    out = backend.load(name).attend(**whole.new([0], [length]), seen=rules.seen(length), scale=SCALE)
+    out = backend.load(name).attend(**whole.new([0], [length]), seen=rules.seen(length), softmax=Softmax(SCALE))
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0], atol=1e-10, rtol=0)
 
 
@@ -39,7 +40,9 @@ def test_attend_reads_only_what_the_plan_keeps(kit, name, data):
     whole = kit.text(total, 6, 2, 4, data.draw(st.integers(0, 99)))
     store = kit.store_of(whole, rules, past, spare=data.draw(st.integers(0, 2)))
     before = store.k.clone()
-    out = backend.load(name).attend(**whole.new(past, total), seen=rules.seen(max(total)), store=store, scale=SCALE)
+    out = backend.load(name).attend(
+        **whole.new(past, total), seen=rules.seen(max(total)), store=store, softmax=Softmax(SCALE)
+    )
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     assert torch.equal(store.k.nan_to_num(), before.nan_to_num())
@@ -56,7 +59,9 @@ def test_decode_attends_and_appends(kit, name, data):
     total = np.add(past, new).tolist()
     whole = kit.text(total, 6, 2, 4, data.draw(st.integers(0, 99)))
     store = kit.store_of(whole, rules, past, spare=data.draw(st.integers(0, 2)), fill=GARBAGE[name])
-    out = backend.load(name).decode(**whole.new(past, total), seen=rules.seen(max(total)), store=store, scale=SCALE)
+    out = backend.load(name).decode(
+        **whole.new(past, total), seen=rules.seen(max(total)), store=store, softmax=Softmax(SCALE)
+    )
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
     _holds(kit, store, whole, rules, total)
@@ -109,7 +114,7 @@ def test_a_text_fed_in_pieces(kit, name, dtype, data):
             done, lengths, end, pieces = done[::-1], lengths[::-1], end[::-1], pieces[::-1]
         tokens = whole.new(done, end, dtype)
         small = all(0 < e - d <= 64 for d, e in zip(done, end, strict=True))
-        out = (run.decode if small else run.attend)(**tokens, seen=seen, store=store, scale=SCALE)
+        out = (run.decode if small else run.attend)(**tokens, seen=seen, store=store, softmax=Softmax(SCALE))
         if not small:
             del tokens["q"]
             run.append(store, **tokens, seen=seen)
@@ -143,7 +148,7 @@ def test_decode_heeds_the_tables_that_it_is_given(kit, name, new):
         offsets = same.setdefault(tuple(offsets.tolist()), offsets)  # the very tensor, as a cache passes
         tokens["batch"] = tokens["batch"]._replace(cu_seqlens=offsets)
         seen = Visibility(same.setdefault((i // 3 % 3, blocks), buffer[:, :blocks]), dense_sink)
-        out = run.decode(**tokens, seen=seen, store=store, scale=SCALE)
+        out = run.decode(**tokens, seen=seen, store=store, softmax=Softmax(SCALE))
         rows = torch.cat([x[b:e] for x, b, e in zip(expected[i // 3 % 3], at, end, strict=True)])
         torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
         at = end
@@ -153,7 +158,7 @@ def test_decode_heeds_the_tables_that_it_is_given(kit, name, new):
 def test_full_span_is_dense_attention(kit, name):
     whole = kit.text([200], 6, 2, 8, 3)
     rules = kit.Rules(np.array([64, 0]), np.array([0, 10**6]), np.array([256, 0]))
-    out = backend.load(name).attend(**whole.new([0], [200]), seen=rules.seen(200), scale=SCALE)
+    out = backend.load(name).attend(**whole.new([0], [200]), seen=rules.seen(200), softmax=Softmax(SCALE))
     q, k, v = (x[0].transpose(0, 1) for x in (whole.q, whole.k, whole.v))
     dense = torch.nn.functional.scaled_dot_product_attention(
         q[None], k.repeat_interleave(3, 0)[None], v.repeat_interleave(3, 0)[None], is_causal=True, scale=SCALE
@@ -165,7 +170,7 @@ def test_reference_row_without_keys_is_zero(kit):
     """A table that grants a row nothing, not even itself."""
     whole = kit.text([3], 1, 1, 4, 0)
     nothing = Visibility(torch.tensor([[9]], dtype=torch.int32), torch.tensor([0], dtype=torch.int32))
-    out = backend.load("reference").attend(**whole.new([0], [3]), seen=nothing, scale=SCALE)
+    out = backend.load("reference").attend(**whole.new([0], [3]), seen=nothing, softmax=Softmax(SCALE))
     assert torch.equal(out, torch.zeros_like(out))
 
 

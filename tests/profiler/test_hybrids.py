@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import FAMILIES, VOCABULARY, make
+from hybrids import FAMILIES, VOCABULARY, eager, make, softmax
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -45,16 +45,18 @@ class Direct:
 
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
         heads = q.shape[1] // k.shape[1]
+        if module.layer_idx not in self.steps and ("s_aux" in kwargs or "softcap" in kwargs):
+            return eager(module, q, k, v, mask, **kwargs)
         k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
         i, j = torch.arange(N)[:, None], torch.arange(N)
-        scores = q @ k.mT * (kwargs.get("scaling") or q.shape[-1] ** -0.5)
+        kwargs["scaling"] = kwargs.get("scaling") or q.shape[-1] ** -0.5
         causal = (j <= i) if mask is None else mask
-        out = scores.masked_fill(~causal, -torch.inf).softmax(-1) @ v
+        out = softmax(q, k, causal, **kwargs) @ v
         if module.layer_idx in self.steps:
             whole = out
             for block, step in enumerate(self.steps[module.layer_idx]):
                 kept = causal & ((j < SINK) | (j >= 64 * block))
-                cut = scores.masked_fill(~kept, -torch.inf).softmax(-1) @ v
+                cut = softmax(q, k, kept, **kwargs) @ v
                 out = out + step.repeat_interleave(heads, 0)[None, :, :, None] * (cut - whole)
         return out.transpose(1, 2), None
 

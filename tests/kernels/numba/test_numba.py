@@ -13,6 +13,7 @@ from moa.kernels import backend
 from moa.kernels.numba import operations as ours
 from moa.kernels.numba.decode import _exp, kernel
 from moa.kernels.numba.vectors import FAST
+from moa.kernels.softmax import Softmax
 from moa.plans.errors import Unsupported
 from moa.runtime.attention import Backends
 
@@ -31,7 +32,7 @@ def test_any_number_of_shares_gives_the_same(kit, rules, monkeypatch, shares):
     monkeypatch.setattr(ours, "_shares", lambda: shares)
     whole, past, total = kit.text([500, 300], 12, 4, 8, 0), [460, 260], [470, 261]
     store = kit.store_of(whole, rules, past)
-    out = ours.decode(**whole.new(past, total), seen=rules.seen(600), store=store, scale=SCALE)
+    out = ours.decode(**whole.new(past, total), seen=rules.seen(600), store=store, softmax=Softmax(SCALE))
     expected = torch.cat([x[p:t] for x, p, t in zip(kit.oracle(whole, rules, SCALE), past, total, strict=True)])
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
 
@@ -45,7 +46,7 @@ def test_the_same_input_gives_the_same_bits(kit, rules, threads):
         for _ in range(20):
             store = kit.store_of(whole, rules, [460, 260])
             tokens = whole.new([460, 260], [470, 261])
-            outs.append(ours.decode(**tokens, seen=rules.seen(600), store=store, scale=SCALE))
+            outs.append(ours.decode(**tokens, seen=rules.seen(600), store=store, softmax=Softmax(SCALE)))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(out, outs[0]) for out in outs)
@@ -58,7 +59,7 @@ def test_element_types_and_shapes(kit, rules, dtype, heads, size):
     past, total = [490, 60], [500, 70]
     expected = torch.cat([x[p:] for x, p in zip(kit.oracle(whole, rules, SCALE), past, strict=True)])
     store = kit.store_of(whole, rules, past, dtype=dtype)
-    out = ours.decode(**whole.new(past, total, dtype), seen=rules.seen(500), store=store, scale=SCALE)
+    out = ours.decode(**whole.new(past, total, dtype), seen=rules.seen(500), store=store, softmax=Softmax(SCALE))
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), expected, atol=kit.rounding(whole, SCALE, dtype), rtol=0)
 
@@ -70,7 +71,7 @@ def test_queries_and_keys_may_lie_head_by_head(kit, rules):
     tokens |= {n: tokens[n].transpose(0, 1).contiguous().transpose(0, 1) for n in "qkv"}
     given = {n: tokens[n] for n in "qkv"} | {"cu_seqlens": tokens["batch"].cu_seqlens, "past": tokens["batch"].past}
     before = {n: x.clone() for n, x in given.items()}
-    out = ours.decode(**tokens, seen=rules.seen(300), store=store, scale=SCALE)
+    out = ours.decode(**tokens, seen=rules.seen(300), store=store, softmax=Softmax(SCALE))
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][290:], atol=1e-10, rtol=0)
     assert all(torch.equal(given[n], x) for n, x in before.items())
 
@@ -83,12 +84,14 @@ def test_scores_far_apart_and_equal(kit):
         whole.k[0][:, 0] = 0
         whole.k[0][where, 0], whole.q[0][199, 0] = 400.0, 1.0
         store = kit.store_of(whole, rules, [199], dtype=torch.float32)
-        out = ours.decode(**whole.new([199], [200], torch.float32), seen=rules.seen(200), store=store, scale=1.0)
+        out = ours.decode(
+            **whole.new([199], [200], torch.float32), seen=rules.seen(200), store=store, softmax=Softmax(1.0)
+        )
         torch.testing.assert_close(out[0, 0].double(), whole.v[0][where, 0], atol=1e-6, rtol=0)
     whole.k[0][:] = 0
     whole.v[0][:] = 1
     store = kit.store_of(whole, rules, [199], dtype=torch.float32)
-    out = ours.decode(**whole.new([199], [200], torch.float32), seen=rules.seen(200), store=store, scale=1.0)
+    out = ours.decode(**whole.new([199], [200], torch.float32), seen=rules.seen(200), store=store, softmax=Softmax(1.0))
     torch.testing.assert_close(out, torch.ones_like(out), atol=200 * 2.0**-24, rtol=0)
 
 
@@ -107,17 +110,20 @@ def test_exponential_is_exact_to_two_units_in_the_last_place():
     assert all_of(np.float32([-87]))[0] < 2e-38
 
 
-def test_ready_compiles_what_the_first_step_needs(kit, rules, monkeypatch):
+@pytest.mark.parametrize("modified", [False, True])
+def test_ready_compiles_what_the_first_step_needs(kit, rules, monkeypatch, modified):
     made = []
     ours._take_one.cache_clear()
     monkeypatch.setattr(ours, "_shares", lambda: 2)
     monkeypatch.setattr(ours, "kernel", lambda *shape: made.append(shape) or kernel(*shape))
-    ours.warm_up(3, 8, torch.float64)
+    ours.warm_up(3, 8, torch.float64, modified, modified)
+    softmax = Softmax(SCALE, 3.0, torch.randn(12).double()) if modified else Softmax(SCALE)
     whole = kit.text([5], 12, 4, 8, 0)
-    signatures = list(kernel(3, 8, "float64", True).signatures)
-    ours.decode(**whole.new([3], [5]), seen=rules.seen(5), store=kit.store_of(whole, rules, [3]), scale=SCALE)
-    assert made == 2 * [(3, 8, "float64", True)]
-    assert list(kernel(3, 8, "float64", True).signatures) == signatures
+    shape = 3, 8, "float64", True, modified, modified
+    signatures = list(kernel(*shape).signatures)
+    ours.decode(**whole.new([3], [5]), seen=rules.seen(5), store=kit.store_of(whole, rules, [3]), softmax=softmax)
+    assert made == 2 * [shape]
+    assert list(kernel(*shape).signatures) == signatures
     ours.warm_up(3, 8, torch.float8_e5m2)
     assert len(made) == 2
 
@@ -127,7 +133,7 @@ def test_a_sequence_without_a_new_token_is_refused_and_nothing_written(kit, rule
     store = kit.store_of(whole, rules, [3, 5], fill=0)
     before = store.k.clone()
     with pytest.raises(RuntimeError, match="a new token of every sequence"):
-        ours.decode(**whole.new([3, 5], [5, 5]), seen=rules.seen(5), store=store, scale=SCALE)
+        ours.decode(**whole.new([3, 5], [5, 5]), seen=rules.seen(5), store=store, softmax=Softmax(SCALE))
     torch.testing.assert_close(store.k, before, atol=0, rtol=0, equal_nan=True)
 
 
@@ -161,7 +167,7 @@ def test_without_a_folder_for_code_it_is_compiled_anew(kit, rules, monkeypatch):
     whole = kit.text([5], 4, 4, 8, 0)
     for dtype, bound in ((torch.float64, 1e-10), (torch.float32, kit.rounding(whole, SCALE, torch.float32))):
         store = kit.store_of(whole, rules, [3], dtype=dtype)
-        out = ours.decode(**whole.new([3], [5], dtype), seen=rules.seen(5), store=store, scale=SCALE)
+        out = ours.decode(**whole.new([3], [5], dtype), seen=rules.seen(5), store=store, softmax=Softmax(SCALE))
         torch.testing.assert_close(out.double(), kit.oracle(whole, rules, SCALE)[0][3:], atol=bound, rtol=0)
         (compiled,) = made[-1].overloads.values()
         assert compiled.metadata["parfor_diagnostics"].count_parfors() == 1
@@ -192,11 +198,11 @@ def test_it_is_refused_on_another_device():
 def test_a_copied_store_is_read_and_written_by_itself(kit, rules):
     whole = kit.text([300], 12, 4, 8, 0)
     store, seen, tokens = kit.store_of(whole, rules, [290]), rules.seen(300), whole.new([290], [291])
-    ours.decode(**tokens, seen=seen, store=store, scale=SCALE)
+    ours.decode(**tokens, seen=seen, store=store, softmax=Softmax(SCALE))
     copied, before = copy.deepcopy(store), store.k.clone()
     assert copied.scratch["arrays"] is None  # no second copy of the keys
-    out = ours.decode(**whole.new([291], [300]), seen=seen, store=copied, scale=SCALE)
+    out = ours.decode(**whole.new([291], [300]), seen=seen, store=copied, softmax=Softmax(SCALE))
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][291:], atol=1e-10, rtol=0)
     torch.testing.assert_close(store.k, before, atol=0, rtol=0, equal_nan=True)
-    again = ours.decode(**whole.new([291], [300]), seen=seen, store=store, scale=SCALE)
+    again = ours.decode(**whole.new([291], [300]), seen=seen, store=store, softmax=Softmax(SCALE))
     assert torch.equal(again, out)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from moa.kernels.softmax import Softmax
 from moa.kernels.torch import decode
 from moa.kernels.torch import operations as ours
 
@@ -22,7 +23,7 @@ def test_chunk_size_follows_the_threads_and_changes_nothing(kit, rules, monkeypa
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     whole = kit.text([900], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [past])
-    out = ours.attend(**whole.new([past], [900]), seen=rules.seen(900), store=store, scale=SCALE)
+    out = ours.attend(**whole.new([past], [900]), seen=rules.seen(900), store=store, softmax=Softmax(SCALE))
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
 
 
@@ -34,7 +35,7 @@ def test_single_and_half_precision(kit, rules, dtype):
     store = kit.store_of(whole, rules, past, fill=0, dtype=dtype)
     tokens, bound = whole.new(past, total, dtype), kit.rounding(whole, SCALE, dtype)
     for run in (ours.attend, ours.decode):
-        out = run(**tokens, seen=rules.seen(500), store=store, scale=SCALE)
+        out = run(**tokens, seen=rules.seen(500), store=store, softmax=Softmax(SCALE))
         assert out.dtype == dtype
         torch.testing.assert_close(out.double(), expected, atol=bound, rtol=0)
 
@@ -48,7 +49,7 @@ def test_attend_leaves_its_inputs_alone(kit, rules, past):
     tokens |= {n: tokens[n].transpose(0, 1).contiguous().transpose(0, 1) for n in "qkv"}
     given = [*(tokens[n] for n in "qkv"), *tokens["batch"][:2], store.k, store.v]
     before = [x.clone() for x in given]
-    out = ours.attend(**tokens, seen=rules.seen(900), store=store, scale=SCALE)
+    out = ours.attend(**tokens, seen=rules.seen(900), store=store, softmax=Softmax(SCALE))
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
     assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True))
 
@@ -61,7 +62,7 @@ def test_large_slabs_are_shared_among_threads(kit, monkeypatch):
         rules = kit.Rules(np.full(groups, 64), np.full(groups, 300), np.zeros(groups, np.int64))
         whole = kit.text([700], 3 * groups, groups, 4, 0)
         store = kit.store_of(whole, rules, [695], fill=1e3)
-        out = ours.decode(**whole.new([695], [700]), seen=rules.seen(700), store=store, scale=SCALE)
+        out = ours.decode(**whole.new([695], [700]), seen=rules.seen(700), store=store, softmax=Softmax(SCALE))
         torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][695:], atol=1e-10, rtol=0)
 
 
@@ -75,7 +76,7 @@ def test_step_is_one_graph_of_fixed_shapes(kit, rules):
     with torch._dynamo.config.patch(error_on_recompile=True):
         for n in range(60, 70):
             begin, end = [400 + n, 200 + n], [401 + n, 201 + n]
-            out = compiled(**whole.new(begin, end), seen=seen, store=store, scale=SCALE)
+            out = compiled(**whole.new(begin, end), seen=seen, store=store, softmax=Softmax(SCALE))
             rows = torch.stack([x[e - 1] for x, e in zip(expected, end, strict=True)])
             torch.testing.assert_close(out, rows, atol=1e-10, rtol=0)
 
@@ -90,7 +91,7 @@ def test_steps_in_a_row(kit, rules):
     def decode(begin: list[int]) -> torch.Tensor:
         tokens = whole.new(begin, [b + 1 for b in begin])
         tokens["batch"] = tokens["batch"]._replace(cu_seqlens=cu_seqlens)
-        return ours.decode(**tokens, seen=seen, store=store, scale=SCALE)
+        return ours.decode(**tokens, seen=seen, store=store, softmax=Softmax(SCALE))
 
     for n in (*range(90), *range(70, 130)):
         begin = [200 + n, 160 + n // 2]
@@ -108,4 +109,4 @@ def test_step_refuses_a_sequence_without_a_new_token(kit, rules):
     whole = kit.text([5, 5], 4, 4, 4, 0)
     store = kit.store_of(whole, rules, [3, 5], fill=0)
     with pytest.raises(RuntimeError, match="a new token of every sequence"):
-        ours.decode(**whole.new([3, 5], [5, 5]), seen=rules.seen(5), store=store, scale=SCALE)
+        ours.decode(**whole.new([3, 5], [5, 5]), seen=rules.seen(5), store=store, softmax=Softmax(SCALE))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from moa.kernels import reference
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate, capacities, slots
 from moa.kernels.triton import operations as kernels
 from moa.plans.span import BLOCK, Reach, first_block, linear
@@ -26,6 +27,13 @@ class Text:
     k: list[Tensor]
     v: list[Tensor]
     rules: Rules
+    cap: float | None = None
+    sink_logits: Tensor | None = None
+
+    @property
+    def softmax(self) -> Softmax:
+        """What the texts' attention is computed with."""
+        return Softmax(self.q[0].shape[-1] ** -0.5, self.cap, self.sink_logits)
 
     @property
     def sink(self) -> Tensor:
@@ -80,7 +88,7 @@ def texts(lengths: Sequence[int], rules: Rules, heads: int, dim: int, dtype: tor
     )  # fmt: skip
 
 
-def eager(q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink: Tensor) -> Tensor:
+def eager(q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink: Tensor, softmax: Softmax) -> Tensor:
     """What plain PyTorch gives in the tensors' own precision, softmax in float32."""
     n, groups, _ = k.shape
     at = torch.arange(n)
@@ -88,8 +96,13 @@ def eager(q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink: Tensor) -> Tenso
     kept = (at < sink[:, None])[:, None] | (block >= first[:, block][..., None])  # [kv_heads, rows, keys]
     seen = (kept & (at <= at[:, None])).repeat_interleave(q.shape[1] // groups, 0)
     k, v = (x.repeat_interleave(q.shape[1] // groups, 1) for x in (k, v))
-    scores = torch.einsum("qhd,khd->hqk", q, k) * q.shape[-1] ** -0.5
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1, torch.promote_types(q.dtype, torch.float32))
+    scores = torch.einsum("qhd,khd->hqk", q, k) * softmax.scale
+    if softmax.cap is not None:
+        scores = softmax.cap * (scores / softmax.cap).tanh()
+    scores = scores.masked_fill(~seen, -torch.inf)
+    if softmax.sink_logits is not None:
+        scores = torch.cat([scores, softmax.sink_logits.to(q.dtype)[:, None, None].expand(-1, n, 1)], -1)
+    weights = scores.softmax(-1, torch.promote_types(q.dtype, torch.float32))[..., :n]
     return torch.einsum("hqk,khd->qhd", weights.to(q.dtype), v)
 
 
@@ -101,10 +114,10 @@ def agree(text: Text, begin: Tensor, end: Tensor, out: Tensor) -> None:
             continue
         q, k, v = text.q[s][:b], text.k[s][:b], text.v[s][:b]
         exact = reference.attend(
-            q.double(), k.double(), v.double(), seen=text.seen(), scale=q.shape[-1] ** -0.5,
+            q.double(), k.double(), v.double(), seen=text.seen(), softmax=text.softmax,
             batch=Packed(torch.tensor([0, b]), torch.zeros(1, dtype=torch.int64), b),
         )  # fmt: skip
-        error = (eager(q, k, v, text.first(), text.sink) - exact).abs().max()
+        error = (eager(q, k, v, text.first(), text.sink, text.softmax) - exact).abs().max()
         allowed = error + 2 * torch.finfo(q.dtype).eps * v.double().abs().max()
         found = (out[row : row + b - a] - exact[a:]).abs().max()
         assert found <= allowed, f"sequence {s}: error {found:.2e}, allowed {allowed:.2e}"
@@ -125,7 +138,7 @@ def feed(text: Text, stops: Sequence[Sequence[int]], decode: bool = False, fille
         (q, k, v), batch = text.new(begin, end)
         text.poison(store, begin)
         where = {"batch": batch, "seen": text.seen(slack=3)}
-        call = {**where, "scale": q.shape[-1] ** -0.5}
+        call = {**where, "softmax": text.softmax}
         twin.k.copy_(store.k)
         twin.v.copy_(store.v)
         if decode and begin.any():

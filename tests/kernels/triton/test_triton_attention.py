@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from piecewise import ALL, HALF, ONE_BLOCK, WINDOW, Rules, Text, agree, feed, texts
 from torch import Tensor
 
+from moa.kernels.softmax import Softmax
 from moa.kernels.triton import operations as kernels
 from moa.kernels.triton.decode import pieces
 
@@ -24,7 +25,7 @@ def test_prefill_of_a_ragged_batch(heads: int) -> None:
     text = texts(lengths, [ONE_BLOCK, ALL], heads, 16, torch.float32)
     begin, end = torch.zeros(5, dtype=torch.int64), torch.tensor(lengths)
     (q, k, v), batch = text.new(begin, end)
-    out = kernels.attend(q, k, v, seen=text.seen(), scale=0.25, batch=batch)
+    out = kernels.attend(q, k, v, seen=text.seen(), softmax=Softmax(0.25), batch=batch)
     agree(text, begin, end, out)
 
 
@@ -58,7 +59,7 @@ def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.d
     for end in (70, 140, 149, 150):
         begin, stop = torch.tensor([done]), torch.tensor([end])
         (q, k, v), batch = text.new(begin, stop)
-        call = {"seen": text.seen(), "store": store, "scale": scale, "batch": batch}
+        call = {"seen": text.seen(), "store": store, "softmax": Softmax(scale), "batch": batch}
         if end - done > 16:
             outs.append(kernels.attend(q, k, v, **call))
             kernels.append(store, k, v, seen=text.seen(), batch=batch)
@@ -75,6 +76,21 @@ def test_a_long_sequence_is_split_into_pieces() -> None:
     store = text.store(torch.tensor([1000]))
     assert pieces(store, 1).most == 4
     feed(text, [[998], [999], [1000]], decode=True, filled=True)
+
+
+@pytest.mark.parametrize(
+    ("cap", "sunk", "dtype"), [(None, True, torch.float32), (1.5, False, torch.float32), (1.5, True, torch.bfloat16)]
+)
+def test_soft_caps_and_learned_sinks(cap: float | None, sunk: bool, dtype: torch.dtype) -> None:
+    """Prefill and chunks over wrapped rings, and steps of slabs in one piece and in several; 3 heads per group."""
+    logits = torch.tensor([-1.0, 0.0, 3.0, 5.0, -4.0, 1.5]) if sunk else None
+    for lengths, stops, decode in (
+        ([210, 65, 1], [[111, 63, 1], [210, 65, 1]], False), ([600, 66], [[597, 63], [600, 66]], True)
+    ):  # fmt: skip
+        text = texts(lengths, [WINDOW, ALL], 3, 16, dtype)
+        text.cap, text.sink_logits = cap, logits
+        feed(text, stops, decode=decode, filled=decode)
+    assert pieces(text.store(torch.tensor(lengths)), 1).most > 1
 
 
 def test_more_pieces_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +112,7 @@ def test_a_few_tokens_of_sequences_without_slots(before: list[int]) -> None:
     (_, k, v), batch = text.new(torch.zeros_like(begin), begin)
     kernels.append(store, k, v, seen=text.seen(), batch=batch)
     (q, k, v), batch = text.new(begin, end)
-    agree(text, begin, end, kernels.attend(q, k, v, seen=text.seen(), store=store, scale=0.25, batch=batch))
+    agree(text, begin, end, kernels.attend(q, k, v, seen=text.seen(), store=store, softmax=Softmax(0.25), batch=batch))
 
 
 def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> None:
@@ -107,7 +123,7 @@ def test_offsets_beyond_32_bits(far_apart: Callable[[Tensor, int], Tensor]) -> N
     for begin, end in ((0, 69), (69, 70)):
         (q, k, v), batch = text.new(torch.tensor([begin]), torch.tensor([end]))
         q, k, v = (x[0][begin:end] for x in (text.q, text.k, text.v))  # `new` copies
-        call = {"seen": text.seen(), "store": store, "scale": 0.25, "batch": batch}
+        call = {"seen": text.seen(), "store": store, "softmax": Softmax(0.25), "batch": batch}
         out = kernels.attend(q, k, v, **call) if begin == 0 else kernels.decode(q, k, v, **call)
         agree(text, torch.tensor([begin]), torch.tensor([end]), out)
         if begin == 0:

@@ -13,6 +13,7 @@ from piecewise import ALL, WINDOW, agree, texts
 from torch import Tensor
 
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate
 from moa.kernels.triton import influence, tiles
 from moa.kernels.triton import operations as kernels
@@ -67,7 +68,7 @@ def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch
         q, k, v = (torch.empty(rows, heads, 16, device="meta") for heads in (4, 2, 2))
         offsets, past = (torch.empty(n, dtype=kind, device="meta") for n, kind in ((2, torch.int32), (1, torch.int64)))
         seen = Visibility(*(torch.empty(shape, dtype=torch.int32, device="meta") for shape in ((2, 16), (2,))))
-        kernels.decode(q, k, v, batch=Packed(offsets, past, rows), seen=seen, store=store, scale=0.25)
+        kernels.decode(q, k, v, batch=Packed(offsets, past, rows), seen=seen, store=store, softmax=Softmax(0.25))
     assert launched == [
         ("prefill", (2 * (200 // 32 + 1),), -1), ("append", (2, 2), -1),
         ("decode", (5,), -1), ("join", (1, 4, 1), -1),
@@ -81,13 +82,13 @@ def test_strided_inputs() -> None:
     (q, k, v), batch = text.new(begin, end)
     q, k, v = (x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v))
     assert not q.is_contiguous()
-    agree(text, begin, end, kernels.attend(q, k, v, seen=text.seen(), scale=0.25, batch=batch))
+    agree(text, begin, end, kernels.attend(q, k, v, seen=text.seen(), softmax=Softmax(0.25), batch=batch))
 
 
 def test_nothing_new() -> None:
     text = texts([0], [ALL], 1, 16, torch.float32)
     (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([0]))
-    assert kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch).shape == (0, 1, 16)
+    assert kernels.attend(q, k, v, seen=text.seen(), softmax=Softmax(1.0), batch=batch).shape == (0, 1, 16)
 
 
 @pytest.mark.parametrize("dim", [8, 72])
@@ -95,14 +96,14 @@ def test_head_sizes_that_do_not_align_are_refused(dim: int) -> None:
     text = texts([10], [ALL], 1, dim, torch.float32)
     (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     with pytest.raises(Unsupported, match=f"head size {dim}"):
-        kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
+        kernels.attend(q, k, v, seen=text.seen(), softmax=Softmax(1.0), batch=batch)
 
 
 def test_wide_heads_are_taken_where_their_keys_fit() -> None:
     text = texts([10], [ALL], 1, 512, torch.float32)
     (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     with pytest.raises(Unsupported, match=r"head sizes up to 256 in torch.float32, found 512: choose torch"):
-        kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
+        kernels.attend(q, k, v, seen=text.seen(), softmax=Softmax(1.0), batch=batch)
     assert not influence.takes(q.bfloat16())
     assert influence.takes(q[..., :256])
     assert not influence.takes(q[..., :256].double())
@@ -113,7 +114,7 @@ def test_a_start_off_the_16_byte_grid_is_refused() -> None:
     (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     off = torch.zeros(k.numel() + 1)[1:].view(k.shape)
     with pytest.raises(Unsupported, match="1 elements of 4 bytes into its storage"):
-        kernels.attend(q, off, v, seen=text.seen(), scale=1.0, batch=batch)
+        kernels.attend(q, off, v, seen=text.seen(), softmax=Softmax(1.0), batch=batch)
 
 
 def test_what_surrounds_a_launch_breaks_no_compiled_graph() -> None:
@@ -130,7 +131,7 @@ def test_float64_is_refused() -> None:
     text = texts([10], [ALL], 1, 16, torch.float64)
     (q, k, v), batch = text.new(torch.tensor([0]), torch.tensor([10]))
     with pytest.raises(Unsupported, match=r"found torch\.float64"):
-        kernels.attend(q, k, v, seen=text.seen(), scale=1.0, batch=batch)
+        kernels.attend(q, k, v, seen=text.seen(), softmax=Softmax(1.0), batch=batch)
 
 
 def test_append_refuses_what_attention_refuses() -> None:

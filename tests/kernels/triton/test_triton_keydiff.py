@@ -9,6 +9,7 @@ from moa.kernels.backend import load
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate, capacities
 
 TEXTS = [238, 0, 250]
@@ -35,7 +36,7 @@ def test_prefill_and_steps_agree_with_the_reference(kit: SimpleNamespace) -> Non
                 attend(
                     *(x.to(dtype) for x in (q, k, v)), batch=Packed(cu_seqlens, past, max(counted), True),
                     seen=rules.seen(511), store=store, sinks=sinks, grown=lambda store=store: store,
-                    scale=0.3, backend=backend,
+                    softmax=Softmax(0.3), backend=backend,
                 )
             )  # fmt: skip
             past = past + torch.tensor(counted)

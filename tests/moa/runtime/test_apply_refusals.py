@@ -111,21 +111,34 @@ def test_mask_that_pads_other_tokens_than_before(applied, plan, tokens, max_leng
         applied(tokens(1, 4), past_key_values=cache, attention_mask=mask)
 
 
-def test_soft_capping(fresh):
-    model = fresh("Gemma2", head_dim=16, query_pre_attn_scalar=16, layer_types=["full_attention"] * 2)
-    with pytest.raises(Unsupported, match="soft-caps"):
-        moa.apply(model, Plan.dense(model))
+def test_a_soft_cap_or_learned_sinks_that_a_module_does_not_pass_on(fresh, tokens):
+    for trait, value in (("attn_logit_softcapping", 30.0), ("sinks", torch.nn.Parameter(torch.zeros(4)))):
+        model = fresh()
+        setattr(model.model.layers[1].self_attn, trait, value)
+        with (
+            moa.apply(model, Plan.dense(model)),
+            pytest.raises(Unsupported, match=f"LlamaAttention has {trait} that it does not pass on as"),
+        ):
+            model(tokens(1, 8))
 
 
-def test_learned_sinks(fresh):
-    model = fresh("GptOss", head_dim=16, num_local_experts=2, layer_types=["full_attention"] * 2)
-    with pytest.raises(Unsupported, match="sinks"):
-        moa.apply(model, Plan.dense(model))
+def test_learned_sinks_of_another_shape(applied, tokens):
+    with pytest.raises(Unsupported, match=r"one number for each of 4 query heads, found a tensor of \[4, 8\]"):
+        applied(tokens(1, 8), s_aux=torch.zeros(4, 8))
 
 
-@pytest.mark.parametrize(("argument", "value"), [("softcap", 30.0), ("sliding_window", 4), ("is_causal", False)])
+def test_gradients_of_learned_sinks_alone(applied, tokens):
+    applied.requires_grad_(False)
+    sinks = torch.zeros(4, requires_grad=True)
+    with torch.enable_grad():
+        loss = applied(tokens(1, 8), s_aux=sinks).logits.sum()
+    with pytest.raises(Unsupported, match="gradients"):
+        loss.backward()
+
+
+@pytest.mark.parametrize(("argument", "value"), [("sliding_window", 4), ("is_causal", False)])
 def test_arguments_of_the_attention_function(applied, tokens, argument, value):
-    with pytest.raises(Unsupported, match=r"soft-capping|sliding window|bidirectional"):
+    with pytest.raises(Unsupported, match=r"sliding window|bidirectional"):
         applied(tokens(1, 8), **{argument: value})
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import transformers
 from feeding import feed, padded, positions_of
-from hybrids import FAMILIES, SHAPE, VOCABULARY, Oracle, made, make, plan_of
+from hybrids import FAMILIES, SHAPE, SINGLE, VOCABULARY, Oracle, made, make, plan_of
 from torch import Tensor
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -26,7 +26,9 @@ ONES = [205, *[1] * 5]
 CLOSE = {"rtol": 0, "atol": 1e-8}
 STARTS_ANEW = ("Jamba",)
 """Families whose scan forgets its state in a call of several tokens."""
-CROPS = ("Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "Gemma4Text", "GPTBigCode")
+CROPS = (
+    "Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "Gemma4Text", "GptOss", "GraniteSWA", "Gemma2", "GPTBigCode",
+)  # fmt: skip
 """Families whose layers keep keys or convolutions alone."""
 
 
@@ -75,6 +77,41 @@ def test_the_plan_changes_something(model):
     dense = model(ids, use_cache=False).logits
     with Oracle(model, plan_of(model)):
         assert (model(ids, use_cache=False).logits - dense).abs().max() > 1e-3
+
+
+MODIFIED = sorted({"GptOss", "GraniteSWA", "Gemma2"} & FAMILIES.keys())
+"""Families with a soft-cap or learned sinks, in layers with windows of the model's own too."""
+SLIDING = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
+@pytest.mark.parametrize("family", MODIFIED)
+def test_soft_caps_and_learned_sinks_by_each_back_end(family, backend):
+    """A dense plan gives what the model's own code gives, a random one what masks that are written out give."""
+    model, ids = make(family, **SLIDING), ids_of(2, sum(CHUNKS))
+    for way in (lambda _: model(ids, use_cache=False).logits, lambda cache: feed(model, cache, ids, CHUNKS)):
+        expected = way(DynamicCache(config=model.config))
+        for plan, close in ((Plan.dense(model), SINGLE.get(family, 1e-8)), (plan_of(model), 1e-8)):
+            if close == 1e-8:
+                with Oracle(model, plan):
+                    expected = way(DynamicCache(config=model.config))
+            with moa.apply(model, plan, backend):
+                torch.testing.assert_close(way(KVCache(plan)), expected, rtol=0, atol=close)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", MODIFIED)
+def test_soft_caps_and_learned_sinks_in_single_precision(family):
+    model, ids = make(family, **SLIDING).float(), ids_of(2, sum(CHUNKS))
+    mask, plan = padded(ids, [(23, sum(CHUNKS)), (0, sum(CHUNKS))]), Plan.dense(model)
+    expected = feed(model, DynamicCache(config=model.config), ids, CHUNKS, mask) * mask[..., None]
+    options = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": 2}
+    tokens = model.generate(ids, **options)
+    with moa.apply(model, plan):
+        found = feed(model, KVCache(plan), ids, CHUNKS, mask) * mask[..., None]
+        assert torch.equal(model.generate(ids, **options), tokens)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 @torch.no_grad()
