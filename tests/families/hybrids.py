@@ -208,3 +208,8 @@ class Oracle:
             q, k, v, mask, is_causal=mask is None and new == columns, scale=kwargs.get("scaling")
         )
         return out.transpose(1, 2), None
+
+
+def ids_of(batch: int, n: int) -> Tensor:
+    """Return random tokens, the same for the same `n`."""
+    return torch.randint(3, VOCABULARY, (batch, n), generator=torch.Generator().manual_seed(n))

@@ -7,8 +7,7 @@ import pytest
 import torch
 import transformers
 from feeding import feed, padded, positions_of
-from hybrids import FAMILIES, SHAPE, SINGLE, VOCABULARY, Oracle, made, make, plan_of
-from torch import Tensor
+from hybrids import FAMILIES, SHAPE, Oracle, ids_of, made, make, plan_of
 from transformers import DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -17,7 +16,6 @@ from moa import KVCache, Plan
 from moa.bench.timing import decode, disagreement
 from moa.hf.calls import parts
 from moa.plans.errors import Unsupported
-from moa.plans.model import ModelInfo
 from moa.runtime.staged import ATTRIBUTE
 from moa.runtime.variant import Variant, allocated_bytes
 
@@ -26,14 +24,6 @@ ONES = [205, *[1] * 5]
 CLOSE = {"rtol": 0, "atol": 1e-8}
 STARTS_ANEW = ("Jamba",)
 """Families whose scan forgets its state in a call of several tokens."""
-CROPS = (
-    "Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "Gemma4Text", "GptOss", "GraniteSWA", "Gemma2", "GPTBigCode",
-)  # fmt: skip
-"""Families whose layers keep keys or convolutions alone."""
-
-
-def ids_of(batch: int, n: int) -> Tensor:
-    return torch.randint(3, VOCABULARY, (batch, n), generator=torch.Generator().manual_seed(n))
 
 
 @pytest.fixture(params=FAMILIES)
@@ -79,41 +69,6 @@ def test_the_plan_changes_something(model):
         assert (model(ids, use_cache=False).logits - dense).abs().max() > 1e-3
 
 
-MODIFIED = sorted({"GptOss", "GraniteSWA", "Gemma2"} & FAMILIES.keys())
-"""Families with a soft-cap or learned sinks, in layers with windows of the model's own too."""
-SLIDING = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
-@pytest.mark.parametrize("family", MODIFIED)
-def test_soft_caps_and_learned_sinks_by_each_back_end(family, backend):
-    """A dense plan gives what the model's own code gives, a random one what masks that are written out give."""
-    model, ids = make(family, **SLIDING), ids_of(2, sum(CHUNKS))
-    for way in (lambda _: model(ids, use_cache=False).logits, lambda cache: feed(model, cache, ids, CHUNKS)):
-        expected = way(DynamicCache(config=model.config))
-        for plan, close in ((Plan.dense(model), SINGLE.get(family, 1e-8)), (plan_of(model), 1e-8)):
-            if close == 1e-8:
-                with Oracle(model, plan):
-                    expected = way(DynamicCache(config=model.config))
-            with moa.apply(model, plan, backend):
-                torch.testing.assert_close(way(KVCache(plan)), expected, rtol=0, atol=close)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", MODIFIED)
-def test_soft_caps_and_learned_sinks_in_single_precision(family):
-    model, ids = make(family, **SLIDING).float(), ids_of(2, sum(CHUNKS))
-    mask, plan = padded(ids, [(23, sum(CHUNKS)), (0, sum(CHUNKS))]), Plan.dense(model)
-    expected = feed(model, DynamicCache(config=model.config), ids, CHUNKS, mask) * mask[..., None]
-    options = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "num_beams": 2}
-    tokens = model.generate(ids, **options)
-    with moa.apply(model, plan):
-        found = feed(model, KVCache(plan), ids, CHUNKS, mask) * mask[..., None]
-        assert torch.equal(model.generate(ids, **options), tokens)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generate_is_that_of_the_masked_model(family, model, beams):
@@ -133,65 +88,6 @@ def test_generate_is_that_of_the_masked_model(family, model, beams):
     for out in found:
         assert torch.equal(out.sequences, expected.sequences)
         torch.testing.assert_close(torch.stack(out.logits), torch.stack(expected.logits), rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_tokens_are_taken_back_whole_or_not_at_all(family, model):
-    plan, ids = plan_of(model), ids_of(1, 220)
-    with moa.apply(model, plan, "torch"):
-        kept, cropped = KVCache(plan), KVCache(plan)
-        feed(model, kept, ids, [200])
-        feed(model, cropped, ids, [200])
-        cropped.activate_past_recording()
-        if family not in CROPS:
-            feed(model, cropped, ids_of(1, 205), [1] * 5)
-            with pytest.raises(Unsupported, match="cannot crop: layer 0 keeps a state in place of keys"):
-                cropped.crop(-5)
-            return
-        feed(model, cropped, ids_of(1, 205), [5])
-        cropped.crop(-5)
-        assert cropped.get_seq_length() == 200
-        torch.testing.assert_close(feed(model, cropped, ids, [20]), feed(model, kept, ids, [20]), **CLOSE)
-        cropped.crop(0)
-        held = cropped.state_bytes
-        feed(model, cropped, ids_of(1, 230), [10])
-        cropped.crop(0)
-        assert cropped.state_bytes == held  # a state is not held on to for longer than it takes
-        if cropped.state_bytes:
-            with pytest.raises(
-                Unsupported, match=r"cannot crop 2 tokens: layer 0 is a convolution that holds its last \d"
-            ):
-                cropped.crop(-2)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", ["Lfm2", "Lfm3"])
-def test_a_short_text_that_a_convolution_holds_whole_can_be_taken_back(family):
-    model, ids = make(family), torch.full((1, 2), 7)
-    options = {
-        "attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False
-    }  # fmt: skip
-    expected = model.generate(ids, **options)
-    with moa.apply(model, Plan.dense(model), "torch"):
-        assert torch.equal(model.generate(ids, prompt_lookup_num_tokens=4, **options), expected)
-        unrecorded = KVCache(Plan.dense(model))
-        feed(model, unrecorded, ids, [2])
-        with pytest.raises(Unsupported, match="cannot crop 1 tokens: layer 0 is a convolution"):
-            unrecorded.crop(-1)
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("family", sorted({"Gemma4Text", "Llama4Text"} & FAMILIES.keys()))
-def test_tokens_are_not_taken_back_from_a_window_that_no_longer_holds_those_before_them(family):
-    model, ids = make(family), ids_of(1, 50)
-    window = ModelInfo.of(model).sliding.window
-    plan = Plan.dense(model)
-    with moa.apply(model, plan, "torch"):
-        cache = KVCache(plan)
-        feed(model, cache, ids, [window + 1])
-        cache.activate_past_recording()
-        with pytest.raises(Unsupported, match=f"cannot crop 5 tokens: layer 0 with a sliding window of {window}"):
-            cache.crop(-5)
 
 
 @torch.no_grad()
