@@ -135,9 +135,7 @@ def capped(x, cap):
     """Return the scores cap * tanh(x / cap) of scaled scores `x`, and tanh(x / cap); `x` itself if `cap` is None."""
     scores, tanh = x, x
     if cap is not None:
-        small = tl.exp(tl.abs(x) * (-2.0 / cap))
-        tanh = (1.0 - small) / (1.0 + small)
-        tanh = tl.where(x < 0, -tanh, tanh)
+        tanh = 1.0 - 2.0 / (1.0 + tl.exp(tl.minimum(x * (2.0 / cap), 80.0)))
         scores = tanh * cap
     return scores, tanh
 

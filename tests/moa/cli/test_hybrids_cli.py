@@ -7,14 +7,20 @@ from hybrids import make
 
 from moa.plans.plan import Plan
 
+OTHERS = {"Gemma2": {"layer_types": ["sliding_attention", "full_attention"]}}
+
 
 @pytest.mark.parametrize(
     "family",
-    ["Qwen3_5Text", "Bamba", *(pytest.param(name, marks=pytest.mark.full) for name in ("Lfm3", "Jamba", "Gemma4Text"))],
+    [
+        "Qwen3_5Text",
+        "Bamba",
+        *(pytest.param(name, marks=pytest.mark.full) for name in ("Lfm3", "Jamba", "Gemma4Text", "GptOss", "Gemma2")),
+    ],
 )
 def test_profile_search_doctor_eval_and_bench(family, tokenizer, tmp_path, moa_in):
     sizes = {"vocab_size", "vocab_size_per_layer_input" if family == "Gemma4Text" else "vocab_size"}
-    model = make(family, **dict.fromkeys(sizes, len(tokenizer))).float()
+    model = make(family, **dict.fromkeys(sizes, len(tokenizer)), **OTHERS.get(family, {})).float()
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     run = lambda *options: moa_in(tmp_path, *options)  # noqa: E731
