@@ -154,8 +154,9 @@ def test_a_step_is_one_graph(kit, kind, rules):
 
 
 @kinds
-def test_the_size_of_tiles_changes_nothing(kit, kind, rules, monkeypatch):
-    """Some rows of one group, and all rows of some groups, at once."""
+def test_the_size_of_tiles_changes_nothing(kit, kind, monkeypatch):
+    """Some rows of one group, and all rows of some groups, at once; both groups see the same."""
+    rules = kit.Rules(np.array([64, 64]), np.array([150, 150]), np.array([0, 0]))
     whole = kit.text([300], HEADS, GROUPS, SIZE, 0)
     expected = kit.oracle(whole, rules, SCALE, *KINDS[kind])[0]
     call = {"seen": rules.seen(300), "softmax": softmax_of(kind, torch.float64)}
