@@ -98,7 +98,7 @@ def test_sinks_of_other_keys(kit, name, kind, rules):
     whole, softmax, n = kit.text([420], HEADS, GROUPS, SIZE, 0), softmax_of(kind, torch.float64), 420
 
     def run(ends: list[int]) -> Tensor:
-        store = allocate(capacities(rules.sink, rules.alpha, rules.beta256, np.array([n])), SIZE, torch.float64, "cpu")
+        store = allocate(capacities(rules.reach, np.array([n])), SIZE, torch.float64, "cpu")
         sinks, outs = Sinks(rules.sink, ["keydiff", "first"], rules.first_at, 1, "cpu"), []
         for past, end in zip([0, *ends], ends, strict=False):
             outs.append(
