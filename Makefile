@@ -109,7 +109,8 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
 bench: build/profile.safetensors build/absolute.safetensors
-	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
+	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
+	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/study.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors

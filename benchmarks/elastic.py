@@ -3,9 +3,10 @@
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, from the whole profile or from its
 part up to some length. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
 and the uniform window that keeps as much as plan 0.25 does there. Needles have formats that no choice of this project
-has seen (`HELD_OUT` of `moa.evaluation.haystack`). Writes elastic.json and elastic.md to `--results`. If it is stopped,
-the same command continues from `elastic.partial`. Several processes may measure a length each (`--only`), and one then
-combines all lengths.
+has seen (`HELD_OUT` of `moa.evaluation.haystack`). The dense model is asked first, in a pilot: plans are not asked for
+needles that it surely finds less than 0.9 of. Writes NAME.json and NAME.md to `--results`. If it is stopped, the same
+command continues from NAME.partial. Several processes may measure a length each (`--only`), and one then combines all
+lengths.
 
     python benchmarks/elastic.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -41,6 +42,9 @@ PERPLEXITY = {HALF: 1.015, QUARTER: 1.05}
 """Aims: the largest perplexity of a plan over the dense model's."""
 ANSWERED = 0.9
 """Share of needles that the dense model must find; where it finds less, plans have no aim."""
+NEEDLES = "single", "four"
+PILOT = 10
+"""Contexts of each kind that the dense model is asked about first."""
 UNIFORM = "uniform like plan 0.25"
 LONGER = 4.0
 """Aim: the least ratio of plan 0.25's effective context to the uniform window's."""
@@ -82,7 +86,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         beside = {other["row"]: other for other in rows if other["length"] == n}
         dense, alone = beside["dense"], beside.get(f"0.25 for {n:,} alone")
         at = f"{row['row']}, {n:,} tokens"
-        for task in (task for task in ("single", "four") if task in row and dense[task]["rate"] >= ANSWERED):
+        for task in (task for task in NEEDLES if task in row and dense[task]["rate"] >= ANSWERED):
             found.append(claim(f"{at}, {task}: keeps of dense at least", row[task]["kept"], RETRIEVAL[name]))
             if name == QUARTER and alone:
                 most = paired(*(list(map(int, each[task]["by_question"])) for each in (row, alone)))[2]
@@ -92,6 +96,8 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             times = row["text"]["perplexity_against_dense"]
             found.append(claim(f"{at}: perplexity against dense at most", times, PERPLEXITY[name], at_most=True))
     reached = effective(rows)
+    if not reached:
+        return found
     shortest = min(row["length"] for row in rows)
     times = reached.get(QUARTER, 0) / reached.get(UNIFORM, shortest)
     return [*found, claim("effective context, plan 0.25 over the uniform window, at least", times, LONGER)]
@@ -103,7 +109,9 @@ def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     lost: set[str] = set()
     for row in rows:
         dense = next(other for other in rows if other["length"] == row["length"] and other["row"] == "dense")
-        tasks = [task for task in ("single", "four") if task in row]
+        tasks = [task for task in NEEDLES if task in row]
+        if not tasks:
+            continue
         right, base = (sum(each[task]["right"] for task in tasks) for each in (row, dense))
         if right < 0.9 * base:
             lost.add(row["row"])
@@ -112,23 +120,44 @@ def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
     return found
 
 
+def part_asked(part: Part, dense: dict[str, Any]) -> Part:
+    """Return the part without the needles that the dense model surely finds less than `ANSWERED` of, by its pilot."""
+    lost = [task for task in NEEDLES if task in dense and dense[task]["interval"][1] < ANSWERED]
+    return replace(part, counts={**part.counts, **dict.fromkeys(lost, 0)})
+
+
 def depths(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the table of right answers by how deep the needle lies, both tasks together."""
-    fifths = len(rows[0]["single"]["by_depth"])
+    rows = [row for row in rows if any(task in row for task in NEEDLES)]
+    if not rows:
+        return ["None was asked."]
+    fifths = len(next(rows[0][task] for task in NEEDLES if task in rows[0])["by_depth"])
     lines = head(["tokens", "row", *(f"depth {i / fifths:g} to {(i + 1) / fifths:g}" for i in range(fifths))])
     for row in (row for row in rows if row["row"] in ("dense", HALF, QUARTER)):
-        each = zip(*(row[task]["by_depth"] for task in ("single", "four") if task in row), strict=True)
+        each = zip(*(row[task]["by_depth"] for task in NEEDLES if task in row), strict=True)
         sums = [tuple(sum(task[what] for task in tasks) for what in ("right", "questions")) for tasks in each]
         lines.append(line(f"{row['length']:,}", row["row"], *(f"{right} of {asked}" for right, asked in sums)))
     return lines
 
 
+def piloted(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of what the dense model found in the pilots."""
+    lines = head(["tokens", "needles", "found by dense in the pilot", "plans were asked"])
+    for row in rows:
+        for task in (task for task in NEEDLES if task in row):
+            right, asked, high = row[task]["right"], row[task]["questions"], row[task]["interval"][1]
+            lines.append(line(f"{row['length']:,}", task, f"{right} of {asked}", "yes" if high >= ANSWERED else "no"))
+    return lines
+
+
 def markdown(found: dict[str, Any]) -> str:
-    """Return the page: environment, the table, depths, effective context, the claims."""
+    """Return the page: environment, the table, pilots, depths, effective context, the claims."""
     lines = [f"{found['model']['name']}; {about(found['run'])}", "", *compared(found["rows"])]
+    lines += ["", *piloted(found["pilots"])]
     lines += ["", "Needles found by depth, 0 the farthest from the question:", "", *depths(found["rows"])]
-    lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]
-    lines += [*head(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
+    if found["effective"]:
+        lines += ["", "Longest measured length up to which a row finds 90 % of what dense finds:", ""]
+        lines += [*head(["row", "tokens"]), *(f"| {name} | {n:,} |" for name, n in found["effective"].items())]
     return "\n".join([*lines, "", *claimed(found["claims"])]) + "\n"
 
 
@@ -142,6 +171,7 @@ def main() -> int:
         "--contexts", type=int, help="contexts of each kind at every length, in place of the full sizes"
     )
     parser.add_argument("--only", type=int, nargs="*", help="measure these lengths now, and write no results")
+    parser.add_argument("--name", default="elastic", help="name of the results")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -151,18 +181,23 @@ def main() -> int:
         profile = Profile.load(options.profile)
         rows = {n: plans(profile, options.longest, n) for n in lengths}
         options.results.mkdir(parents=True, exist_ok=True)
-        journal = Journal(options.results / "elastic.partial")
+        journal = Journal(options.results / f"{options.name}.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)
-        found: dict[str, Any] = {"rows": []}
+        found: dict[str, Any] = {"rows": [], "pilots": []}
         for n in options.only or lengths:
             part = PARTS[n]
             if options.contexts:
-                part = replace(part, counts={**part.counts, "single": options.contexts, "four": options.contexts})
-            measured = compare(
-                model, tokenizer, rows[n], [part], uniform=False, seed=options.seed, journal=journal,
-                progress=said(f"{n:,} tokens"),
-            )  # fmt: skip
-            found = {"model": measured["model"], "rows": found["rows"] + measured["rows"]}
+                part = replace(part, counts={**part.counts, **dict.fromkeys(NEEDLES, options.contexts)})
+            pilot = replace(part, counts={task: min(part.counts[task], PILOT) for task in NEEDLES})
+            how: Any = {"uniform": False, "seed": options.seed, "journal": journal}
+            dense = compare(model, tokenizer, [], [pilot], progress=said(f"{n:,} tokens, pilot"), **how)["rows"]
+            asked = part_asked(part, dense[0])
+            measured = compare(model, tokenizer, rows[n], [asked], progress=said(f"{n:,} tokens"), **how)
+            found = {
+                "model": measured["model"],
+                "rows": found["rows"] + measured["rows"],
+                "pilots": found["pilots"] + dense,
+            }
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
@@ -173,7 +208,7 @@ def main() -> int:
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["effective"] = effective(found["rows"])
     found["claims"] = claims(found["rows"])
-    write(options.results, "elastic", found, markdown(found))
+    write(options.results, options.name, found, markdown(found))
     return 0
 
 
