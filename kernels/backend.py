@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from moa.kernels import registry
-from moa.kernels.call import Append, Attend, Decode
+from moa.kernels.call import Append, Attend, Decode, Read
 from moa.plans.errors import Unsupported
 
 
@@ -20,7 +20,7 @@ class Backend(NamedTuple):
     """One implementation of the operations that `moa.kernels.call` documents.
 
     `warm_up` prepares what the first step would otherwise wait for. It takes the query heads per KV head, the head size
-    and the dtype of the cache.
+    and the dtype of the cache. `read` is None where the back-end cannot read some pages only.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Backend(NamedTuple):
     append: Append
     decode: Decode
     warm_up: Callable[[int, int, torch.dtype, bool, bool], None] = _nothing
+    read: Read | None = None
 
 
 def load(name: str, device: torch.device | None = None) -> Backend:
@@ -54,7 +55,8 @@ def load(name: str, device: torch.device | None = None) -> Backend:
         module = import_module(spec.module)
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose {others}: {error}") from error
-    return Backend(name, module.attend, module.append, module.decode, getattr(module, "warm_up", _nothing))
+    warm_up, read = getattr(module, "warm_up", _nothing), getattr(module, "read", None)
+    return Backend(name, module.attend, module.append, module.decode, warm_up, read)
 
 
 def _visible(device: str) -> bool:

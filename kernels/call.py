@@ -44,6 +44,19 @@ class Visibility(NamedTuple):
     sink: Tensor
 
 
+class Reading(NamedTuple):
+    """How much of what they see the rows of one layer read, by `moa.plans.reading`.
+
+    Attributes:
+        share: int32 [kv_heads], of the bytes of all keys and values up to a row, in 1/256; 256 reads all that is kept.
+        given: int32 [kv_heads], the first keys that a row sees and always reads, a multiple of 16: one page, or the
+            whole sink where its keys have moved.
+    """
+
+    share: Tensor
+    given: Tensor
+
+
 class Attend(Protocol):
     """Attention of the new tokens over the store's past and themselves; writes nothing."""
 
@@ -81,3 +94,27 @@ class Decode(Protocol):
         self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
     ) -> Tensor:
         """Attend and write; arguments and result as for `Attend`."""
+
+
+class Read(Protocol):
+    """`Decode` for rows that read only some pages of what they see, for at most 16 new tokens of each sequence.
+
+    It needs the store's summaries, and writes those of the pages that the new tokens fill.
+    """
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, reading: Reading, store: Store,
+        softmax: Softmax,
+    ) -> Tensor:  # fmt: skip
+        """Attend and write; sequences without new tokens are among them.
+
+        `moa.kernels.paged.selection` says what a row reads. Where every row reads all that it sees, the result is that
+        of `Decode`, bit for bit.
+
+        Args:
+            q, k, v, batch, seen, store, softmax: See `Attend`.
+            reading: What the rows read.
+
+        Returns:
+            [tokens, query_heads, D] in q's dtype.
+        """

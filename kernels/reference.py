@@ -6,7 +6,9 @@
 import torch
 from torch import Tensor
 
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Packed, Reading, Visibility
+from moa.kernels.paged import summaries
+from moa.kernels.paged.selection import keys_read
 from moa.kernels.softmax import Softmax, weights
 from moa.kernels.store import Store, slots
 from moa.plans.span import BLOCK
@@ -16,6 +18,13 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None, softmax: Softmax
 ) -> Tensor:
     """Return the attention of the new tokens over the store's past and themselves; a row that sees no key is 0."""
+    return _attend(q, k, v, batch, seen, None, store, softmax)
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, batch: Packed, seen: Visibility, reading: Reading | None, store: Store | None,
+    softmax: Softmax,
+) -> Tensor:  # fmt: skip
     out = torch.zeros_like(q)
     groups, (first, sink), sinks = k.shape[1], seen, softmax.sinks_of(k.shape[1])
     heads = q.shape[1] // groups
@@ -36,6 +45,16 @@ def attend(
             at = torch.cat([old, rows])
             visible = (at <= rows[:, None]) & ((at < sink[g]) | (at // BLOCK >= edge[:, None]))
             mine = slice(g * heads, (g + 1) * heads)
+            if reading is not None:
+                assert store is not None
+                assert store.summaries is not None
+                for row, sees, n in zip(q[new, mine].to(wide) * softmax.scale, visible, rows + 1, strict=True):
+                    kept = at[sees]
+                    block = slots(kept[::BLOCK], sink[g], store.base[s, g], store.capacity[s, g]) // BLOCK
+                    share, given = (int(x[g]) for x in reading)
+                    sees[sees.clone()] = keys_read(
+                        row, store.summaries[block], share=share, given=given, length=int(n), kept=len(kept)
+                    )
             scores = softmax.capped(softmax.scale * torch.einsum("rhd,kd->hrk", q[new, mine].to(wide), keys.to(wide)))
             weight, _ = weights(scores.masked_fill(~visible, -torch.inf), sinks if sinks is None else sinks[g, :, None])
             weight = weight.masked_fill(~visible, 0)  # NaN in a row that sees no key
@@ -61,4 +80,15 @@ def decode(
     """Run `attend`, then `append`."""
     out = attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     append(store, k, v, batch=batch, seen=seen)
+    return out
+
+
+def read(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, reading: Reading, store: Store,
+    softmax: Softmax,
+) -> Tensor:  # fmt: skip
+    """Run `attend` on the keys that `keys_read` chooses, then `append`, then write the summaries of full pages."""
+    out = _attend(q, k, v, batch, seen, reading, store, softmax)
+    append(store, k, v, batch=batch, seen=seen)
+    summaries.update(store, batch=batch, seen=seen)
     return out

@@ -51,6 +51,8 @@ class Store:
     """int64 [slabs]: sequence * kv_heads + group of each slab, in the order in which they lie."""
     runs: tuple[Run, ...]
     """The same layout, known to the host."""
+    summaries: Tensor | None = None
+    """uint8 [slots/64, bytes]: each block's page summaries (`moa.kernels.paged.summaries`); None where none is read."""
     scratch: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
     """Data that a back-end derives from the layout once, such as a work list."""
 

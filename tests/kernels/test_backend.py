@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from moa.kernels import backend, reference, registry
-from moa.kernels.call import Append, Attend, Decode
+from moa.kernels.call import Append, Attend, Decode, Read
 from moa.kernels.registry import ANYWHERE, BACKENDS, names, preferred
 from moa.kernels.softmax import Softmax
 from moa.kernels.spec import Spec
@@ -23,12 +23,16 @@ IDS = [spec.name for spec in BACKENDS]
 def test_load_gives_the_named_one():
     assert backend.load("reference")[:4] == ("reference", reference.attend, reference.append, reference.decode)
     assert backend.load("torch").decode is operations.decode
+    assert backend.load("reference").read is reference.read
 
 
 @pytest.mark.parametrize("spec", BACKENDS, ids=IDS)
-@pytest.mark.parametrize("operation", [Attend, Append, Decode])
+@pytest.mark.parametrize("operation", [Attend, Append, Decode, Read])
 def test_each_has_the_operations_as_they_are_documented(spec, operation):
     """Argument for argument, with types and defaults."""
+    if operation is Read and "read" not in spec.can:
+        assert not hasattr(import_module(spec.module), "read")
+        return
     ours = getattr(import_module(spec.module), operation.__name__.lower())
     wanted, found = inspect.signature(operation.__call__), inspect.signature(ours)
     assert list(found.parameters.values()) == list(wanted.parameters.values())[1:]  # but `self`
