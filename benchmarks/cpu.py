@@ -53,7 +53,10 @@ ROUNDS = {"prefill": 5, "decode": 6}
 
 def first_keys(plan: Plan) -> Plan:
     """Return the plan with the same numbers whose sinks hold the first keys."""
-    rules = {layer: [Rule(sink=rule.sink, **rule.shown) for rule in rules] for layer, rules in plan.groups.items()}
+    rules = {
+        layer: [Rule(**rule.model_dump() | {"pattern": "sink_window"}) for rule in rules]
+        for layer, rules in plan.groups.items()
+    }
     return Plan.from_rules(plan.model, rules)
 
 

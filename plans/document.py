@@ -67,7 +67,7 @@ def to_document(plan: Content) -> dict[str, Any]:
     document = {
         "version": 1,
         "model": _plain(plan.model),
-        "defaults": _plain(plan.defaults),
+        "defaults": _without_read_of_1(_plain(plan.defaults)),
         "layers": layers,
         "predicted": _plain(plan.predicted),
         "provenance": _plain(plan.provenance),
@@ -77,6 +77,11 @@ def to_document(plan: Content) -> dict[str, Any]:
 
 def _plain(part: Strict | None) -> dict[str, Any]:
     return part.model_dump(mode="json", exclude_none=True) if part else {}
+
+
+def _without_read_of_1(rule: dict[str, Any]) -> dict[str, Any]:
+    """Return a rule as files had it before rules could read less than they keep."""
+    return {key: value for key, value in rule.items() if (key, value) != ("read", 1)}
 
 
 def _rules(defaults: Rule, entry: dict[str, Any], kv_heads: int, place: tuple[str | int, ...]) -> tuple[Rule, ...]:

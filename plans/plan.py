@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from moa.plans import file, moa_json
+from moa.plans import file, moa_json, reading
 from moa.plans import span as spans_
 from moa.plans.content import Content
 from moa.plans.document import from_document, to_document
@@ -199,6 +199,18 @@ class Plan(Content):
         """Return the mean of span/n over the groups that have rules, at length `n`."""
         return float(self._reach.span(_length(n)).mean() / n)
 
+    def read_density(self, n: int) -> float:
+        """Return the mean part of the bytes of `n` keys and values that a decode step reads, over groups with rules."""
+        rules = [self.groups[layer] for layer in self.model.ruled_layers]
+        read256, given = (np.array([[getattr(r, name) for r in of] for of in rules]) for name in ("read256", "given"))
+        size, kept = self.model.head_size, self._reach.span(_length(n))
+        read = reading.read_bytes(read256, n, kept, given, size)
+        return float(read.mean() / (n * reading.token_bytes(size)))
+
+    def reads(self, layer: int) -> bool:
+        """Return whether a group of the layer reads less than it keeps, so that its keys have summaries."""
+        return any(rule.read < 1 for rule in self.groups[self._ruled(layer)])
+
     def prefill_fraction(self, n: int) -> float:
         """Return the part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.
 
@@ -214,7 +226,7 @@ class Plan(Content):
         return 1.0 - lost / (n * (n + 1) // 2 * self._reach.sink.size)
 
     def kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
-        """Return the bytes that the cache allocates for a batch.
+        """Return the bytes that the cache allocates for a batch: keys, values, and summaries in layers that read.
 
         Layers without rules are counted as the model's own cache stores them (`ModelInfo.sliding_kv_bytes`).
 
@@ -224,8 +236,11 @@ class Plan(Content):
             dtype: Of the cache: a name such as "bfloat16", a torch dtype, or the bytes of one element.
         """
         lengths = batch_lengths(n, batch_size)
-        blocks = sum(int(self._reach.cache_blocks(length).sum()) for length in lengths)
-        return blocks * BLOCK * self.model.token_bytes(dtype) + self.model.sliding_kv_bytes(lengths, dtype)
+        blocks = self._reach.cache_blocks(lengths).sum((1, 2))  # [layers]
+        read = blocks[[self.reads(layer) for layer in self.model.ruled_layers]].sum()
+        summaries = int(read) * reading.SUMMARIES * reading.summary_bytes(self.model.head_size)
+        kept = int(blocks.sum()) * BLOCK * self.model.token_bytes(dtype)
+        return kept + summaries + self.model.sliding_kv_bytes(lengths, dtype)
 
     @property
     def kv_dtype(self) -> Dtype:

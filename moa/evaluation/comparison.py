@@ -15,6 +15,7 @@ from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
+from moa.runtime.rules import check_reads
 
 
 def compare(
@@ -48,6 +49,7 @@ def compare(
         raise MoaError(f"plans must have distinct names other than dense, found {', '.join(names[1:])}")
     for _, plan in plans:
         plan.check(model)
+        check_reads(plan)
     for part in parts:
         part.check(model)
     backend = backend or backends.pick(model.device)

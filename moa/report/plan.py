@@ -53,13 +53,18 @@ def same_model(plans: Sequence[Plan]) -> None:
 
 
 def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Figures:
-    """Return a table of what each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`."""
-    headings = "tokens", "plan", "density", "prefill kept", "KV cache, MiB", "KV / dense"
+    """Return a table of what each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`.
+
+    Where a plan reads less than it keeps, `read` is the part of the bytes of all keys and values that a step reads.
+    """
+    reads = any(plan.reads(layer) for plan in plans.values() for layer in plan.model.ruled_layers)
+    headings = "tokens", "plan", "density", *(["read"] if reads else []), "prefill kept", "KV cache, MiB", "KV / dense"
     rows = []
     for n in lengths:
         for name, plan in plans.items():
             kept, whole = plan.kv_bytes(n, dtype=dtype), plan.model.dense_kv_bytes(n, dtype=dtype)
-            shares = f"{plan.density(n):.3f}", f"{plan.prefill_fraction(n):.3f}"
+            read = [plan.read_density(n)] if reads else []
+            shares = [f"{share:.3f}" for share in (plan.density(n), *read, plan.prefill_fraction(n))]
             rows.append([f"{n:,}", name, *shares, f"{kept / 2**20:.1f}", f"{kept / whole:.3f}"])
     made = {name: plan.predicted for name, plan in plans.items() if plan.predicted and plan.predicted.measured_to}
     caption = "\n".join(
@@ -75,7 +80,8 @@ def rules(plan: Plan, lengths: Sequence[int], title: str) -> Figures:
     numbers = list(dict.fromkeys(name for place in places for name in plan.rule(*place).shown))
     labelled = [kind for kind in PATTERNS.values() if kind.label]
     labels = [kind.label for kind in labelled]
-    headings = "span", "groups", *numbers, *labels, *(f"at {n:,}" for n in lengths)
+    reads = any(plan.rule(*place).read < 1 for place in places)
+    headings = "span", "groups", *numbers, *(["read"] if reads else []), *labels, *(f"at {n:,}" for n in lengths)
     meanings = "".join(f"{kind.label}: {kind.about}; " for kind in labelled)
     rows = []
     for kind in KINDS:
@@ -85,6 +91,7 @@ def rules(plan: Plan, lengths: Sequence[int], title: str) -> Figures:
             index = tuple(np.transpose(found))
             density = [f"{plan.spans(n)[index].mean() / n:.3f}" for n in lengths]
             ranges = [_range([rule.shown[name] for rule in ruled if name in rule.shown]) for name in numbers]
+            ranges += [_range([rule.read for rule in ruled])] if reads else []
             counts = [str(sum(type(rule) is pattern for rule in ruled)) for pattern in labelled]
             rows.append([kind, str(len(found)), *ranges, *counts, *density])
     return Figures(headings, rows, title, f"{meanings}at a length: density there")
@@ -103,24 +110,31 @@ def difference_map(first: Plan, second: Plan, lengths: Sequence[int]) -> Table:
 
 
 def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Figures:
-    """Return a table of the groups that differ, the widest difference first: spans at each length, and sinks."""
+    """Return a table of the groups that differ, the widest difference first: spans at each length, sinks and reads."""
     spans = [(first.spans(n), second.spans(n)) for n in lengths]
     change = np.max([np.abs(b - a) for a, b in spans], axis=0)
     counts = ", ".join(f"{np.count_nonzero(b - a)} at {n:,}" for n, (a, b) in zip(lengths, spans, strict=True))
     groups = len(first.model.ruled_layers) * first.model.kv_heads
-    sinks = {
-        (layer, head): f"{a.pattern} {a.sink} → {b.pattern} {b.sink}"
+    pairs = {
+        (layer, head): (a, b)
         for layer, rules in first.groups.items()
         for head, (a, b) in enumerate(zip(rules, second.groups[layer], strict=True))
+    }
+    sinks = {
+        place: f"{a.pattern} {a.sink} → {b.pattern} {b.sink}"
+        for place, (a, b) in pairs.items()
         if (a.pattern, a.sink) != (b.pattern, b.sink)
     }
+    reads = {place: f"{a.read:g} → {b.read:g}" for place, (a, b) in pairs.items() if a.read != b.read}
     counts += f", {len(sinks)} in what their sinks hold" if sinks else ""
-    columns = *(f"span at {n:,}" for n in lengths), *(["sink"] if sinks else [])
+    counts += f", {len(reads)} in what they read" if reads else ""
+    others = {name: cells for name, cells in (("sink", sinks), ("read", reads)) if cells}
+    columns = *(f"span at {n:,}" for n in lengths), *others
     rows = []
-    places = [(int(i), int(j)) for i, j in np.ndindex(change.shape) if change[i, j] or (i, j) in sinks]
+    places = [(int(i), int(j)) for i, j in np.ndindex(change.shape) if change[i, j] or (i, j) in sinks | reads]
     for layer, head in sorted(places, key=lambda place: -change[place])[:MOST]:
         cells = (f"{a[layer, head]:,} → {b[layer, head]:,}" for a, b in spans)
-        rows.append([str(layer), str(head), *cells, *([sinks.get((layer, head), "")] if sinks else [])])
+        rows.append([str(layer), str(head), *cells, *(other.get((layer, head), "") for other in others.values())])
     caption = f"of {groups} groups differ: {counts}"
     return Figures(["layer", "KV head", *columns], rows, "Groups that differ", caption, names=2)
 

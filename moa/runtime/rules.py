@@ -4,8 +4,24 @@ import numpy as np
 import torch
 
 from moa.kernels.call import Visibility
+from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Ints
+
+
+def check_reads(plan: Plan) -> None:
+    """Refuse a plan that reads less than it keeps.
+
+    Raises:
+        Unsupported: A rule has a `read` below 1.
+    """
+    for layer, rules in plan.groups.items():
+        for head, rule in enumerate(rules):
+            if rule.read < 1:
+                raise Unsupported(
+                    f"read {rule.read:g} in the rule of layer {layer}, KV head {head}: plans that read less than they "
+                    "keep can be written and shown, but not run yet"
+                )
 
 
 class Rules:

@@ -1,32 +1,12 @@
 """MoA's elastic rule (arXiv 2406.14909, section 4): a window that grows linearly with the length."""
 
-import math
 from collections.abc import Sequence
-from numbers import Real
-from typing import Annotated, Any
+from typing import Annotated
 
-from pydantic import BeforeValidator, Field, PlainSerializer
+from pydantic import BeforeValidator, Field
 
-from moa.plans.errors import brief
-from moa.plans.patterns.rule import LIMIT, Numbers, Rule, integer
+from moa.plans.patterns.rule import LIMIT, Numbers, Rule, Share, integer
 from moa.plans.span import BETA_STEPS, BLOCK
-
-
-def _beta(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
-        raise ValueError(f"must be a number from 0 to 1, found {brief(value)}")
-    steps = float(value) * BETA_STEPS
-    if not steps.is_integer():
-        low = math.floor(steps)
-        raise ValueError(
-            f"must be a multiple of 1/{BETA_STEPS}, found {value}; "
-            f"the nearest are {low / BETA_STEPS} and {(low + 1) / BETA_STEPS}"
-        )
-    return steps / BETA_STEPS
-
-
-def _plain(beta: float) -> float | int:
-    return int(beta) if beta.is_integer() else beta
 
 
 class ElasticRule(Rule):
@@ -34,7 +14,7 @@ class ElasticRule(Rule):
 
     alpha: Annotated[int, BeforeValidator(integer), Field(ge=-LIMIT, le=LIMIT)]
     """Constant part of the span, tokens; may be negative."""
-    beta: Annotated[float, BeforeValidator(_beta), PlainSerializer(_plain)]
+    beta: Share
     """Part of the length that is kept, 0 to 1 in steps of 1/256."""
 
     @property

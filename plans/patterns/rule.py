@@ -1,15 +1,18 @@
 """Define the rule: the numbers that all patterns share, and all that the rest of the code asks of a pattern."""
 
+import math
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field, PlainSerializer
 
 from moa.plans.errors import PlanError, brief
 from moa.plans.patterns.terms import IN_PLACE, Terms
+from moa.plans.reading import COARSE, READ_STEPS
 from moa.plans.schema import Strict
-from moa.plans.span import BLOCK, FIRST_KEYS, HOLDS, Reach, Window, linear
+from moa.plans.span import BETA_STEPS, BLOCK, FIRST_KEYS, HOLDS, Reach, Window, linear
 
 LIMIT = 2**31 - 1
 """Largest sink and |alpha|, so that int64 arithmetic in 1/256ths of a token cannot overflow."""
@@ -35,6 +38,27 @@ def _sink(value: Any) -> int:
     return sink
 
 
+def _share(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"must be a number from 0 to 1, found {brief(value)}")
+    steps = float(value) * BETA_STEPS
+    if not steps.is_integer():
+        low = math.floor(steps)
+        raise ValueError(
+            f"must be a multiple of 1/{BETA_STEPS}, found {value}; "
+            f"the nearest are {low / BETA_STEPS} and {(low + 1) / BETA_STEPS}"
+        )
+    return steps / BETA_STEPS
+
+
+def _plain(share: float) -> float | int:
+    return int(share) if share.is_integer() else share
+
+
+Share = Annotated[float, BeforeValidator(_share), PlainSerializer(_plain)]
+"""A number from 0 to 1 in steps of 1/256."""
+
+
 class Rule(Strict):
     """A pattern with its numbers, for one group. Each pattern is a subclass with a name of its own.
 
@@ -43,6 +67,7 @@ class Rule(Strict):
     Attributes:
         pattern: The pattern's name.
         sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
+        read: Part of the bytes of all keys and values that a row of a short call reads (`moa.plans.reading`).
         window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
         holds: Which keys the sink holds, a name in `moa.plans.span.HOLDS`.
         terms: What a group's time is made of; those of `sink_window`, unless a pattern is computed in another way.
@@ -52,6 +77,7 @@ class Rule(Strict):
 
     pattern: str
     sink: Annotated[int, BeforeValidator(_sink)] = BLOCK
+    read: Annotated[Share, Field(gt=0)] = 1.0
 
     window: ClassVar[Window] = staticmethod(linear)
     holds: ClassVar[str] = FIRST_KEYS
@@ -108,6 +134,16 @@ class Rule(Strict):
         """The variant that a profile measures for this rule."""
         return self.pattern, self.sink
 
+    @property
+    def read256(self) -> int:
+        """What it reads, in steps of 1/256, 1 to 256."""
+        return int(self.read * READ_STEPS)
+
+    @property
+    def given(self) -> int:
+        """The first keys that a row always reads, tokens: the sink's where keys move into it, else a page."""
+        return self.sink if self.moves_keys() else COARSE
+
     @classmethod
     def moves_keys(cls) -> bool:
         """Return whether the host moves keys to the sink as the text grows, which no compiled graph can hold."""
@@ -115,8 +151,8 @@ class Rule(Strict):
 
     @property
     def shown(self) -> dict[str, float]:
-        """The numbers other than the sink, by their names in the plan file."""
-        return {name: value for name, value in self.model_dump().items() if name not in ("pattern", "sink")}
+        """The numbers of its pattern other than the sink, by their names in the plan file."""
+        return {name: value for name, value in self.model_dump().items() if name not in Rule.model_fields}
 
 
 PATTERNS: dict[str, type[Rule]] = {}

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 
 from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
 from moa.plans.model import ModelInfo, Sliding
-from moa.plans.patterns import SinkWindow
+from moa.plans.patterns import KeyDiffWindow, SinkWindow
 from moa.plans.plan import FULL, Plan, Predicted, Rule
+from moa.plans.reading import read_bytes
 from moa.plans.span import BLOCK, cache_blocks, first_block, live_blocks, span
 
 MODEL = ModelInfo(
@@ -29,12 +30,12 @@ CHUNKED = MODEL.model_copy(
     update={"layers": 6, "sliding": Sliding(window=32, layers=(0, 4), chunked=True), "keyless": {"conv": (1, 2)}}
 )
 
-RULES = st.builds(
-    SinkWindow,
-    sink=st.integers(1, 4).map(lambda s: s * BLOCK),
-    alpha=st.integers(-2048, 4096),
-    beta=st.integers(0, 256).map(lambda k: k / 256),
-)
+NUMBERS = {
+    "sink": st.integers(1, 4).map(lambda s: s * BLOCK),
+    "alpha": st.integers(-2048, 4096),
+    "beta": st.integers(0, 256).map(lambda k: k / 256),
+}
+RULES = st.builds(SinkWindow, **NUMBERS) | st.builds(KeyDiffWindow, **NUMBERS)
 
 
 @st.composite
@@ -98,6 +99,35 @@ def test_kv_bytes_are_blocks_of_every_sequence_and_the_sliding_layers(plan, leng
 @given(plans(), st.integers(1, 1_048_576))
 def test_bytes_never_fall_with_length(plan, n):
     assert plan.kv_bytes(n) <= plan.kv_bytes(n + 1)
+
+
+@settings(deadline=None)
+@given(plans(), st.integers(1, 1_048_576), st.lists(st.integers(1, 256), min_size=4, max_size=4))
+def test_reads_are_the_mean_over_groups_and_summaries_are_counted(plan, n, reads):
+    layers = plan.model.ruled_layers
+    rules = {
+        layer: [rule.model_copy(update={"read": read / 256}) for rule in plan.groups[layer]]
+        for layer, read in zip(layers, reads, strict=False)
+    }
+    some = Plan.from_rules(plan.model, rules)
+    fetched, blocks = [], 0
+    for layer, of in rules.items():
+        for rule in of:
+            kept = span(rule.sink, rule.alpha, rule.beta256, n)
+            given = rule.sink if rule.moves_keys() else 16
+            fetched.append(read_bytes(rule.read256, n, kept, given, 8) / (4 * 8 * n))
+            blocks += int(cache_blocks(rule.sink, rule.alpha, rule.beta256, n)) * some.reads(layer)
+    assert some.read_density(n) == pytest.approx(np.mean(fetched))
+    assert some.read_density(n) <= some.density(n) + 1e-12
+    assert some.density(n) == plan.density(n)
+    assert plan.read_density(n) == pytest.approx(plan.density(n))
+    for dtype in ("float32", "bfloat16"):  # a summary: 2 bytes of 4-bit means, 4 of scale and spread
+        assert some.kv_bytes(n, 1, dtype) == plan.kv_bytes(n, 1, dtype) + blocks * (4 + 16) * (2 + 4)
+
+
+def test_only_layers_that_read_have_summaries():
+    plan = Plan.from_rules(MODEL, {1: [FULL, Rule(alpha=0, beta=1, read=1 / 8)]}, defaults=FULL)
+    assert plan.kv_bytes(640) == Plan.dense(MODEL).kv_bytes(640) + 2 * 10 * 20 * 6
 
 
 def test_dense_is_the_model_s_own_cache_rounded_up_to_blocks():

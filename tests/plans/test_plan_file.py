@@ -78,6 +78,7 @@ RULES = st.builds(
     sink=st.integers(1, 3).map(lambda s: s * 64),
     alpha=st.sampled_from([-64, 0, 128, 2**31 - 1]),
     beta=st.integers(0, 256).map(lambda k: k / 256),
+    read=st.sampled_from([1, 1, 1 / 8, 255 / 256]),
 )
 FLOATS = st.floats(0, 1e6)
 
@@ -174,6 +175,21 @@ def test_patterns_stand_side_by_side():
     assert (plan.density(2000), plan.kv_bytes(2000)) == (plain.density(2000), plain.kv_bytes(2000))
 
 
+def test_rules_read_all_they_keep_unless_they_say_otherwise():
+    text = TEXT.replace("alpha: 128, beta: 0}", "alpha: 128, beta: 0, read: 0.0625}")
+    text = text.replace("{alpha: 256, beta: 0.25}", "{read: 1, heads: [default, {read: 0.25}, {beta: 0.25}]}")
+    plan = parse(text)
+    assert [plan.rule(3, head).read for head in range(3)] == [1, 0.25, 1]
+    assert plan.rule(0, 0).read256 == 16
+    assert plan.reads(3)
+    assert [parse(TEXT).reads(layer) for layer in range(4)] == [False] * 4
+    assert "read: 1," in plan_file.render(plan)
+    assert parse(plan_file.render(plan)) == plan
+    assert "read" not in plan_file.render(Plan.from_rules(MODEL, {}, defaults=Rule(alpha=128, beta=0, read=1)))
+    plain = {layer: [rule.model_copy(update={"read": 1}) for rule in of] for layer, of in plan.groups.items()}
+    assert plan.fingerprint() != Plan.from_rules(MODEL, plain).fingerprint()
+
+
 def test_every_shipped_plan_is_valid():
     for name, shipped in plan_file._shipped().items():
         text = shipped.read_text(encoding="utf-8")
@@ -215,6 +231,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
             r"layers.3.sink: must be a positive multiple of 64",
         ),
         ("beta: 0.25}", "beta: 0.3}", "line 6: layers.3.beta: must be a multiple of 1/256, found 0.3;"),
+        ("beta: 0.25}", "beta: 0.25, read: 0.3}", "line 6: layers.3.read: must be a multiple of 1/256, found 0.3;"),
+        ("beta: 0.25}", "beta: 0.25, read: 0}", "line 6: layers.3.read: input should be greater than 0"),
+        ("beta: 0.25}", "beta: 0.25, read: 2}", "line 6: layers.3.read: must be a number from 0 to 1, found 2"),
         ("kl: [0.011, 0.018]", "kl: [0.011]", "line 7: predicted: kl has 1 figures for 2 lengths"),
         ("seed: 0", "sed: 0", "line 8: provenance.sed: unknown key"),
         ("2026-11-23", "2026-13-23", "not valid YAML: month must be in 1..12"),

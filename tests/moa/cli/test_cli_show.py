@@ -40,6 +40,22 @@ def test_one_plan(show):
     assert "differ" not in out
 
 
+def test_what_is_read_has_columns_where_a_plan_reads_less_than_it_keeps(show):
+    _, out, _ = show("half.yaml")
+    assert "read" not in out
+    plan = Plan.from_rules(INFO, {0: [NARROW, FULL.model_copy(update={"read": 1 / 8})], 1: [NARROW] * 2})
+    plan.save("reads.yaml")
+    code, out, err = show("reads.yaml")
+    assert (code, err) == (0, "")
+    assert f"{plan.read_density(4096):.3f}" in out
+    assert plan.read_density(4096) < plan.density(4096) - 0.15
+    assert "0.125" in out
+    code, out, _ = show("half.yaml", "reads.yaml")
+    assert code == 0
+    assert "1 → 0.125" in out
+    assert "of 4 groups differ: 0 at 1,024, 0 at 4,096, 1 in what they read" in " ".join(out.split())
+
+
 def test_default_lengths_are_those_the_plan_was_made_for(show):
     _, out, _ = show("narrow.yaml")
     assert "512" in out
