@@ -1,6 +1,7 @@
 """Provide `moa.evaluate_plans`: what plans cost in quality and save in memory, beside the dense model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.samples import Part
 from moa.evaluation.tasks import TASKS
+from moa.evaluation.tasks.ruler.documents import Answering
+from moa.evaluation.tasks.task import Task
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, brief
 from moa.plans.file import title
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
@@ -23,7 +26,8 @@ Source = str | PathLike[str]
 
 def evaluate_plans(
     model: Given, plans: Mapping[str, Plan | Source] | Sequence[Source], *, lengths: Sequence[int] = (1024, 2048),
-    tasks: Mapping[str, int] | None = None, uniform: bool = True, backend: str | None = None, dtype: str = "auto",
+    tasks: Mapping[str, int] | None = None, data: Mapping[str, str | PathLike[str]] | None = None,
+    uniform: bool = True, backend: str | None = None, dtype: str = "auto",
     seed: int = 0, output: str | PathLike[str] | None = None, progress: Progress = silent, note: Note = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure the dense model, each plan, and the least uniform window that keeps as much, all on the same samples.
@@ -34,6 +38,7 @@ def evaluate_plans(
             which name their rows.
         lengths: Lengths to measure at, tokens.
         tasks: Samples of each task per length, by the names in `moa.evaluation.tasks`; None for each one's default.
+        data: Local files of tasks that ask about a data set, by the tasks' names; None loads those from the hub.
         uniform: Whether a uniform window stands beside each plan.
         backend: Back-end of the plans, None for the device's own.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
@@ -50,7 +55,7 @@ def evaluate_plans(
         ModelMismatch: A plan was made for another model.
     """
     counts = {name: task.default for name, task in TASKS.items()} if tasks is None else tasks
-    parts = [Part(n, counts) for n in lengths]
+    parts = [Part(n, counts, _with_data(data or {})) for n in lengths]
     given: Mapping[str, Plan | Source] = plans if isinstance(plans, Mapping) else _titled(plans)
     named = [(name, plan if isinstance(plan, Plan) else Plan.load(plan)) for name, plan in given.items()]
     path = None if output is None else Path(output)
@@ -71,6 +76,21 @@ def evaluate_plans(
     if path is not None:
         replace_json(path, found)
     return found
+
+
+def _with_data(data: Mapping[str, str | PathLike[str]]) -> dict[str, Task]:
+    """Return the tasks, those of `data` with their files.
+
+    Raises:
+        MoaError: A task takes no file, or there is none.
+    """
+    takes = [name for name, task in TASKS.items() if isinstance(task, Answering)]
+    for name, path in data.items():
+        if name not in takes:
+            raise MoaError(f"task data is for {', '.join(takes)}, found {brief(name)}")
+        if not Path(path).is_file():
+            raise MoaError(f"no data file at {path}")
+    return {**TASKS, **{name: replace(TASKS[name], data=str(path)) for name, path in data.items()}}  # type: ignore[call-arg]
 
 
 def _titled(plans: Sequence[Source]) -> dict[str, Source]:

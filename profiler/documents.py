@@ -3,21 +3,19 @@
 import hashlib
 import random
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from moa.hf.chat import MARK, has_template, pieces
+from moa.hf.data import HUB, load_rows
 from moa.hf.tokens import begin, chat_tokens, encode, start
 from moa.plans.errors import MoaError, brief, shortened
 from moa.profiler.calibration import Sample, Source, whole_text
 from moa.profiler.files import COLUMNS, FORMATS, Rows, read_rows
 
-HUB = "hub:"
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 _HALF = re.compile("[\ud800-\udfff]")
 
 
@@ -72,36 +70,8 @@ def _is_text(value: Any) -> bool:
 
 def _hub(name: str) -> Rows:
     """Return the rows of a data set of the hub."""
-    from datasets import load_dataset
-
-    try:
-        if not _HUB_NAME.fullmatch(name):  # which `datasets` may take for a path, a pattern or a URL
-            raise MoaError(f"a data set of the hub is NAME or OWNER/NAME, found {brief(name)}")
-        if Path(name).exists():
-            raise MoaError(f"{name} is here too, and would be read instead: move it, or name a file in it")
-        with _quiet():
-            found = load_dataset(name, split="train")
-            names = found.column_names
-            return Rows(list(found.select_columns([name for name in COLUMNS if name in names])), set(names))
-    except Exception as error:  # each way to get and to read a data set has errors of its own
-        reason = str(error.__cause__ or error) or type(error).__name__
-        raise MoaError(f"cannot read data {HUB}{name}: {shortened(reason, 200)}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the bars and log lines of `datasets`: errors of a data set are reported once, by the caller."""
-    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars, logging
-
-    bars, level = not are_progress_bars_disabled(), logging.get_verbosity()
-    disable_progress_bars()
-    logging.set_verbosity(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            enable_progress_bars()
+    rows, names = load_rows(name, columns=COLUMNS)
+    return Rows(rows, set(names))
 
 
 @dataclass(frozen=True)

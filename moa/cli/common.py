@@ -27,6 +27,7 @@ Model = Annotated[str, typer.Argument(help="Model: hub id, local folder, or .ggu
 """The argument MODEL."""
 
 Number = TypeVar("Number", int, float)
+Value = TypeVar("Value")
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:
@@ -40,15 +41,15 @@ def numbers(name: str, text: str) -> tuple[int, ...]:
     return found
 
 
-def by_name(form: str, texts: Sequence[str], number: Callable[[str], Number]) -> dict[str, Number]:
-    """Return numbers by name from items such as `text=2`; an error quotes `form`, which says how they are written."""
+def by_name(form: str, texts: Sequence[str], read: Callable[[str], Value]) -> dict[str, Value]:
+    """Return values by name from items such as `text=2`; an error quotes `form`, which says how they are written."""
     found = {}
     for text in texts:
         name, _, value = text.partition("=")
         if name in found:
             raise MoaError(f"{form}, each name once; found {brief(name)} twice")
         try:
-            found[name] = number(value)
+            found[name] = read(value)
         except ValueError:
             raise MoaError(f"{form}, found {brief(text)}") from None
     return found

@@ -22,6 +22,13 @@ def command(
             "Repeatable."
         ),
     ] = None,
+    task_data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="NAME=FILE: local file of a task about a data set: SQuAD's JSON for qa_1, HotpotQA's for qa_2. "
+            "Default: the hub's. Repeatable."
+        ),
+    ] = None,
     needles: Annotated[int | None, typer.Option(help="Contexts with one needle: --task single=COUNT.")] = None,
     four_needles: Annotated[int | None, typer.Option(help="Contexts with four needles: --task four=COUNT.")] = None,
     ppl_windows: Annotated[int | None, typer.Option(help="Windows of held-out text: --task text=COUNT.")] = None,
@@ -49,7 +56,8 @@ def command(
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Bar("evaluating", console) as progress:
         found = moa.evaluate_plans(
-            model, plan or [], lengths=numbers("lengths", lengths), tasks=asked, uniform=uniform, backend=backend,
+            model, plan or [], lengths=numbers("lengths", lengths), tasks=asked,
+            data=by_name("--task-data is written NAME=FILE", task_data or [], Path), uniform=uniform, backend=backend,
             dtype=dtype, seed=seed, output=output, progress=progress, note=console.print,
         )  # fmt: skip
     Console(soft_wrap=True).print(table(found))

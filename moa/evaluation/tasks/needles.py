@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from moa.evaluation.haystack import FORMATS, Format, Haystack, Question, haystack
+from moa.evaluation.greedy import greedy, last_logits
+from moa.evaluation.haystack import FORMATS, Format, Haystack, haystack
 from moa.evaluation.interval import paired, wilson
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
-from moa.hf.calls import parts
 from moa.plans.errors import Unsupported
 from moa.runtime.continuation import longrope_limit
 from moa.runtime.variant import allocated_bytes
@@ -80,9 +79,15 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
         )
     with row.variant.on(model):
         cache = row.variant.cache(model, len(hay.ids))
-        _last_logits(model, cache, hay.ids, 0)
+        last_logits(model, cache, hay.ids, 0)
         allocated = allocated_bytes(cache)
-        answers = [_continue(model, tokenizer, deepcopy(cache), len(hay.ids), q) for q in hay.questions]
+        answers = [
+            greedy(
+                model, tokenizer, deepcopy(cache), q.ids, len(hay.ids), ANSWER_TOKENS,
+                lambda text, answer=q.answer: not undecided(text, answer),  # type: ignore[misc]
+            )
+            for q in hay.questions
+        ]  # fmt: skip
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
     return {"right": right, "answers": answers, "cache_bytes": allocated}
 
@@ -101,29 +106,6 @@ def undecided(text: str, answer: str) -> bool:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
-
-
-def _continue(model: Any, tokenizer: Any, cache: Any, cached: int, question: Question) -> str:
-    """Return the greedy text after a question, no longer than it takes to tell whether it is the answer."""
-    stops = model.generation_config.eos_token_id
-    stops = {stops} if isinstance(stops, int) else set(stops or ())
-    out: list[int] = []
-    text, ids = "", list(question.ids)
-    while len(out) < ANSWER_TOKENS and undecided(text, question.answer):
-        token = int(_last_logits(model, cache, ids, cached).argmax())
-        cached += len(ids)
-        if token in stops:
-            break
-        out.append(token)
-        text, ids = tokenizer.decode(out), [token]
-    return text
-
-
-def _last_logits(model: Any, cache: Any, ids: Sequence[int], cached: int) -> Tensor:
-    """Return the logits [vocabulary] after `ids`, which follow the `cached` tokens of the cache."""
-    for part, where in parts(model, torch.tensor([ids], device=model.device), cached):
-        out = model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **where)
-    return out.logits[0, -1]  # type: ignore[no-any-return]
 
 
 def retrieval(contents: Sequence[Haystack], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
