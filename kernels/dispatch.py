@@ -12,13 +12,13 @@ from moa.kernels.keydiff.prefill import prefill
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.sink_contents import SCORES
 from moa.kernels.softmax import Softmax
-from moa.kernels.store import Store, allocate
+from moa.kernels.store import Store, allocate, select
 from moa.plans.span import BLOCK
 
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None, softmax: Softmax,
-    backend: Backend, sinks: Sinks | None = None, grown: Callable[[], Store] | None = None,
+    backend: Backend, sinks: Sinks | None = None, grown: Callable[[], Store] | None = None, again: bool = False,
 ) -> Tensor:  # fmt: skip
     """Attend to the new tokens and, if they are to be kept, store them.
 
@@ -33,6 +33,8 @@ def attend(
         sinks: What the store's sinks hold, where keys move into them; None where they hold the first keys.
         grown: Returns the store with room for the new tokens, which are kept there. Where they are not kept it is None,
             and a store with `sinks` has the room already.
+        again: Whether a further call with the same new tokens follows, as where layers share keys: it must find a store
+            that serves it as well as this call. Only a decode step writes then, which may be done twice.
 
     Returns:
         [tokens, query_heads, D].
@@ -46,9 +48,12 @@ def attend(
     if sinks is not None:
         store = store if grown is None else grown()
         assert store is not None
+        if again:
+            every = torch.arange(len(batch.past), device=k.device)
+            store, sinks = select(store, every), sinks.select(every)
         return prefill(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax, backend=backend)
     out = backend.attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
-    if grown is not None:
+    if grown is not None and not again:
         backend.append(grown(), k, v, batch=batch, seen=seen)
     return out
 

@@ -111,6 +111,7 @@ def influence_backward(
     bin_size: int,
     seen: Visibility | None = None,
     histories: Sequence[History | None] = (),
+    by_row: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of causal attention, and the summed harm of every cut.
 
@@ -128,6 +129,7 @@ def influence_backward(
         bin_size: Tokens per row and edge bin, a multiple of 64.
         seen: What rows see under the rules; None is full attention.
         histories: Which keys each group's sink holds under the rules; None is the first.
+        by_row: Whether to leave the table's rows apart, for sums over layers that share keys; `in_bins` sums them.
 
     Returns:
         dq, dk, dv like q, k, v; and the table, float32 [sinks, kv_heads, rows, edges], rows and edges in bins
@@ -137,7 +139,7 @@ def influence_backward(
     heads = q.shape[0] // groups
     count = -(-n // bin_size)
     dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=_sum(k)), torch.zeros_like(v, dtype=_sum(v))
-    table = q.new_zeros((len(sinks), groups, count, count), dtype=torch.float32)
+    table = q.new_zeros((len(sinks), groups, n if by_row else count, count), dtype=torch.float32)
     positions = [sink.history and sink.history(k, sink.slots, bin_size) for sink in sinks]
     for g in range(groups):
         measured = [
@@ -162,7 +164,10 @@ def influence_backward(
             dp = (dt @ values.T).unflatten(0, (heads, rows))
             d = (a * dp).sum(-1, keepdim=True)
             harm = estimator(Tile(a, dp, d, measured, bin_size, sunk))  # [sinks, rows, edges]
-            table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
+            if by_row:
+                table[:, g, start:stop, : harm.shape[-1]] = harm
+            else:
+                table[:, g, start // bin_size, : harm.shape[-1]] += harm.sum(1)
             if seen is not None:
                 edge = int(seen.first[g, start // BLOCK])
                 hidden = torch.arange(stop, device=q.device) < BLOCK * edge
@@ -178,6 +183,12 @@ def influence_backward(
             dk[g, :stop] += ds.T @ qt
             dv[g, :stop] += a.flatten(0, 1).T @ dt
     return dq, dk.to(k.dtype), dv.to(v.dtype), table
+
+
+def in_bins(rows: Tensor, bin_size: int) -> Tensor:
+    """Return a table of bins [sinks, kv_heads, bins, edges], summed from one of rows [sinks, kv_heads, N, edges]."""
+    padded: Tensor = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % bin_size))
+    return padded.unflatten(2, (-1, bin_size)).sum(3)
 
 
 def _sum(x: Tensor) -> torch.dtype:

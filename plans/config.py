@@ -11,6 +11,11 @@ WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attentio
 """The kinds of layer that have a window of the model's own, and the field of a config that says its size."""
 KEYLESS = ("linear_attention", "conv", "moe", "mlp")
 """The kinds of layer that keep no keys: states of a constant size, or nothing."""
+SHARED = "shared"
+"""The kind of layer that attends to the keys of an earlier layer and keeps none, in our word."""
+
+Shape = tuple[int, int, int]
+"""Query heads, KV heads, head size."""
 
 
 def text_config(config: Any) -> Any:
@@ -82,6 +87,30 @@ def layer_windows(config: Any, layers: int) -> list[int | None]:
     return [_count(config, WINDOWS[kind]) if kind in WINDOWS else None for kind in _named_kinds(config, layers)]
 
 
+def shared_layers(config: Any, kinds: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the layers that attend to the keys of the last layer of their kind that keeps some, by that kind.
+
+    Args:
+        config: The config, which says how many layers at the end do so.
+        kinds: The kind of each layer, from `layer_kinds`.
+
+    Raises:
+        Unsupported: No layer before them keeps the keys, or one of another kind.
+    """
+    named, shared = _named_kinds(config, len(kinds)), _count(config, "num_kv_shared_layers") or 0
+    keeping, found = range(len(kinds) - shared), dict[str, tuple[int, ...]]()
+    for layer in range(len(keeping), len(kinds)):
+        kind = kinds[layer]
+        of = {max((i for i in keeping if of_all[i] == of_all[layer]), default=None) for of_all in (named, kinds)}
+        if len(of) > 1 or None in of:
+            raise Unsupported(
+                f"layer {layer} of {architecture(config)} shares the keys of an earlier layer of kind {named[layer]}, "
+                f"and the last before it that counts as {kind} is another or none"
+            )
+        found[kind] = (*found.get(kind, ()), layer)
+    return found
+
+
 def _named_kinds(config: Any, layers: int) -> list[str]:
     text = text_config(config)
     kinds = getattr(text, "layer_types", None)
@@ -131,6 +160,31 @@ def by_layer(config: Any, field: str, layers: int) -> list[int | None]:
     if len(given) != layers:
         raise Unsupported(f"{field} in the config of {architecture(config)} must be one value, or one for each layer")
     return [_checked(config, field, value) for value in given]
+
+
+def shapes(config: Any, layers: int) -> list[Shape]:
+    """Return the shape of each layer's attention."""
+    query, kv, size, width = (
+        by_layer(config, field, layers)
+        for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
+    )
+    return [(q or 0, k or q or 0, d or (w or 0) // (q or 1)) for q, k, d, w in zip(query, kv, size, width, strict=True)]
+
+
+def one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:
+    """Return the shape that all of these layers share.
+
+    Raises:
+        Unsupported: They do not.
+    """
+    first, shape = layers[0]
+    other = next(((layer, found) for layer, found in layers if found != shape), None)
+    if other is not None:
+        raise Unsupported(
+            f"layers {first} and {other[0]} of {named} differ in query heads, KV heads or head size, {shape} and "
+            f"{other[1]}; plans know one shape of full attention, and one of sliding"
+        )
+    return shape
 
 
 def _count(config: Any, field: str) -> int | None:

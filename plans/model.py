@@ -12,11 +12,15 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from moa.plans.config import (
     KEYLESS,
     RULED,
+    SHARED,
     WINDOWS,
     architecture,
     by_layer,
     layer_kinds,
+    one_shape,
     rope_of,
+    shapes,
+    shared_layers,
     text_config,
     window_of,
 )
@@ -30,6 +34,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 _BYTES = dict(zip(DTYPES, (8, 4, 2, 2, 1, 1), strict=True))
 
 Keyless = Literal["linear_attention", "conv", "moe", "mlp"]
+Keyed = Literal["full_attention", "sliding_attention", "chunked_attention"]
 
 RopeValue = bool | int | float | str | list[float] | None
 
@@ -61,19 +66,29 @@ class ModelInfo(Strict):
     sliding: Sliding | None = None
     keyless: dict[Keyless, tuple[int, ...]] | None = None
     """The layers that keep no keys, by kind, in transformers' words: they take no rules."""
+    shared: dict[Keyed, tuple[int, ...]] | None = None
+    """The layers that attend to the keys, and by the rules, of the last layer that keeps some of this kind."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.query_heads % self.kv_heads:
             raise ValueError(f"query_heads {self.query_heads} must be a multiple of kv_heads {self.kv_heads}")
-        keyless = sorted(chain.from_iterable((self.keyless or {}).values()))
-        for name, layers in (("sliding.layers", self.sliding.layers if self.sliding else ()), ("keyless", keyless)):
+        parts = {
+            "sliding.layers": self.sliding.layers if self.sliding else (),
+            "keyless": sorted(chain.from_iterable((self.keyless or {}).values())),
+            "shared": sorted(chain.from_iterable((self.shared or {}).values())),
+        }
+        for name, layers in parts.items():
             if not set(layers) < set(range(self.layers)):
                 raise ValueError(f"{name} must be some, not all, of 0 to {self.layers - 1}, found {list(layers)}")
-        if len(self.ruled_layers) + len(keyless) + (len(self.sliding.layers) if self.sliding else 0) != self.layers:
-            raise ValueError("a layer is listed twice among sliding.layers and keyless")
+        if len(self.ruled_layers) + sum(map(len, parts.values())) != self.layers:
+            raise ValueError(f"a layer is listed twice among {', '.join(parts)}")
         if not self.ruled_layers:
-            raise ValueError("sliding.layers and keyless must leave a layer that takes rules")
+            raise ValueError(f"{', '.join(parts)} must leave a layer that takes rules")
+        for kind, layers in (self.shared or {}).items():
+            own = [layer for layer, name in enumerate(self.kinds) if name == kind]
+            if not own or own[-1] > min(layers, default=self.layers):
+                raise ValueError(f"shared.{kind} must follow all layers that are {kind}, {own}, found {list(layers)}")
         return self
 
     @classmethod
@@ -95,16 +110,18 @@ class ModelInfo(Strict):
         named = architecture(config)
         layers = _refuse_other_models(config, named)
         kinds = layer_kinds(config, layers)
+        shared = shared_layers(config, kinds)
+        for layer in chain.from_iterable(shared.values()):
+            kinds[layer] = SHARED
         windowed = next((kind for kind in WINDOWS if kind in kinds), None)
         sliding = tuple(layer for layer, kind in enumerate(kinds) if kind in WINDOWS)
         keyless = {kind: tuple(i for i, own in enumerate(kinds) if own == kind) for kind in KEYLESS if kind in kinds}
-        shapes = _shapes(config, layers)
-        ruled = _one_shape(named, [(i, shapes[i]) for i, kind in enumerate(kinds) if kind == RULED])
-        query_heads, kv_heads, head_size = ruled
+        each = shapes(config, layers)
+        query_heads, kv_heads, head_size = one_shape(named, [(i, each[i]) for i, k in enumerate(kinds) if k == RULED])
         try:
             window = None
             if windowed is not None:
-                _, sliding_kv_heads, size = _one_shape(named, [(i, shapes[i]) for i in sliding])
+                _, sliding_kv_heads, size = one_shape(named, [(i, each[i]) for i in sliding])
                 window = Sliding(
                     window=window_of(config, windowed) or 0, layers=sliding,
                     chunked=windowed == "chunked_attention" or None,
@@ -121,6 +138,7 @@ class ModelInfo(Strict):
                 name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
                 sliding=window,
                 keyless=keyless or None,
+                shared=shared or None,
             )
         except ValidationError as error:
             raise Unsupported(f"the config of {named}: {problem(error)}") from None
@@ -137,7 +155,7 @@ class ModelInfo(Strict):
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """The kind of each layer, in transformers' words."""
+        """The kind of each layer, in transformers' words, or `SHARED`."""
         found = dict.fromkeys(range(self.layers), RULED)
         if self.sliding:
             found |= dict.fromkeys(
@@ -145,12 +163,27 @@ class ModelInfo(Strict):
             )
         for kind, layers in (self.keyless or {}).items():
             found |= dict.fromkeys(layers, kind)
+        found |= dict.fromkeys(chain.from_iterable((self.shared or {}).values()), SHARED)
         return tuple(found[layer] for layer in range(self.layers))
 
     @property
     def keyed_layers(self) -> tuple[int, ...]:
         """The layers that keep keys and values, ascending."""
-        return tuple(layer for layer, kind in enumerate(self.kinds) if kind not in KEYLESS)
+        return tuple(layer for layer, kind in enumerate(self.kinds) if kind not in (*KEYLESS, SHARED))
+
+    @property
+    def sources(self) -> dict[int, int]:
+        """The layer whose keys each layer that attends reads, ascending: itself, or an earlier one."""
+        kinds, found = self.kinds, {layer: layer for layer in self.keyed_layers}
+        for kind, layers in (self.shared or {}).items():
+            found |= dict.fromkeys(layers, max(layer for layer, own in enumerate(kinds) if own == kind))
+        return dict(sorted(found.items()))
+
+    @property
+    def readers(self) -> Ints:
+        """How many layers read the keys of each layer with rules, itself included: int64 [ruled layers]."""
+        sources = list(self.sources.values())
+        return np.array([sources.count(layer) for layer in self.ruled_layers], np.int64)
 
     @property
     def others(self) -> dict[str, int]:
@@ -238,37 +271,11 @@ def _refuse_other_models(config: Any, named: str) -> int:
         raise Unsupported(f"{named} is an encoder-decoder model; plans are for decoder-only models")
     if getattr(text, "kv_lora_rank", None) is not None:
         raise Unsupported(f"{named} caches latent vectors; plans are for one key and value per KV head")
-    if getattr(text, "num_kv_shared_layers", None):
-        raise Unsupported(f"{named} shares keys and values between layers; each must have its own")
     if getattr(text, "cross_attention_layers", None):
         raise Unsupported(f"{named} has layers that attend to pictures (cross-attention); each must attend to the text")
     layers = by_layer(config, "num_hidden_layers", 1)[0]
     assert layers is not None  # refused above
     return layers
-
-
-Shape = tuple[int, int, int]
-"""Query heads, KV heads, head size."""
-
-
-def _shapes(config: Any, layers: int) -> list[Shape]:
-    query, kv, size, width = (
-        by_layer(config, field, layers)
-        for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
-    )
-    return [(q or 0, k or q or 0, d or (w or 0) // (q or 1)) for q, k, d, w in zip(query, kv, size, width, strict=True)]
-
-
-def _one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:
-    """Return the shape that all of these layers share."""
-    first, shape = layers[0]
-    other = next(((layer, found) for layer, found in layers if found != shape), None)
-    if other is not None:
-        raise Unsupported(
-            f"layers {first} and {other[0]} of {named} differ in query heads, KV heads or head size, {shape} and "
-            f"{other[1]}; plans know one shape of full attention, and one of sliding"
-        )
-    return shape
 
 
 def _rope(config: Any) -> dict[str, RopeValue]:

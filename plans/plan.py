@@ -188,7 +188,7 @@ class Plan(Content):
         return self.reach(layer).first(np.arange(blocks)).astype(np.int32)
 
     def spans(self, n: int) -> Ints:
-        """Return the keys visible to the query at length `n` in all layers: int64 [layers, kv_heads], 0 where none."""
+        """Return the keys visible to the query at length `n`: int64 [layers, kv_heads], 0 in layers that keep none."""
         spans = np.zeros((self.model.layers, self.model.kv_heads), np.int64)
         spans[list(self.model.ruled_layers)] = self._reach.span(_length(n))
         if own := self.model.sliding:
@@ -214,16 +214,17 @@ class Plan(Content):
     def prefill_fraction(self, n: int) -> float:
         """Return the part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.
 
-        Every row of block b loses the 64 * (first(b) - S) keys between the sink and its first block.
+        Every row of block b loses the 64 * (first(b) - S) keys between the sink and its first block, in every layer
+        that reads them.
         """
         blocks = -(-_length(n) // BLOCK)
         rows = np.full(blocks, BLOCK)
         rows[-1] = n - BLOCK * (blocks - 1)
         lost = 0
-        for layer in self.model.ruled_layers:
+        for layer, readers in zip(self.model.ruled_layers, self.model.readers.tolist(), strict=True):
             sink = self.reach(layer).sink
-            lost += BLOCK * int(((self.first_table(layer, blocks) - sink[:, None] // BLOCK) @ rows).sum())
-        return 1.0 - lost / (n * (n + 1) // 2 * self._reach.sink.size)
+            lost += readers * BLOCK * int(((self.first_table(layer, blocks) - sink[:, None] // BLOCK) @ rows).sum())
+        return 1.0 - lost / (n * (n + 1) // 2 * int(self.model.readers.sum()) * self.model.kv_heads)
 
     def kv_bytes(self, n: int | Sequence[int], batch_size: int = 1, dtype: Any = "float32") -> int:
         """Return the bytes that the cache allocates for a batch: keys, values, and summaries in layers that read.

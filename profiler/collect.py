@@ -125,7 +125,7 @@ def collect(
                 run_backward(model, sample, labels, loss, generator, dense)
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 if copies is not None:
-                    table |= {"copied": copies.table(), "copyable": np.array([copies.tokens])}
+                    table |= {"copied": copies.table(recorder.sources), "copyable": np.array([copies.tokens])}
                 replace(path, seal(table, {}))
             progress(task, measured)
     barrier()

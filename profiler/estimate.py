@@ -14,6 +14,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.backward import dense_hidden, run_backward
 from moa.profiler.calibration import whole_text
+from moa.profiler.profile import bin_size
 from moa.profiler.recorder import recording
 from moa.profiler.settings import Settings, Task
 
@@ -67,6 +68,8 @@ def warm_up(model: PreTrainedModel, settings: Settings, plan: Plan | None = None
 def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> int:
     """Return the peak memory of one pass: checkpointed layer inputs, one layer's activations, a tile, logits.
 
+    Where layers share keys, also a variant's table by single rows, its sum over layers and their squares.
+
     Args:
         model: The model.
         length: Length of the pass, in tokens.
@@ -81,5 +84,6 @@ def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> 
     widest = max((max(p.shape[-2:]) for block in blocks for p in block.parameters() if p.ndim > 1), default=4 * width)
     layer = length * (8 * width + 4 * widest) * size
     tile = 8 * info.group_size * 64 * length * 4
+    rows = 3 * info.kv_heads * length * -(-length // bin_size(length)) * 4 if info.shared else 0
     logits = 4 * HEAD_CHUNK * config.vocab_size * 4
-    return int(used + layers + layer + tile + logits)
+    return int(used + layers + layer + tile + rows + logits)

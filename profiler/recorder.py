@@ -25,7 +25,7 @@ from moa.hf.softmax import softmax_of
 from moa.kernels.backend import influence, load, pick
 from moa.kernels.call import Visibility
 from moa.kernels.dispatch import attend_alone
-from moa.kernels.influence import Estimator, influence_backward
+from moa.kernels.influence import Estimator, in_bins, influence_backward
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.sink_contents import History, history, sinks
 from moa.kernels.softmax import Softmax
@@ -51,7 +51,8 @@ class Recorder:
         estimator: Function from a tile to the harm of every cut; may be changed between samples.
         plan: The plan that the model runs under; None is dense.
         window: The model's `ruled_window`.
-        tables: Layer index to float32 [variants, kv_heads, rows, edges], on the CPU.
+        tables: Layer index to float32 [variants, kv_heads, rows, edges], on the CPU; by single rows, on the device,
+            while layers that share its keys are being measured.
         watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
 
@@ -59,15 +60,30 @@ class Recorder:
         self, model: ModelInfo, variants: Sequence[Variant], estimator: Estimator, plan: Plan | None, window: int | None
     ) -> None:
         self.model, self.layers = model, frozenset(model.ruled_layers)
+        self.sources = model.sources
+        self._shared = {layer for layer, readers in zip(model.ruled_layers, model.readers, strict=True) if readers > 1}
         self.estimator, self.plan, self.window = estimator, plan, window
         self.sinks = tuple(sinks(PATTERNS[name].holds, size)[0] for name, size in variants)
         self.tables: dict[int, Tensor] = {}
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
-    def fused(self, q: Tensor) -> bool:
+    def by_row(self, layer: int) -> bool:
+        """Return whether rows are added up over layers that share keys before they are squared."""
+        return self.estimator is fisher and layer in self._shared
+
+    def fused(self, q: Tensor, layer: int) -> bool:
         """Return whether the back-end's fused kernels measure: it has them, for this estimator, and no plan is on."""
-        kernels = influence(pick(q.device)) if self.plan is None and self.estimator in (fisher, effect) else None
+        plain = self.plan is None and self.estimator in (fisher, effect) and not self.by_row(layer)
+        kernels = influence(pick(q.device)) if plain else None
         return kernels is not None and bool(kernels.takes(q))
+
+    def add(self, layer: int, table: Tensor, size: int, last: bool) -> None:
+        """Add what the backward pass measured of a layer's keys in one layer that reads them, last in their own."""
+        if layer in self._shared and layer in self.tables:
+            table = table + self.tables[layer]
+        if last and self.by_row(layer):
+            table = in_bins(table.square(), size)
+        self.tables[layer] = table.cpu() if last else table
 
     def rules(self, layer: int, length: int, device: torch.device) -> Visibility | None:
         """Return what the rows of a layer see under the plan, None when dense."""
@@ -111,10 +127,12 @@ class _Recorded(torch.autograd.Function):
     """Causal attention of one sequence; its backward pass records the harm of every cut."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, recorder: Recorder, layer: int) -> Tensor:
-        """Return the output [query_heads, N, D] for q [query_heads, N, D] and k, v [kv_heads, N, D]."""
-        ctx.softmax, ctx.recorder, ctx.layer = softmax, recorder, layer
-        if recorder.fused(q):
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, softmax: Softmax, recorder: Recorder, layer: int, last: bool
+    ) -> Tensor:
+        """Return the output [query_heads, N, D] for q [query_heads, N, D] and k, v [kv_heads, N, D] of a layer."""
+        ctx.softmax, ctx.recorder, ctx.layer, ctx.last = softmax, recorder, layer, last
+        if recorder.fused(q, layer):
             kernels = influence(pick(q.device))
             assert kernels is not None
             out, lse = kernels.forward(q, k, v, softmax=softmax)
@@ -139,7 +157,7 @@ class _Recorded(torch.autograd.Function):
         """Return the gradients, and add the table to the recorder."""
         q, k, v, *ours = ctx.saved_tensors
         recorder: Recorder = ctx.recorder
-        size = bin_size(q.shape[1])
+        size, by_row = bin_size(q.shape[1]), recorder.by_row(ctx.layer)
         if ours:
             kernels, (out, lse) = influence(pick(q.device)), ours
             assert kernels is not None
@@ -149,12 +167,12 @@ class _Recorded(torch.autograd.Function):
             )  # fmt: skip
         else:
             dq, dk, dv, table = influence_backward(
-                q, k, v, grads[0], softmax=ctx.softmax, estimator=recorder.estimator, sinks=recorder.sinks,
-                bin_size=size, seen=recorder.rules(ctx.layer, q.shape[1], q.device),
-                histories=recorder.histories(ctx.layer),
+                q, k, v, grads[0], softmax=ctx.softmax, estimator=effect if by_row else recorder.estimator,
+                sinks=recorder.sinks, bin_size=size, seen=recorder.rules(ctx.layer, q.shape[1], q.device),
+                histories=recorder.histories(ctx.layer), by_row=by_row,
             )  # fmt: skip
-        recorder.tables[ctx.layer] = table.cpu()
-        return dq, dk, dv, None, None, None
+        recorder.add(ctx.layer, table, size, ctx.last)
+        return dq, dk, dv, None, None, None, None
 
 
 def _attention(
@@ -172,7 +190,8 @@ def _attention(
     if recorder.watch is not None:
         recorder.watch(layer, query[0], key[0])
     softmax = softmax_of(module, query, kwargs)
-    attended: Tensor = _Recorded.apply(query[0], key[0], value[0], softmax, recorder, layer)  # type: ignore[no-untyped-call]
+    source = recorder.sources[layer]
+    attended: Tensor = _Recorded.apply(query[0], key[0], value[0], softmax, recorder, source, layer == source)  # type: ignore[no-untyped-call]
     return attended.transpose(0, 1)[None], None
 
 
@@ -210,7 +229,8 @@ def recording(
     embeddings = model.get_input_embeddings()
     name = own.name_for(decoder, NAME)
     held = {
-        layer: recorder if layer in recorder.layers else own.attention_of(name, m) for layer, m in attention.items()
+        layer: recorder if info.sources[layer] in recorder.layers else own.attention_of(name, m)
+        for layer, m in attention.items()
     }
     before = switch(decoder, name)
     try:

@@ -7,12 +7,13 @@ Here answers are given, not generated, so that one forward pass over a calibrati
 share is of the answers' tokens that occur in their needle, the statement asked about.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from moa.plans.span import BLOCK, Ints
 from moa.profiler.calibration import Sample
@@ -23,7 +24,7 @@ class Copies:
 
     Attributes:
         tokens: Number of answer tokens that can be copied: those that occur in their needle.
-        copied: Tokens copied: layer index to int64 [query_heads], on the CPU.
+        copied: Tokens copied: layer index to int64 [kv_heads, query heads of each], on the CPU.
     """
 
     def __init__(self, sample: Sample) -> None:
@@ -57,11 +58,21 @@ class Copies:
             later = torch.arange(len(ids), device=q.device) > rows[:, None]
             top = scores.masked_fill_(later, -torch.inf).argmax(-1).flatten(0, 1)  # softmax keeps the order
             copied += ((top >= start) & (top < stop) & (ids[top] == token)).sum(1)
-        self.copied[layer] = copied.cpu()
+        self.copied[layer] = copied.unflatten(0, (len(k), -1)).cpu()
 
-    def table(self) -> Ints:
-        """Return the tokens copied: int64 [layers, query_heads], layers ascending."""
-        counts: Ints = torch.stack([self.copied[layer] for layer in sorted(self.copied)]).numpy()
+    def table(self, sources: Mapping[int, int]) -> Ints:
+        """Return the tokens copied: int64 [layers, query_heads], layers ascending, the heads of a KV head adjacent.
+
+        Args:
+            sources: The layer whose keys each layer reads. Query heads of all layers that read the same keys are in one
+                row; shorter rows have further heads that copied nothing.
+        """
+        rows: dict[int, list[Tensor]] = {}
+        for layer, copied in sorted(self.copied.items()):
+            rows.setdefault(sources[layer], []).append(copied)
+        joined = [torch.cat(copied, 1) for _, copied in sorted(rows.items())]
+        most = max(len(x.T) for x in joined)
+        counts: Ints = torch.stack([pad(x, (0, most - len(x.T))).flatten() for x in joined]).numpy()
         return counts
 
 

@@ -155,9 +155,8 @@ def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs | N
     if costs is None:
         raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
     costs.check(model)
-    groups, what = len(model.ruled_layers) * model.kv_heads, work(budget, _placed(budget))
-    row = costs.per_group(what, grid.rules)
-    return Limit(str(budget), _every_group(row, groups), budget.most, costs.fixed(what))
+    what, readers = work(budget, _placed(budget)), np.repeat(model.readers, model.kv_heads)
+    return Limit(str(budget), np.outer(readers, costs.per_group(what, grid.rules)), budget.most, costs.fixed(what))
 
 
 def _placed(budget: Budget) -> int:

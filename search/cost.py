@@ -4,9 +4,9 @@
     prefill     = step + token * B * n +  sum over groups of the terms of their patterns, B times
 
 for B sequences of n tokens. The first part does not depend on rules. What a group adds, its pattern says
-(`moa.plans.patterns.terms`): a decode step reads the cache's blocks, a prefill works on (query, key) pairs. Terms are
-milliseconds and not negative, so the search's costs stay sums over groups, and a shorter span never costs more in a
-decode step. `moa.search.fit` finds the terms.
+(`moa.plans.patterns.terms`): a decode step reads the cache's blocks, a prefill works on (query, key) pairs. It adds
+that in each layer that reads its keys. Terms are milliseconds and not negative, so the search's costs stay sums over
+groups, and a shorter span never costs more in a decode step. `moa.search.fit` finds the terms.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -138,7 +138,7 @@ class Costs(Strict):
         return float(_fixed(work) @ [terms[name] for name in FIXED[work.kind]])
 
     def per_group(self, work: Work, rules: Sequence[Rule]) -> Floats:
-        """Return the milliseconds that a group adds to some work under each of some rules: [rules]."""
+        """Return the milliseconds that a group adds under each of some rules, in each layer that reads it: [rules]."""
         terms = {name: ms for name, ms in self._terms(work.kind, rules).items() if name not in FIXED[work.kind]}
         each: Floats = _per_group(work, rules, list(terms)) @ list(terms.values())
         return each
@@ -171,7 +171,7 @@ def counts(plan: Plan, work: Work, terms: Sequence[str]) -> Floats:
     """Return how often each of some terms occurs, the fixed ones first: [terms]."""
     of_groups = terms[len(FIXED[work.kind]) :]
     layers = [_per_group(work, plan.groups[layer], of_groups).sum(0) for layer in plan.model.ruled_layers]
-    return np.concatenate([_fixed(work), np.sum(layers, 0)])
+    return np.concatenate([_fixed(work), plan.model.readers @ layers])
 
 
 def _fixed(work: Work) -> Floats:

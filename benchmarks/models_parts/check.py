@@ -57,8 +57,8 @@ def written_out(plan: Plan, layer: int, n: int) -> Tensor:
 def _masked(plan: Plan, module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     """Return plain attention in the model's own dtype; eager attention takes the softmax in float32."""
     heads, mask = q.shape[1] // k.shape[1], attention_mask
-    if module.layer_idx in plan.model.ruled_layers:
-        mask = written_out(plan, module.layer_idx, k.shape[2])[:, :, -q.shape[2] :].repeat_interleave(heads, 1)
+    if (layer := plan.model.sources[module.layer_idx]) in plan.model.ruled_layers:
+        mask = written_out(plan, layer, k.shape[2])[:, :, -q.shape[2] :].repeat_interleave(heads, 1)
     k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
     cap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
     if cap is not None or sinks is not None:

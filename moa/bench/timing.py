@@ -139,7 +139,8 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             own = cache.layers[layer]
             own.sinks, sinks = None, own.sinks  # what they hold would take a prefill to find
-            staged.attend(k, None, softmax=Softmax(1.0), backend=store_only)
+            for _ in range(own.rules.readers):
+                staged.attend(k, None, softmax=Softmax(1.0), backend=store_only)
             own.sinks = sinks
             if sinks is not None:
                 sinks.folded[:] = own.rules.first(np.full(batch, length - 1))

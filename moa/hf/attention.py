@@ -25,7 +25,7 @@ REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
 
 
 def attention_modules(model: Any, info: ModelInfo) -> dict[int, torch.nn.Module]:
-    """Return the attention module of each layer that keeps keys, in the order of the layers.
+    """Return the attention module of each layer that attends to keys, in the order of the layers.
 
     They are found by the attributes that transformers' attention interface needs.
 
@@ -49,7 +49,7 @@ def attention_modules(model: Any, info: ModelInfo) -> dict[int, torch.nn.Module]
         if layer in modules:
             raise Unsupported(f"layer {layer} has two attentions, {type(modules[layer]).__name__} and {name}")
         modules[layer] = module
-    wanted = info.keyed_layers
+    wanted = info.sources
     if extra := sorted(modules.keys() - set(wanted)):
         layer = extra[0]
         raise Unsupported(

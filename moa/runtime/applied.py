@@ -66,7 +66,7 @@ class Applied:
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))
         window = ruled_window(decoder.config, plan.model)
         before, after = partial(_check_call, plan, backends, softmaxes, decoder, window), partial(_end_call, decoder)
-        self._attached = Attached(decoder, modules, plan, backends, before, _enter_layers, after)
+        self._attached = Attached(decoder, modules, plan, backends, before, partial(_enter_layers, plan), after)
         self._generator, self._removed = Generator(model, plan), False
         self.model, self.plan = model, plan
 
@@ -91,8 +91,12 @@ class Applied:
 def _check_call(
     plan: Plan, backends: Backends, softmaxes: set[tuple[bool, bool]], decoder: PreTrainedModel, window: int | None,
     args: tuple[Any, ...], kwargs: dict[str, Any],
-) -> None:  # fmt: skip
-    """Refuse, before every forward call, what the attention function could not notice."""
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:  # fmt: skip
+    """Refuse, before every forward call, what the attention function could not notice.
+
+    Returns:
+        Arguments and keyword arguments to call with in place of these, or None.
+    """
     if not torch.compiler.is_compiling():  # not in `apply`: a later fork would lose threads that a back-end starts
         if decoder.device.type == "cpu":
             forks.check()
@@ -109,6 +113,7 @@ def _check_call(
     if window is not None:
         check_window(window, columns_after(call, caches[0] if caches else None))
     for given in caches:
+        stock.check_whole(given)
         if isinstance(given, KVCache):
             if given.plan is not plan:
                 if (given.plan.groups, given.plan.model) != (plan.groups, plan.model):
@@ -121,14 +126,22 @@ def _check_call(
             )
         stock.check_states(given, plan.model)
         check_continuation(decoder, given, call, plan.model)
+    if plan.model.shared:  # a number would cut queries to shared keys, and masks by axes that ours lack
+        return (), call | {"logits_to_keep": None}
+    return None
 
 
-def _enter_layers(_: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Record that a forward call has come so far that layers may hold its tokens."""
+def _enter_layers(plan: Plan, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Record that a forward call has come so far that layers may hold its tokens.
+
+    A `KVCache` finds out by itself how far each layer came where all keep keys of their own. A cache that the model
+    made has no `in_call`, and is lost if the call fails.
+    """
     if torch.compiler.is_compiling():
         return
+    partly = plan.model.keyless or plan.model.shared
     for given in (*args, *kwargs.values()):
-        if isinstance(given, KVCache):
+        if isinstance(given, Cache) and hasattr(given, "in_call") and (partly or not isinstance(given, KVCache)):
             given.in_call = True
 
 
@@ -137,7 +150,7 @@ def _end_call(decoder: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str,
     if torch.compiler.is_compiling():
         return
     for given in _by_name(decoder, args, kwargs).values():
-        if isinstance(given, KVCache):
+        if isinstance(given, Cache):
             given.in_call = False
 
 

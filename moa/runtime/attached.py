@@ -24,17 +24,18 @@ class Attached:
 
     def __init__(
         self, decoder: PreTrainedModel, modules: Mapping[int, torch.nn.Module], plan: Plan, backends: Backends,
-        before_call: Callable[..., None], before_layers: Callable[..., None], after_call: Callable[..., None],
+        before_call: Callable[..., Any], before_layers: Callable[..., None], after_call: Callable[..., None],
     ) -> None:  # fmt: skip
         """Attach the plan to the model.
 
         Args:
             decoder: The model whose config the attention modules read.
-            modules: The attention module of each layer that keeps keys.
+            modules: The attention module of each layer that attends to keys.
             plan: The plan.
             backends: The back-ends that compute attention.
-            before_call: Called with the arguments and keyword arguments of each forward call of the decoder.
-            before_layers: Called with those of its first block, in models with layers that keep no keys.
+            before_call: Called with the arguments and keyword arguments of each forward call of the decoder; it returns
+                those to call with, or None for the same.
+            before_layers: Called with those of its first block.
             after_call: Called with those of the decoder after each call that does not fail.
 
         Raises:
@@ -51,16 +52,18 @@ class Attached:
             self._restore()
             raise Unsupported(f"an attention module of {type(decoder).__name__} has a config of its own, with {other}")
         self._hook = decoder.register_forward_pre_hook(self._check_call, with_kwargs=True)
-        self._others = [decoder.register_forward_hook(self._end_call, with_kwargs=True)]
-        if plan.model.keyless:
-            block = next((m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)), decoder)
-            self._others.append(block.register_forward_pre_hook(before_layers, with_kwargs=True))
+        block = next((m for m in decoder.modules() if isinstance(m, GradientCheckpointingLayer)), decoder)
+        self._others = [
+            decoder.register_forward_hook(self._end_call, with_kwargs=True),
+            block.register_forward_pre_hook(before_layers, with_kwargs=True),
+        ]
         for module, state in zip(self._modules, self._states, strict=True):
             setattr(module, ATTRIBUTE, state)
 
     def _state(self, plan: Plan, layer: int, module: torch.nn.Module, backends: Backends) -> LayerState:
-        ruled = layer in plan.model.ruled_layers
-        attends_by = Rules(plan, layer) if ruled else own.attention_of(self._name, module)
+        source = plan.model.sources[layer]
+        ruled = source in plan.model.ruled_layers
+        attends_by = Rules(plan, source) if ruled else own.attention_of(self._name, module)
         return LayerState(attends_by, backends, self._is_hooked)
 
     def check(self) -> None:
@@ -99,9 +102,9 @@ class Attached:
             if config._attn_implementation == self._name:
                 config._attn_implementation = names.get(id(config), first)
 
-    def _check_call(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _check_call(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.check()
-        self._before_call(args, kwargs)
+        return self._before_call(args, kwargs)
 
     def _end_call(self, _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self._after_call(args, kwargs)

@@ -129,19 +129,15 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     def check_in_step(self) -> None:
         """Refuse to go on if an earlier call stored tokens in some layers and then failed.
 
-        `update` notices this in layers with rules. This check is for the other layers, which store their tokens before
-        it is known whether all can. Layers with a window count them, which is checked where no GPU must wait; what a
-        state holds cannot be told, so there any call that failed counts.
+        `update` notices this in layers with rules. This check is for layers with a window, which store their tokens
+        before it is known whether all can: they count them, which is checked where no GPU must wait. What a state holds
+        cannot be told (`stock.check_whole`).
 
         Raises:
             Unsupported: The layers hold different numbers of tokens, or may do so.
         """
         if torch.compiler.is_compiling():
             return
-        if self.in_call:
-            raise Unsupported(
-                "an earlier call was cut short, and layers that keep a state may hold its tokens; reset the cache"
-            )
         expected = self.layers[self._first_ruled].get_seq_length()
         for i, layer in self._unruled:
             if not stock.has_window(layer):

@@ -7,7 +7,8 @@ has the mask, and it never sees the cache. So each layer does its work of a forw
    model passes on unchanged.
 2. **attend**: the attention function finds the handle and calls its `attend`, which drops padding by the mask and
    lets the back-end attend to the keys in the slabs and to those of the new tokens.
-3. **commit**: the new keys are written into their slabs, which grow first if they must, and the lengths advance.
+3. **commit**: the new keys are written into their slabs, which grow first if they must, and the lengths advance. Where
+   later layers share the keys, the last of them to attend commits.
 
 If a handle reaches other code, because the model is not under a plan, it raises an error that says so.
 """
@@ -99,16 +100,16 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             raise Unsupported(f"the cache holds a batch of {self.batch_size}, the model got {key_states.shape[0]}")
         if key_states.dtype != self.dtype:
             raise Unsupported(f"the cache holds {self.dtype}, the model's keys are now {key_states.dtype}")
-        staged = Staged(key_states, value_states, self.columns, self.commit)
+        staged = Staged(key_states, value_states, self.columns, self.read, self.rules.readers)
         return staged, staged
 
-    def commit(
+    def read(
         self, query: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *,
-        softmax: Softmax, backend: Backend, peers: "Sequence[PlanLayer]",
+        softmax: Softmax, backend: Backend, peers: "Sequence[PlanLayer]", first: bool, last: bool,
     ) -> Tensor:  # fmt: skip
-        """Attend, then store the new keys; arguments and result are those of `Staged.attend`."""
+        """Attend, and store the new keys if it is for the last time; other arguments are those of `Staged.attend`."""
         new = k.shape[2]
-        call = self.batch.begin(mask, new) if self._is_first else self.batch.join(mask, new)
+        call = self.batch.begin(mask, new) if self._is_first and first else self.batch.join(mask, new)
         packing = call.packing
         q, k, v = packing.pack(query), packing.pack(k), packing.pack(v)
         if self._is_first and self.store is None and self.device.type == "cpu":
@@ -129,13 +130,14 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         out = attend(
             q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
-            softmax=softmax, backend=backend,
+            softmax=softmax, backend=backend, again=not last,
         )  # fmt: skip
-        if self._is_first:
-            self.batch.end(call, new)
-        self._joined = call
-        if not torch.compiler.is_compiling():
-            self.columns += new
+        if last:
+            if self._is_first:
+                self.batch.end(call, new)
+            self._joined = call
+            if not torch.compiler.is_compiling():
+                self.columns += new
         return packing.unpack(out)
 
     def _past_bounds(self) -> Ints:

@@ -30,12 +30,14 @@ class Rules:
     Attributes:
         reach: The spans of the rules as functions of length, [kv_heads].
         model: The model that the plan is for.
+        readers: The number of layers that read the layer's keys, itself included.
         holds: Which keys the head's sink holds, names in `moa.plans.span.HOLDS`, [kv_heads].
         moving_patterns: Patterns of the heads into whose sinks the host moves keys; empty where there are none.
     """
 
     def __init__(self, plan: Plan, layer: int) -> None:
         self.reach, self.model, self.holds = plan.reach(layer), plan.model, plan.holds(layer)
+        self.readers = int(plan.model.readers[plan.model.ruled_layers.index(layer)])
         self.moving_patterns = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
         self._tables: dict[torch.device, Visibility] = {}
 

@@ -18,6 +18,8 @@ ATTRIBUTE = "_moa"
 class Staged:
     """The new keys and values of one layer, on their way from the cache to the attention function.
 
+    Where layers share keys, all of them attend to one handle.
+
     Attributes:
         k: The new keys [batch, kv_heads, new, D].
         v: The new values, of the same shape.
@@ -28,12 +30,12 @@ class Staged:
 
     peers: Sequence[Any] = ()
 
-    def __init__(self, k: Tensor, v: Tensor, past: int, commit: Callable[..., Tensor]) -> None:
-        self.k, self.v, self._commit = k, v, commit
+    def __init__(self, k: Tensor, v: Tensor, past: int, read: Callable[..., Tensor], readers: int) -> None:
+        self.k, self.v, self._read, self._left, self._readers = k, v, read, readers, readers
         self.columns = past + int(k.shape[2])
 
     def attend(self, query: Tensor, mask: Tensor | None, *, softmax: Softmax, backend: Backend) -> Tensor:
-        """Return attention to the past and the staged keys, and store the staged keys.
+        """Return attention to the past and the staged keys; their last reader stores them.
 
         Args:
             query: Queries of the staged tokens [batch, query_heads, width, D].
@@ -43,8 +45,19 @@ class Staged:
 
         Returns:
             [batch, width, query_heads, D], 0 where padded.
+
+        Raises:
+            Unsupported: More layers read the keys than the model's config says, or a layer cuts its queries.
         """
-        return self._commit(query, self.k, self.v, mask, softmax=softmax, backend=backend, peers=self.peers)
+        if not self._left:
+            raise Unsupported(f"keys that {self._readers} layers share, by the config, are read by another one")
+        if query.shape[2] != self.k.shape[2]:
+            raise Unsupported(f"{query.shape[2]} queries to keys of {self.k.shape[2]} new tokens")
+        first, self._left = self._left == self._readers, self._left - 1
+        return self._read(
+            query, self.k, self.v, mask, softmax=softmax, backend=backend, peers=self.peers, first=first,
+            last=not self._left,
+        )  # fmt: skip
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):

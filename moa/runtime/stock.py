@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from transformers import DynamicCache, PretrainedConfig, StaticCache
 from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
 
+from moa.plans.config import SHARED
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
 
@@ -17,7 +19,8 @@ def layers(model: ModelInfo, max_length: int | None) -> list[Any]:
         max_length: As for `KVCache`.
     """
     window = model.sliding.window if model.sliding else None
-    kinds = ["moe" if kind == "mlp" else kind for kind in model.kinds]  # transformers' checks know one name of the two
+    # Transformers' checks know one name of layers that keep nothing.
+    kinds = ["moe" if kind in ("mlp", SHARED) else kind for kind in model.kinds]
     config = PretrainedConfig(
         num_hidden_layers=model.layers, layer_types=kinds, sliding_window=window, attention_chunk_size=window
     )
@@ -48,6 +51,20 @@ def check_states(cache: Cache, model: ModelInfo) -> None:
                 f"a cache whose layers are not the model's: layer {i} keeps a state in place of keys; pass "
                 "moa.KVCache(plan) or DynamicCache(config=model.config)"
             )
+
+
+def check_whole(cache: Cache) -> None:
+    """Refuse a cache that was given to a call which failed in its layers, and let its `in_call` say so of this call.
+
+    Raises:
+        Unsupported: There was such a call.
+    """
+    if torch.compiler.is_compiling():
+        return
+    if getattr(cache, "in_call", False):
+        mend = "pass a new one" if isinstance(cache, DynamicCache) else "reset the cache"
+        raise Unsupported(f"an earlier call was cut short, and layers of the cache may hold its tokens: {mend}")
+    cache.in_call = False
 
 
 def has_window(layer: Any) -> bool:

@@ -82,6 +82,18 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "global_head_dim": 32, "num_global_key_value_heads": 1, "attention_k_eq_v": True, "sliding_window": 32,
         "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
     },
+    "Gemma4Sharing": {
+        "num_hidden_layers": 6, "layer_types": ["full_attention", "sliding_attention", "full_attention"] * 2,
+        "num_kv_shared_layers": 3, "head_dim": 16, "global_head_dim": 32, "num_key_value_heads": 2,
+        "num_global_key_value_heads": None, "sliding_window": 32, "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": VOCABULARY, "use_double_wide_mlp": True,
+    },
+    "Gemma3nText": {
+        "num_hidden_layers": 5, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]
+        + ["full_attention"] * 2, "num_kv_shared_layers": 3, "head_dim": 16, "sliding_window": 32, "laurel_rank": 8,
+        "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0, 0.0],
+        "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": VOCABULARY,
+    },
     "GptOss": {
         "num_hidden_layers": 3, "layer_types": ["sliding_attention", "full_attention", "full_attention"],
         "head_dim": 16, "sliding_window": 32, "num_local_experts": 4, "num_experts_per_tok": 2,
@@ -97,7 +109,11 @@ _FIELDS: dict[str, dict[str, Any]] = {
     },
     "GPTBigCode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 48},
 }  # fmt: skip
-FAMILIES = {name: fields for name, fields in _FIELDS.items() if hasattr(transformers, f"{name}Config")}
+CONFIGS = {"Gemma4Sharing": "Gemma4Text"}
+"""Families whose config has another name."""
+FAMILIES = {
+    name: fields for name, fields in _FIELDS.items() if hasattr(transformers, f"{CONFIGS.get(name, name)}Config")
+}
 """The fields of a family's config that differ from `SHAPE`; transformers 5.17 does not know all families."""
 
 SINGLE = {"GraniteSWA": 1e-5, "Gemma2": 1e-5}
@@ -118,7 +134,7 @@ def make(family: str, **changes: Any) -> PreTrainedModel:
     """A new model of a family, in float64, with weights large enough for attention to matter."""
     torch.manual_seed(0)
     shape = {name: value for name, value in SHAPE.items() if family != "GPTBigCode" or name in OTHERWISE_NAMED}
-    config = getattr(transformers, f"{family}Config")(**shape | FAMILIES[family] | changes)
+    config = getattr(transformers, f"{CONFIGS.get(family, family)}Config")(**shape | FAMILIES[family] | changes)
     model = AutoModelForCausalLM.from_config(config)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the others have no float64
@@ -189,7 +205,8 @@ class Oracle:
         self.model.set_attn_implementation(self._before)
 
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        layer, heads, (new, columns) = module.layer_idx, q.shape[1] // k.shape[1], (q.shape[2], k.shape[2])
+        layer, heads = self.plan.model.sources[module.layer_idx], q.shape[1] // k.shape[1]
+        new, columns = q.shape[2], k.shape[2]
         modified = kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None
         if layer not in self.plan.model.ruled_layers and modified:
             return eager(module, q, k, v, mask, **kwargs)

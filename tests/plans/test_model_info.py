@@ -119,6 +119,35 @@ def test_layers_that_keep_no_keys_or_a_chunk_take_no_rules():
     assert ModelInfo.of(whole).ruled_layers == tuple(range(8))
 
 
+def test_layers_that_share_keys_take_no_rules_and_keep_none():
+    info = ModelInfo.of(transformers.Gemma3nTextConfig())  # four sliding, one full, in turn
+    assert info.ruled_layers == (4, 9, 14, 19)
+    assert info.shared["full_attention"] == (24, 29, 34)
+    assert {info.sources[layer] for layer in info.shared["sliding_attention"]} == {18}
+    assert info.sources == {layer: layer for layer in info.keyed_layers} | {
+        layer: {"full_attention": 19, "sliding_attention": 18}[kind]
+        for kind, layers in info.shared.items()
+        for layer in layers
+    }
+    assert info.readers.tolist() == [1, 1, 1, 4]
+    assert info.others == {"sliding_attention": 16, "shared": 15}
+    assert info.dense_kv_bytes(100, 2, "bfloat16") == 2 * 100 * 20 * 2 * 2 * 256 * 2  # 20 layers, 2 heads, k and v
+    assert ModelInfo.model_validate_json(info.model_dump_json()) == info
+
+
+def test_shared_layers_follow_those_that_keep_their_keys():
+    info = ModelInfo.of(transformers.LlamaConfig(**SHAPE)).model_dump()
+    for shared, problem in (
+        ({"sliding_attention": [3]}, "must follow all layers that are sliding_attention"),
+        ({"full_attention": [1, 3]}, r"must follow all layers that are full_attention, \[0, 2\], found \[1, 3\]"),
+        ({"full_attention": [0, 1, 2, 3]}, "0 to 3"),
+        ({"conv": [3]}, "conv"),
+    ):
+        with pytest.raises(ValidationError, match=problem):
+            ModelInfo.model_validate(info | {"shared": shared})
+    assert ModelInfo.model_validate(info | {"shared": {"full_attention": [2, 3]}}).readers.tolist() == [1, 3]
+
+
 def test_a_layer_has_one_kind_and_some_layer_takes_rules():
     info = ModelInfo.of(transformers.LlamaConfig(**SHAPE)).model_dump() | {"sliding": {"window": 8, "layers": [0]}}
     for keyless, problem in (

@@ -29,6 +29,13 @@ HYBRID = MODEL.model_copy(update={"sliding": Sliding(window=32, layers=(0, 2))})
 CHUNKED = MODEL.model_copy(
     update={"layers": 6, "sliding": Sliding(window=32, layers=(0, 4), chunked=True), "keyless": {"conv": (1, 2)}}
 )
+SHARING = MODEL.model_copy(
+    update={
+        "layers": 7,
+        "sliding": Sliding(window=32, layers=(0, 2)),
+        "shared": {"full_attention": (4, 6), "sliding_attention": (5,)},
+    }
+)
 
 NUMBERS = {
     "sink": st.integers(1, 4).map(lambda s: s * BLOCK),
@@ -39,7 +46,7 @@ RULES = st.builds(SinkWindow, **NUMBERS) | st.builds(KeyDiffWindow, **NUMBERS)
 
 
 @st.composite
-def plans(draw, models=(MODEL, HYBRID, CHUNKED)):
+def plans(draw, models=(MODEL, HYBRID, CHUNKED, SHARING)):
     model = draw(st.sampled_from(models))
     groups = {layer: [draw(RULES) for _ in range(model.kv_heads)] for layer in model.ruled_layers}
     return Plan.from_rules(model, groups)
@@ -54,7 +61,7 @@ def test_spans_and_density_come_from_the_one_function(plan, n):
             if layer in plan.groups:
                 rule = plan.rule(layer, head)
                 assert spans[layer, head] == span(rule.sink, rule.alpha, rule.beta256, n)
-            elif plan.model.kinds[layer] == "conv":
+            elif plan.model.kinds[layer] in ("conv", "shared"):
                 assert spans[layer, head] == 0
             else:
                 seen = n - 32 * ((n - 1) // 32) if plan.model.sliding.chunked else min(n, window)
@@ -68,7 +75,8 @@ def test_spans_and_density_come_from_the_one_function(plan, n):
 @given(plans(), st.integers(1, 3000))
 def test_prefill_fraction_is_the_sum_over_every_row(plan, n):
     rows = np.arange(1, n + 1)
-    rules = [rule for heads in plan.groups.values() for rule in heads]
+    readers = [source for source in plan.model.sources.values() if source in plan.groups]
+    rules = [rule for layer in readers for rule in plan.groups[layer]]
     kept = sum(int(span(rule.sink, rule.alpha, rule.beta256, rows).sum()) for rule in rules)
     assert plan.prefill_fraction(n) == pytest.approx(kept / (rows.sum() * len(rules)), rel=1e-12)
 

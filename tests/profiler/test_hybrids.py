@@ -30,6 +30,7 @@ class Direct:
 
     def __init__(self, model: Any) -> None:
         self.model, info = model, ModelInfo.of(model)
+        self.sources = info.sources
         shape = -(-N // 64), info.kv_heads, N
         self.steps = {i: torch.zeros(shape, dtype=torch.float64, requires_grad=True) for i in info.ruled_layers}
 
@@ -45,16 +46,17 @@ class Direct:
 
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
         heads = q.shape[1] // k.shape[1]
-        if module.layer_idx not in self.steps and ("s_aux" in kwargs or "softcap" in kwargs):
+        source = self.sources[module.layer_idx]
+        if source not in self.steps and ("s_aux" in kwargs or "softcap" in kwargs):
             return eager(module, q, k, v, mask, **kwargs)
         k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
         i, j = torch.arange(N)[:, None], torch.arange(N)
         kwargs["scaling"] = kwargs.get("scaling") or q.shape[-1] ** -0.5
         causal = (j <= i) if mask is None else mask
         out = softmax(q, k, causal, **kwargs) @ v
-        if module.layer_idx in self.steps:
+        if source in self.steps:
             whole = out
-            for block, step in enumerate(self.steps[module.layer_idx]):
+            for block, step in enumerate(self.steps[source]):
                 kept = causal & ((j < SINK) | (j >= 64 * block))
                 cut = softmax(q, k, kept, **kwargs) @ v
                 out = out + step.repeat_interleave(heads, 0)[None, :, :, None] * (cut - whole)

@@ -50,10 +50,15 @@ def test_a_copy_is_the_same_token_within_the_needle() -> None:
     copies(4, q.flip(0), k)
     copies(4, q, k)  # a layer that runs again does not count
     assert copies.tokens == 3
-    np.testing.assert_array_equal(copies.table(), [[3, 1, 0, 0], [0, 0, 1, 3]])
-    found, tokens = scores([(copies.table(), 3), (copies.table(), 5)], 2)
+    table = copies.table({0: 0, 4: 4})
+    np.testing.assert_array_equal(table, [[3, 1, 0, 0], [0, 0, 1, 3]])
+    found, tokens = scores([(table, 3), (table, 5)], 2)
     assert tokens == 8
     np.testing.assert_allclose(found, [[6 / 8, 0], [0, 6 / 8]])
+    copies(2, q[[2, 2, 2, 0]], k)
+    shared = copies.table({0: 0, 2: 2, 4: 2})  # the heads of both layers that read the keys of layer 2
+    np.testing.assert_array_equal(shared, [[3, 1, 0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 0, 3, 1, 3]])
+    np.testing.assert_allclose(scores([(shared, 3)], 2)[0], [[1, 0], [0, 1]])
 
 
 def test_keys_to_come_are_not_looked_at() -> None:
@@ -62,7 +67,7 @@ def test_keys_to_come_are_not_looked_at() -> None:
     q[:, 8, 9:] = 2.0
     copies = Copies(SAMPLE)
     copies(0, q, torch.eye(n)[None])
-    assert copies.table().tolist() == [[1]]
+    assert copies.table({0: 0}).tolist() == [[1]]
 
 
 def eager_counts(model: Any, sample: Sample) -> np.ndarray[Any, Any]:

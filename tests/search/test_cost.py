@@ -72,7 +72,10 @@ def test_costs_cut_at_any_byte_are_refused(known, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["27@1024", "28.5@2048x3"])
-def test_time_budgets_are_the_costs_own_predictions(info, known, text):
+@pytest.mark.parametrize("shared", [None, {"full_attention": (4, 5)}])
+def test_time_budgets_are_the_costs_own_predictions(info, known, text, shared):
+    info = info.model_copy(update={"layers": 6 if shared else 4, "shared": shared})
+    known = known.model_copy(update={"model": info})
     rules, budget = grid((512, 1024), [("sink_window", 64), ("keydiff_window", 64)]), parse("decode_ms", text)
     kept = limit(budget, rules, info, 1024, known)
     assert kept.name == str(budget) == f"decode_ms<={text}"
@@ -80,7 +83,10 @@ def test_time_budgets_are_the_costs_own_predictions(info, known, text):
     assert len({rules.rules[int(r)].pattern for r in choice}) == 2
     plan = Plan.from_rules(info, {i: [rules.rules[int(r)] for r in choice[2 * i : 2 * i + 2]] for i in range(4)})
     found = kept.fixed + kept.cost[np.arange(8), choice].sum()
-    assert found == pytest.approx(known.predict(plan, Work("decode", budget.length, budget.batch)))
+    work = Work("decode", budget.length, budget.batch)
+    assert found == pytest.approx(known.predict(plan, work))
+    layers = [known.per_group(work, plan.groups[source]).sum() for source in info.sources.values()]
+    assert found == pytest.approx(known.fixed(work) + sum(layers))
 
 
 def test_a_plan_keeps_its_times(make_profile, known):
