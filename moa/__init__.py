@@ -11,6 +11,7 @@ from moa.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from moa.benching import bench_plan
+    from moa.compressing import compress
     from moa.diagnosing import diagnose
     from moa.evaluating import evaluate_plans
     from moa.finding import find_plan
@@ -32,6 +33,7 @@ _HOMES = {
     "Profile": "moa.profiler.profile",
     "apply": "moa.runtime.applied",
     "bench_plan": "moa.benching",
+    "compress": "moa.compressing",
     "diagnose": "moa.diagnosing",
     "evaluate_plans": "moa.evaluating",
     "find_front": "moa.fronts",
@@ -45,8 +47,8 @@ _HOMES = {
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "bench_plan", "diagnose", "evaluate_plans", "find_front",
-    "find_plan", "generate_text", "load_model", "measure_costs", "profile_model", "refine_plan",
+    "ProfileError", "Unsupported", "apply", "bench_plan", "compress", "diagnose", "evaluate_plans",
+    "find_front", "find_plan", "generate_text", "load_model", "measure_costs", "profile_model", "refine_plan",
 ]  # fmt: skip
 
 

@@ -2,16 +2,16 @@
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from os import PathLike
-from pathlib import Path
 
 import torch
 
 from moa.bench.selftest import deviation
-from moa.hf.load import load_config
+from moa.hf.load import Given, load_config
 from moa.kernels import backend as backends
 from moa.kernels.registry import optional_packages, preferred
 from moa.plans.config import longest_text
@@ -77,6 +77,14 @@ class Kept:
         """Whether the plan saves enough to matter."""
         return min(self.prefill, self.read, self.memory) <= WORTH
 
+    def told(self) -> str:
+        """Return a line about what the plan gains."""
+        gains = "gains" if self.gains else "gains nothing"
+        return (
+            f"at {self.length:,} tokens this plan {gains}: it keeps {self.prefill:.2f} of prefill's attention, "
+            f"{self.read:.2f} of keys read per step, {self.memory:.2f} of KV memory"
+        )
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -117,6 +125,17 @@ class Prospect:
     here: Kept | None
     runs: tuple[tuple[bool, tuple[int, ...]], ...]
 
+    def told(self) -> str:
+        """Return a line about the lengths at which the plan gains something, up to the longest text of the model.
+
+        A gain may end: a plan that drops the same number of tokens at every length drops almost nothing of a long text.
+        """
+        longest = self.runs[-1][1][-1]
+        if not any(gains for gains, _ in self.runs):
+            return f"this plan gains nothing up to {longest:,} tokens"
+        before = "" if self.runs[0][0] else f"nothing at {self.runs[0][1][-1]:,} tokens and below; "
+        return f"{before}this plan gains {' and '.join(_run(run, longest) for gains, run in self.runs if gains)}"
+
 
 @dataclass(frozen=True)
 class Diagnosis:
@@ -134,12 +153,12 @@ class Diagnosis:
 
 
 def diagnose(
-    model: str | Path | None = None, plan: Plan | str | PathLike[str] | None = None, length: int | None = None
+    model: Given | None = None, plan: Plan | str | PathLike[str] | None = None, length: int | None = None
 ) -> Diagnosis:
     """Return what is installed, which back-end runs here, whether it computes right, and what a plan would gain.
 
     Args:
-        model: Name of a model, as for `moa.load_model`; only its config is read.
+        model: The model: its name, of which only the config is read, or what `moa.load_model` returned.
         plan: A plan for it, its file, or the name of a shipped one.
         length: Length of the user's texts, in tokens, at which to say what the plan gains.
 
@@ -182,8 +201,8 @@ def _check() -> Check:
     return Check(name, device, slower, deviation(backend, device))
 
 
-def _prospect(model: str | Path, plan: Plan | str | PathLike[str] | None, length: int | None) -> Prospect:
-    config = load_config(model)
+def _prospect(model: Given, plan: Plan | str | PathLike[str] | None, length: int | None) -> Prospect:
+    config = model[0].config if isinstance(model, tuple) else load_config(model)
     info, longest = ModelInfo.of(config), longest_text(config)
     if length is not None and longest is not None and length > longest:
         raise MoaError(f"length {length} is over the model's maximum of {longest} tokens")
@@ -191,7 +210,16 @@ def _prospect(model: str | Path, plan: Plan | str | PathLike[str] | None, length
     chosen.check(info)
     shown = {longest or LENGTHS[-1]} if length is None else {length}
     shown |= {n for n in LENGTHS if longest is None or n <= longest}
-    looked = sorted({*SPAN, length or SPAN[0]})
+    looked = sorted({n for n in (*SPAN, length, longest) if n is not None and (longest is None or n <= longest)})
     runs = tuple((gains, tuple(run)) for gains, run in groupby(looked, lambda n: Kept.of(chosen, n).gains))
     here = None if length is None else Kept.of(chosen, length)
     return Prospect(info, longest, chosen, tuple(sorted(shown)), here, runs)
+
+
+def _run(lengths: Sequence[int], longest: int) -> str:
+    """Return consecutive lengths in words."""
+    if lengths[-1] == longest:
+        return f"at {lengths[0]:,} tokens and above"
+    if len(lengths) == 1:
+        return f"at {lengths[0]:,} tokens"
+    return f"between {lengths[0]:,} and {lengths[-1]:,} tokens"

@@ -57,12 +57,19 @@ class Pace:
 
 def warm_up(model: PreTrainedModel, settings: Settings, plan: Plan | None = None) -> None:
     """Run one short pass, so that the process holds what every pass needs besides the weights."""
+    run_pass(model, settings, SHORT, plan)
+
+
+def run_pass(model: PreTrainedModel, settings: Settings, length: int, plan: Plan | None = None) -> float:
+    """Run a pass over `length` random tokens, measuring as a sample is measured, and return its seconds."""
+    before = time.perf_counter()
     generator, rng = torch.Generator().manual_seed(0), random.Random(0)
-    sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(SHORT)])
+    sample = whole_text([rng.randrange(model.config.get_text_config().vocab_size) for _ in range(length)])
     with recording(model, settings.variants, plan=plan) as recorder:
         dense = dense_hidden(model, sample, recorder) if settings.loss == "kl" else None
         run_backward(model, sample, "given", settings.loss or "nll", generator, dense)
-        recorder.take()
+        recorder.take()  # on the CPU: a device has finished by then
+    return time.perf_counter() - before
 
 
 def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> int:

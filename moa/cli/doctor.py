@@ -7,9 +7,7 @@ import typer
 from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from moa.diagnosing import Check, Kept, Machine
+    from moa.diagnosing import Check, Machine
     from moa.report.figures import Figures
 
 
@@ -54,9 +52,9 @@ def command(
         named = {title(plan) if plan else "dense": prospect.plan}
         console.print(costs(named, prospect.lengths, prospect.plan.kv_dtype))
         if prospect.here is not None:
-            console.print(_gain(prospect.here))
+            console.print(prospect.here.told())
         if plan is not None:
-            console.print(_where(prospect.runs))
+            console.print(prospect.told())
     if not found.backend.right:
         raise typer.Exit(1)
 
@@ -79,32 +77,3 @@ def _backend(check: "Check") -> str:
         f"self-test against the reference: {'passed' if check.right else 'FAILED: do not use it'}; largest difference "
         f"{check.deviation:.1e}, at most {CLOSE:.0e} is right"
     )
-
-
-def _gain(kept: "Kept") -> str:
-    gains = "gains" if kept.gains else "gains nothing"
-    return (
-        f"at {kept.length:,} tokens this plan {gains}: it keeps {kept.prefill:.2f} of prefill's attention, "
-        f"{kept.read:.2f} of keys read per step, {kept.memory:.2f} of KV memory"
-    )
-
-
-def _where(runs: "Sequence[tuple[bool, Sequence[int]]]") -> str:
-    """Return in words at which lengths the plan gains something.
-
-    A gain may end: a plan that drops the same number of tokens at every length drops almost nothing of a long text.
-    """
-    longest = runs[-1][1][-1]
-    if not any(gains for gains, _ in runs):
-        return f"this plan gains nothing up to {longest:,} tokens"
-    before = "" if runs[0][0] else f"nothing at {runs[0][1][-1]:,} tokens and below; "
-    return f"{before}this plan gains {' and '.join(_run(run, longest) for gains, run in runs if gains)}"
-
-
-def _run(lengths: "Sequence[int]", longest: int) -> str:
-    """Return consecutive lengths in words."""
-    if lengths[-1] == longest:
-        return f"at {lengths[0]:,} tokens and above"
-    if len(lengths) == 1:
-        return f"at {lengths[0]:,} tokens"
-    return f"between {lengths[0]:,} and {lengths[-1]:,} tokens"

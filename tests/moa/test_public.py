@@ -13,6 +13,7 @@ from moa.search.question import Question
 
 FUNCTIONS = {
     "bench": moa.bench_plan,
+    "compress": moa.compress,
     "doctor": moa.diagnose,
     "eval": moa.evaluate_plans,
     "generate": moa.generate_text,

@@ -70,13 +70,7 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
     Raises:
         Unsupported: The model rotates keys in another way after the answer than before the question.
     """
-    longest = len(hay.ids) + max(len(q.ids) for q in hay.questions) + ANSWER_TOKENS
-    limit = longrope_limit(model.config.get_text_config())
-    if limit is not None and len(hay.ids) <= limit < longest:
-        raise Unsupported(
-            f"a text of {len(hay.ids)} tokens, with question and answer up to {longest}: the model rotates keys of "
-            f"texts over {limit} tokens in another way, so choose lengths up to {limit - ANSWER_TOKENS} or well over it"
-        )
+    check_answers(model, hay)
     with row.variant.on(model):
         cache = row.variant.cache(model, len(hay.ids))
         last_logits(model, cache, hay.ids, 0)
@@ -90,6 +84,21 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
         ]  # fmt: skip
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
     return {"right": right, "answers": answers, "cache_bytes": allocated}
+
+
+def check_answers(model: Any, hay: Haystack) -> None:
+    """Refuse a text whose answers the model cannot continue.
+
+    Raises:
+        Unsupported: The model rotates keys in another way after the answer than before the question.
+    """
+    longest = len(hay.ids) + max(len(q.ids) for q in hay.questions) + ANSWER_TOKENS
+    limit = longrope_limit(model.config.get_text_config())
+    if limit is not None and len(hay.ids) <= limit < longest:
+        raise Unsupported(
+            f"a text of {len(hay.ids)} tokens, with question and answer up to {longest}: the model rotates keys of "
+            f"texts over {limit} tokens in another way, so choose lengths up to {limit - ANSWER_TOKENS} or well over it"
+        )
 
 
 def answered(text: str, answer: str) -> bool:

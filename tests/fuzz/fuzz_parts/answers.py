@@ -31,6 +31,8 @@ def answer(base: Base, folder: Path, out: str) -> Any:
         if base.command in ("search", "refine"):
             plans = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
             return [(p.name, _plan(Plan.load(p))) for p in plans]
+        if base.command == "compress":
+            return _plan(Plan.load(path / "plan.yaml")), json.loads((path / "figures.json").read_text())["rows"]
         if base.command == "measure":
             costs = Costs.load(path)
             return costs.model.model_dump(exclude={"name"}), [(m.plan, m.kind, m.length) for m in costs.measured]

@@ -85,6 +85,7 @@ BASES = (
     _base("show plan.yaml", "plan.yaml", model=False, weight=20),
     _base("show plan.yaml dense.yaml --lengths 512,1024", "plan.yaml", "dense.yaml", model=False, weight=6),
     _base("show plan.yaml --png new.png", "plan.yaml", model=False, weight=2),
+    _base("compress model --lengths 576 --minutes 0.001 --budget 0.9", output="compressed", weight=3),
     _base("doctor", model=False, weight=1),
     _base("doctor model", weight=6),
     _base("doctor model plan.yaml --length 512", "plan.yaml", "plan.yaml", weight=8),

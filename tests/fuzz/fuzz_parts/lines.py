@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "source_weight": WEIGHTS,
     "minimise": COSTS,
     **dict.fromkeys(("model", "plan", "other", "profile", "add", "data", "around", "costs", "measure", "validate",
-                     "storage", "prompt_file", "png", "output"), PATHS),
+                     "storage", "prompt_file", "png", "output", "config"), PATHS),
 }  # fmt: skip
 
 
@@ -80,6 +80,8 @@ def odd(command: str, rng: Random) -> Change:
     pool = NUMBERS if number else rng.choice([KINDS.get(parameter.name, TEXTS)] * 3 + [TEXTS, NUMBERS])
     value = rng.choice(pool)
     bad = number and not _is_number(value)
+    if parameter.name == "minutes" and not bad and _size(value) > 0:
+        value = "0.001"
     if number and parameter.name in SLOW and not bad and _size(value) > 4:
         value = "2"
     return Change(

@@ -35,7 +35,7 @@ UNCLEAR = re.compile(
 """What Python says to programmers."""
 
 
-NOTE = re.compile(r" set aside in |^refining: |^moa search --validate MODEL is now ")
+NOTE = re.compile(r" set aside in |^refining: |^compressing: |^moa search --validate MODEL is now ")
 """Lines that may stand before a refusal: damaged files that are kept, and the work of a fit that only measuring can
 refuse, below the line about the old spelling."""
 

@@ -1,0 +1,285 @@
+"""Provide `moa.compress`, which goes from a model to a measured plan in the minutes that the user gives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import ceil, inf
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moa.diagnosing import SPAN, diagnose
+from moa.evaluating import evaluate_plans
+from moa.evaluation.samples import Part
+from moa.evaluation.tasks.needles import check_answers
+from moa.finding import find_plan
+from moa.hf.fingerprint import fingerprint
+from moa.hf.limits import SHORTEST
+from moa.hf.load import Given, check_options, loaded
+from moa.measuring import measure_costs
+from moa.outcome import outcome
+from moa.pacing import Pace, Whole, evaluation_counts, pass_pace, profile_seconds, profile_sizes
+from moa.plans.config import longest_text
+from moa.plans.errors import BudgetInfeasible, MoaError, Unsupported
+from moa.plans.model import ModelInfo
+from moa.plans.patterns import Rule
+from moa.plans.plan import Plan
+from moa.plans.progress import Note, Progress, silent
+from moa.plans.replace import read_json, replace_json
+from moa.plans.span import BLOCK
+from moa.profiler.profile import Profile
+from moa.profiler.settings import every
+from moa.profiling import profile_model
+from moa.resuming import Chosen, Job, Solved, Time, check_folder
+from moa.search.budget import FORMS, Budget
+from moa.search.cost import Costs
+from moa.search.fit import probes
+from moa.search.question import Figures, Question
+from moa.version import __version__
+
+LENGTHS, SAMPLES = (1024, 2048, 4096), 4
+"""The profile that is aimed at, as large as `moa.profile_model` makes it by default."""
+SHARES = {"costs": 0.2, "profile": 0.5, "search": 0.02}
+"""Largest part of the minutes that each stage is given; the evaluation has the rest."""
+ROUNDS, WORKS = 8, 3
+"""Largest number of rounds in which costs are measured, and what they are measured of at each length, at about the
+same time each: decode steps of one and of four sequences, and a prefill."""
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """The result of `compress`.
+
+    Attributes:
+        plan: The plan, which is in `folder / "plan.yaml"` too.
+        folder: The folder of everything.
+        figures: All figures in JSON types, as in `folder / "figures.json"`; `docs/compress.md` describes them.
+    """
+
+    plan: Plan
+    folder: Path
+    figures: dict[str, Any]
+
+
+def compress(
+    model: Given, output: str | PathLike[str], *, budget: float | Mapping[str, Figures] = 0.25, minutes: float = 15.0,
+    lengths: Sequence[int] | None = None, max_length: int | None = None, dtype: str = "auto", seed: int = 0,
+    progress: Progress = silent, note: Note = silent,
+) -> Compressed:  # fmt: skip
+    """Profile a model, search a plan for it and evaluate the plan, all of it sized to fit some minutes.
+
+    If it is stopped, the same call goes on where it was. The profile is as large as `moa.profile_model` makes it by
+    default, or as half of the minutes allow by the pace of two short passes; the evaluation takes what is left. On a
+    slow machine the least of both may take longer.
+
+    Args:
+        model: The model: its name, or what `moa.load_model` returned.
+        output: The folder for everything; it is made if it is not there.
+        budget: Largest density at the longest text that the plan is for, or budgets as `moa.find_plan` takes them. For
+            budgets in milliseconds, costs are measured first.
+        minutes: What all of it may take.
+        lengths: Lengths to profile and evaluate at, tokens; None for 1,024, 2,048 and 4,096, as far as model and
+            minutes allow.
+        max_length: The longest text that the plan is for, tokens; None as for `moa.find_plan`.
+        dtype: Dtype to load a named model in, as for `moa.load_model`.
+        seed: Seed of the calibration texts and of the evaluation's samples.
+        progress: Called with tenths of a second: those done and those expected in all.
+        note: Called with lines about what was found and decided on the way.
+
+    Returns:
+        The plan, its folder and every figure.
+
+    Raises:
+        BudgetInfeasible: No plan keeps the budgets.
+        MoaError: An option is invalid, or the folder holds something else.
+        Unsupported: The model takes no rules, or no back-end computes right here.
+    """
+    folder = Path(output)
+    if not 0 < minutes < inf:
+        raise MoaError(f"minutes must be over 0, found {minutes:g}")
+    check_folder(folder)
+    budgets = {"density": budget} if isinstance(budget, int | float) else dict(budget)
+    config = check_options(model, {}, lengths=lengths or ()).config
+    aimed = _aimed(lengths, longest_text(config))
+    stored = model[0].dtype if isinstance(model, tuple) else dtype
+    limits = _check(budgets, ModelInfo.of(config), aimed, longest_text(config), max_length, stored)
+    if not (backend := diagnose().backend).right:
+        raise Unsupported(f"no back-end computes right here ({backend.why or backend.name}); moa doctor says more")
+    network, tokenizer = loaded(model, dtype=dtype)
+    for sample in (sample for n in aimed for sample in Part(n, {"text": 1, "four": 1}).samples(tokenizer, seed)):
+        if sample.task == "four":  # what cannot be asked is refused before work that takes long
+            check_answers(network, sample.content)
+    asked = {
+        "moa": __version__, "weights": fingerprint(network), "dtype": str(network.dtype).removeprefix("torch."),
+        "device": network.device.type, "budgets": budgets, "minutes": minutes, "lengths": lengths and aimed,
+        "max_length": max_length, "seed": seed,
+    }  # fmt: skip
+    run = _Run(network, tokenizer, budgets, limits, max_length, seed, 60 * minutes, Job(folder, asked), progress, note)
+    return run.all(aimed, fixed=lengths is not None)
+
+
+def _aimed(lengths: Sequence[int] | None, longest: int | None) -> tuple[int, ...]:
+    """Return the lengths to measure at if time allows, ascending; those of a short model end at its longest text."""
+    if lengths:
+        return tuple(sorted(set(lengths)))
+    if longest is not None and longest < SHORTEST:
+        raise MoaError(f"the model's longest text has {longest} tokens; shorter than {SHORTEST}, a plan gains nothing")
+    return tuple(n for n in LENGTHS if longest is None or n <= longest) or (int(longest or 0),)
+
+
+def _check(
+    budgets: Mapping[str, Figures], model: ModelInfo, lengths: Sequence[int], longest: int | None,
+    max_length: int | None, dtype: Any, costs: Costs | None = None,
+) -> tuple[Budget, ...]:  # fmt: skip
+    """Return the budgets, of which no plan keeps none: they are refused before anything is profiled.
+
+    Those in milliseconds are refused once costs are known.
+
+    Raises:
+        BudgetInfeasible: No plan keeps a budget.
+        MoaError: A budget is written in another way.
+    """
+    n = max(lengths)
+    blank = Profile(model, every(), {}, {}, {}, {"max_length": longest, "dtype": str(dtype)})
+    table = {("text", n): np.zeros(blank.shape(n), np.float32)}
+    blank = Profile(model, every(), table, dict.fromkeys(table, 1), dict.fromkeys(table, 1), blank.meta)
+    question = Question.of(blank, budgets, __version__, max_length=max_length, costs=costs)
+    known = [limit for limit in question.budgets if costs is not None or not FORMS[limit.kind].times]
+    try:
+        if known or not question.budgets:
+            replace(question, budgets=tuple(known)).check()
+    except BudgetInfeasible as error:
+        raise BudgetInfeasible(f"{error}{_too_short(question.budgets, model)}") from None
+    return question.budgets
+
+
+def _too_short(budgets: Sequence[Budget], model: ModelInfo) -> str:
+    """Return from which length on some plan keeps a density; empty for other budgets."""
+    narrowest = Plan.from_rules(model, {}, defaults=Rule(alpha=2 * BLOCK, beta=0))
+    n = next((n for n in SPAN if narrowest.density(n) <= min(budget.most for budget in budgets)), None)
+    if n is None or any(budget.kind != "density" for budget in budgets):
+        return ""
+    return f"; the texts are too short for it, some plan keeps it from {n:,} tokens on"
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The stages, each of which keeps what it finds in the folder and is skipped where that is there."""
+
+    network: Any
+    tokenizer: Any
+    budgets: Mapping[str, Figures]
+    limits: tuple[Budget, ...]
+    max_length: int | None
+    seed: int
+    room: float  # seconds for everything
+    job: Job
+    progress: Progress
+    note: Note
+
+    def all(self, aimed: Sequence[int], fixed: bool) -> Compressed:
+        """Run the stages that are left and return the result; with `fixed` all of the lengths are measured at."""
+        chosen, folder = self.job.state.profile or self._calibrate(aimed, fixed), self.job.folder
+        lengths = chosen.lengths
+        timed = any(FORMS[limit.kind].times for limit in self.limits)
+        parts = {
+            "costs": SHARES["costs"] * self.room * timed, "profile": chosen.seconds,
+            "search": SHARES["search"] * self.room,
+        }  # fmt: skip
+        parts["evaluation"] = max(self.room - sum(parts.values()), 0.2 * self.room)
+        whole = Whole(parts, self.progress)
+        costs = self._costs(lengths, Pace(*chosen.pace), parts["costs"], whole) if timed else None
+        longest = longest_text(self.network.config)
+        _check(self.budgets, ModelInfo.of(self.network), lengths, longest, self.max_length, self.network.dtype, costs)
+        if self.job.state.profile is None:  # nothing is refused from here on, so the folder is made
+            self._announce(chosen, aimed)
+            self.job.keep(profile=chosen)
+        if costs is not None:
+            replace_json(folder / "costs.json", costs.model_dump(mode="json"))
+        if not (folder / "profile.safetensors").exists():
+            with self.job.timed("profile"):
+                profile_model(
+                    self.pair, folder / "profile.safetensors", lengths=lengths, samples=chosen.samples,
+                    seed=self.seed, progress=whole.stage("profile"), note=lambda line: self.note(f"profile: {line}"),
+                )  # fmt: skip
+        plan, solved = self._search(costs, whole)
+        evaluation = self._evaluation(plan, lengths, whole)
+        prospect = diagnose(self.pair, plan).prospect
+        assert prospect is not None  # a model was given
+        figures = outcome(plan, prospect, evaluation, solved, costs) | self.job.state.model_dump(mode="json")
+        replace_json(folder / "figures.json", figures)
+        whole.stage("evaluation")(1, 1, "all done")
+        return Compressed(plan, folder, figures)
+
+    @property
+    def pair(self) -> tuple[Any, Any]:
+        """The model as public functions take it."""
+        return self.network, self.tokenizer
+
+    def _calibrate(self, aimed: Sequence[int], fixed: bool) -> Chosen:
+        """Return the lengths and number of samples of the profile, which a measured pace lets fit."""
+        with self.job.timed("calibrate"):
+            pace = pass_pace(self.network, longest_text(self.network.config))
+        room = SHARES["profile"] * self.room
+        sizes = [(*size, profile_seconds(pace, *size)) for size in profile_sizes(aimed, SAMPLES, fixed)]
+        lengths, samples, seconds = next((size for size in sizes if size[2] <= room), sizes[-1])
+        return Chosen(lengths=lengths, samples=samples, seconds=round(seconds, 1), pace=(pace.linear, pace.square))
+
+    def _announce(self, chosen: Chosen, aimed: Sequence[int]) -> None:
+        """Say what is profiled, and what more minutes would do."""
+        named = ", ".join(f"{n:,}" for n in chosen.lengths)
+        minutes = f"about {chosen.seconds / 60:.1f} minutes"
+        self.note(f"profile: {chosen.samples} samples per source at {named} tokens, {minutes}")
+        if (chosen.lengths, chosen.samples) != (tuple(aimed), SAMPLES):
+            wanted = ceil(profile_seconds(Pace(*chosen.pace), aimed, SAMPLES) / SHARES["profile"] / 60)
+            self.note(f"profile: --minutes {wanted} would do for {SAMPLES} samples of up to {aimed[-1]:,} tokens")
+
+    def _costs(self, lengths: Sequence[int], pace: Pace, room: float, whole: Whole) -> Costs:
+        """Return costs, measured at two lengths in as many rounds as there is time for unless the folder has them."""
+        path = self.job.folder / "costs.json"
+        if path.exists():
+            return Costs.load(path)
+        ends = sorted({max(SHORTEST, lengths[0] // 2) if len(lengths) == 1 else lengths[0], lengths[-1]})
+        each = sum(map(pace, ends)) / 3  # a forward pass, which a third of a profile's is
+        rounds = int(room / (len(probes(ModelInfo.of(self.network), ends[-1])) * each * WORKS))
+        with self.job.timed("costs"):
+            return measure_costs(
+                self.pair, lengths=ends, rounds=min(max(rounds, 1), ROUNDS), progress=whole.stage("costs")
+            )
+
+    def _search(self, costs: Costs | None, whole: Whole) -> tuple[Plan, Solved]:
+        """Return the plan, and what the search said of it."""
+        path, solved = self.job.folder / "plan.yaml", self.job.state.search
+        if solved is None or not path.exists():
+            whole.stage("search")(0, 1, "rules")
+            with self.job.timed("search"):
+                found = find_plan(
+                    self.job.folder / "profile.safetensors", self.budgets, costs=costs, max_length=self.max_length,
+                    measure=None if costs is None else self.pair,
+                )  # fmt: skip
+                found.plan.save(path)
+            times = tuple(
+                Time(**asdict(each.work), predicted=each.predicted, measured=each.measured) for each in found.times
+            )
+            solved = Solved(harm=found.solution.value, gap=found.solution.gap, times=times)
+            self.job.keep(search=solved)
+            self.note(f"search: {found.question.told(found.solution)}")
+        return Plan.load(path), solved
+
+    def _evaluation(self, plan: Plan, lengths: Sequence[int], whole: Whole) -> dict[str, Any]:
+        """Return the result of an evaluation of the dense model, the plan and a uniform window."""
+        path, counts = self.job.folder / "evaluation.json", self.job.state.evaluation
+        if not path.exists():
+            stage = whole.stage("evaluation")
+            with self.job.timed("evaluation"):
+                if counts is None:
+                    stage(0, 1, "pace")
+                    counts = evaluation_counts(self.pair, plan, lengths, self.room - self.job.spent)
+                    self.job.keep(evaluation=counts)
+                evaluate_plans(
+                    self.pair, {"plan": plan}, lengths=lengths, tasks=counts, seed=self.seed, output=path,
+                    progress=stage, note=self.note,
+                )  # fmt: skip
+        found: dict[str, Any] = read_json(path)
+        return found

@@ -1,0 +1,223 @@
+"""`moa.compress`: one call from a model to a measured plan, that goes on where it was stopped."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import moa
+from moa import compressing
+from moa.outcome import numbers, quality_of, verdict
+from moa.pacing import Pace, Whole, evaluation_counts, profile_sizes
+from moa.plans.errors import BudgetInfeasible, MoaError
+
+LEAST = {"lengths": (576, 640), "minutes": 0.001, "seed": 3}
+"""So little time that every stage does its least."""
+FILES = {"compress.json", "profile.safetensors", "plan.yaml", "evaluation.json", "evaluation.jsonl", "figures.json"}
+
+
+@pytest.fixture(scope="module")
+def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> moa.compressing.Compressed:
+    """The result of a run that nothing disturbed."""
+    return moa.compress(model_folder, tmp_path_factory.mktemp("whole") / "out", budget=0.3, **LEAST)
+
+
+def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any) -> None:
+    assert {path.name for path in whole.folder.iterdir()} == FILES
+    assert json.loads((whole.folder / "figures.json").read_text()) == whole.figures
+    plan = moa.Plan.load(whole.folder / "plan.yaml")
+    assert plan == whole.plan
+    assert plan.predicted.lengths == (576, 640, 1280, 2560)
+    assert plan.density(2560) <= 0.3
+    memory = whole.figures["memory"]
+    assert (memory["length"], memory["dtype"]) == (2560, "float32")
+    assert memory["kv_bytes"] == plan.kv_bytes(2560)
+    assert memory["share"] == plan.kv_bytes(2560) / plan.model.dense_kv_bytes(2560)
+    assert whole.figures["speed"]["read"] == plan.density(2560)
+    assert [row["row"] for row in whole.figures["rows"]] == ["dense", "plan", "uniform like plan"] * 2
+    assert whole.figures["quality"]["questions"] == 2 * (1 + 4)
+    assert whole.figures["evaluation"] == {"text": 1, "single": 1, "four": 1}
+    assert whole.figures["profile"]["samples"] == 1
+    assert set(whole.figures["seconds"]) == {"calibrate", "profile", "search", "evaluation"}
+
+
+def test_run_again_it_does_nothing_twice(whole: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts"):
+        monkeypatch.delattr(compressing, name)
+    again = moa.compress(model_folder, whole.folder, budget=0.3, **LEAST)
+    assert again.plan == whole.plan
+    del again.figures["seconds"]["calibrate"], whole.figures["seconds"]["calibrate"]
+    assert again.figures == whole.figures
+
+
+@pytest.mark.parametrize(
+    "stage", ["profile, text.640.0", "search, rules", "evaluation, pace", "evaluation, 576 tokens"]
+)
+def test_stopped_and_run_again_it_goes_on(whole: Any, model_folder: Path, tmp_path: Path, stage: str) -> None:
+    def stop(_done: int, _total: int, what: str) -> None:
+        if what.startswith(stage):
+            raise KeyboardInterrupt
+
+    pair, output, seen = moa.load_model(model_folder), tmp_path / "out", []
+    with pytest.raises(KeyboardInterrupt):
+        moa.compress(pair, output, budget=0.3, **LEAST, progress=stop)
+    before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".safetensors", ".yaml")}
+    found = moa.compress(pair, output, budget=0.3, **LEAST, progress=lambda *told: seen.append(told))
+    assert before
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.exists())
+    assert found.plan.fingerprint() == whole.plan.fingerprint()
+    assert found.figures["rows"] == whole.figures["rows"]
+    assert [done for done, _, _ in seen] == sorted(done for done, _, _ in seen)
+    assert len({total for _, total, _ in seen}) == 1
+    assert seen[-1] == (seen[-1][1], seen[-1][1], "evaluation, all done")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budget": 0.4}, r"holds another question .*budgets: \{'density': 0.3\} against \{'density': 0.4\}"),
+        ({"seed": 4}, "holds another question .*seed: 3 against 4; name another"),
+        ({"lengths": None}, r"holds another question .*lengths: \[576, 640\] against None"),
+    ],
+)
+def test_a_folder_of_another_question_is_refused(whole: Any, model_folder: Path, changes: Any, says: str) -> None:
+    before = {path: path.read_bytes() for path in whole.folder.iterdir()}
+    with pytest.raises(MoaError, match=says):
+        moa.compress(model_folder, whole.folder, **{"budget": 0.3, **LEAST, **changes})
+    assert before == {path: path.read_bytes() for path in whole.folder.iterdir()}
+
+
+def test_another_model_is_another_question(whole: Any, model_folder: Path) -> None:
+    model, tokenizer = moa.load_model(model_folder)
+    model.lm_head.weight.data[0, 0] += 1
+    with pytest.raises(MoaError, match=r"holds another question .*weights"):
+        moa.compress((model, tokenizer), whole.folder, budget=0.3, **LEAST)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"budget": 0.01}, r"the smallest feasible value is 0.075; the texts are too short .* from 32,768 tokens on"),
+        ({"budget": {"kv_gb": "0.00001@640"}}, "in bfloat16: the smallest feasible value is [-0-9.e]+$"),
+        ({"budget": {}}, "at least one budget"),
+        ({"budget": {"speed": 2}}, "a budget is one of"),
+        ({"minutes": 0}, "minutes must be over 0"),
+        ({"lengths": (8192,)}, "over the model's maximum"),
+        ({"max_length": 100}, "longest intended length must be from 640"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(
+    changes: Any, says: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(compressing, "loaded")
+    with pytest.raises(MoaError, match=says):
+        moa.compress(model_folder, tmp_path / "out", **{"budget": 0.3, **LEAST, **changes})
+    assert not (tmp_path / "out").exists()
+
+
+def test_texts_that_no_question_fits_into_are_refused_before_the_work(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(MoaError, match="haystack"):
+        moa.compress(model_folder, tmp_path / "out", budget=0.9, lengths=(256,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_of_other_work_is_not_taken_for_a_stage(whole: Any, model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name in ("file", "link"):
+        with pytest.raises(MoaError, match="it is not a folder"):
+            moa.compress(model_folder, tmp_path / name, budget=0.3, **LEAST)
+    shutil.copy(whole.folder / "plan.yaml", tmp_path)
+    with pytest.raises(MoaError, match=r"plan.yaml is there without a compress.json"):
+        moa.compress(model_folder, tmp_path, budget=0.3, **LEAST)
+    (tmp_path / "compress.json").write_text('{"asked": {}, "profile": {"lengths": []}}')
+    with pytest.raises(MoaError, match=r"compress.json is not a file of `moa compress`.*lengths"):
+        moa.compress(model_folder, tmp_path, budget=0.3, **LEAST)
+
+
+def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path, tmp_path: Path) -> None:
+    pair, budget = moa.load_model(model_folder), {"density": 0.6, "decode_ms": "1000@640x2"}
+    found = moa.compress(pair, tmp_path / "out", budget=budget, **LEAST)
+    costs = (tmp_path / "out" / "costs.json").read_bytes()
+    assert {(row["kind"], row["batch"]) for row in json.loads(costs)["measured"]} == {
+        ("decode", 1), ("decode", 4), ("prefill", 1),
+    }  # fmt: skip
+    [time] = found.figures["speed"]["times"]
+    assert (time["kind"], time["length"], time["batch"]) == ("decode", 640, 2)
+    assert 0 < time["predicted"] <= 1000
+    assert time["measured"] > 0
+    assert "decode of 2 x 640 tokens" in numbers(found.figures)[2]
+    moa.compress(pair, tmp_path / "out", budget=budget, **LEAST)
+    assert (tmp_path / "out" / "costs.json").read_bytes() == costs
+    with pytest.raises(BudgetInfeasible, match="decode_ms"):
+        moa.compress(pair, tmp_path / "other", budget={"decode_ms": "1e-9@640"}, **LEAST)
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("true", [Pace(2.0, 0.0), Pace(0.0, 0.5), Pace(0.3, 0.002)])
+def test_a_pace_is_the_one_measured(true: Pace) -> None:
+    found = Pace.through({n: true(n) for n in (256, 1024)})
+    assert [found(n) for n in (256, 4096)] == pytest.approx([true(n) for n in (256, 4096)])
+
+
+def test_a_disturbed_pace_stays_between_linear_and_square() -> None:
+    for taken in ({256: 4.0, 1024: 4.0}, {256: 0.001, 1024: 4.0}):
+        assert 16 <= Pace.through(taken)(4096) <= 64
+    assert Pace.through({512: 2.0})(512) == 2.0
+
+
+def test_samples_go_before_lengths() -> None:
+    sizes = profile_sizes((1, 2), 3, fixed=False)
+    assert sizes == [((1, 2), 3), ((1, 2), 2), ((1,), 3), ((1,), 2), ((1,), 1)]
+    assert profile_sizes((1, 2), 2, fixed=True) == [((1, 2), 2), ((1, 2), 1)]
+
+
+def test_more_time_asks_for_more(whole: Any, model_folder: Path) -> None:
+    pair = moa.load_model(model_folder)
+    little, much = (evaluation_counts(pair, whole.plan, (576, 640, 704), room) for room in (0.0, 1e6))
+    assert little == {"text": 1, "single": 1, "four": 1}
+    assert much == {"text": 2, "single": 20, "four": 20}
+
+
+def test_the_whole_is_as_long_as_its_stages() -> None:
+    told: list[Any] = []
+    whole = Whole({"one": 2.0, "two": 6.0}, lambda *args: told.append(args))
+    whole.stage("two")(1, 2, "half")
+    whole.stage("one")(3, 3, "all")
+    assert told == [(50, 80, "two, half"), (20, 80, "one, all")]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"perplexity_against_dense": 1.1}, "costs quality"),
+        ({"minus_dense": [-0.5, -0.7, -0.2]}, "but needles"),
+        ({"dense_right": 0}, "retrieval is not known"),
+        ({}, r"costs little: fewer needles than dense are not shown \(-0.20 to \+0.10 of all\)"),
+    ],
+)
+def test_the_verdict(changes: Any, says: str) -> None:
+    quality = {"dense_right": 9, "minus_dense": [-0.1, -0.2, 0.1], "perplexity_against_dense": 1.001, **changes}
+    gains = {"told": "this plan gains at 256 tokens and above", "from": 256, "longest": 4096}
+    lines = verdict({"quality": quality, "gains": gains})
+    assert lines[0] == "this plan gains at 256 tokens and above; the model takes texts of up to 4,096 tokens"
+    assert re.search(says, lines[1])
+    gains |= {"from": None, "longest": None, "told": "nothing"}
+    assert verdict({"quality": quality, "gains": gains})[0].startswith("nothing; the budget lets it keep nearly every")
+
+
+def test_quality_is_the_plans() -> None:
+    def row(name: str, one: str, four: str, worse: float) -> dict[str, Any]:
+        return {
+            "row": name, "single": {"by_question": one}, "four": {"by_question": four},
+            "text": {"perplexity_against_dense": worse},
+        }  # fmt: skip
+
+    found = quality_of([row("dense", "1", "1110", 1.0), row("plan", "1", "0100", 1.3), row("uniform", "0", "0000", 2.0),
+                     row("dense", "1", "1111", 1.0), row("plan", "0", "1111", 1.1)])  # fmt: skip
+    assert (found["questions"], found["right"], found["dense_right"]) == (10, 6, 9)
+    assert found["minus_dense"][0] == pytest.approx(-0.3)
+    assert found["perplexity_against_dense"] == 1.3
