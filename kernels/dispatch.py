@@ -1,15 +1,17 @@
-"""Decide, for all callers, how an attention call is computed: as a decode step, or as one of two prefills."""
+"""Decide, for all callers, how an attention call is computed: as a decode step, a read, or one of two prefills."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from moa.kernels.backend import Backend
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Packed, Reading, Visibility
 from moa.kernels.keydiff.prefill import prefill
 from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.paged import calls, summaries
 from moa.kernels.sink_contents import SCORES
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate, select
@@ -18,10 +20,13 @@ from moa.plans.span import BLOCK
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None, softmax: Softmax,
-    backend: Backend, sinks: Sinks | None = None, grown: Callable[[], Store] | None = None, again: bool = False,
+    backend: Backend, reading: Reading | None = None, sinks: Sinks | None = None,
+    grown: Callable[[], Store] | None = None, again: bool = False,
 ) -> Tensor:  # fmt: skip
     """Attend to the new tokens and, if they are to be kept, store them.
 
+    - By `Backend.read` for sequences with a past and up to 16 new tokens, where some groups read less than they keep;
+      their neighbours with more tokens are computed as below.
     - As a decode step (`Backend.decode`) where there is a past and every sequence has new tokens to be kept: up to 64
       of them, or one where keys move into sinks.
     - Otherwise by `moa.kernels.keydiff.prefill` where keys move into sinks.
@@ -30,15 +35,44 @@ def attend(
     Args:
         q, k, v, batch, seen, store, softmax: See `moa.kernels.call.Attend`.
         backend: What computes.
+        reading: How much rows read, in a store with summaries; None where all read what they see.
         sinks: What the store's sinks hold, where keys move into them; None where they hold the first keys.
         grown: Returns the store with room for the new tokens, which are kept there. Where they are not kept it is None,
-            and a store with `sinks` has the room already.
+            and a store with `sinks`, or for `reading`, has the room already.
         again: Whether a further call with the same new tokens follows, as where layers share keys: it must find a store
-            that serves it as well as this call. Only a decode step writes then, which may be done twice.
+            that serves it as well as this call. Only steps of few tokens write then, which may be done twice.
 
     Returns:
         [tokens, query_heads, D].
     """
+    if reading is not None:
+        backend = calls.summarising(backend)
+    whole = partial(_attend, seen=seen, softmax=softmax, backend=backend)
+    if reading is None or store is None:
+        return whole(q, k, v, batch=batch, store=store, grown=grown, again=again, sinks=sinks)
+    short, long = calls.parts(batch, seen, reading, k.shape[2])
+    if short is None:
+        return whole(q, k, v, batch=batch, store=store, grown=grown, again=again, sinks=sinks)
+    store = store if grown is None else grown()
+    if again and sinks is not None and batch.max_seqlen > 1:
+        store, sinks = _copied(store, sinks)
+    read = partial(calls.read, seen=seen, reading=reading, store=store, softmax=softmax, sinks=sinks, backend=backend)
+    if long is None:
+        return read(q, k, v, batch=short)
+    out, room = torch.empty_like(q, memory_format=torch.contiguous_format), store
+    mine = calls.tokens_of(short, batch)
+    out[mine] = read(q[mine], k[mine], v[mine], batch=short)
+    mine = calls.tokens_of(long, batch)
+    kept = None if grown is None else lambda: room
+    out[mine] = whole(q[mine], k[mine], v[mine], batch=long, store=store, grown=kept, again=again, sinks=sinks)
+    return out
+
+
+def _attend(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None, softmax: Softmax,
+    backend: Backend, sinks: Sinks | None, grown: Callable[[], Store] | None, again: bool,
+) -> Tensor:  # fmt: skip
+    """Do what `attend` does, all rows reading what they see."""
     few = batch.nonempty and batch.max_seqlen <= (BLOCK if sinks is None else 1)
     if grown is not None and store is not None and few:
         store = grown()
@@ -49,8 +83,7 @@ def attend(
         store = store if grown is None else grown()
         assert store is not None
         if again:
-            every = torch.arange(len(batch.past), device=k.device)
-            store, sinks = select(store, every), sinks.select(every)
+            store, sinks = _copied(store, sinks)
         return prefill(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax, backend=backend)
     out = backend.attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     if grown is not None and not again:
@@ -58,9 +91,15 @@ def attend(
     return out
 
 
+def _copied(store: Store, sinks: Sinks) -> tuple[Store, Sinks]:
+    """Return copies, which a call may change."""
+    every = torch.arange(len(store.base), device=store.k.device)
+    return select(store, every), sinks.select(every)
+
+
 def attend_given(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, past: tuple[Tensor, Tensor, Packed] | None, seen: Visibility,
-    holds: Sequence[str], softmax: Softmax, backend: Backend,
+    holds: Sequence[str], softmax: Softmax, backend: Backend, reading: Reading | None = None,
 ) -> Tensor:  # fmt: skip
     """Attend to texts whose keys are all given, and keep nothing.
 
@@ -70,23 +109,30 @@ def attend_given(
         seen: What the rows of all tokens see, past and new.
         holds: Which keys the sinks hold, names in `moa.kernels.sink_contents.SCORES`: one per KV head.
         backend: What computes.
+        reading: How much rows read; None where all read what they see.
 
     Returns:
         [tokens, query_heads, D].
     """
     moving = any(SCORES[name] is not None for name in holds)
     store, sinks = None, None
+    if past is None:
+        reading = None
     if past is not None or moving:
-        room = (0 if past is None else past[2].max_seqlen) + (batch.max_seqlen if moving else 0)
+        room = (0 if past is None else past[2].max_seqlen) + (batch.max_seqlen if moving or reading is not None else 0)
         slots = np.full((len(batch.past), k.shape[1]), -(-room // BLOCK) * BLOCK)
-        store = allocate(slots, k.shape[2], k.dtype, k.device)
+        store = allocate(slots, k.shape[2], k.dtype, k.device, summaries=reading is not None)
         if past is not None:
             keys, values, packed = past
             backend.append(store, keys, values, batch=packed, seen=seen)
+            if reading is not None:
+                summaries.update(store, batch=packed, seen=seen)
     if moving:  # the store holds the whole past, so its keys are chosen at once
         first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
         sinks = Sinks(sink, holds, lambda position: first[:, position // BLOCK].T, len(batch.past), k.device)
-    return attend(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax, backend=backend)
+    return attend(
+        q, k, v, batch=batch, seen=seen, store=store, reading=reading, sinks=sinks, softmax=softmax, backend=backend
+    )
 
 
 def attend_alone(

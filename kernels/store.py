@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moa.plans.reading import SUMMARIES, summary_bytes
 from moa.plans.span import BLOCK, Ints, Reach
 
 ENDLESS = 1 << 30
@@ -57,9 +58,14 @@ class Store:
     """Data that a back-end derives from the layout once, such as a work list."""
 
     @property
+    def contents(self) -> tuple[Tensor, ...]:
+        """The tensors that hold what is kept: keys, values, and summaries where there are any."""
+        return (self.k, self.v) if self.summaries is None else (self.k, self.v, self.summaries)
+
+    @property
     def nbytes(self) -> int:
-        """The bytes allocated for keys and values."""
-        return self.k.nbytes + self.v.nbytes
+        """The bytes allocated for keys, values and summaries."""
+        return sum(x.nbytes for x in self.contents)
 
 
 def capacities(reach: Reach, lengths: Ints) -> Ints:
@@ -75,10 +81,13 @@ def capacities(reach: Reach, lengths: Ints) -> Ints:
     return BLOCK * reach.cache_blocks(np.asarray(lengths, np.int64)).T
 
 
-def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str) -> Store:
+def allocate(
+    capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str, *, summaries: bool = False
+) -> Store:
     """Return a store with `capacity` slots per slab [sequences, kv_heads], all zeros, so that every slot is finite.
 
-    It can be written outside of inference mode even if it was made inside it.
+    It can be written outside of inference mode even if it was made inside it. With `summaries` it has room for those of
+    its pages.
     """
     capacity = np.ascontiguousarray(capacity, np.int64)  # kernels take pointers to the tables
     assert (capacity % BLOCK == 0).all()
@@ -93,6 +102,7 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
     def tensor(x: Ints, dtype: torch.dtype = torch.int64) -> Tensor:
         return torch.as_tensor(x, dtype=dtype).to(device)
 
+    summary = SUMMARIES * summary_bytes(head_size)
     with torch.inference_mode(False):
         return Store(
             k=torch.zeros(slots, head_size, dtype=dtype, device=device),
@@ -108,6 +118,7 @@ def allocate(capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.d
                 for size in np.unique(sizes)
                 if size
             ),
+            summaries=torch.zeros(slots // BLOCK, summary, dtype=torch.uint8, device=device) if summaries else None,
         )
 
 
@@ -159,21 +170,22 @@ def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
     place = slab_block(block, sinks, room)
     kept = (block <= last) & (text_block(place, period(place, sinks, room), last) == block)
     source = (old.base[sequence, group] // BLOCK + place)[kept]
-    for to, start in ((new.k, old.k), (new.v, old.v)):
-        width = BLOCK * to.shape[-1]
-        to.view(-1, width)[kept] = start.view(-1, width).index_select(0, source)
+    for to, start in zip(new.contents, old.contents, strict=True):
+        to.view(len(kept), -1)[kept] = start.view(len(old.place), -1).index_select(0, source)
 
 
 def select(store: Store, sequences: Tensor) -> Store:
     """Return a new store whose sequence i is a copy of sequence `sequences[i]` (beam reorder, repeats, subsets)."""
     capacity = store.capacity[sequences].to("cpu", torch.int64).numpy()
-    new = allocate(capacity, store.k.shape[-1], store.k.dtype, store.k.device)
+    kind, summaries = (store.k.shape[-1], store.k.dtype, store.k.device), store.summaries is not None
+    new = allocate(capacity, *kind, summaries=summaries)
     for run in new.runs:
         rows, groups = run.pairs // store.base.shape[1], run.pairs % store.base.shape[1]
         source = store.base[sequences[rows], groups][:, None] + torch.arange(run.slots, device=store.k.device)
-        span = slice(run.start, run.start + source.numel())
-        new.k[span] = store.k.index_select(0, source.flatten())
-        new.v[span] = store.v.index_select(0, source.flatten())
+        for to, start in zip(new.contents, store.contents, strict=True):
+            unit = len(new.k) // len(to)  # slots in a row: summaries are of whole blocks
+            span = slice(run.start // unit, (run.start + source.numel()) // unit)
+            to[span] = start.index_select(0, source[:, ::unit].flatten() // unit)
     return new
 
 

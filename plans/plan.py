@@ -207,9 +207,10 @@ class Plan(Content):
         read = reading.read_bytes(read256, n, kept, given, size)
         return float(read.mean() / (n * reading.token_bytes(size)))
 
-    def reads(self, layer: int) -> bool:
-        """Return whether a group of the layer reads less than it keeps, so that its keys have summaries."""
-        return any(rule.read < 1 for rule in self.groups[self._ruled(layer)])
+    def reads(self, layer: int | None = None) -> bool:
+        """Return whether a group of the layer, or of any, reads less than it keeps: the layer's keys have summaries."""
+        rules = chain.from_iterable(self.groups.values()) if layer is None else self.groups[self._ruled(layer)]
+        return any(rule.read < 1 for rule in rules)
 
     def prefill_fraction(self, n: int) -> float:
         """Return the part of the causal (query, key) pairs that a prefill of `n` tokens keeps, over groups with rules.

@@ -68,8 +68,13 @@ def first_block(sink: IntLike, alpha: IntLike, beta256: IntLike, block: IntLike,
 
 def span(sink: IntLike, alpha: IntLike, beta256: IntLike, length: IntLike, window: Window = linear) -> Ints:
     """Return how many keys the query at `length` sees (that query included), tokens; broadcasts."""
+    n = np.asarray(length, np.int64)
+    return keys_seen(first_block(sink, alpha, beta256, np.maximum(n - 1, 0) // BLOCK, window), sink, n)
+
+
+def keys_seen(first: IntLike, sink: IntLike, length: IntLike) -> Ints:
+    """Return how many keys the query at `length` sees whose block keeps blocks from `first` on; broadcasts."""
     n, s = np.asarray(length, np.int64), np.asarray(sink, np.int64)
-    first = first_block(sink, alpha, beta256, np.maximum(n - 1, 0) // BLOCK, window)
     return np.where(first <= s // BLOCK, n, s + n - BLOCK * first)
 
 

@@ -15,7 +15,7 @@ from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
-from moa.runtime.rules import check_reads
+from moa.runtime.attention import Backends
 
 
 def compare(
@@ -49,11 +49,10 @@ def compare(
         raise MoaError(f"plans must have distinct names other than dense, found {', '.join(names[1:])}")
     for _, plan in plans:
         plan.check(model)
-        check_reads(plan)
     for part in parts:
         part.check(model)
     backend = backend or backends.pick(model.device)
-    backends.load(backend)
+    Backends(backend, reads=any(plan.reads() for _, plan in plans)).on(model.device)
     journal = journal or Journal(None)
     about = {**environment(model, backend), "seed": seed}
     identity = {"weights": fingerprint(model), "dtype": about["dtype"], "device": model.device.type}

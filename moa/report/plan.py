@@ -57,7 +57,7 @@ def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Fi
 
     Where a plan reads less than it keeps, `read` is the part of the bytes of all keys and values that a step reads.
     """
-    reads = any(plan.reads(layer) for plan in plans.values() for layer in plan.model.ruled_layers)
+    reads = any(plan.reads() for plan in plans.values())
     headings = "tokens", "plan", "density", *(["read"] if reads else []), "prefill kept", "KV cache, MiB", "KV / dense"
     rows = []
     for n in lengths:
@@ -80,7 +80,7 @@ def rules(plan: Plan, lengths: Sequence[int], title: str) -> Figures:
     numbers = list(dict.fromkeys(name for place in places for name in plan.rule(*place).shown))
     labelled = [kind for kind in PATTERNS.values() if kind.label]
     labels = [kind.label for kind in labelled]
-    reads = any(plan.rule(*place).read < 1 for place in places)
+    reads = plan.reads()
     headings = "span", "groups", *numbers, *(["read"] if reads else []), *labels, *(f"at {n:,}" for n in lengths)
     meanings = "".join(f"{kind.label}: {kind.about}; " for kind in labelled)
     rows = []

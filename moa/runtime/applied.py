@@ -22,7 +22,6 @@ from moa.runtime.attention import Backends
 from moa.runtime.cache import KVCache
 from moa.runtime.continuation import check_continuation, columns_after
 from moa.runtime.generation import Generator
-from moa.runtime.rules import check_reads
 
 
 def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = None) -> "Applied":
@@ -57,10 +56,9 @@ class Applied:
 
     def __init__(self, model: Any, plan: Plan, backend: str | None) -> None:
         plan.check(model)
-        check_reads(plan)
         modules = attention_modules(model, plan.model)
         decoder = decoder_of(model, modules)
-        backends = Backends(backend)
+        backends = Backends(backend, reads=plan.reads())
         softmaxes = {traits(modules[layer]) for layer in plan.model.ruled_layers}
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))

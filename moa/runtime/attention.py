@@ -21,6 +21,7 @@ from moa.hf.softmax import softmax_of
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend_given
+from moa.kernels.registry import BACKENDS
 from moa.kernels.softmax import Softmax
 from moa.plans.errors import Unsupported, brief
 from moa.runtime.rules import Rules
@@ -33,15 +34,24 @@ NAME = "moa"
 class Backends:
     """The back-end of each device: the one that the user named, or else the device's default."""
 
-    def __init__(self, name: str | None) -> None:
-        self._name = name
+    def __init__(self, name: str | None, *, reads: bool = False) -> None:
+        """Name a back-end, or none; it must be able to read less than is kept where `reads`."""
+        self._name, self._reads = name, reads
         self._loaded: dict[str, Backend] = {}
 
     def on(self, device: torch.device) -> Backend:
-        """Return the back-end for tensors on `device`, which differs from the model's where weights are offloaded."""
+        """Return the back-end for tensors on `device`, which differs from the model's where weights are offloaded.
+
+        Raises:
+            Unsupported: It cannot run here, or cannot read less than is kept where it must.
+        """
         backend = self._loaded.get(device.type)
         if backend is None:
-            backend = self._loaded[device.type] = load(self._name or pick(device), device)
+            backend = load(self._name or pick(device), device)
+            if self._reads and backend.read is None:
+                able = ", ".join(spec.name for spec in BACKENDS if "read" in spec.can and spec.takes(device.type))
+                raise Unsupported(f"back-end {backend.name} cannot read less than a plan keeps: choose {able}")
+            self._loaded[device.type] = backend
         return backend
 
     def loaded(self) -> list[Backend]:
@@ -265,6 +275,6 @@ def _without_cache(
     q, k, v = now.pack(query), now.pack(key[:, :, past:]), now.pack(value[:, :, past:])
     out = attend_given(
         q, k, v, batch=Packed(now.cu_seqlens, lengths, new), past=before, seen=rules.visibility(columns, device),
-        holds=rules.holds, softmax=softmax, backend=backend,
+        holds=rules.holds, softmax=softmax, backend=backend, reading=rules.reading(device),
     )  # fmt: skip
     return now.unpack(out)

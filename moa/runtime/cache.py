@@ -14,7 +14,7 @@ from moa.runtime import stock
 from moa.runtime.batch import BatchState
 from moa.runtime.fixed import FixedPlanLayer
 from moa.runtime.layer import PlanLayer
-from moa.runtime.rules import Rules, check_reads
+from moa.runtime.rules import Rules
 from moa.runtime.transcript import Transcript
 
 
@@ -45,12 +45,10 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
         Raises:
             MoaError: `max_length` is below 1.
-            Unsupported: The plan reads less than it keeps.
         """
         plan = plan if isinstance(plan, Plan) else Plan.load(plan)
         if max_length is not None and max_length < 1:
             raise MoaError(f"max_length must be 1 or more, found {max_length}")
-        check_reads(plan)
         batches: dict[torch.device, BatchState] = {}
         layers = stock.layers(plan.model, max_length)
         for layer in plan.model.ruled_layers:
@@ -67,7 +65,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def nbytes(self) -> int:
-        """The bytes allocated for keys and values."""
+        """The bytes allocated for keys, values and their summaries."""
         return sum(layer.nbytes for layer in self._ruled) + sum(stock.kv_bytes(layer) for _, layer in self._unruled)
 
     @property

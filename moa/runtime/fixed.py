@@ -26,8 +26,8 @@ class FixedPlanLayer(PlanLayer):
 
     @property
     def is_compileable(self) -> bool:
-        """Whether compiled graphs may hold the layer: false where the host moves keys into sinks."""
-        return not self.rules.moving_patterns
+        """Whether compiled graphs may hold the layer: not where the host moves keys into sinks or rows choose pages."""
+        return not self.rules.moving_patterns and not self.rules.reads
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""
@@ -36,7 +36,7 @@ class FixedPlanLayer(PlanLayer):
         self.rules.visibility(self.max_length, self.device)
         self.store = self._allocate()
         if not torch.compiler.is_compiling():
-            for tensor in (self.store.k, self.store.v):
+            for tensor in self.store.contents:
                 torch._dynamo.mark_static_address(tensor)
 
     def _new_batch(self, sequences: int) -> BatchState:
@@ -75,8 +75,8 @@ class FixedPlanLayer(PlanLayer):
             super()._select(index)
             return
         chosen = select(self.store, index)
-        self.store.k.copy_(chosen.k)
-        self.store.v.copy_(chosen.v)
+        for mine, theirs in zip(self.store.contents, chosen.contents, strict=True):
+            mine.copy_(theirs)
         self._lost = self._lost[index.cpu().numpy()]
         if self.sinks is not None:
             self.sinks = self.sinks.select(index)

@@ -28,6 +28,7 @@ from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate, capacities, move, select
 from moa.plans.errors import Unsupported
+from moa.plans.reading import SUMMARIES, summary_bytes
 from moa.plans.span import BLOCK, Ints
 from moa.runtime.batch import BatchState, ForwardCall
 from moa.runtime.rules import Rules
@@ -119,6 +120,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if new == 1 and self.sinks is not None and torch.compiler.is_compiling():
             moving = ", ".join(self.rules.moving_patterns)
             raise Unsupported(f"rules of pattern {moving} inside a compiled graph: the host moves keys to the sinks")
+        if self.rules.reads and torch.compiler.is_compiling():
+            raise Unsupported("rules that read less than they keep inside a compiled graph: run the model uncompiled")
         nonempty = call.real is None or new == 1  # a padded token in a single column is packed too
         past_bounds = None if self.sinks is None else self._past_bounds()
 
@@ -130,7 +133,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         out = attend(
             q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
-            softmax=softmax, backend=backend, again=not last,
+            softmax=softmax, backend=backend, reading=self.rules.reading(self.device), again=not last,
         )  # fmt: skip
         if last:
             if self._is_first:
@@ -164,7 +167,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _allocate(self) -> Store:
         slots = capacities(self.rules.reach, self._room)
         self._ring = (slots - self.rules.reach.sink) // BLOCK
-        return allocate(slots, self._head_size, self.dtype, self.device)
+        return allocate(slots, self._head_size, self.dtype, self.device, summaries=self.rules.reads)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns, and the offset, of the mask that the attention function will get."""
@@ -257,7 +260,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     @property
     def nbytes(self) -> int:
-        """The bytes allocated for keys and values."""
+        """The bytes allocated for keys, values and their summaries."""
         return 0 if self.store is None else self.store.nbytes
 
     @property
@@ -265,4 +268,6 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """The bytes of the blocks that the plan needs at the current lengths."""
         if not self.is_initialized:
             return 0
-        return 2 * self._head_size * self.dtype.itemsize * self.rules.live_slots(self.batch.host_lengths())
+        slots = self.rules.live_slots(self.batch.host_lengths())
+        summaries = slots // BLOCK * SUMMARIES * summary_bytes(self._head_size) if self.rules.reads else 0
+        return 2 * self._head_size * self.dtype.itemsize * slots + summaries

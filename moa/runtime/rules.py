@@ -3,25 +3,9 @@
 import numpy as np
 import torch
 
-from moa.kernels.call import Visibility
-from moa.plans.errors import Unsupported
+from moa.kernels.call import Reading, Visibility
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Ints
-
-
-def check_reads(plan: Plan) -> None:
-    """Refuse a plan that reads less than it keeps.
-
-    Raises:
-        Unsupported: A rule has a `read` below 1.
-    """
-    for layer, rules in plan.groups.items():
-        for head, rule in enumerate(rules):
-            if rule.read < 1:
-                raise Unsupported(
-                    f"read {rule.read:g} in the rule of layer {layer}, KV head {head}: plans that read less than they "
-                    "keep can be written and shown, but not run yet"
-                )
 
 
 class Rules:
@@ -33,13 +17,17 @@ class Rules:
         readers: The number of layers that read the layer's keys, itself included.
         holds: Which keys the head's sink holds, names in `moa.plans.span.HOLDS`, [kv_heads].
         moving_patterns: Patterns of the heads into whose sinks the host moves keys; empty where there are none.
+        reads: Whether a head reads less than it keeps, so that the layer's keys have summaries.
     """
 
     def __init__(self, plan: Plan, layer: int) -> None:
         self.reach, self.model, self.holds = plan.reach(layer), plan.model, plan.holds(layer)
         self.readers = int(plan.model.readers[plan.model.ruled_layers.index(layer)])
         self.moving_patterns = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
+        self.reads = plan.reads(layer)
+        self._share, self._given = ([getattr(r, x) for r in plan.groups[layer]] for x in ("read256", "given"))
         self._tables: dict[torch.device, Visibility] = {}
+        self._readings: dict[torch.device, Reading] = {}
 
     def visibility(self, length: int, device: torch.device) -> Visibility:
         """Return tables of what each query sees, for all positions below `length` and perhaps beyond."""
@@ -51,6 +39,13 @@ class Rules:
             sink = torch.from_numpy(self.reach.sink.astype(np.int32))
             self._tables[device] = tables = Visibility(torch.from_numpy(first).to(device), sink.to(device))
         return tables
+
+    def reading(self, device: torch.device) -> Reading | None:
+        """Return how much rows read; None where all read what they see."""
+        if self.reads and device not in self._readings:
+            share, given = (torch.tensor(x, dtype=torch.int32, device=device) for x in (self._share, self._given))
+            self._readings[device] = Reading(share, given)
+        return self._readings.get(device)
 
     def first(self, lengths: Ints) -> Ints:
         """Return the first block after the sink that queries at positions `lengths` see, [sequences, kv_heads]."""

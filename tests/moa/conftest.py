@@ -1,18 +1,15 @@
-"""Tiny random models of each family, random plans, profiles and costs, and an oracle apart from the runtime."""
+"""Tiny random models of each family, random plans, profiles and costs."""
 
-import copy
 import sys
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import pytest
 import torch
 import transformers
+from masked import run_oracle
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.masking_utils import sdpa_mask
 from typer.testing import CliRunner
 
 from moa.cli import main as cli
@@ -22,7 +19,6 @@ from moa.plans.model import ModelInfo
 from moa.plans.patterns import KeyDiffWindow, Rule
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
-from moa.runtime.attention import NAME
 from moa.search.cost import Costs
 
 VOCABULARY = 61
@@ -67,61 +63,6 @@ def make_model(family: str = "Llama", dtype: torch.dtype = torch.float64, seed: 
     return getattr(transformers, f"{family}ForCausalLM")(config).to(dtype).eval()
 
 
-def _oracle_attention(plan, module, query, key, value, mask, scaling=None, **kwargs):
-    """Full attention with the mask of each head written out from `Plan.spans`; one unpadded text, no cache."""
-    layer, n = module.layer_idx, query.shape[2]
-    heads = query.shape[1] // key.shape[1]
-    if layer in plan.model.ruled_layers:
-        spans = np.stack([plan.spans(i + 1)[layer] for i in range(n)])  # [n, kv_heads]
-        sink = np.array([plan.rule(layer, head).sink for head in range(key.shape[1])])
-        i, j = np.arange(n)[:, None, None], np.arange(n)[None, :, None]
-        whole = spans[:, None] == i + 1
-        in_sink = np.broadcast_to(j < sink, (n, n, len(sink))).copy()
-        for group in np.flatnonzero([rule.moves_keys() for rule in plan.groups[layer]]):
-            edges = np.arange(n) + 1 - (spans[:, group] - sink[group])  # first key of the window
-            in_sink[:, :, group] = _held(key[0, group].float(), int(sink[group]))[np.clip(edges, 0, n)]
-        seen = (j <= i) & (whole | in_sink | (j > i - (spans[:, None] - sink)))
-        mask = torch.from_numpy(seen).permute(2, 0, 1).repeat_interleave(heads, 0)[None]
-    key, value = (x.repeat_interleave(heads, 1) for x in (key, value))
-    causal = mask is None
-    out = scaled_dot_product_attention(query, key, value, mask, is_causal=causal, scale=scaling)
-    return out.transpose(1, 2), None
-
-
-def _held(k: Tensor, sink: int) -> np.ndarray:
-    """What a keydiff sink holds of one group's keys [n, D] when the window starts at an edge: bool [n + 1, n]."""
-    n, size = k.shape
-    slow = [i for i in range(size) if i % (size // 2) >= size // 4]
-    unit = k[:, slow] / k[:, slow].norm(dim=-1, keepdim=True)
-    score = np.full(n, -np.inf)
-    for block in range(n // 64):
-        here = slice(64 * block, 64 * block + 64)
-        mean = unit[here].mean(0)
-        score[here] = -(unit[here] @ mean / mean.norm()).numpy()
-    score[:4] = np.inf
-    held = np.zeros((n + 1, n), bool)
-    for edge in range(64, n + 1, 64):
-        held[edge, sorted(range(edge), key=lambda j: (-score[j], j))[:sink]] = True
-    return held
-
-
-def run_oracle(model, plan: Plan, ids: Tensor) -> Tensor:
-    """Logits [len(ids), vocabulary] of one text under `plan`; of a model under a plan, a copy without it is asked."""
-    if model.config._attn_implementation == NAME:
-        model = copy.deepcopy(model)
-        for module in model.modules():
-            module._forward_pre_hooks.clear()
-    AttentionInterface.register("oracle", partial(_oracle_attention, plan))
-    AttentionMaskInterface.register("oracle", sdpa_mask)
-    before = model.config._attn_implementation
-    model.set_attn_implementation("oracle")
-    try:
-        with torch.no_grad():
-            return model(ids[None], use_cache=False).logits[0]
-    finally:
-        model.set_attn_implementation(before)
-
-
 def make_plan(model, seed: int) -> Plan:
     """Rules drawn from the whole range of kinds: constant, growing, shrinking to one block, full."""
     rng = np.random.default_rng(seed)
@@ -146,6 +87,17 @@ def make_keydiff_plan(model, seed: int) -> Plan:
     plan, rng = make_plan(model, seed), np.random.default_rng(seed)
     groups = {
         layer: [KeyDiffWindow(**rule.model_dump(exclude={"pattern"})) if rng.random() < 0.8 else rule for rule in rules]
+        for layer, rules in plan.groups.items()
+    }
+    return Plan.from_rules(model, groups, defaults=plan.defaults)
+
+
+def make_reading_plan(model, seed: int) -> Plan:
+    """As `make_keydiff_plan`, most groups reading less than they keep; at a few hundred tokens some of them choose."""
+    plan, rng = make_keydiff_plan(model, seed), np.random.default_rng(seed)
+    reads = [1, 1 / 16, 1 / 4, 3 / 8, 5 / 8]
+    groups = {
+        layer: [rule.model_copy(update={"read": float(rng.choice(reads))}) for rule in rules]
         for layer, rules in plan.groups.items()
     }
     return Plan.from_rules(model, groups, defaults=plan.defaults)
@@ -184,6 +136,11 @@ def random_plan() -> Callable:
 @pytest.fixture(scope="session")
 def keydiff_plan() -> Callable:
     return make_keydiff_plan
+
+
+@pytest.fixture(scope="session")
+def reading_plan() -> Callable:
+    return make_reading_plan
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 import moa
 from moa import KVCache, Plan
 from moa.plans.errors import Unsupported
-from moa.plans.patterns import KeyDiffWindow
+from moa.plans.patterns import KeyDiffWindow, Rule
 from moa.runtime.staged import Staged
 
 SHARING = sorted({"Gemma4Sharing", "Gemma3nText"} & FAMILIES.keys())
@@ -50,6 +50,21 @@ def test_sinks_that_change_are_the_same_for_every_reader(model):
         for chunks in ([460], [300, 1, 1, 100, 58], [190, *[1] * 70, 200]):
             for cache in (KVCache(plan), KVCache(plan, max_length=460)):
                 torch.testing.assert_close(feed(model, cache, ids, chunks), expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_every_reader_reads_pages_by_its_own_queries(model):
+    """Of calls that cross into a block where sinks change, and of sequences with few and with many new tokens."""
+    rules = [KeyDiffWindow(sink=64, alpha=200, beta=0.5, read=1 / 4), Rule(alpha=0, beta=1, read=1 / 4)]
+    shape = Plan.dense(model).model
+    plan = Plan.from_rules(model, dict.fromkeys(shape.ruled_layers, rules))
+    ids, chunks = ids_of(2, 480), [380, 1, 10, 29, 30, 16, 14]
+    mask = padded(ids, [(0, 480), (30, 400)])
+    with moa.apply(model, plan, "reference"):
+        expected = feed(model, DynamicCache(config=model.config), ids, chunks, mask) * mask[..., None]
+        for cache in (KVCache(plan), KVCache(plan, max_length=480)):
+            torch.testing.assert_close(feed(model, cache, ids, chunks, mask) * mask[..., None], expected, **CLOSE)
+        assert (model(ids, attention_mask=mask, use_cache=False).logits[0, 381] - expected[0, 381]).abs().max() > 1e-4
 
 
 @torch.no_grad()

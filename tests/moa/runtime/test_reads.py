@@ -1,0 +1,163 @@
+"""Plans that read less than they keep: which tokens read, and that all else stays as it was."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from feeding import feed, padded, run
+from transformers import DynamicCache
+
+import moa
+from moa import KVCache, Plan, Unsupported
+from moa.kernels.registry import BACKENDS
+from moa.plans.patterns import KeyDiffWindow, Rule
+
+WHOLE = Rule(alpha=0, beta=1, read=1 / 4)
+MOVING = KeyDiffWindow(sink=128, alpha=200, beta=0.25, read=3 / 8)
+READS = [spec.name for spec in BACKENDS if "read" in spec.can and spec.takes("cpu")]
+each = pytest.mark.parametrize("backend", READS)
+
+
+def same(found, expected):
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+
+
+def newest(n, *calls):
+    """Which of `n` tokens read, the last of which come in `calls` of so many tokens."""
+    short = np.concatenate([np.zeros(n - sum(calls), bool), *(np.full(c, c <= 16) for c in calls)])
+    return short.astype(bool)
+
+
+@pytest.fixture
+def plan(model):
+    """Each layer has a group that reads beside one that does not, or whose sink moves."""
+    return Plan.from_rules(model, {0: [WHOLE, Rule(alpha=0, beta=1)], 1: [MOVING, WHOLE]})
+
+
+@each
+@torch.no_grad()
+@pytest.mark.parametrize("calls", [(16,), (17,), (1,), (16, 1, 17, 5)])
+def test_up_to_16_new_tokens_read(model, plan, oracle, tokens, backend, calls):
+    ids = tokens(1, 380 + sum(calls))
+    expected = oracle(model, plan, ids[0], newest(ids.shape[1], *calls))[380:]
+    with moa.apply(model, plan, backend):
+        found = feed(model, KVCache(plan), ids, [380, *calls])[0, 380:]
+    same(found, expected)
+    whole = oracle(model, plan, ids[0])[380:]
+    assert ((found - whole).abs().amax(1) > 1e-3).any() == any(c <= 16 for c in calls)
+
+
+@each
+@torch.no_grad()
+def test_a_prompt_of_16_tokens_reads_all_it_has(model, plan, tokens, backend):
+    ids, kept = tokens(2, 17), without_reads(plan)
+    for n in (16, 17):
+        with moa.apply(model, plan, backend):
+            found = run(model, KVCache(plan), ids[:, :n])
+        with moa.apply(model, kept, backend):
+            assert torch.equal(found, run(model, KVCache(kept), ids[:, :n]))
+
+
+@each
+@torch.no_grad()
+def test_the_last_token_of_a_text_reads_if_it_comes_alone(model, plan, oracle, tokens, backend):
+    ids = tokens(1, 301)
+    with moa.apply(model, plan, backend):
+        at_once = run(model, KVCache(plan), ids)[0]
+        in_chunks = feed(model, KVCache(plan), ids, [100, 100, 100, 1])[0]
+    same(at_once, oracle(model, plan, ids[0]))
+    same(in_chunks, oracle(model, plan, ids[0], newest(301, 1)))
+    assert (at_once[-1] - in_chunks[-1]).abs().max() > 1e-3
+
+
+@each
+@torch.no_grad()
+def test_each_sequence_of_a_batch_reads_by_its_own_new_tokens(model, plan, oracle, tokens, backend):
+    """Of 40 columns one sequence fills all, one 16, one none, and one crosses into the next block with 10."""
+    ids = tokens(4, 420)
+    mask = padded(ids, [(0, 420), (0, 396), (0, 380), (64, 390)])
+    with moa.apply(model, plan, backend):
+        found = feed(model, KVCache(plan), ids, [380, 40], mask)
+    for row, (begin, end) in enumerate([(0, 420), (0, 396), (0, 380), (64, 390)]):
+        n = end - begin
+        same(found[row, begin:end], oracle(model, plan, ids[row, begin:end], newest(n, *[end - 380] * (end > 380))))
+
+
+@each
+@torch.no_grad()
+def test_stock_caches_and_copies_give_the_same(model, plan, oracle, tokens, backend):
+    ids = tokens(1, 401)
+    expected = oracle(model, plan, ids[0], newest(401, 1, 12, 1))[387:]
+    with moa.apply(model, plan, backend):
+        prefix = KVCache(plan)
+        run(model, prefix, ids[:, :387])
+        for cache in (copy.deepcopy(prefix), prefix):
+            same(feed(model, cache, ids, [1, 12, 1])[0], expected)
+        stock = DynamicCache(config=model.config)
+        same(feed(model, stock, ids, [387, 1, 12, 1])[0, 387:], expected)
+
+
+@each
+@torch.no_grad()
+def test_drafts_do_not_change_what_is_generated(model, plan, tokens, backend):
+    ids = tokens(1, 30).repeat(1, 12)
+    with moa.apply(model, plan, backend):
+        plain = model.generate(ids, max_new_tokens=20, do_sample=False)
+        drafted = model.generate(ids, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=5)
+    assert torch.equal(drafted, plain)
+
+
+@each
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_plans_that_read_all_they_keep_run_as_without_reads(fresh, tokens, backend, dtype):
+    """Bit for bit: at 700 tokens the windows fit into what is read, and the other group's keys lie in its floor."""
+    model = fresh(dtype=dtype)
+    few, floor = Rule(alpha=128, beta=0, read=1 / 2), KeyDiffWindow(sink=704, alpha=0, beta=0, read=1 / 256)
+    plan = Plan.from_rules(model, {0: [few, few], 1: [floor, few]})
+    ids, kept = tokens(2, 720), without_reads(plan)
+    results = []
+    for of in (plan, kept):
+        with moa.apply(model, of, backend):
+            results.append(feed(model, KVCache(of), ids, [700, 1, 1, 9, 1, 8]))
+    assert torch.equal(*results)
+
+
+@torch.no_grad()
+def test_bytes_predicted_are_those_allocated(model, plan, tokens):
+    with moa.apply(model, plan, backend="reference"):
+        fixed, growing = KVCache(plan, max_length=420), KVCache(plan)
+        for cache in (fixed, growing):
+            run(model, cache, tokens(3, 420))
+    assert fixed.nbytes == plan.kv_bytes(420, 3, "float64")
+    assert plan.kv_bytes(420, 3, "float64") <= growing.nbytes <= 9 / 8 * plan.kv_bytes(420, 3, "float64")
+    assert growing.live_bytes <= growing.nbytes
+    for layer in plan.model.ruled_layers:
+        rules = [rule.model_copy(update={"read": 1 if layer else rule.read}) for rule in plan.groups[0]]
+        assert KVCache(Plan.from_rules(model, {0: rules, 1: rules})).layers[layer].rules.reads == (rules[0].read < 1)
+
+
+def test_a_back_end_that_cannot_read_pages_is_refused_at_once(model, plan, monkeypatch):
+    monkeypatch.setattr("moa.kernels.torch.operations.read", None, raising=False)
+    refused = rf"^back-end torch cannot read less than a plan keeps: choose .*{READS[0]}"
+    with pytest.raises(Unsupported, match=refused):
+        moa.apply(model, plan, "torch")
+    with pytest.raises(Unsupported, match=refused):
+        moa.evaluate_plans((model, None), {"reading": plan}, lengths=(256,), backend="torch")
+    moa.apply(model, without_reads(plan), "torch").remove()
+
+
+def test_compiled_graphs_are_refused(model, plan, tokens):
+    cache = KVCache(plan, max_length=64)
+    assert not cache.is_compileable
+    with moa.apply(model, plan, "reference"), torch.no_grad():
+        run(model, cache, tokens(1, 20))
+        step = torch.compile(model, backend="eager", fullgraph=True)
+        with pytest.raises(Exception, match="rules that read less than they keep inside a compiled graph"):
+            step(tokens(1, 1), past_key_values=cache)
+
+
+def without_reads(plan):
+    groups = {layer: [rule.model_copy(update={"read": 1.0}) for rule in rules] for layer, rules in plan.groups.items()}
+    return Plan.from_rules(plan.model, groups)
