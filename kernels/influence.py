@@ -187,8 +187,9 @@ def influence_backward(
 
 def in_bins(rows: Tensor, bin_size: int) -> Tensor:
     """Return a table of bins [sinks, kv_heads, bins, edges], summed from one of rows [sinks, kv_heads, N, edges]."""
-    padded: Tensor = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % bin_size))
-    return padded.unflatten(2, (-1, bin_size)).sum(3)
+    padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % bin_size))
+    table: Tensor = padded.unflatten(2, (-1, bin_size)).sum(3)
+    return table
 
 
 def _sum(x: Tensor) -> torch.dtype:

@@ -9,8 +9,12 @@ RULED = "full_attention"
 """The kind of layer that takes rules, in transformers' words, as all kinds."""
 WINDOWS = {"sliding_attention": "sliding_window", "chunked_attention": "attention_chunk_size"}
 """The kinds of layer that have a window of the model's own, and the field of a config that says its size."""
+HYBRID = "hybrid"
+"""The kind of layer with full attention and, beside its keys, a state; it takes rules."""
 KEYLESS = ("linear_attention", "conv", "moe", "mlp")
 """The kinds of layer that keep no keys: states of a constant size, or nothing."""
+STATES = ("linear_attention", "conv")
+"""Those that keep a state."""
 SHARED = "shared"
 """The kind of layer that attends to the keys of an earlier layer and keeps none, in our word."""
 
@@ -36,7 +40,7 @@ def rope_of(config: Any) -> Mapping[str, Any]:
     found = getattr(text_config(config), "rope_parameters", None)
     if not isinstance(found, Mapping):
         return {"rope_type": "none"}
-    inner = found.get("full_attention", found)
+    inner = found.get(RULED, found.get(HYBRID, found))
     return inner if isinstance(inner, Mapping) else {"rope_type": "none"}
 
 
@@ -67,6 +71,23 @@ def is_shorter(config: Any, window: int) -> bool:
     """Return whether a window is shorter than the longest text."""
     longest = longest_text(config)
     return longest is None or window < longest
+
+
+def layer_count(config: Any) -> int:
+    """Return the number of layers; refuse all but decoders whose attention keeps one key and value per KV head."""
+    text, named = text_config(config), architecture(config)
+    for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
+        if not getattr(text, field, None):
+            raise Unsupported(f"the config of {named} has no {field}: not a decoder with attention heads")
+    if getattr(text, "is_encoder_decoder", False):
+        raise Unsupported(f"{named} is an encoder-decoder model; plans are for decoder-only models")
+    if getattr(text, "kv_lora_rank", None) is not None:
+        raise Unsupported(f"{named} caches latent vectors; plans are for one key and value per KV head")
+    if getattr(text, "cross_attention_layers", None):
+        raise Unsupported(f"{named} has layers that attend to pictures (cross-attention); each must attend to the text")
+    layers = by_layer(config, "num_hidden_layers", 1)[0]
+    assert layers is not None  # refused above
+    return layers
 
 
 def layer_kinds(config: Any, layers: int) -> list[str]:
@@ -127,7 +148,7 @@ def _named_kinds(config: Any, layers: int) -> list[str]:
 
 
 def _check_kinds(config: Any, kinds: Sequence[str]) -> None:
-    named, known = architecture(config), (RULED, *WINDOWS, *KEYLESS)
+    named, known = architecture(config), (RULED, HYBRID, *WINDOWS, *KEYLESS)
     for layer, kind in enumerate(kinds):
         if kind not in known:
             raise Unsupported(f"layer {layer} of {named} is {kind}; plans know {', '.join(known)}")
@@ -137,7 +158,7 @@ def _check_kinds(config: Any, kinds: Sequence[str]) -> None:
             'texts within that window, set "sliding_window": null in its config.json, and its layer_types to '
             "full_attention where it has them"
         )
-    if RULED not in kinds:
+    if not {RULED, HYBRID} & set(kinds):
         raise Unsupported(
             f"none of {named}'s layers is {RULED}, so none takes a rule: they are {', '.join(dict.fromkeys(kinds))}"
         )

@@ -10,18 +10,19 @@ import numpy as np
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from moa.plans.config import (
+    HYBRID,
     KEYLESS,
     RULED,
     SHARED,
+    STATES,
     WINDOWS,
     architecture,
-    by_layer,
+    layer_count,
     layer_kinds,
     one_shape,
     rope_of,
     shapes,
     shared_layers,
-    text_config,
     window_of,
 )
 from moa.plans.errors import PlanError, Unsupported, brief, shortened
@@ -68,6 +69,8 @@ class ModelInfo(Strict):
     """The layers that keep no keys, by kind, in transformers' words: they take no rules."""
     shared: dict[Keyed, tuple[int, ...]] | None = None
     """The layers that attend to the keys, and by the rules, of the last layer that keeps some of this kind."""
+    hybrid: tuple[int, ...] | None = None
+    """The layers that take rules and keep a state beside their keys."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -85,6 +88,8 @@ class ModelInfo(Strict):
             raise ValueError(f"a layer is listed twice among {', '.join(parts)}")
         if not self.ruled_layers:
             raise ValueError(f"{', '.join(parts)} must leave a layer that takes rules")
+        if not set(self.hybrid or ()) <= set(self.ruled_layers):
+            raise ValueError(f"hybrid must be some of the layers with rules, {list(self.ruled_layers)}")
         for kind, layers in (self.shared or {}).items():
             own = [layer for layer, name in enumerate(self.kinds) if name == kind]
             if not own or own[-1] > min(layers, default=self.layers):
@@ -108,8 +113,10 @@ class ModelInfo(Strict):
                 other.
         """
         named = architecture(config)
-        layers = _refuse_other_models(config, named)
+        layers = layer_count(config)
         kinds = layer_kinds(config, layers)
+        hybrid = tuple(layer for layer, kind in enumerate(kinds) if kind == HYBRID)
+        kinds = [RULED if kind == HYBRID else kind for kind in kinds]
         shared = shared_layers(config, kinds)
         for layer in chain.from_iterable(shared.values()):
             kinds[layer] = SHARED
@@ -139,6 +146,7 @@ class ModelInfo(Strict):
                 sliding=window,
                 keyless=keyless or None,
                 shared=shared or None,
+                hybrid=hybrid or None,
             )
         except ValidationError as error:
             raise Unsupported(f"the config of {named}: {problem(error)}") from None
@@ -184,6 +192,12 @@ class ModelInfo(Strict):
         """How many layers read the keys of each layer with rules, itself included: int64 [ruled layers]."""
         sources = list(self.sources.values())
         return np.array([sources.count(layer) for layer in self.ruled_layers], np.int64)
+
+    @property
+    def stateful_layers(self) -> tuple[int, ...]:
+        """The layers that keep a state of a constant size, in place of keys or beside them, ascending."""
+        hybrid = self.hybrid or ()
+        return tuple(layer for layer, kind in enumerate(self.kinds) if kind in STATES or layer in hybrid)
 
     @property
     def others(self) -> dict[str, int]:
@@ -259,23 +273,6 @@ def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:
     elif batch_size not in (1, len(lengths)):
         raise PlanError(f"batch_size for {len(lengths)} lengths must be 1 or {len(lengths)}, found {batch_size}")
     return lengths.astype(np.int64)
-
-
-def _refuse_other_models(config: Any, named: str) -> int:
-    """Return the number of layers; refuse all but decoders that keep one key and value per KV head in every layer."""
-    text = text_config(config)
-    for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
-        if not getattr(text, field, None):
-            raise Unsupported(f"the config of {named} has no {field}: not a decoder with attention heads")
-    if getattr(text, "is_encoder_decoder", False):
-        raise Unsupported(f"{named} is an encoder-decoder model; plans are for decoder-only models")
-    if getattr(text, "kv_lora_rank", None) is not None:
-        raise Unsupported(f"{named} caches latent vectors; plans are for one key and value per KV head")
-    if getattr(text, "cross_attention_layers", None):
-        raise Unsupported(f"{named} has layers that attend to pictures (cross-attention); each must attend to the text")
-    layers = by_layer(config, "num_hidden_layers", 1)[0]
-    assert layers is not None  # refused above
-    return layers
 
 
 def _rope(config: Any) -> dict[str, RopeValue]:

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from moa.kernels.backend import Backend, load
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.softmax import Softmax
 from moa.plans.model import ModelInfo
+from moa.runtime import stock
 from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
 from moa.search.spread import iqr
@@ -125,11 +125,11 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
     writer = load(ANYWHERE.name)
     store_only = Backend("none", lambda q, *_, **__: q, writer.append, writer.decode, read=load("reference").read)
     drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
-    if info.keyless:
+    if info.stateful_layers:
         short = DynamicCache(config=model.config)
         model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), past_key_values=short, use_cache=True)
-        for layer in chain.from_iterable(info.keyless.values()):
-            cache.layers[layer] = short.layers[layer]
+        for layer in info.stateful_layers:
+            stock.give_state(short.layers[layer], cache.layers[layer])
     for layer in info.keyed_layers:
         shape = info.kv_shape(layer)
         if shape not in drawn:

@@ -40,9 +40,13 @@ def attention_modules(model: Any, info: ModelInfo) -> dict[int, torch.nn.Module]
     text = type(text_config(model.config))  # attention to pictures has a config of another type
     for module in model.modules():
         layer, config = getattr(module, "layer_idx", None), getattr(module, "config", None)
-        if not isinstance(layer, int) or not hasattr(module, "is_causal") or not isinstance(config, text):
+        if not hasattr(module, "is_causal") or not isinstance(config, text):
             continue
         name = type(module).__name__
+        if info.hybrid and layer in (None, -1):  # Zamba tells it in each call
+            raise Unsupported(f"{name} serves several layers with the same weights; each layer must have its own")
+        if not isinstance(layer, int):
+            continue
         for has, trait in REFUSED:
             if has(module):
                 raise Unsupported(f"{name} {trait}")

@@ -137,7 +137,7 @@ def _enter_layers(plan: Plan, _: torch.nn.Module, args: tuple[Any, ...], kwargs:
     """
     if torch.compiler.is_compiling():
         return
-    partly = plan.model.keyless or plan.model.shared
+    partly = plan.model.stateful_layers or plan.model.shared
     for given in (*args, *kwargs.values()):
         if isinstance(given, Cache) and hasattr(given, "in_call") and (partly or not isinstance(given, KVCache)):
             given.in_call = True

@@ -10,9 +10,8 @@ from transformers.cache_utils import Cache
 
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
-from moa.runtime import stock
+from moa.runtime import hybrid, stock
 from moa.runtime.batch import BatchState
-from moa.runtime.fixed import FixedPlanLayer
 from moa.runtime.layer import PlanLayer
 from moa.runtime.rules import Rules
 from moa.runtime.transcript import Transcript
@@ -52,10 +51,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         batches: dict[torch.device, BatchState] = {}
         layers = stock.layers(plan.model, max_length)
         for layer in plan.model.ruled_layers:
-            rules = Rules(plan, layer)
-            layers[layer] = (
-                PlanLayer(rules, batches) if max_length is None else FixedPlanLayer(rules, batches, max_length)
-            )
+            has_state = layer in (plan.model.hybrid or ())
+            layers[layer] = hybrid.layer(Rules(plan, layer), batches, max_length, has_state)
         super().__init__(layers=layers)
         self.plan, self.max_length, self._batches = plan, max_length, batches
         self.beyond_limit: bool | None = None
@@ -75,8 +72,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
 
     @property
     def state_bytes(self) -> int:
-        """The bytes of the states of layers that keep no keys: constant, and no part of `nbytes`."""
-        return sum(stock.state_bytes(layer) for _, layer in self._unruled)
+        """The bytes of states, in place of keys or beside them: constant, and no part of `nbytes`."""
+        return sum(map(stock.state_bytes, self.layers))
 
     @property
     def _unruled(self) -> list[tuple[int, Any]]:
@@ -176,7 +173,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             for layer in self._ruled:
                 if layer.is_initialized and layer.batch is batch:
                     layer.check_crop(columns, lengths, left)
-        for i, layer in self._unruled:
+        for i, layer in enumerate(self.layers):
             stock.check_crop(i, layer, columns, cached)
         for layer in self._ruled:
             layer.crop(tokens_to_remove)

@@ -18,11 +18,11 @@ from moa.runtime import stock
 from moa.runtime.cache import KVCache
 
 PADDED = (
-    "padding after a token, or alone in a call, beside a cache: layers that keep a state in place of keys would take "
+    "padding after a token, or alone in a call, beside a cache: layers that keep a state would take "
     "it in; pad before the texts, and pass more than one column where a text has not begun"
 )
 TOO_WIDE = (
-    "a mask of {} columns for {} tokens: layers that keep a state in place of keys take its last columns for those of "
+    "a mask of {} columns for {} tokens: layers that keep a state take its last columns for those of "
     "the new tokens; pass a column for each token that is cached or new"
 )
 CONTINUE = "pass the whole text, that is what is cached and at least one new token, or reset the cache"
@@ -42,7 +42,7 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any], model:
 
     Raises:
         Unsupported: The batch, columns, positions or rotary embedding do not follow, or the mask is no mask of padding;
-            or, in a model with layers that keep a state in place of keys, padding follows a token.
+            or, in a model with layers that keep a state, padding follows a token.
     """
     if isinstance(cache, KVCache) and call.get("use_cache") is False:
         raise Unsupported("use_cache=False beside a moa.KVCache, which would be written all the same: leave out one")
@@ -55,7 +55,7 @@ def check_continuation(decoder: Any, cache: Any, call: Mapping[str, Any], model:
     positions = call.get("position_ids")
     if positions is not None and (positions.ndim != 2 or positions.shape[1] != new):
         positions = None  # they have several axes (images), or a shape that the model refuses
-    if model.keyless:
+    if model.stateful_layers:
         if cached:
             check_call(decoder, new, call.get("position_ids"))
         _check_padding(call.get("attention_mask"), cached, new, may_sync)

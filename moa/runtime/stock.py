@@ -4,11 +4,17 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache, PretrainedConfig, StaticCache
-from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+)
 
 from moa.plans.config import SHARED
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
+from moa.runtime.layer import PlanLayer
 
 
 def layers(model: ModelInfo, max_length: int | None) -> list[Any]:
@@ -44,13 +50,13 @@ def check_states(cache: Cache, model: ModelInfo) -> None:
     Raises:
         Unsupported: It has none.
     """
-    for i, kind in enumerate(model.kinds):
-        layer = cache.layers[i] if i < len(cache.layers) else None
-        if kind in ("linear_attention", "conv") and not has_state(layer):
-            raise Unsupported(
-                f"a cache whose layers are not the model's: layer {i} keeps a state in place of keys; pass "
-                "moa.KVCache(plan) or DynamicCache(config=model.config)"
-            )
+    if isinstance(cache, DynamicCache):
+        for i in model.stateful_layers:
+            if not has_state(cache.layers[i] if i < len(cache.layers) else None):
+                raise Unsupported(
+                    f"a cache whose layers are not the model's: layer {i} keeps a state; pass moa.KVCache(plan) or "
+                    "DynamicCache(config=model.config)"
+                )
 
 
 def check_whole(cache: Cache) -> None:
@@ -68,13 +74,19 @@ def check_whole(cache: Cache) -> None:
 
 
 def has_window(layer: Any) -> bool:
-    """Return whether a cache layer of transformers keeps the keys of a window."""
-    return isinstance(layer, CacheLayerMixin)
+    """Return whether a cache layer keeps the keys of a window of the model's own."""
+    return isinstance(layer, CacheLayerMixin) and not isinstance(layer, PlanLayer)
 
 
 def has_state(layer: Any) -> bool:
-    """Return whether a cache layer of transformers keeps a state of a constant size."""
+    """Return whether a cache layer keeps a state of a constant size."""
     return isinstance(layer, LinearAttentionCacheLayerMixin)
+
+
+def give_state(source: Any, target: Any) -> None:
+    """Give a layer the state of another one."""
+    for name in (*vars(LinearAttentionLayer()), "device", "dtype"):
+        setattr(target, name, getattr(source, name))
 
 
 def kv_bytes(layer: Any) -> int:
@@ -96,7 +108,7 @@ def check_crop(index: int, layer: Any, columns: int, width: int) -> None:
 
     Args:
         index: The layer's index, for errors.
-        layer: A cache layer of transformers.
+        layer: A cache layer; of one with rules only its state is checked.
         columns: Tokens, padding counted.
         width: Columns that the cache holds.
 
@@ -115,8 +127,8 @@ def check_crop(index: int, layer: Any, columns: int, width: int) -> None:
     elif has_state(layer) and columns:
         if any(layer.is_recurrent_states_initialized.values()):
             raise Unsupported(
-                f"cannot crop: layer {index} keeps a state in place of keys, which holds all tokens at once; reset the "
-                "cache and pass the text that is to stay"
+                f"cannot crop: layer {index} keeps a state, which holds all tokens at once; reset the cache and pass "
+                "the text that is to stay"
             )
         for i, state in layer.conv_states.items():
             if state is None:

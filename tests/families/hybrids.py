@@ -64,6 +64,10 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "GraniteMoeHybrid": MAMBA2 | TWO | {
         "num_local_experts": 4, "num_experts_per_tok": 2, "shared_intermediate_size": 32, "attention_multiplier": 0.25,
     },
+    "FalconH1": MAMBA2 | {
+        "num_hidden_layers": 2, "mamba_d_ssm": 128, "lm_head_multiplier": 0.5, "attention_out_multiplier": 2.0,
+        "key_multiplier": 0.5,
+    },
     "Jamba": {
         "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
         "expert_layer_offset": 1, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 8,

@@ -76,7 +76,9 @@ def test_gemma3_text_and_multimodal():
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (transformers.FalconH1Config(num_hidden_layers=4), "layer 0 of FalconH1ForCausalLM is hybrid; plans know full"),
+        (transformers.InklingTextConfig(num_hidden_layers=6), "is hybrid_sliding; plans know full_attention, hybrid")
+        if hasattr(transformers, "InklingTextConfig")
+        else (transformers.T5Config(), "encoder-decoder"),
         (
             transformers.Qwen3NextConfig(num_hidden_layers=3),
             "none of Qwen3NextForCausalLM's layers is full_attention, so none takes a rule: they are linear_attention",
@@ -133,6 +135,17 @@ def test_layers_that_share_keys_take_no_rules_and_keep_none():
     assert info.others == {"sliding_attention": 16, "shared": 15}
     assert info.dense_kv_bytes(100, 2, "bfloat16") == 2 * 100 * 20 * 2 * 2 * 256 * 2  # 20 layers, 2 heads, k and v
     assert ModelInfo.model_validate_json(info.model_dump_json()) == info
+
+
+def test_hybrid_layers_take_rules_and_keep_a_state():
+    info = ModelInfo.of(transformers.FalconH1Config(num_hidden_layers=3))
+    assert info.ruled_layers == info.hybrid == info.stateful_layers == (0, 1, 2)
+    assert info.others == {}
+    info = ModelInfo.of(transformers.Zamba2Config(num_hidden_layers=54))
+    assert info.hybrid == info.ruled_layers
+    assert info.stateful_layers == tuple(range(54))
+    with pytest.raises(ValidationError, match="hybrid must be some of the layers with rules"):
+        ModelInfo.model_validate(info.model_dump() | {"hybrid": [0]})
 
 
 def test_shared_layers_follow_those_that_keep_their_keys():
