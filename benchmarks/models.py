@@ -5,8 +5,8 @@
 
 A model that works agrees in float64 with its own eager attention and masks written out from the plan: without a cache,
 with a cache in one pass and in chunks, in `generate`, with left padding; and it can be profiled. Each model has a
-process of its own, with 8 GB of memory and a minute at most. Exits with 1 if one gives a wrong answer or an error that
-is not ours.
+process of its own, with 8 GB of memory and four minutes at most. Exits with 1 if one gives a wrong answer or an error
+that is not ours.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 from moa.plans.errors import MoaError
 from moa.plans.replace import replace_json
 
-MEMORY, SECONDS = 8 << 30, 60
+MEMORY, SECONDS = 8 << 30, 240
 RESULTS = Path(__file__).parent / "results"
 
 
