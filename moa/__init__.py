@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from moa.refining import refine_plan
     from moa.runtime.applied import Applied, apply
     from moa.runtime.cache import KVCache
+    from moa.serving import serve_model
 
 _HOMES = {
     "Applied": "moa.runtime.applied",
@@ -43,12 +44,14 @@ _HOMES = {
     "measure_costs": "moa.measuring",
     "profile_model": "moa.profiling",
     "refine_plan": "moa.refining",
+    "serve_model": "moa.serving",
 }
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
     "ProfileError", "Unsupported", "apply", "bench_plan", "compress", "diagnose", "evaluate_plans",
     "find_front", "find_plan", "generate_text", "load_model", "measure_costs", "profile_model", "refine_plan",
+    "serve_model",
 ]  # fmt: skip
 
 

@@ -56,7 +56,8 @@ def test_shell_commands_exist(page):
         if words[:1] == ["make"]:
             assert {word for word in words[1:] if "=" not in word} <= targets, words
         elif words[:1] == ["moa"] and len(words) > 1 and not words[1].startswith("-"):
-            used = {word.partition("=")[0] for word in words[2:] if re.match(r"--?[a-z]", word)}
+            ours = words[2 : words.index("--")] if "--" in words else words[2:]  # the others are another program's
+            used = {word.partition("=")[0] for word in ours if re.match(r"--?[a-z]", word)}
             assert used <= options(words[1]), words
         elif words[:1] == ["python"] and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), words

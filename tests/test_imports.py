@@ -19,7 +19,7 @@ MAY_IMPORT = {  # folder: prefixes of the modules of ours that it may import, it
 ROOMS = sorted(MAY_IMPORT, key=len, reverse=True)
 FILES = [
     (next(folder for folder in ROOMS if path.is_relative_to(ROOT / folder)), path)
-    for top in ("plans", "kernels", "profiler", "search", "moa")
+    for top in ("plans", "kernels", "profiler", "search", "moa", "serving/vllm/moa_vllm")
     for path in sorted((ROOT / top).rglob("*.py"))
     if path != ROOT / "moa" / "__main__.py"  # starts the command line
 ]
@@ -39,7 +39,9 @@ def imported(source: str, package: str, modules: set[str]) -> Iterator[str]:
 
 def module_name(path: Path) -> str:
     parts = path.relative_to(ROOT).with_suffix("").parts
-    name = ".".join(parts if parts[0] == "moa" else ("moa", *parts))
+    if parts[0] == "serving":  # a distribution of its own: serving/vllm has the package moa_vllm
+        parts = parts[2:]
+    name = ".".join(parts if parts[0] in ("moa", "moa_vllm") else ("moa", *parts))
     return name.removesuffix(".__init__")
 
 
@@ -97,7 +99,7 @@ def test_circles_are_found() -> None:
 
 def test_the_page_lists_all_folders_and_only_what_they_import() -> None:
     inner = {path.parent.relative_to(ROOT).as_posix() for path in (ROOT / "moa").glob("*/__init__.py")}
-    assert set(MAY_IMPORT) == {"plans", "kernels", "profiler", "search", "moa", *inner}
+    assert set(MAY_IMPORT) == {"plans", "kernels", "profiler", "search", "moa", "serving/vllm/moa_vllm", *inner}
     for folder, prefixes in MAY_IMPORT.items():
         found = set().union(*(IMPORTS[module_name(path)] for of, path in FILES if of == folder))
         assert [p for p in prefixes if not any(within(name, (p,)) for name in found)] == [], folder
@@ -124,6 +126,8 @@ def test_arrows_between_folders(folder: str, path: Path) -> None:
         ("moa/hf", "from moa.hf import logits", None),
         ("moa/hf", "from moa.profiler import collect", "moa.profiler.collect"),
         ("moa/hf", "from moa.runtime.applied import apply", "moa.runtime.applied"),
+        ("serving/vllm/moa_vllm", "from moa.kernels.sink_contents import SCORES", None),
+        ("serving/vllm/moa_vllm", "from moa.runtime.applied import apply", "moa.runtime.applied"),
     ],
 )
 def test_the_check_itself(folder: str, line: str, refused: str | None) -> None:

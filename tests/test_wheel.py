@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -32,6 +33,14 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dist")
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder, ROOT)
     return next(folder.glob("*.whl"))
+
+
+def test_the_source_distribution_holds_the_plugin_of_vllm(wheel):
+    with tarfile.open(next(wheel.parent.glob("*.tar.gz"))) as held:
+        names = {name.partition("/")[2] for name in held.getnames()}
+    plugin = ROOT / "serving" / "vllm"
+    wanted = {plugin / "pyproject.toml", plugin / "requirements.py", *(plugin / "moa_vllm").glob("*.py")}
+    assert {path.relative_to(ROOT).as_posix() for path in wanted} <= names
 
 
 def test_holds_every_source_file(wheel):

@@ -15,7 +15,9 @@ from moa.plans.errors import MoaError
 
 LONGEST_WORD = 300
 """Number of characters of one word that an error shows; paths can be longer than the file system allows."""
-COMMANDS = ("compress", "profile", "measure", "search", "refine", "show", "eval", "generate", "bench", "doctor")
+COMMANDS = (
+    "compress", "profile", "measure", "search", "refine", "show", "eval", "generate", "serve", "bench", "doctor",
+)  # fmt: skip
 
 app = typer.Typer(
     name="moa",

@@ -21,6 +21,7 @@ FUNCTIONS = {
     "profile": moa.profile_model,
     "refine": moa.refine_plan,
     "search": Question.of,
+    "serve": moa.serve_model,
 }
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 FOLDERS = ("kernels", "plans", "profiler", "search")
 """Of the sources, those that are installed within the folder moa."""
-DECIDING = ("moa", *FOLDERS, "benchmarks", "tests")
+DECIDING = ("moa", *FOLDERS, "serving", "benchmarks", "tests")
 """What verdicts depend on."""
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo", "__pycache__", "*.egg-info")
 NO_FAULT = ("SyntaxError", "IndentationError", "ImportError", "ModuleNotFoundError", "NameError", "UnboundLocalError")

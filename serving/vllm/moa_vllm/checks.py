@@ -1,0 +1,77 @@
+"""What is refused, by name and at start-up, since no plan could honour it here."""
+
+import re
+from typing import Any
+
+from moa.plans.errors import Unsupported
+from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
+
+OLDEST, NEWEST = (0, 32), (0, 33)
+"""The releases of vLLM that have what `moa_vllm` hooks into; `serving/vllm/tests/test_contract.py` names each hook."""
+
+
+def engine(config: Any, plan: Plan, version: str) -> None:
+    """Refuse what the whole engine cannot do under a plan.
+
+    Args:
+        config: The `VllmConfig`.
+        plan: The plan.
+        version: The version of vLLM.
+
+    Raises:
+        ModelMismatch: The plan was made for another model.
+        Unsupported: A setting, the version or the plan itself; the message names it.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or not OLDEST <= tuple(map(int, found.groups())) <= NEWEST:
+        raise Unsupported(
+            f"vLLM {version}: moa-vllm hooks into {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+        )
+    plan.check(config.model_config.hf_config)
+    if others := plan.model.others:
+        kinds = ", ".join(f"{count} of {kind}" for kind, count in others.items())
+        raise Unsupported(f"vLLM under a plan: all layers must be full attention, found {kinds}")
+    if reading := [layer for layer in plan.groups if plan.reads(layer)]:
+        raise Unsupported(
+            f"vLLM under a plan with reads (layer {reading[0]}): it builds block tables before queries exist"
+        )
+    cache, parallel = config.cache_config, config.parallel_config
+    refused = {
+        "speculative decoding": config.speculative_config,
+        f"--kv-cache-dtype {cache.cache_dtype}": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+        "a KV connector (--kv-transfer-config)": config.kv_transfer_config,
+        "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
+        "--enable-dbo": parallel.enable_dbo,
+        "--disable-hybrid-kv-cache-manager": config.scheduler_config.disable_hybrid_kv_cache_manager,
+        f"--block-size {cache.block_size} (only {BLOCK})": cache.user_specified_block_size
+        and cache.block_size != BLOCK,
+        "a sliding window of the model's own": cache.sliding_window,
+    }
+    for what, found_here in refused.items():
+        if found_here:
+            raise Unsupported(f"vLLM under a plan: {what} is not supported")
+
+
+def layer(given: dict[str, Any]) -> None:
+    """Refuse what one layer's attention cannot do under a rule.
+
+    Args:
+        given: The arguments of the model's `Attention`, by name.
+
+    Raises:
+        Unsupported: The message names it.
+    """
+    refused = {
+        "alibi_slopes": "ALiBi", "logits_soft_cap": "soft-capping of logits",
+        "sinks": "learned sinks", "per_layer_sliding_window": "a sliding window of the model's own",
+        "kv_sharing_target_layer_name": "keys shared between layers", "attn_backend": "a back-end of the model's own",
+    }  # fmt: skip
+    for name, what in refused.items():
+        value = given.get(name)
+        if value is not None and value is not False:
+            raise Unsupported(f"vLLM under a plan: {what} ({name}) is not supported")
+    if given["attn_type"] != "decoder":
+        raise Unsupported(f"vLLM under a plan: attention must be causal, found {given['attn_type']}")
+    if given["head_size_v"] not in (None, given["head_size"]):
+        raise Unsupported("vLLM under a plan: keys and values must have one size")

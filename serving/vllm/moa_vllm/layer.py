@@ -1,0 +1,101 @@
+"""The attention of a decoder layer: one vLLM `Attention` per KV head, each with pages and metadata of its own."""
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+import vllm
+from vllm.config import get_current_vllm_config
+from vllm.distributed import get_tensor_model_parallel_rank
+from vllm.logger import init_logger
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.models.utils import extract_layer_index
+from vllm.v1.attention.selector import get_attn_backend
+
+from moa.plans.span import BLOCK, FIRST_KEYS
+from moa_vllm import advice, checks
+from moa_vllm.backend import backend_for
+from moa_vllm.groups import Groups, Head, Rules, kept, on_ranks, sort
+from moa_vllm.settings import Settings
+from moa_vllm.spec import HeadSpec
+
+logger = init_logger("vllm.plugins.moa")
+
+
+class Pages(NamedTuple):
+    """What a head's spec says besides shape and dtype; `HeadSpec` describes the fields."""
+
+    group: int
+    rules: Rules
+    most_blocks: int
+    shared: bool
+
+
+class HeadAttention(Attention):
+    """One KV head and the query heads that share it."""
+
+    def __init__(self, pages: Pages, **given: Any) -> None:
+        super().__init__(**given)
+        self._pages = pages
+
+    def get_kv_cache_spec(self, vllm_config: Any) -> HeadSpec:
+        """Return the spec of the head's pages."""
+        return HeadSpec(
+            block_size=BLOCK, num_kv_heads=1, head_size=self.head_size, head_size_v=self.head_size_v,
+            dtype=self.kv_cache_torch_dtype, **self._pages._asdict(),
+        )  # fmt: skip
+
+
+class PlannedAttention(torch.nn.Module):
+    """What a model's code gets for its `Attention`."""
+
+    def __init__(self, asked: Settings, given: dict[str, Any]) -> None:
+        """Make the heads.
+
+        Args:
+            asked: The plan.
+            given: The arguments of the model's `Attention`, by name.
+
+        Raises:
+            ModelMismatch: The plan was made for another model.
+            Unsupported: Something is asked for that no plan can honour here.
+        """
+        super().__init__()
+        config = get_current_vllm_config()
+        checks.engine(config, asked.plan, vllm.__version__)
+        checks.layer(given)
+        ranks, longest = config.parallel_config.tensor_parallel_size, config.model_config.max_model_len
+        rules, groups = _grouped(asked, ranks, longest)
+        shared = all(rule.holds == FIRST_KEYS for union in groups.rules for rule in union)
+        chunk, steps = config.scheduler_config.max_num_batched_tokens, config.max_concurrent_batches
+        for line in advice.lines(groups, longest, chunk, steps, shared=shared):
+            logger.info_once(line)
+        base = get_attn_backend(given["head_size"], torch.get_default_dtype(), given["cache_config"].cache_dtype)
+        del given["attn_backend"]
+        prefix, heads, kv_heads = given.pop("prefix"), given.pop("num_heads"), given.pop("num_kv_heads")
+        layer, rank = extract_layer_index(prefix), get_tensor_model_parallel_rank()
+        self._share, self._size = heads // kv_heads, given["head_size"]
+        self.heads = torch.nn.ModuleList()
+        for head in range(kv_heads):
+            group = groups.of[layer, head]
+            pages = Pages(group, groups.rules[group], kept(groups.rules[group]).most(longest, steps * chunk), shared)
+            backend = backend_for(base, rules[layer, head][rank])
+            name = f"{prefix}.kv{head}"
+            self.heads.append(
+                HeadAttention(pages, num_heads=self._share, num_kv_heads=1, prefix=name, attn_backend=backend, **given)
+            )
+
+    def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Return the attention of new tokens, each KV head by its rule: [tokens, heads * head size] like `query`."""
+        q = query.view(len(query), len(self.heads), self._share * self._size)
+        k, v = (x.view(len(x), len(self.heads), self._size) for x in (key, value))
+        return torch.cat(
+            [head(*(x[:, i].contiguous() for x in (q, k, v))) for i, head in enumerate(self.heads)], dim=-1
+        )
+
+
+@functools.cache
+def _grouped(asked: Settings, ranks: int, longest: int) -> tuple[dict[Head, Rules], Groups]:
+    """Return the rules of each rank's KV heads, and the KV-cache groups."""
+    rules = on_ranks(asked.plan, ranks)
+    return rules, sort(rules, longest, asked.groups)

@@ -1,0 +1,108 @@
+"""What is refused by name at start-up."""
+
+from types import SimpleNamespace
+
+import pytest
+from transformers import LlamaConfig
+
+from moa.plans.errors import MoaError, ModelMismatch, Unsupported
+from moa.plans.patterns import Rule
+from moa.plans.plan import Plan
+from moa_vllm import checks, settings
+
+
+def config(model: str, **changes):
+    made = SimpleNamespace(
+        model_config=SimpleNamespace(hf_config=LlamaConfig.from_pretrained(model)), speculative_config=None,
+        kv_transfer_config=None, 
+        cache_config=SimpleNamespace(
+            cache_dtype="auto", block_size=64, sliding_window=None, user_specified_block_size=True
+        ),
+        parallel_config=SimpleNamespace(
+            decode_context_parallel_size=1, prefill_context_parallel_size=1, enable_dbo=False
+        ),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False), additional_config={},
+    )  # fmt: skip
+    for path, value in changes.items():
+        *where, name = path.split("__")
+        target = made
+        for part in where:
+            target = getattr(target, part)
+        setattr(target, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"speculative_config": object()}, "speculative decoding"),
+        ({"cache_config__cache_dtype": "fp8_e4m3"}, "--kv-cache-dtype fp8_e4m3"),
+        ({"kv_transfer_config": object()}, "a KV connector"),
+        ({"parallel_config__decode_context_parallel_size": 2}, "context parallelism"),
+        ({"parallel_config__prefill_context_parallel_size": 2}, "context parallelism"),
+        ({"parallel_config__enable_dbo": True}, "--enable-dbo"),
+        ({"scheduler_config__disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager"),
+        ({"cache_config__block_size": 128}, r"--block-size 128 \(only 64\)"),
+        ({"cache_config__sliding_window": 512}, "a sliding window of the model's own"),
+    ],
+)
+def test_settings_of_the_engine(model, plans, changes, message):
+    plan = Plan.load(plans["windows"])
+    checks.engine(config(model), plan, "0.32.0")
+    with pytest.raises(Unsupported, match=f"vLLM under a plan: {message}"):
+        checks.engine(config(model, **changes), plan, "0.32.0")
+
+
+@pytest.mark.parametrize("version", ["0.31.4", "0.34.0", "1.0.0", "dev"])
+def test_versions(model, plans, version):
+    with pytest.raises(Unsupported, match=rf"vLLM {version}: moa-vllm hooks into 0\.32 to 0\.33"):
+        checks.engine(config(model), Plan.load(plans["windows"]), version)
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.33.1rc2+cpu"])
+def test_versions_in_the_range(model, plans, version):
+    checks.engine(config(model), Plan.load(plans["windows"]), version)
+
+
+def test_another_models_plan(model):
+    with pytest.raises(ModelMismatch, match="made for another model"):
+        checks.engine(config(model), Plan.load("smollm2-135m-instruct-0.25"), "0.32.0")
+
+
+def test_plans_with_reads(model):
+    rules = {layer: [Rule(alpha=256, beta=0, read=0.25)] * 2 for layer in range(3)}
+    with pytest.raises(Unsupported, match=r"a plan with reads \(layer 0\)"):
+        checks.engine(config(model), Plan.from_rules(LlamaConfig.from_pretrained(model), rules), "0.32.0")
+
+
+USUAL = {"attn_type": "decoder", "head_size": 64, "head_size_v": None}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"alibi_slopes": [1.0]}, "ALiBi"),
+        ({"logits_soft_cap": 50.0}, "soft-capping"),
+        ({"sinks": object()}, "learned sinks"),
+        ({"per_layer_sliding_window": 512}, "a sliding window of the model's own"),
+        ({"kv_sharing_target_layer_name": "x"}, "keys shared between layers"),
+        ({"attn_type": "encoder_only"}, "attention must be causal, found encoder_only"),
+        ({"head_size_v": 32}, "keys and values must have one size"),
+    ],
+)
+def test_kinds_of_attention(given, message):
+    checks.layer(USUAL)
+    with pytest.raises(Unsupported, match=message):
+        checks.layer(USUAL | given)
+
+
+@pytest.mark.parametrize("given", [{"moa_plan": 5}, {"moa_groups": 3}, {"moa_plan": "x", "moa_group": 3}])
+def test_additional_config(model, given):
+    assert settings.of(config(model, additional_config={"other": 1})) is None
+    with pytest.raises(MoaError, match="--additional-config takes"):
+        settings.of(config(model, additional_config=given))
+
+
+def test_an_engine_does_not_start(engine):
+    with pytest.raises(Unsupported, match=r"--block-size 32 \(only 64\)"):
+        engine("windows", block_size=32)
