@@ -16,6 +16,7 @@ from moa.kernels.triton.common import (
     slab,
     slot_of,
 )
+from moa.kernels.triton.pieces import pieces
 
 
 @triton.jit
@@ -61,6 +62,7 @@ def append_kernel(
 def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
     """Write the new tokens into their slabs: those of the sink, and the newest that the ring has room for."""
     require_supported(k, v)
+    pieces(store)  # the next step may lie in a graph, which must not make the list
     tokens, groups, dim = k.shape
     sequences, rows = len(batch.cu_seqlens) - 1, 64
     with on_device(k):

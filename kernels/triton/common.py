@@ -131,6 +131,16 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def in_base_2(scale, cap):
+    """Return the factor on scores and the soft-cap with log2(e) in them, in float32; inductor passes float64."""
+    log2e = tl.full((), LOG2E, tl.float32)
+    scale = (log2e * scale).to(tl.float32)
+    if cap is not None:
+        cap = (log2e * cap).to(tl.float32)
+    return scale, cap
+
+
+@triton.jit
 def capped(x, cap):
     """Return the scores cap * tanh(x / cap) of scaled scores `x`, and tanh(x / cap); `x` itself if `cap` is None."""
     scores, tanh = x, x

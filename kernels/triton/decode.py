@@ -14,8 +14,6 @@ Work. Bytes: kept K and V once, plus 2 * 4 * D per row and piece; 4 * D flops pe
 balance, so kept bytes over bandwidth is the bound.
 """
 
-from typing import NamedTuple
-
 import torch
 import triton
 import triton.language as tl
@@ -27,45 +25,32 @@ from moa.kernels.store import Store
 from moa.kernels.triton.append import append_rows
 from moa.kernels.triton.common import (
     BLOCK,
-    LOG2E,
     RUN_TIME,
-    block_rows,
     fold,
+    in_base_2,
     load_rows,
+    mixed_rows,
     on_device,
     slab,
     slot_of,
     start_rows,
 )
+from moa.kernels.triton.pieces import pieces
 from moa.kernels.triton.tiles import Tiles, decode_tiles
-
-PIECES_PER_PROCESSOR = 8  # enough waves that the last, partly filled one costs little
-SMALLEST_PIECE = 4  # blocks; below it the partial results cost more than the balance gains
-
-
-class Pieces(NamedTuple):
-    """The flat list of equal pieces of a store."""
-
-    items: Tensor
-    """int32 [pieces, 2]: sequence * kv_heads + group, and the piece's index in its slab."""
-    size: int
-    """Blocks of a piece."""
-    most: int
-    """Pieces of the largest slab."""
 
 
 @triton.jit
 def blocks_seen(first, sink_blocks, past, count):
     """Count the blocks that `count` rows from `past` on see, in order: the past's sink, its window, the new blocks.
 
-    A block that is past and new at once counts twice, so that each has one source. Returns the window's first block and
-    how many blocks there are of the first kind, of the first two, and of all.
+    A block that is past and new at once is one of the new. Returns the window's first block and how many blocks there
+    are of the first kind, of the first two, and of all.
     """
     edge = tl.load(first + past // BLOCK)
-    stored = tl.cdiv(past, BLOCK)
-    sinks = tl.minimum(sink_blocks, stored)
-    old = sinks + tl.maximum(stored - edge, 0)
-    return edge, sinks, old, old + (past + count - 1) // BLOCK - past // BLOCK + 1
+    whole = past // BLOCK
+    sinks = tl.minimum(sink_blocks, whole)
+    old = sinks + tl.maximum(whole - edge, 0)
+    return edge, sinks, old, old + (past + count - 1) // BLOCK - whole + 1
 
 
 @triton.jit
@@ -112,9 +97,7 @@ def decode_kernel(
     lane = tl.arange(0, BLOCK)
     column = tl.arange(0, WIDTH)
     high = past + count - 1
-    scale *= LOG2E
-    if cap is not None:
-        cap *= LOG2E
+    scale, cap = in_base_2(scale, cap)
     if SPLIT:
         out += piece.to(tl.int64) * tokens * groups * HEADS * D
         lse += piece.to(tl.int64) * tokens * groups * HEADS
@@ -127,19 +110,23 @@ def decode_kernel(
         row_edge = tl.load(first + position // BLOCK)
         tile_q = load_rows(q + token.to(tl.int64) * q_token + head.to(tl.int64) * q_head, live, D, WIDTH, True)
         top, total, acc = start_rows(sink_logits, head, piece, BLOCK_M, WIDTH)
-        for i in tl.range(begin, end):
-            fresh = i >= old
+        for i in tl.range(begin, tl.minimum(end, old)):
             block = tl.where(i < sinks, i, edge + i - sinks)
-            block = tl.where(fresh, past // BLOCK + i - old, block)
+            slot = slot_of(block, slot0, sink_blocks, ring) * D
+            tile_k = load_rows(k_store + slot + lane * D, live, D, WIDTH, False)
+            tile_v = load_rows(v_store + slot + lane * D, live, D, WIDTH, False)
+            seen = ((block < sink_blocks) | (block >= row_edge))[:, None]
+            top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
+        for i in tl.range(tl.maximum(begin, old), end, num_stages=1):
+            block = past // BLOCK + i - old
             at = block * BLOCK + lane
             slot = slot_of(block, slot0, sink_blocks, ring)
-            rows_k = block_rows(k, k_token, k_store, slot, block, fresh, past, start, D, True)
-            rows_v = block_rows(v, v_token, v_store, slot, block, fresh, past, start, D, True)
-            exists = (at <= high) & ((at >= past) == fresh)
-            tile_k = load_rows(rows_k, exists, D, WIDTH, True)
-            tile_v = load_rows(rows_v, exists, D, WIDTH, True)
+            rows_k = mixed_rows(k, k_token, k_store, slot, block, past, start, D, True)
+            rows_v = mixed_rows(v, v_token, v_store, slot, block, past, start, D, True)
+            tile_k = load_rows(rows_k, at <= high, D, WIDTH, True)
+            tile_v = load_rows(rows_v, at <= high, D, WIDTH, True)
             kept = (block < sink_blocks) | (block >= row_edge)
-            seen = exists[None, :] & (at[None, :] <= position[:, None]) & kept[:, None]
+            seen = (at[None, :] <= position[:, None]) & kept[:, None]
             top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
         flat = token.to(tl.int64) * (groups * HEADS) + head
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # 0: the row sees no key of this piece
@@ -167,16 +154,16 @@ def join_kernel(
     _, _, _, used = blocks_seen(first + group * blocks, tl.load(sink + group) // BLOCK, past, count)
     pieces = tl.minimum(tl.cdiv(used, per_piece), pieces_of(capacity, sequence * groups + group, per_piece))
     column = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
-    stride = tokens.to(tl.int64) * groups * HEADS
+    heads = groups * HEADS
     for t in range(count):
-        flat = (start + t).to(tl.int64) * (groups * HEADS) + query_head
+        flat = (start + t).to(tl.int64) * heads + query_head
         top = tl.full((), float("-inf"), tl.float32)
         total = tl.full((), 0.0, tl.float32)
         acc = tl.zeros([COLUMNS], tl.float32)
         for i in range(0, pieces, AT_ONCE):
             piece = i + tl.arange(0, AT_ONCE)
             there = piece < pieces
-            at = piece * stride + flat
+            at = piece.to(tl.int64) * tokens * heads + flat
             size = tl.load(lse + at, mask=there, other=float("-inf"))
             part = tl.load(
                 parts + at[:, None] * D + column[None, :], mask=there[:, None] & (column < D)[None, :], other=0.0
@@ -189,25 +176,6 @@ def join_kernel(
             acc = acc * fade + tl.sum(part * weight[:, None], 0)
             top = new_top
         tl.store(out + flat * D + column, (acc / total).to(out.dtype.element_ty), mask=column < D)
-
-
-def pieces(store: Store, processors: int) -> Pieces:
-    """Return the piece list of a store for a device of `processors` multiprocessors, made once and without a host sync.
-
-    Slabs without slots have no piece.
-    """
-    if "pieces" not in store.scratch:
-        total = store.k.shape[0] // BLOCK.value
-        size = max(SMALLEST_PIECE, -(-total // (PIECES_PER_PROCESSOR * processors)))
-        lists, most = [], 1
-        for run in reversed(store.runs):  # whole pieces first, those of slabs smaller than one last
-            each = max(1, -(-run.slots // (BLOCK.value * size)))
-            index = torch.arange(each, device=run.pairs.device).expand(len(run.pairs), -1)
-            lists.append(torch.stack([run.pairs[:, None].expand_as(index), index], -1).reshape(-1, 2))
-            most = max(most, each)
-        store.scratch["pieces"] = Pieces(torch.cat(lists).to(torch.int32), size, most)
-    found: Pieces = store.scratch["pieces"]
-    return found
 
 
 def launch_decode(
@@ -226,7 +194,7 @@ def launch_decode(
     tokens, heads, dim = q.shape
     groups, sequences, (first, sink) = k.shape[1], len(batch.cu_seqlens) - 1, seen
     per_group = heads // groups
-    items, size, most = pieces(store, _processors(q.device))
+    items, size, most = pieces(store)
     split = most > 1
     parts = torch.empty((most, tokens, heads, dim), dtype=torch.float32, device=q.device) if split else out
     lse = torch.empty((most, tokens, heads), dtype=torch.float32, device=q.device) if split else out
@@ -244,8 +212,3 @@ def launch_decode(
                 parts, lse, out, first, sink, store.capacity, batch.cu_seqlens, batch.past, first.shape[1], groups,
                 size, tokens, HEADS=per_group, D=dim, COLUMNS=columns, AT_ONCE=32, num_warps=1,
             )  # fmt: skip
-
-
-def _processors(device: torch.device) -> int:
-    """Return the device's number of multiprocessors; a few under the interpreter, so that small tests split too."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,25 +1,23 @@
-"""Second sweep of the influence backward (`influence.py`): dK and dV, a block of keys at a time."""
+"""Second sweep of the influence backward (`influence.py`): dK and dV of some keys, one query head after another."""
 
 import triton
 import triton.language as tl
 
-from moa.kernels.triton.common import BLOCK, LOG2E, RUN_TIME, capped, dot, load_rows, uncapped
+from moa.kernels.triton.common import LOG2E, RUN_TIME, capped, dot, load_rows, uncapped
 
 
 @triton.jit
 def add_rows(
-    row, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, groups, group, q_head,
-    q_token, dout_head, dout_token, HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    position, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, heads, q_token, dout_token,
+    D: tl.constexpr, WIDTH: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return dK and dV of the keys `at` with what rows `row`, flat (position, head) pairs, add to them."""
-    live = row < tokens * HEADS
-    position, head = row // HEADS, (group * HEADS + row % HEADS).to(tl.int64)
+    """Return dK and dV of the keys `at` with what the rows of one head at `position` add to them."""
+    live = position < tokens
     where = position.to(tl.int64)
-    tile_q = load_rows(q + where * q_token + head * q_head, live, D, WIDTH, True)
-    tile_dout = load_rows(dout + where * dout_token + head * dout_head, live, D, WIDTH, True)
-    size = tl.load(lse + where * (groups * HEADS) + head, mask=live, other=float("inf"))
-    d = tl.load(delta + where * (groups * HEADS) + head, mask=live, other=0.0)
+    tile_q = load_rows(q + where * q_token, live, D, WIDTH, True)
+    tile_dout = load_rows(dout + where * dout_token, live, D, WIDTH, True)
+    size = tl.load(lse + where * heads, mask=live, other=float("inf"))
+    d = tl.load(delta + where * heads, mask=live, other=0.0)
     scores, tanh = capped(dot(tile_k, tl.trans(tile_q), None, PRECISION) * (scale * LOG2E), cap)
     a = tl.exp2(scores - size[None, :])
     if MASKED:
@@ -33,30 +31,37 @@ def add_rows(
 def gradient_kv_kernel(
     q, k, v, dout, lse, delta, dk, dv, scale, cap, tokens, groups,
     q_head, q_token, k_head, k_token, v_head, v_token, dout_head, dout_token,
-    HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, PRECISION: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr, KEYS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Write dK and dV of 64 keys of one group."""
+    """Write dK and dV of KEYS keys of one group."""
     group = (tl.program_id(0) % groups).to(tl.int64)
     if cap is not None:
         cap *= LOG2E
-    block = tl.program_id(0) // groups  # early keys have the most rows
-    at = block * BLOCK + tl.arange(0, BLOCK)
+    begin = tl.program_id(0) // groups * KEYS  # early keys have the most rows
+    at = begin + tl.arange(0, KEYS)
     exists = at < tokens
     tile_k = load_rows(k + group * k_head + at.to(tl.int64) * k_token, exists, D, WIDTH, True)
     tile_v = load_rows(v + group * v_head + at.to(tl.int64) * v_token, exists, D, WIDTH, True)
-    acc_k = tl.zeros([BLOCK, WIDTH], tl.float32)
-    acc_v = tl.zeros([BLOCK, WIDTH], tl.float32)
+    acc_k = tl.zeros([KEYS, WIDTH], tl.float32)
+    acc_v = tl.zeros([KEYS, WIDTH], tl.float32)
     lane = tl.arange(0, BLOCK_M)
-    begin, below, end = block * BLOCK * HEADS, (block + 1) * BLOCK * HEADS, tokens * HEADS
-    for row in tl.range(begin, tl.minimum(below, end), BLOCK_M, num_stages=1):
+    heads = groups * HEADS
+    own, below = tl.cdiv(tl.minimum(KEYS, tokens - begin), BLOCK_M), begin + KEYS
+    for i in tl.range(0, own * HEADS, num_stages=1):
+        head = group * HEADS + i // own
         acc_k, acc_v = add_rows(
-            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, groups, group,
-            q_head, q_token, dout_head, dout_token, HEADS, D, WIDTH, True, PRECISION,
+            begin + i % own * BLOCK_M + lane, tile_k, tile_v, at, acc_k, acc_v, q + head * q_head,
+            dout + head * dout_head, lse + head, delta + head, scale, cap, tokens, heads, q_token, dout_token, D, WIDTH,
+            True, PRECISION,
         )  # fmt: skip
-    for row in tl.range(below, end, BLOCK_M):
+    later = tl.cdiv(tl.maximum(tokens - below, 0), BLOCK_M)
+    for i in tl.range(0, later * HEADS):
+        head = group * HEADS + i // later
         acc_k, acc_v = add_rows(
-            row + lane, tile_k, tile_v, at, acc_k, acc_v, q, dout, lse, delta, scale, cap, tokens, groups, group,
-            q_head, q_token, dout_head, dout_token, HEADS, D, WIDTH, False, PRECISION,
+            below + i % later * BLOCK_M + lane, tile_k, tile_v, at, acc_k, acc_v, q + head * q_head,
+            dout + head * dout_head, lse + head, delta + head, scale, cap, tokens, heads, q_token, dout_token, D, WIDTH,
+            False, PRECISION,
         )  # fmt: skip
     column = tl.arange(0, WIDTH)
     target = ((group * tokens + at) * D)[:, None] + column[None, :]

@@ -15,8 +15,8 @@ Algorithm. As in flash attention's backward pass (arXiv 2205.14135, algorithm 4)
    diagonal down to 0. A and dP of a tile give dQ, and their row sums extend the running sums over all keys from this
    block on: exactly what the cut at this block keeps besides the sink, whose own sums a short first loop took. So each
    block yields the harm of one cut for one more pair of row sums. Programs write to separate slots, summed afterwards.
-2. `gradient_kv_kernel`: a program owns 64 keys of a group and walks the rows below them, all heads in turn, for dK and
-   dV. No atomics: the same input gives the same bits.
+2. `gradient_kv_kernel`: a program owns 32 or 64 keys of a group and walks the rows below them, all heads in turn, for
+   dK and dV. No atomics: the same input gives the same bits.
 3. `changing_sinks_kernel`, where sinks of other keys than the first are measured: as 1 without dQ, but such a sink
    holds other keys at each edge, gathered there for their own sums.
 
@@ -41,7 +41,7 @@ from moa.kernels.triton.common import BLOCK, DTYPES, on_device, require_supporte
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
 from moa.kernels.triton.prefill import launch_prefill
-from moa.kernels.triton.tiles import WIDEST_INFLUENCE, Tiles, gradient_kv_tiles, gradient_q_tiles
+from moa.kernels.triton.tiles import WIDEST_INFLUENCE, Tiles, gradient_keys, gradient_kv_tiles, gradient_q_tiles
 
 
 def takes(q: Tensor) -> bool:
@@ -121,9 +121,10 @@ def influence_backward(
             q, k, v, out, dout, lse, dq, delta, cuts, sizes, *softmax, *counts, len(static),
             max(static) // BLOCK.value, *strides, SINKS_UP=triton.next_power_of_2(len(static)), **rows,
         )  # fmt: skip
-        gradient_kv_kernel[(-(-n // BLOCK.value) * groups,)](
+        keys = gradient_keys(dim, q.dtype)
+        gradient_kv_kernel[(-(-n // keys) * groups,)](
             q, k, v, dout, lse, delta, dk, dv, *softmax[:2], n, groups, *strides[:6], *strides[8:],
-            HEADS=per_group, **_meta(shape_kv, dim),
+            HEADS=per_group, KEYS=keys, **_meta(shape_kv, dim),
         )  # fmt: skip
         if changing:
             found = [x.history(k, x.slots, bin_size) for x in changing if x.history is not None]

@@ -26,11 +26,11 @@ from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton.common import (
     BLOCK,
-    LOG2E,
     RUN_TIME,
     block_rows,
     find_sequence,
     fold,
+    in_base_2,
     load_rows,
     mixed_rows,
     on_device,
@@ -84,9 +84,7 @@ def prefill_kernel(
     k += group.to(tl.int64) * k_head
     v += group.to(tl.int64) * v_head
     lane = tl.arange(0, BLOCK)
-    scale *= LOG2E
-    if cap is not None:
-        cap *= LOG2E
+    scale, cap = in_base_2(scale, cap)
 
     tile_q = load_rows(q + token.to(tl.int64) * q_token + head.to(tl.int64) * q_head, live, D, WIDTH, MASKED=True)
     top, total, acc = start_rows(sink_logits, head, 0, BLOCK_M, WIDTH)

@@ -53,7 +53,8 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
     """Return the tile sizes of `decode_kernel` with about `rows` rows (tokens times heads) per sequence and group."""
     target, width = target or arch(), _width(dim)
-    block_m = 16 if rows <= 16 or width > 256 else 32
+    wide = dtype == torch.float32 and width > 64
+    block_m = 16 if rows <= 16 or width > 256 or wide else 32
     if _amd(target):
         return Tiles(block_m, 4, 1, width, precision(target))
     if width > 256 or (width > 128 and dtype == torch.float32):
@@ -72,22 +73,27 @@ def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | Non
     if wide:
         return Tiles(max(16, at_least), 8, 1, width, precision(target))
     if width > 128:
-        return Tiles(max(16, at_least), 8, 1, width, precision(target))
+        return Tiles(max(16, at_least), 8, 2, width, precision(target))
     rows = 32 if width > 64 and target.startswith("sm_8") else 64
     return Tiles(max(rows, at_least), 4 if width <= 64 else 8, 2, width, precision(target))
 
 
 def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Tiles:
-    """Return the tile sizes of the second influence kernel; a tile is 64 keys by `block_m` rows."""
+    """Return the tile sizes of the second influence kernel: `gradient_keys` keys by at most as many rows."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
-        return Tiles(32 if wide and width > 64 else 64, 4, 1, width, precision(target))
+        return Tiles(gradient_keys(dim, dtype), 4, 1, width, precision(target))
     ampere = target.startswith("sm_8")
     if wide:  # the operands of three TF32 passes do not fit the registers
-        return Tiles(16, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
-    if width > 128:
-        return Tiles(32, 8, 1, width, precision(target))
-    return Tiles(32 if ampere and width <= 64 else 64, 4 if width <= 64 else 8, 2, width, precision(target))
+        return Tiles(32 if width == 128 else 16, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
+    if width > 64:
+        return Tiles(32, 8, 1 if width > 128 else 2, width, precision(target))
+    return Tiles(32 if ampere else 64, 4, 2, width, precision(target))
+
+
+def gradient_keys(dim: int, dtype: torch.dtype) -> int:
+    """Return the keys whose gradients a program of the second influence kernel holds in registers."""
+    return 32 if _width(dim) > (64 if dtype == torch.float32 else 128) else 64
 
 
 def precision(target: str) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from moa.kernels.softmax import Softmax
 from moa.kernels.triton import operations as kernels
-from moa.kernels.triton.decode import pieces
+from moa.kernels.triton.pieces import pieces
 
 pytestmark = pytest.mark.usefixtures("nothing_is_zero_by_luck")
 
@@ -74,7 +74,7 @@ def test_scores_beyond_the_range_of_float16(kit: SimpleNamespace, dtype: torch.d
 def test_a_long_sequence_is_split_into_pieces() -> None:
     text = texts([1000], [ALL, WINDOW], 4, 16, torch.float32)
     store = text.store(torch.tensor([1000]))
-    assert pieces(store, 1).most == 4
+    assert pieces(store).most == 4
     feed(text, [[998], [999], [1000]], decode=True, filled=True)
 
 
@@ -90,16 +90,16 @@ def test_soft_caps_and_learned_sinks(cap: float | None, sunk: bool, dtype: torch
         text = texts(lengths, [WINDOW, ALL], 3, 16, dtype)
         text.cap, text.sink_logits = cap, logits
         feed(text, stops, decode=decode, filled=decode)
-    assert pieces(text.store(torch.tensor(lengths)), 1).most > 1
+    assert pieces(text.store(torch.tensor(lengths))).most > 1
 
 
 def test_more_pieces_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = import_module("moa.kernels.triton.decode")
+    module = import_module("moa.kernels.triton.pieces")
     monkeypatch.setattr(module, "SMALLEST_PIECE", 1)
     monkeypatch.setattr(module, "_processors", lambda _device: 100)
     text = texts([2200], [ALL], 1, 16, torch.float32)
     text.k[0][2048:] *= 8  # so that what comes last weighs most
-    assert pieces(text.store(torch.tensor([2200])), 100).most == 35
+    assert pieces(text.store(torch.tensor([2200]))).most == 35
     feed(text, [[2199], [2200]], decode=True, filled=True)
 
 

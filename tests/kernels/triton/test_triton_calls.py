@@ -18,7 +18,7 @@ from moa.kernels.store import allocate
 from moa.kernels.triton import influence, tiles
 from moa.kernels.triton import operations as kernels
 from moa.kernels.triton.common import on_device, require_supported
-from moa.kernels.triton.decode import pieces
+from moa.kernels.triton.pieces import pieces
 from moa.plans.errors import Unsupported
 from moa.plans.span import BLOCK
 
@@ -34,9 +34,18 @@ def test_no_kernel_leaves_the_order_of_its_sums_to_chance() -> None:
 
 def test_whole_pieces_start_first() -> None:
     store = allocate(np.array([[64, 640], [320, 64]]), 16, torch.float32, "cpu")
-    items, size, most = pieces(store, 1)
+    items, size, most = pieces(store)
     left = store.capacity.flatten()[items[:, 0].long()] // BLOCK - size * items[:, 1]
     assert (size, most, left.clamp(max=size).tolist()) == (4, 3, [4, 4, 2, 4, 1, 1, 1])
+
+
+def test_a_step_finds_its_pieces_made_by_the_prefill() -> None:
+    """Made inside a compiled step they would be a part of its graph, and be overwritten by the graph's next replay."""
+    text = texts([70], [WINDOW, ALL], 1, 16, torch.float32)
+    (_, k, v), batch = text.new(torch.tensor([0]), torch.tensor([70]))
+    store = text.store(torch.tensor([70]))
+    kernels.append(store, k, v, seen=text.seen(), batch=batch)
+    assert "pieces" in store.scratch
 
 
 def test_a_call_reads_no_value_and_runs_on_the_device_of_its_tensors(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,87 @@
+"""Build each kernel as its launcher would, for a target, type and head size."""
+
+import torch
+import triton
+from aot_parts.build import Row, build
+
+from moa.kernels.triton.append import append_kernel
+from moa.kernels.triton.changing_sinks import changing_sinks_kernel
+from moa.kernels.triton.decode import decode_kernel, join_kernel
+from moa.kernels.triton.gradient_kv import gradient_kv_kernel
+from moa.kernels.triton.gradient_q import gradient_q_kernel
+from moa.kernels.triton.prefill import prefill_kernel
+from moa.kernels.triton.tiles import (
+    Tiles,
+    decode_tiles,
+    gradient_keys,
+    gradient_kv_tiles,
+    gradient_q_tiles,
+    prefill_tiles,
+)
+
+
+def prefill(target: str, dtype: torch.dtype, dim: int, *, store: bool, heads: int = 4, plain: bool = True,
+            lse: bool = False, ones: bool = False) -> Row:  # fmt: skip
+    t = prefill_tiles(dim, dtype, target)
+    constants = {
+        "HEADS": heads, "GROUPS": 1 if ones else 8, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m,
+        "HAS_STORE": store, "WITH_LSE": lse, "PRECISION": t.precision,
+    }  # fmt: skip
+    variant = f"group of {heads}, {'store and new' if store else 'new tokens'}{', lse' if lse else ''}"
+    return build(prefill_kernel, "prefill", target, dtype, dim, variant, t, constants, plain=plain, ones=ones)
+
+
+def decode(target: str, dtype: torch.dtype, dim: int, *, tokens: int = 1, heads: int = 4, plain: bool = True,
+           split: bool = True, append: bool = True, ones: bool = False) -> Row:  # fmt: skip
+    t = decode_tiles(dim, dtype, tokens * heads, target)
+    constants = {
+        "HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "APPEND": append, "SPLIT": split,
+        "PRECISION": t.precision,
+    }  # fmt: skip
+    pointers = {"out": "*fp32"} if split else {}
+    variant = f"group of {heads}, {tokens} tokens{'' if split else ', one piece'}{'' if append else ', no append'}"
+    return build(decode_kernel, "decode", target, dtype, dim, variant, t, constants, pointers, plain, ones)
+
+
+def join(target: str, dtype: torch.dtype, dim: int, ones: bool = False) -> Row:
+    t, constants = Tiles(0, 1, 3, dim, ""), {"HEADS": 4, "D": dim, "COLUMNS": 32, "AT_ONCE": 32}
+    return build(join_kernel, "join", target, dtype, dim, "", t, constants, ones=ones)
+
+
+def append(target: str, dtype: torch.dtype, dim: int, ones: bool = False) -> Row:
+    t = Tiles(64, 4, 3, triton.next_power_of_2(dim), "")
+    constants = {"D": dim, "WIDTH": t.width, "ROWS": 64}
+    return build(append_kernel, "append", target, dtype, dim, "", t, constants, ones=ones)
+
+
+def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool = True, heads: int = 4, plain: bool = True,
+               sinks: int = 1) -> Row:  # fmt: skip
+    t = gradient_q_tiles(dim, dtype, heads, target)
+    heads_up = triton.next_power_of_2(heads)
+    constants = {
+        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SINKS_UP": sinks, "SQUARED": squared,
+        "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
+    }  # fmt: skip
+    variant = f"group of {heads}, {'squared' if squared else 'signed'}, {sinks} sink{'s' if sinks > 1 else ''}"
+    return build(gradient_q_kernel, "influence q", target, dtype, dim, variant, t, constants, plain=plain)
+
+
+def changing_sinks(target: str, dtype: torch.dtype, dim: int, heads: int = 4, plain: bool = True) -> Row:
+    t = gradient_q_tiles(dim, dtype, heads, target)
+    heads_up = triton.next_power_of_2(heads)
+    constants = {
+        "HEADS": heads, "HEADS_UP": heads_up, "POSITIONS": t.block_m // heads_up, "SQUARED": True, "D": dim,
+        "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision,
+    }  # fmt: skip
+    variant = f"group of {heads}"
+    return build(changing_sinks_kernel, "influence sinks", target, dtype, dim, variant, t, constants, plain=plain)
+
+
+def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4, plain: bool = True) -> Row:
+    t = gradient_kv_tiles(dim, dtype, target)
+    constants = {
+        "HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "KEYS": gradient_keys(dim, dtype),
+        "PRECISION": t.precision,
+    }  # fmt: skip
+    variant = f"group of {heads}"
+    return build(gradient_kv_kernel, "influence kv", target, dtype, dim, variant, t, constants, plain=plain)
