@@ -2,7 +2,6 @@
 
 import json
 import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -29,8 +28,10 @@ CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 def serve_model(
     model: str, plan: str | PathLike[str], *, engine: str | None = None, host: str = "127.0.0.1", port: int = 8000,
     options: Sequence[str] = (), note: Note = silent,
-) -> int:  # fmt: skip
+) -> None:  # fmt: skip
     """Serve a model under a plan, by an OpenAI API, until the process is interrupted.
+
+    vLLM's server takes the place of this process, so signals reach it and its exit code is the process's.
 
     Args:
         model: Hub id or local folder.
@@ -40,9 +41,6 @@ def serve_model(
         host, port: Where to listen.
         options: More options of vLLM's server.
         note: Called with lines about what is set and why.
-
-    Returns:
-        The server's exit code.
 
     Raises:
         MoaError: The engine is unknown or not installed, or takes no options.
@@ -62,7 +60,7 @@ def serve_model(
             raise MoaError(f"further options are vLLM's, found {' '.join(options)}")
         note("one request at a time; further ones wait")
         server.serve(model, lambda found: apply(found, loaded), host=host, port=port)
-        return 0
+        return
     if any(map(loaded.reads, loaded.groups)):
         raise Unsupported(
             "vLLM under a plan with reads: it builds block tables before queries exist; take transformers"
@@ -71,8 +69,7 @@ def serve_model(
         raise MoaError(f"engine vllm needs {' and '.join(missing)}: docs/serve.md says how to install them")
     here = ["--host", host, "--port", str(port), *options]
     command = vllm_command(model, loaded, plan, here, note)
-    with_cache = os.environ | cpu_cache(os.environ, note)
-    return subprocess.run(command, env=with_cache, check=False).returncode
+    os.execve(command[0], command, os.environ | cpu_cache(os.environ, note))
 
 
 def vllm_command(

@@ -20,9 +20,9 @@ def command(
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-) -> int:
+) -> None:
     """Serve a model under a plan, with an OpenAI API. What is set for the server is printed first."""
     import moa
 
     note = partial(typer.echo, err=True)
-    return moa.serve_model(model, plan, engine=engine, host=host, port=port, options=more or (), note=note)
+    moa.serve_model(model, plan, engine=engine, host=host, port=port, options=more or (), note=note)

@@ -104,6 +104,18 @@ def test_engines_have_names(model, plan):
         moa.serve_model(model, plan, engine="tgi")
 
 
+def test_vllm_takes_the_place_of_the_process(model, plan, monkeypatch):
+    monkeypatch.setattr(serving, "find_spec", lambda name: object())
+    started: list[tuple] = []
+    monkeypatch.setattr(serving.os, "execve", lambda *given: started.append(given))
+    monkeypatch.setenv("SOMETHING", "5")
+    moa.serve_model(model, plan, port=8123, options=["--max-num-seqs", "8"])
+    [(program, command, environment)] = started
+    assert program == command[0] == sys.executable
+    assert command[-6:] == ["--host", "127.0.0.1", "--port", "8123", "--max-num-seqs", "8"]
+    assert environment["SOMETHING"] == "5"
+
+
 def test_transformers_takes_no_further_options(model, plan):
     with pytest.raises(MoaError, match=r"further options are vLLM's, found --max-num-seqs 8"):
         moa.serve_model(model, plan, engine="transformers", options=["--max-num-seqs", "8"])
@@ -137,7 +149,7 @@ def transformers_server(monkeypatch):
 
 def test_transformers_serves_what_the_plan_is_on(model, plan, transformers_server):
     notes: list[str] = []
-    assert moa.serve_model(model, plan, engine="transformers", port=8123, note=notes.append) == 0
+    moa.serve_model(model, plan, engine="transformers", port=8123, note=notes.append)
     settings = transformers_server.settings
     assert settings == {"force_model": model, "host": "127.0.0.1", "port": 8123, "continuous_batching": False}
     assert transformers_server.model.config._attn_implementation.startswith("moa")
@@ -153,9 +165,7 @@ def test_transformers_without_its_server(transformers_server, monkeypatch):
 
 def test_the_command(model, plan, monkeypatch):
     asked = {}
-    monkeypatch.setattr(
-        moa, "serve_model", lambda *args, **kwargs: asked.update(kwargs, given=args) or 0, raising=False
-    )
+    monkeypatch.setattr(moa, "serve_model", lambda *args, **kwargs: asked.update(kwargs, given=args), raising=False)
     line = ["serve", model, "--plan", plan, "--engine", "vllm", "--port", "99", "--", "--max-num-seqs", "8"]
     assert CliRunner().invoke(app, line).exit_code == 0
     assert asked["given"] == (model, plan)
