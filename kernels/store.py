@@ -63,6 +63,12 @@ class Store:
         return (self.k, self.v) if self.summaries is None else (self.k, self.v, self.summaries)
 
     @property
+    def blocks(self) -> tuple[Tensor, ...]:
+        """The same, as views [slots/64, what a block holds]."""
+        keys, values, *summaries = self.contents
+        return keys.view(-1, BLOCK * keys.shape[1]), values.view(-1, BLOCK * values.shape[1]), *summaries
+
+    @property
     def nbytes(self) -> int:
         """The bytes allocated for keys, values and summaries."""
         return sum(x.nbytes for x in self.contents)
@@ -170,8 +176,8 @@ def move(old: Store, new: Store, *, sink: Tensor, lengths: Tensor) -> None:
     place = slab_block(block, sinks, room)
     kept = (block <= last) & (text_block(place, period(place, sinks, room), last) == block)
     source = (old.base[sequence, group] // BLOCK + place)[kept]
-    for to, start in zip(new.contents, old.contents, strict=True):
-        to.view(len(kept), -1)[kept] = start.view(len(old.place), -1).index_select(0, source)
+    for to, start in zip(new.blocks, old.blocks, strict=True):
+        to[kept] = start.index_select(0, source)
 
 
 def select(store: Store, sequences: Tensor) -> Store:
@@ -181,11 +187,11 @@ def select(store: Store, sequences: Tensor) -> Store:
     new = allocate(capacity, *kind, summaries=summaries)
     for run in new.runs:
         rows, groups = run.pairs // store.base.shape[1], run.pairs % store.base.shape[1]
-        source = store.base[sequences[rows], groups][:, None] + torch.arange(run.slots, device=store.k.device)
-        for to, start in zip(new.contents, store.contents, strict=True):
-            unit = len(new.k) // len(to)  # slots in a row: summaries are of whole blocks
-            span = slice(run.start // unit, (run.start + source.numel()) // unit)
-            to[span] = start.index_select(0, source[:, ::unit].flatten() // unit)
+        within = torch.arange(run.slots // BLOCK, device=store.k.device)
+        source = (store.base[sequences[rows], groups][:, None] // BLOCK + within).flatten()
+        span = slice(run.start // BLOCK, run.start // BLOCK + len(source))
+        for to, start in zip(new.blocks, store.blocks, strict=True):
+            to[span] = start.index_select(0, source)
     return new
 
 

@@ -41,10 +41,10 @@ def parts(batch: Packed, seen: Visibility, reading: Reading, head_size: int) -> 
     if batch.max_seqlen == 1:
         return batch, None
     counts = batch.cu_seqlens.diff()
-    short = _part(batch, counts * (counts <= SHORT))
+    few = counts <= SHORT
+    short, long = _part(batch, counts * few), _part(batch, counts * ~few)
     if not _chooses(short, seen, reading, head_size):
         return None, batch
-    long = _part(batch, counts * (counts > SHORT))
     return short, long if long.max_seqlen else None
 
 

@@ -38,7 +38,7 @@ def update(store: Store, *, batch: Packed, seen: Visibility) -> None:
     sequence, position = find_tokens(batch.cu_seqlens, batch.past, int(batch.cu_seqlens[-1]))
     newest = (batch.past + batch.cu_seqlens.diff() - 1) // BLOCK
     ring = store.capacity // BLOCK - seen.sink // BLOCK
-    quads = store.summaries.view(len(store.summaries), QUADS, -1)
+    quads = store.summaries.unflatten(1, (QUADS, -1))
     for page in (COARSE, FINE):
         full = position % page == page - 1
         at, owner = position[full, None], sequence[full]

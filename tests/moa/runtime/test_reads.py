@@ -61,6 +61,17 @@ def test_a_prompt_of_16_tokens_reads_all_it_has(model, plan, tokens, backend):
 
 @each
 @torch.no_grad()
+def test_a_batch_may_begin_with_padding_alone(model, plan, oracle, tokens, backend):
+    """The store has no slot then, and grows at the next call."""
+    ids = tokens(1, 330)
+    mask = padded(ids, [(2, 330)])
+    with moa.apply(model, plan, backend):
+        found = feed(model, KVCache(plan), ids, [2, 327, 1], mask)
+    same(found[0, 2:], oracle(model, plan, ids[0, 2:], newest(328, 1)))
+
+
+@each
+@torch.no_grad()
 def test_the_last_token_of_a_text_reads_if_it_comes_alone(model, plan, oracle, tokens, backend):
     ids = tokens(1, 301)
     with moa.apply(model, plan, backend):
