@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from moa.profiler.profile import Profile
     from moa.profiling import profile_model
     from moa.refining import refine_plan
+    from moa.reporting import write_report
     from moa.runtime.applied import Applied, apply
     from moa.runtime.cache import KVCache
     from moa.serving import serve_model
@@ -45,13 +46,14 @@ _HOMES = {
     "profile_model": "moa.profiling",
     "refine_plan": "moa.refining",
     "serve_model": "moa.serving",
+    "write_report": "moa.reporting",
 }
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
     "ProfileError", "Unsupported", "apply", "bench_plan", "compress", "diagnose", "evaluate_plans",
     "find_front", "find_plan", "generate_text", "load_model", "measure_costs", "profile_model", "refine_plan",
-    "serve_model",
+    "serve_model", "write_report",
 ]  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from math import ceil, inf
 from os import PathLike
 from pathlib import Path
@@ -31,6 +32,7 @@ from moa.plans.span import BLOCK
 from moa.profiler.profile import Profile
 from moa.profiler.settings import every
 from moa.profiling import profile_model
+from moa.reporting import write_report
 from moa.resuming import Chosen, Job, Solved, Time, check_folder
 from moa.search.budget import FORMS, Budget
 from moa.search.cost import Costs
@@ -209,6 +211,10 @@ class _Run:
         assert prospect is not None  # a model was given
         figures = outcome(plan, prospect, evaluation, solved, costs) | self.job.state.model_dump(mode="json")
         replace_json(folder / "figures.json", figures)
+        if find_spec("plotly") is None:
+            self.note(f"no {folder / 'report.html'}: it needs plotly; pip install 'moa-attention[report]', moa report")
+        else:
+            write_report(folder)
         whole.stage("evaluation")(1, 1, "all done")
         return Compressed(plan, folder, figures)
 

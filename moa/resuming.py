@@ -17,7 +17,7 @@ from moa.plans.schema import Strict, problem
 from moa.search.cost import Kind
 
 NAME = "compress.json"
-OUTPUTS = ("costs.json", "profile.safetensors", "plan.yaml", "evaluation.json", "figures.json")
+OUTPUTS = ("costs.json", "profile.safetensors", "plan.yaml", "evaluation.json", "figures.json", "report.html")
 """What the stages write, in their order."""
 
 

@@ -58,7 +58,7 @@ def command(
     """Profile a model, find a plan within a budget and evaluate it, all sized to fit some minutes.
 
     If it is stopped, run the same command again: it goes on. OUTPUT gets the plan (plan.yaml), the profile, the
-    evaluation, and every figure (figures.json).
+    evaluation, every figure (figures.json) and a page about them (report.html).
 
     Example: moa compress HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2
     """
@@ -94,5 +94,6 @@ def _show(found: "Compressed") -> None:
     console.print(table(found.figures))
     plan = found.folder / "plan.yaml"
     console.print(*numbers(found.figures), *verdict(found.figures), sep="\n")
-    console.print(f"plan: {plan}; all figures: {plan.with_name('figures.json')}")
+    there = [path for path in (plan.with_name("figures.json"), plan.with_name("report.html")) if path.exists()]
+    console.print(f"plan: {plan}; all figures: {', '.join(map(str, there))}")
     console.print(f"in Python: with moa.apply(model, {str(plan)!r}): model.generate(**inputs)")

@@ -61,6 +61,7 @@ def make(folder: Path) -> Path:
     _run(*EVAL, "-o", "eval.json")
     _run(*STUDY, "-o", "study.yaml", "--storage", "study.journal")
     _run("search", "profile.safetensors", "-o", "found.yaml", "--max-density", "0.9")
+    _run("compress", "model", "-o", "small", "--lengths", "576", "--minutes", "0.001", "--budget", "0.9")
     return folder
 
 

@@ -1,0 +1,100 @@
+"""Write a page about a plan and its evaluation: one HTML file that needs no network."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from moa.plans.plan import Plan
+from moa.report import plots
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; margin: 0 auto; padding: 1rem; max-width: 60rem; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin: 2rem 0 .3rem; }
+p { margin: .3rem 0; } .cards, .grid { display: flex; flex-wrap: wrap; gap: 1rem; }
+.cards > div { flex: 1 1 14rem; border: 1px solid #ccc; border-radius: .5rem; padding: .7rem 1rem; }
+.cards b { display: block; font-size: 2rem; line-height: 1.2; color: #0b3c68; }
+.grid > div { flex: 1 1 17rem; min-width: 0; } section, .grid > div { overflow: hidden; }
+.wide { overflow-x: auto; } table { border-collapse: collapse; font-size: .85rem; }
+th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
+pre { overflow-x: auto; background: #f4f4f4; padding: .7rem; font-size: .85rem; }
+@media print { body { max-width: none; font-size: 11pt; } .wide { overflow: visible; } pre { white-space: pre-wrap; }
+section, .cards > div, .grid > div { break-inside: avoid; } }
+"""
+FIT = """
+for (const plot of document.querySelectorAll(".plotly-graph-div"))
+  new ResizeObserver(() => Plotly.Plots.resize(plot)).observe(plot.parentElement);
+"""
+"""A picture is drawn before its neighbours take their part of the line."""
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Headings, and the cells of each row."""
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a page says besides its pictures.
+
+    Attributes:
+        title: The title.
+        cards: The numbers at the top: each a figure and what it is.
+        verdict: Lines below them.
+        rows: Rows of the evaluation, as in its file.
+        evaluation: The same as a table.
+        predicted: A table of predicted beside measured figures.
+        origin: A table of where everything comes from.
+        commands: Lines to run the plan, or all of it again.
+    """
+
+    title: str
+    cards: Sequence[tuple[str, str]]
+    verdict: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    evaluation: Table
+    predicted: Table
+    origin: Table
+    commands: Sequence[str]
+
+
+def page(plan: Plan, content: Content, script: str) -> str:
+    """Return the page; `script` is the JavaScript of its pictures (`plots.library`)."""
+    made = plan.predicted
+    lengths = made.lengths if made else tuple(sorted({row["length"] for row in content.rows}))
+    cards = "".join(f"<div><b>{escape(figure)}</b>{escape(what)}</div>" for figure, what in content.cards)
+    verdict = "".join(f"<p>{escape(line)}</p>" for line in content.verdict)
+    needles = [row for row in content.rows if any(task in row for task in plots.NEEDLES)]
+    texts = [row for row in content.rows if "text" in row]
+    sections = [
+        ("What each head keeps", "The share of the text that its last query sees, by layer and KV head; grey layers "
+         "take no rules.", plots.heat_map(plan, lengths)),
+        ("How windows grow", "Keys that a query sees after so many tokens.", plots.growth(plan, lengths[-1])),
+        ("Needles found", "By length and depth, of one and of four needles in a text.",
+         _grid(plots.needle_maps(needles))),
+        ("Evaluation", "All rows answered the same samples. Rates have 95 % intervals.", _table(content.evaluation)),
+        ("Perplexity by position", "Of held-out text, by quarter of the text.", _grid(plots.perplexities(texts))),
+        ("Predicted and measured", "What was expected beforehand, and what it was.", _table(content.predicted)),
+        ("Where this comes from", "", _table(content.origin)),
+        ("Commands", "", f"<pre>{escape(chr(10).join(content.commands))}</pre>"),
+    ]  # fmt: skip
+    body = "".join(f"<section><h2>{title}</h2><p>{about}</p>{part}</section>\n" for title, about, part in sections)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<link rel="icon" href="data:,"><title>{escape(content.title)}</title><style>{STYLE}</style>'
+        f"<script>{script}</script></head>\n<body><h1>{escape(content.title)}</h1>\n"
+        f'<div class="cards">{cards}</div>\n{verdict}\n{body}<script>{FIT}</script></body></html>\n'
+    )
+
+
+def _grid(parts: Sequence[str]) -> str:
+    """Return pictures beside each other, as many as the screen is wide enough for."""
+    return f'<div class="grid">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
+
+
+def _table(table: Table) -> str:
+    """Return a table that scrolls where the screen is narrow."""
+    headings, rows = table
+    head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

@@ -1,0 +1,157 @@
+"""Draw a plan and its evaluation as interactive pictures, which are pieces of HTML."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from moa.plans.errors import MoaError
+from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+COLOURS = {"dense": "#444444", "plan": "#1f6fb4", "uniform like plan": "#d9822b"}
+"""Of the rows of an evaluation; told apart with any kind of colour vision, and in grey."""
+SHADES = [[0.0, "#eef4fa"], [0.5, "#6aa3d5"], [1.0, "#0b3c68"]]
+GREY = "#dddddd"
+NEEDLES = ("single", "four")
+"""The tasks of an evaluation that ask for needles."""
+Rows = Sequence[Mapping[str, Any]]
+
+
+def library() -> str:
+    """Return the JavaScript that all pictures of a page need, once.
+
+    Raises:
+        MoaError: plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError:
+        raise MoaError("a report needs plotly: pip install 'moa-attention[report]'") from None
+    return str(get_plotlyjs())
+
+
+def heat_map(plan: Plan, lengths: Sequence[int]) -> str:
+    """Return what each layer and KV head keeps, as a share of the text, with a slider of lengths."""
+    from plotly.graph_objects import Figure, Heatmap
+
+    model = plan.model
+    shares = [_shares(plan, n) for n in lengths]
+    figure = Figure(
+        Heatmap(
+            z=shares[-1], zmin=0, zmax=1, colorscale=SHADES, xgap=1, ygap=1,
+            colorbar={"title": "kept", "thickness": 12},
+            hovertemplate="layer %{y}, KV head %{x}: %{z:.2f}<extra></extra>",
+        )
+    )  # fmt: skip
+    steps = [
+        {"label": f"{n:,}", "method": "restyle", "args": [{"z": [share]}]}
+        for n, share in zip(lengths, shares, strict=True)
+    ]
+    slider = {"active": len(lengths) - 1, "steps": steps, "currentvalue": {"prefix": "tokens: "}, "pad": {"t": 45}}
+    figure.update_layout(sliders=[slider], plot_bgcolor=GREY)
+    figure.update_xaxes(title="KV head", dtick=max(1, model.kv_heads // 8), range=[-0.5, model.kv_heads - 0.5])
+    figure.update_yaxes(title="layer", range=[model.layers - 0.5, -0.5])
+    return _html(figure, "heat-map", max(380, 14 * model.layers + 180))
+
+
+def growth(plan: Plan, longest: int) -> str:
+    """Return the keys that heads see as the text grows: the widest, the mean and the narrowest, beside dense."""
+    from plotly.graph_objects import Figure, Scatter
+
+    lengths = sorted({*(int(n) for n in np.geomspace(BLOCK, max(longest, 2 * BLOCK), 60)), longest})
+    ruled = list(plan.model.ruled_layers)
+    spans = np.stack([plan.spans(n)[ruled].ravel() for n in lengths])
+    curves = {
+        "dense": (np.array(lengths), COLOURS["dense"], "dot"), "widest head": (spans.max(1), COLOURS["plan"], "dash"),
+        "mean": (spans.mean(1), COLOURS["plan"], "solid"), "narrowest head": (spans.min(1), "#7fb2dd", "solid"),
+    }  # fmt: skip
+    figure = Figure(
+        [
+            Scatter(x=lengths, y=y.tolist(), name=name, mode="lines", line={"color": colour, "dash": dash})
+            for name, (y, colour, dash) in curves.items()
+        ]
+    )
+    powers = [2**power for power in range(6, longest.bit_length())]
+    ticks = {"type": "log", "tickvals": powers, "ticktext": [f"{n:,}" for n in powers]}
+    figure.update_xaxes(title="tokens of text", **ticks)
+    figure.update_yaxes(title="keys seen", **ticks)
+    return _html(figure, "growth", 420, legend=True)
+
+
+def needle_maps(rows: Rows) -> list[str]:
+    """Return a map of found needles by length and depth for each row's name, of all tasks that ask for needles."""
+    from plotly.graph_objects import Figure, Heatmap
+
+    found: list[str] = []
+    for name in dict.fromkeys(row["row"] for row in rows):
+        own = [row for row in rows if row["row"] == name]
+        cells = [_by_depth(row) for row in own]  # [lengths][depths]
+        parts = len(cells[0])
+        depths = [f"{round(100 * i / parts)}–{round(100 * (i + 1) / parts)} %" for i in range(parts)]
+        rates = [[right / count if count else None for right, count in column] for column in cells]
+        texts = [[f"{right}/{count}" if count else "" for right, count in column] for column in cells]
+        figure = Figure(
+            Heatmap(
+                x=[f"{row['length']:,}" for row in own], y=depths, z=_turned(rates), text=_turned(texts),
+                texttemplate="%{text}", zmin=0, zmax=1, colorscale=SHADES, xgap=2, ygap=2, showscale=False,
+                hovertemplate="%{x} tokens, depth %{y}: %{text} found<extra></extra>",
+            )
+        )  # fmt: skip
+        figure.update_layout(title=name, plot_bgcolor=GREY)
+        figure.update_xaxes(title="tokens", type="category")
+        figure.update_yaxes(title="depth", autorange="reversed", type="category")
+        found.append(_html(figure, f"needles-{len(found)}", 300))
+    return found
+
+
+def perplexities(rows: Rows) -> list[str]:
+    """Return perplexity by quarter of the text for each length, of all rows."""
+    from plotly.graph_objects import Figure, Scatter
+
+    found: list[str] = []
+    for n in dict.fromkeys(row["length"] for row in rows):
+        own = [row for row in rows if row["length"] == n]
+        figure = Figure()
+        for row in own:
+            figures = row["text"]["perplexity_by_quarter"]
+            places = [round((i + 0.5) * n / len(figures)) for i in range(len(figures))]
+            style = {"color": COLOURS.get(row["row"], GREY), "dash": "dot" if row["row"] == "dense" else "solid"}
+            figure.add_trace(Scatter(x=places, y=figures, name=row["row"], mode="lines+markers", line=style))
+        figure.update_layout(title=f"{n:,} tokens")
+        figure.update_xaxes(title="position in the text")
+        figure.update_yaxes(title="perplexity")
+        found.append(_html(figure, f"perplexity-{len(found)}", 340, legend=True))
+    return found
+
+
+def _shares(plan: Plan, n: int) -> list[list[float | None]]:
+    """Return span / length per layer and KV head; None in layers that take no rules, which stay grey."""
+    spans, ruled = plan.spans(n) / n, set(plan.model.ruled_layers)
+    return [
+        [round(float(x), 4) if layer in ruled else None for x in spans[layer]] for layer in range(plan.model.layers)
+    ]
+
+
+def _by_depth(row: Mapping[str, Any]) -> list[tuple[int, int]]:
+    """Return needles found and asked for at each depth."""
+    tables = [row[task]["by_depth"] for task in NEEDLES if task in row]
+    return [(sum(t[i]["right"] for t in tables), sum(t[i]["questions"] for t in tables)) for i in range(len(tables[0]))]
+
+
+def _turned(cells: Sequence[Sequence[Any]]) -> list[list[Any]]:
+    return [list(column) for column in zip(*cells, strict=True)]
+
+
+def _html(figure: "Figure", name: str, height: int, legend: bool = False) -> str:
+    """Return a picture as a piece of HTML that fills its place's width."""
+    figure.update_layout(
+        template="simple_white", height=height, font={"size": 12},
+        margin={"l": 65, "r": 15, "t": 40, "b": 110 if legend else 50},
+        legend={"orientation": "h", "yref": "container", "y": 0, "yanchor": "bottom", "x": 0}, dragmode=False,
+    )  # fmt: skip
+    options = {"displayModeBar": False, "responsive": True}
+    return str(figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=options))
