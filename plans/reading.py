@@ -45,8 +45,8 @@ def slow_channels(head_size: int) -> Ints:
 
 
 def summary_bytes(head_size: int) -> int:
-    """Return the bytes of a summary: 4 bits for each slow channel, a scale and a spread of 16 bits each."""
-    return -(-len(slow_channels(head_size)) // 2) + 4
+    """Return the bytes of a summary: 4 bits for each of D/2 slow channels, a scale and a spread of 16 bits each."""
+    return head_size // 4 + 4
 
 
 def token_bytes(head_size: int) -> int:

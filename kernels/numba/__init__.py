@@ -1,11 +1,11 @@
-"""Back-end `numba`, for CPUs: prefill as in back-end `torch`, decode as one compiled call that reads the slabs once."""
+"""Back-end `numba`, for CPUs: prefill as in back-end `torch`, decode and reads as compiled calls."""
 
 from moa.kernels.spec import Spec
 
 SPEC = Spec(
     "numba",
     module="moa.kernels.numba.operations",
-    can=("prefill", "decode", "graph"),
+    can=("prefill", "decode", "read", "graph"),
     devices=("cpu",),
     title="CPU",
     packages=("numba",),

@@ -207,8 +207,13 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
     # On disk one file lists all code of a function by this name; shapes of their own names cannot be mistaken there.
     decode.__qualname__ = f"decode_{heads}_{size}_{kind}_{BLOCK}_{CODE}" + "_parallel" * parallel
     decode.__qualname__ += "_capped" * capped + "_sunk" * sunk
+    return compiled(decode, parallel)
+
+
+def compiled(step: Any, parallel: bool) -> Any:
+    """Return a step's function compiled for one thread or several; kept on disk where there is a folder for it."""
     options = OPTIONS | (PARALLEL if parallel else {})
     try:
-        return njit(cache=True, **options)(decode)
+        return njit(cache=True, **options)(step)
     except RuntimeError:  # no writable folder: every process compiles it again
-        return njit(**options)(decode)
+        return njit(**options)(step)

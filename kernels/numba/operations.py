@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Packed, Reading, Visibility
+from moa.kernels.numba import read as reads
 from moa.kernels.numba.decode import kernel
 from moa.kernels.numba.threads import check, shared
 from moa.kernels.numba.vectors import SIZE
@@ -23,7 +24,7 @@ from moa.kernels.torch import operations
 from moa.kernels.torch.operations import append, attend
 from moa.plans.span import BLOCK
 
-__all__ = ["append", "attend", "decode", "warm_up"]
+__all__ = ["append", "attend", "decode", "read", "warm_up"]
 
 KINDS = {getattr(torch, name): name for name in SIZE}
 
@@ -52,6 +53,32 @@ def decode(
         )  # fmt: skip
     if not whole:
         raise RuntimeError("decode needs a new token of every sequence")
+    return out.to(q.dtype)
+
+
+def read(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, reading: Reading, store: Store,
+    softmax: Softmax,
+) -> Tensor:  # fmt: skip
+    """Append up to 16 new tokens of each sequence and summarise the pages that they fill; attend to chosen pages."""
+    assert q.dtype == k.dtype == v.dtype == store.k.dtype
+    assert store.summaries is not None
+    groups, size = k.shape[1:]
+    heads = q.shape[1] // groups
+    queries = q.to(torch.promote_types(q.dtype, torch.float32)).contiguous()
+    out = torch.empty_like(queries)
+    shares, sinks = _shares(), softmax.sinks_of(groups)
+    logits = queries.new_empty(0, 0) if sinks is None else sinks.to(out.dtype)
+    keys, values, order, base, capacity, first, sink, cu_seqlens = _unchanging(store, batch, seen)
+    step = reads.kernel(heads, size, KINDS[q.dtype], shares > 1, softmax.cap is not None, sinks is not None)
+    with shared() if shares > 1 else nullcontext():
+        attended = step(
+            *(x.view(-1, heads, size).numpy() for x in (queries, out)), _array(k), _array(v), keys, values,
+            store.summaries.numpy(), order, base, capacity, first, sink, reading.share.numpy(), reading.given.numpy(),
+            cu_seqlens, batch.past.numpy(), float(softmax.scale), float(softmax.cap or 0), logits.numpy(), shares,
+        )  # fmt: skip
+    if not attended:  # every row reads all that it sees
+        return decode(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     return out.to(q.dtype)
 
 

@@ -32,7 +32,7 @@ _INT = ir.IntType(64)
 _SHORT = ir.IntType(32)
 
 
-class _Emit:
+class Emit:
     """Writes the code of one loop over the rows [rows, size] of keys or values, for all heads of a group."""
 
     def __init__(self, builder: Any, heads: int, size: int, kind: str) -> None:
@@ -58,25 +58,28 @@ class _Emit:
 
     def stored(self, rows: Any, index: Any) -> Any:
         """Return row `index` of the cache in the sums' type, and prefetch the memory that lies AHEAD bytes further."""
-        width = SIZE[self.kind]
-        address = self.at(rows, index, self.size * width)
-        self._fetch(address)
-        row = self.load(address, ir.VectorType(_STORED[self.kind], self.size), width)
+        address = self.at(rows, index, self.size * SIZE[self.kind])
+        for offset in range(0, self.size * SIZE[self.kind], LINE):
+            self.fetch(self.b.add(address, ir.Constant(_INT, AHEAD + offset)))
+        return self.row_at(address)
+
+    def row_at(self, address: Any) -> Any:
+        """Return the row of the cache at an address in the sums' type."""
+        row = self.load(address, ir.VectorType(_STORED[self.kind], self.size), SIZE[self.kind])
         if self.kind == "bfloat16":  # the upper half of a float32
             bits = ir.VectorType(_SHORT, self.size)
             shifted = self.b.shl(self.b.zext(row, bits), ir.Constant(bits, [16] * self.size))
             return self.b.bitcast(shifted, self.row)
         return self.b.fpext(row, self.row) if self.kind == "float16" else row
 
-    def _fetch(self, address: Any) -> None:
+    def fetch(self, address: Any) -> None:
+        """Prefetch the line of memory at an address."""
         pointer = ir.IntType(8).as_pointer()
         prefetch = cgutils.get_or_insert_function(
             self.b.module, ir.FunctionType(ir.VoidType(), [pointer, _SHORT, _SHORT, _SHORT]), "llvm.prefetch.p0"
         )
         read, keep, data = (ir.Constant(_SHORT, x) for x in (0, 3, 1))
-        for offset in range(0, self.size * SIZE[self.kind], LINE):
-            ahead = self.b.inttoptr(self.b.add(address, ir.Constant(_INT, AHEAD + offset)), pointer)
-            self.b.call(prefetch, [ahead, read, keep, data])
+        self.b.call(prefetch, [self.b.inttoptr(address, pointer), read, keep, data])
 
     def total(self, row: Any) -> Any:
         """Return the sum of a row."""
@@ -91,7 +94,7 @@ class _Emit:
         return self.b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(_SHORT, self.size), [0] * self.size))
 
 
-def _loop(emit: Callable[[_Emit, Any, Any, Any, Any, int], None]) -> Any:
+def _loop(emit: Callable[[Emit, Any, Any, Any, Any, int], None]) -> Any:
     """Return an intrinsic (rows, count, a, b, heads, size, kind, stride) whose code `emit` writes."""
 
     def typed(  # type: ignore[no-untyped-def]  # numba's types
@@ -101,7 +104,7 @@ def _loop(emit: Callable[[_Emit, Any, Any, Any, Any, int], None]) -> Any:
 
         def code(context, builder, signature, given):  # type: ignore[no-untyped-def]
             rows, count, a, b = given[:4]
-            emit(_Emit(builder, heads_, size_, kind_), rows, count, a, b, stride_)
+            emit(Emit(builder, heads_, size_, kind_), rows, count, a, b, stride_)
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, types.intp, types.intp, heads, size, kind, stride), code
@@ -109,7 +112,7 @@ def _loop(emit: Callable[[_Emit, Any, Any, Any, Any, int], None]) -> Any:
     return intrinsic(prefer_literal=True)(typed)
 
 
-def _dots(e: _Emit, keys: Any, count: Any, queries: Any, scores: Any, stride: int) -> None:
+def _dots(e: Emit, keys: Any, count: Any, queries: Any, scores: Any, stride: int) -> None:
     row = e.size * e.bytes
     heads = [e.load(e.at(queries, h, row), e.row, e.bytes) for h in range(e.heads)]
     with cgutils.for_range(e.b, count) as loop:
@@ -119,7 +122,7 @@ def _dots(e: _Emit, keys: Any, count: Any, queries: Any, scores: Any, stride: in
             e.store(score, e.at(e.at(scores, h, stride * e.bytes), loop.index, e.bytes))
 
 
-def _mix(e: _Emit, values: Any, count: Any, weights: Any, sums: Any, stride: int) -> None:
+def _mix(e: Emit, values: Any, count: Any, weights: Any, sums: Any, stride: int) -> None:
     places = [e.at(sums, h, e.size * e.bytes) for h in range(e.heads)]
     cells = [cgutils.alloca_once_value(e.b, e.load(place, e.row, e.bytes)) for place in places]
     with cgutils.for_range(e.b, count) as loop:

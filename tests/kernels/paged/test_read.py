@@ -15,6 +15,7 @@ SCALE = 0.3
 GARBAGE = {"reference": float("nan"), "torch": 1e3, "numba": float("nan")}
 NAMES = [spec.name for spec in BACKENDS if "read" in spec.can and spec.takes("cpu")]
 each = pytest.mark.parametrize("name", NAMES)
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 
 
 @each
@@ -41,8 +42,7 @@ def test_rows_read_what_the_definition_chooses(kit, paged, name, data):
 
 
 @each
-@pytest.mark.parametrize("heads", [1, 3, 4, 8])
-@pytest.mark.parametrize("size", [16, 64, 80, 256])
+@pytest.mark.parametrize(("heads", "size"), [(1, 16), (3, 64), (4, 80), (8, 256)])
 def test_shapes(kit, paged, name, heads, size):
     """Several new tokens, some of which see pages that are not full at their own length."""
     rules = kit.Rules(np.array([64, 128]), np.array([10**6, 300]), np.array([0, 0]))
@@ -58,7 +58,32 @@ def test_shapes(kit, paged, name, heads, size):
 
 
 @each
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@dtypes
+def test_element_types(kit, paged, name, dtype):
+    """The pages are the same, and the summaries of those that the new tokens fill: rows come in turns of 7 and 1."""
+    rules = kit.Rules(np.array([64, 64]), np.array([10**6, 200]), np.array([0, 0]))
+    reading, at, run, softmax = paged.reading((32, 16), (40, 64)), [380, 300], backend.load(name), Softmax(SCALE)
+    whole = kit.text([436, 330], 6, 2, 16, 5)
+    for n in "qkv":
+        setattr(whole, n, [x.to(dtype).double() for x in getattr(whole, n)])
+    store = paged.summarised(kit, whole, rules, at, fill=GARBAGE[name], dtype=dtype)
+    for _ in range(7):
+        end = [at[0] + 7, at[1] + 1]
+        tokens = whole.new(at, end, dtype)
+        out = run.read(**tokens, seen=rules.seen(500), reading=reading, store=store, softmax=softmax)
+        expected, _ = paged.rows(whole, rules, reading, at, end, SCALE)
+        bound = kit.half_rounding(whole, SCALE, dtype)
+        torch.testing.assert_close(out.double(), expected, atol=bound, rtol=0)
+        at = end
+    wanted = paged.summarised(kit, whole, rules, at, dtype=dtype)
+    for s, g in ((0, 0), (1, 0)):  # the slabs that hold all
+        first = [int(x.base[s, g]) // 64 for x in (store, wanted)]
+        found, true = (x.summaries[i : i + at[s] // 64] for x, i in zip((store, wanted), first, strict=True))
+        assert torch.equal(found, true)
+
+
+@each
+@dtypes
 @pytest.mark.parametrize("share", [256, 200, 1])
 def test_rows_that_read_all_give_what_decode_gives(kit, paged, name, dtype, share):
     """Bit for bit: everything is asked for, what is kept fits into the bytes, or lies in the floor."""
