@@ -20,7 +20,7 @@ from moa.runtime import stock
 from moa.runtime.attached import Attached
 from moa.runtime.attention import Backends
 from moa.runtime.cache import KVCache
-from moa.runtime.continuation import check_continuation, columns_after
+from moa.runtime.continuation import check_continuation, columns_after, reads_last_alone
 from moa.runtime.generation import Generator
 
 
@@ -124,8 +124,9 @@ def _check_call(
             )
         stock.check_states(given, plan.model)
         check_continuation(decoder, given, call, plan.model)
-    if plan.model.shared:  # a number would cut queries to shared keys, and masks by axes that ours lack
-        return (), call | {"logits_to_keep": None}
+    if plan.model.shared:  # a number lets layers that share keys compute the last tokens alone
+        alone = reads_last_alone(call, caches[0] if caches else None, plan)
+        return (), call | {"logits_to_keep": 1 if alone else None}
     return None
 
 

@@ -14,6 +14,7 @@ from moa.hf.calls import check_call
 from moa.hf.masks import check_2d
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
+from moa.plans.plan import Plan
 from moa.runtime import stock
 from moa.runtime.cache import KVCache
 
@@ -82,6 +83,27 @@ def columns_after(call: Mapping[str, Any], cache: Any) -> int:
     if torch.compiler.is_compiling():
         return max(new, getattr(cache, "max_length", None) or 0)
     return _cached(cache, _may_sync(tokens)) + new
+
+
+def reads_last_alone(call: Mapping[str, Any], cache: Any, plan: Plan) -> bool:
+    """Return whether layers that share keys may compute the last token of a call alone, for the logits asked of it.
+
+    Nothing may be padded, since our masks have no axis of queries to cut. Elsewhere keys are not stored apart from
+    attention: in a cache of fixed length, and by rules that move keys or read less than they keep.
+
+    Args:
+        call: The arguments of the call, by name.
+        cache: A cache, or None.
+        plan: The plan.
+    """
+    keep, mask, tokens = call.get("logits_to_keep"), call.get("attention_mask"), _tokens(call)
+    if torch.compiler.is_compiling() or not isinstance(keep, int) or keep != 1 or tokens is None:
+        return False
+    if tokens.shape[1] == 1 or getattr(cache, "max_length", None) is not None:
+        return False
+    if any(rule.moves_keys() or rule.read < 1 for rules in plan.groups.values() for rule in rules):
+        return False
+    return mask is None or (isinstance(mask, Tensor) and mask.ndim == 2 and bool(mask.all()))
 
 
 def _tokens(call: Mapping[str, Any]) -> Tensor | None:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from moa.hf.padding import Packing
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend
@@ -111,6 +112,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         """Attend, and store the new keys if it is for the last time; other arguments are those of `Staged.attend`."""
         new = k.shape[2]
         call = self.batch.begin(mask, new) if self._is_first and first else self.batch.join(mask, new)
+        if query.shape[2] < new:
+            return self._read_last(query, k, v, call, softmax=softmax, backend=backend)
         packing = call.packing
         q, k, v = packing.pack(query), packing.pack(k), packing.pack(v)
         if self._is_first and self.store is None and self.device.type == "cpu":
@@ -136,12 +139,34 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             softmax=softmax, backend=backend, reading=self.rules.reading(self.device), again=not last,
         )  # fmt: skip
         if last:
-            if self._is_first:
-                self.batch.end(call, new)
-            self._joined = call
-            if not torch.compiler.is_compiling():
-                self.columns += new
+            self._commit(call)
         return packing.unpack(out)
+
+    def _read_last(
+        self, query: Tensor, k: Tensor, v: Tensor, call: ForwardCall, *, softmax: Softmax, backend: Backend
+    ) -> Tensor:
+        """Attend from the last column alone, once all keys are stored: as the step that would store the last again."""
+        seen = self.rules.visibility(call.longest, self.device)
+        if self._joined is not call:
+            self._make_room(call.lengths)
+            assert self.store is not None
+            k_all, v_all = call.packing.pack(k), call.packing.pack(v)
+            batch = Packed(call.packing.cu_seqlens, call.lengths, call.new)
+            backend.append(self.store, k_all, v_all, batch=batch, seen=seen)
+            self._commit(call)
+        one = Packing(None, self.batch_size, 1, self.device)
+        batch = Packed(one.cu_seqlens, call.lengths + (call.new - 1), 1, nonempty=True)
+        q, k, v = one.pack(query), one.pack(k[:, :, -1:]), one.pack(v[:, :, -1:])
+        assert self.store is not None
+        return one.unpack(backend.decode(q, k, v, batch=batch, seen=seen, store=self.store, softmax=softmax))
+
+    def _commit(self, call: ForwardCall) -> None:
+        """Count the tokens of a call, whose keys are stored."""
+        if self._is_first:
+            self.batch.end(call, call.new)
+        self._joined = call
+        if not torch.compiler.is_compiling():
+            self.columns += call.new
 
     def _past_bounds(self) -> Ints:
         """Return the lengths before the call under way, or upper bounds of them, int64 [sequences]."""

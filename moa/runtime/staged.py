@@ -38,7 +38,8 @@ class Staged:
         """Return attention to the past and the staged keys; their last reader stores them.
 
         Args:
-            query: Queries of the staged tokens [batch, query_heads, width, D].
+            query: Queries of the staged tokens [batch, query_heads, width, D]; where layers share keys and nothing is
+                padded, all after the first may have those of the last token alone.
             mask: bool [batch, past + new columns], false where padded; None when no new token is padding.
             softmax: How scores become weights.
             backend: The back-end that computes (`moa.kernels.backend`).
@@ -47,13 +48,16 @@ class Staged:
             [batch, width, query_heads, D], 0 where padded.
 
         Raises:
-            Unsupported: More layers read the keys than the model's config says, or a layer cuts its queries.
+            Unsupported: More layers read the keys than the model's config says, or a layer cuts its queries otherwise.
         """
         if not self._left:
             raise Unsupported(f"keys that {self._readers} layers share, by the config, are read by another one")
-        if query.shape[2] != self.k.shape[2]:
-            raise Unsupported(f"{query.shape[2]} queries to keys of {self.k.shape[2]} new tokens")
-        first, self._left = self._left == self._readers, self._left - 1
+        first, width, new = self._left == self._readers, query.shape[2], self.k.shape[2]
+        if width != new and (first or width != 1 or mask is not None):
+            raise Unsupported(
+                f"{width} queries to keys of {new} new tokens: later readers may attend from the last alone"
+            )
+        self._left -= 1
         return self._read(
             query, self.k, self.v, mask, softmax=softmax, backend=backend, peers=self.peers, first=first,
             last=not self._left,

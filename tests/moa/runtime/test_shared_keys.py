@@ -82,6 +82,32 @@ def test_logits_of_some_positions_are_those_of_all(model, keep, left):
 
 
 @torch.no_grad()
+@pytest.mark.skipif("Gemma4Sharing" not in SHARING, reason="of a later transformers")
+@pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
+def test_layers_that_share_keys_compute_the_last_token_of_a_prompt_alone(backend):
+    """As without a plan, so that a prefill costs no more; keys are then stored before these layers read them."""
+    model, ids = made("Gemma4Sharing"), ids_of(2, 300)
+    plan, widths = plan_of(model, 3), []
+    hook = model.model.layers[-1].mlp.register_forward_pre_hook(lambda _, args: widths.append(args[0].shape[1]))
+    with Oracle(model, plan):
+        expected = [model(ids[:, :n], use_cache=False).logits[:, -1:] for n in (150, 151, 201, 300)]
+    widths.clear()
+    with moa.apply(model, plan, backend):
+        for cache in (KVCache(plan), DynamicCache(config=model.config), None):
+            for (start, stop), logits in zip(((0, 150), (150, 151), (151, 201), (201, 300)), expected, strict=True):
+                new = ids[:, 0 if cache is None else start : stop]
+                found = model(new, past_key_values=cache, logits_to_keep=1, use_cache=cache is not None).logits
+                torch.testing.assert_close(found, logits, **CLOSE)
+        assert set(widths) == {1}
+        model(ids, past_key_values=KVCache(plan, max_length=300), logits_to_keep=1)
+        assert widths.pop() == 300  # a fixed cache
+        padding = padded(ids, [(2, 300), (0, 300)])
+        model(ids, attention_mask=padding, past_key_values=KVCache(plan), logits_to_keep=1)
+        assert widths.pop() == 300
+    hook.remove()
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("after", [-2, -1])
 @pytest.mark.parametrize("kept", [False, True])
 def test_after_a_call_that_failed_among_the_readers_the_next_is_refused(model, after, kept):
@@ -132,8 +158,12 @@ def test_a_handle_is_read_as_often_as_the_config_says():
     assert [staged.attend(k, None, softmax=None, backend=None) for _ in range(2)] == [(True, False), (False, True)]
     with pytest.raises(Unsupported, match="2 layers share, by the config, are read by another one"):
         staged.attend(k, None, softmax=None, backend=None)
-    with pytest.raises(Unsupported, match="1 queries to keys of 4 new tokens"):
-        Staged(k, k, 0, lambda *_, **__: None, 1).attend(k[:, :, :1], None, softmax=None, backend=None)
+    for width, mask, readers in ((1, None, 2), (2, None, 1), (1, torch.ones(1, 4), 1)):
+        staged = Staged(k, k, 0, lambda *_, **__: None, 2)
+        for _ in range(2 - readers):
+            staged.attend(k, None, softmax=None, backend=None)
+        with pytest.raises(Unsupported, match=f"{width} queries to keys of 4 new tokens"):
+            staged.attend(k[:, :, :width], mask, softmax=None, backend=None)
 
 
 @pytest.mark.skipif(not SHARING, reason="of a later transformers")
