@@ -16,6 +16,7 @@ from moa.evaluation.samples import Part
 from moa.evaluation.tasks.needles import check_answers
 from moa.finding import find_plan
 from moa.hf.fingerprint import fingerprint
+from moa.hf.known import remember
 from moa.hf.limits import SHORTEST
 from moa.hf.load import Given, check_options, loaded
 from moa.measuring import measure_costs
@@ -206,6 +207,10 @@ class _Run:
                     seed=self.seed, progress=whole.stage("profile"), note=lambda line: self.note(f"profile: {line}"),
                 )  # fmt: skip
         plan, solved = self._search(costs, whole)
+        try:
+            remember(plan, self.network)
+        except (OSError, MoaError) as error:
+            self.note(f"moa.apply(model, 'auto') will not find the plan: {error}")
         evaluation = self._evaluation(plan, lengths, whole)
         prospect = diagnose(self.pair, plan).prospect
         assert prospect is not None  # a model was given

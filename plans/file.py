@@ -22,13 +22,13 @@ MOST_PARTS = 1_000_000
 
 def load(source: str | PathLike[str]) -> Content:
     """Return the content of the plan in a file; see `Plan.load`."""
-    path, shipped = Path(source), _shipped()
-    if not path.exists() and str(source) in shipped:
-        return parse(shipped[str(source)].read_text(encoding="utf-8"), f"shipped plan {source}")
+    path, ours = Path(source), shipped()
+    if not path.exists() and str(source) in ours:
+        return parse(ours[str(source)].read_text(encoding="utf-8"), f"shipped plan {source}")
     try:
         text = read(path).decode()
     except FileNotFoundError:
-        names = ", ".join(sorted(shipped)) or "none"
+        names = ", ".join(sorted(ours)) or "none"
         raise PlanError(f"no plan file {path} and no shipped plan of that name (shipped: {names})") from None
     except OSError as error:
         raise PlanError(f"cannot read plan {path}: {error.strerror}") from None
@@ -92,7 +92,8 @@ def _one_line(part: dict[str, Any]) -> str:
     return (dump(as_is=False) if any(c in text for c in "\x85\u2028\u2029") else text).strip()
 
 
-def _shipped() -> dict[str, Traversable]:
+def shipped() -> dict[str, Traversable]:
+    """Return the files of shipped plans by their names."""
     folder = resources.files("moa.plans.library")
     return {file.name.removesuffix(".yaml"): file for file in folder.iterdir() if file.name.endswith(".yaml")}
 

@@ -1,6 +1,6 @@
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,14 @@ from moa.profiler.profile import Profile, bin_size
 settings.register_profile("default", deadline=None)
 settings.load_profile("default")
 sys.path.insert(0, str(Path(__file__).parent / "families"))  # models that serve tests of several folders
+
+
+@pytest.fixture(scope="session", autouse=True)
+def plans_made_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Plans that `moa.compress` makes in tests are not kept among the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MOA_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

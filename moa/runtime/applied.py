@@ -11,10 +11,11 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache
 
 from moa.hf.attention import attention_modules, decoder_of
+from moa.hf.known import BUDGET, known_plan
 from moa.hf.limits import check_window, ruled_window
 from moa.hf.softmax import traits
 from moa.kernels import forks
-from moa.plans.errors import ModelMismatch, Unsupported
+from moa.plans.errors import MoaError, ModelMismatch, Unsupported
 from moa.plans.plan import Plan
 from moa.runtime import stock
 from moa.runtime.attached import Attached
@@ -24,7 +25,9 @@ from moa.runtime.continuation import check_continuation, columns_after, reads_la
 from moa.runtime.generation import Generator
 
 
-def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = None) -> "Applied":
+def apply(
+    model: Any, plan: Plan | str | PathLike[str], backend: str | None = None, *, budget: float | None = None
+) -> "Applied":
     """Put `model` under `plan`, in place, and return a handle that undoes it.
 
     Afterwards `generate` keeps its keys in a `KVCache`, and `forward` attends under the plan with or without a cache.
@@ -32,16 +35,23 @@ def apply(model: Any, plan: Plan | str | PathLike[str], backend: str | None = No
 
     Args:
         model: A transformers decoder-only model in evaluation mode, bare or wrapped (peft).
-        plan: A plan made for it, the path of a plan file, or the name of a shipped plan.
+        plan: A plan made for it, the path of a plan file, or the name of a shipped plan; or `auto` for the plan that
+            keeps most within `budget`, of those that `moa.compress` made here for these weights, and the shipped ones.
         backend: Name of a back-end (`moa.kernels.registry`); by default the one for each layer's device.
+        budget: With `auto`, the largest density at the longest text that the plan is for; by default 0.25.
 
     Returns:
         The handle whose `remove` takes the plan off the model.
 
     Raises:
         ModelMismatch: The plan was made for another model.
+        MoaError: No plan is known for `auto`, or a budget is given for a plan that is named.
         Unsupported: The model has a feature that plans cannot honour, or is already under a plan.
     """
+    if plan == "auto":
+        plan = known_plan(model, BUDGET if budget is None else budget)
+    elif budget is not None:
+        raise MoaError("a budget is for the plan auto; this one is named")
     return Applied(model, plan if isinstance(plan, Plan) else Plan.load(plan), backend)
 
 

@@ -25,7 +25,7 @@ def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> moa.c
     return moa.compress(model_folder, tmp_path_factory.mktemp("whole") / "out", budget=0.3, **LEAST)
 
 
-def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any) -> None:
+def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any, model_folder: Path) -> None:
     assert {path.name for path in whole.folder.iterdir()} - {"report.html"} == FILES
     assert json.loads((whole.folder / "figures.json").read_text()) == whole.figures
     plan = moa.Plan.load(whole.folder / "plan.yaml")
@@ -41,6 +41,8 @@ def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any) -> None:
     assert whole.figures["quality"]["questions"] == 2 * (1 + 4)
     assert whole.figures["evaluation"] == {"text": 1, "single": 1, "four": 1}
     assert whole.figures["profile"]["samples"] == 1
+    with moa.apply(moa.load_model(model_folder)[0], "auto", budget=0.3) as applied:
+        assert applied.plan == plan
     assert set(whole.figures["seconds"]) == {"calibrate", "profile", "search", "evaluation"}
 
 

@@ -191,7 +191,7 @@ def test_rules_read_all_they_keep_unless_they_say_otherwise():
 
 
 def test_every_shipped_plan_is_valid():
-    for name, shipped in plan_file._shipped().items():
+    for name, shipped in plan_file.shipped().items():
         text = shipped.read_text(encoding="utf-8")
         assert plan_file.render(plan_file.parse(text, name)) == text
 

@@ -235,7 +235,7 @@ def _here(folder: Path) -> Iterator[None]:
     patches = [
         patch("huggingface_hub.constants.HF_HUB_OFFLINE", True), patch("datasets.config.HF_HUB_OFFLINE", True),
         patch("datasets.config.HF_DATASETS_CACHE", folder.with_name(f"{folder.name}-datasets")),
-        patch.dict(os.environ, {"COLUMNS": "200"}), warnings.catch_warnings(),
+        patch.dict(os.environ, {"COLUMNS": "200", "MOA_CACHE": f"{folder}-datasets"}), warnings.catch_warnings(),
     ]  # fmt: skip
     os.chdir(folder)
     for each in patches:
