@@ -46,12 +46,12 @@ class SinkMetadata(NamedTuple):
     """What a back-end whose sinks move needs.
 
     Attributes:
-        single: Rows of requests with one new token, int64.
+        apart: Rows of requests with one new token, int64; None where all requests have one.
         stock: vLLM's metadata of those; None if there are none.
-        requests: All requests with new tokens.
+        requests: Those with more new tokens, and those whose sinks move after this step.
     """
 
-    single: Tensor
+    apart: Tensor | None
     stock: Any
     requests: list[Request]
 
@@ -98,18 +98,20 @@ def _builder(base: type, rule: Reach, scores_of: Scores | None) -> type:
             if scores_of is None:
                 return super().build(0, under_rule(batch, new, length, rule), fast_build)
             single = new == 1
-            stock = None
-            if single.any():
-                stock = super().build(0, under_rule(batch, new * single, length, rule), fast_build)
+            stock = (
+                super().build(0, under_rule(batch, new * single, length, rule), fast_build) if single.any() else None
+            )
+            moves = rule.first(length // BLOCK) > rule.first((length - new) // BLOCK)
             requests = [
                 Request(
                     int(starts[r]), int(new[r]), int(length[r]),
                     rule.first(np.arange((length[r] - new[r]) // BLOCK, length[r] // BLOCK + 1)).tolist(),
                     batch.block_table_tensor[r],
                 )
-                for r in np.flatnonzero(new)
+                for r in np.flatnonzero((new > 1) | (single & moves))
             ]  # fmt: skip
-            return SinkMetadata(torch.from_numpy(starts[:-1][single]), stock, requests)
+            apart = torch.from_numpy(starts[:-1][single]) if (new > 1).any() else None
+            return SinkMetadata(apart, stock, requests)
 
     return Builder
 
@@ -126,22 +128,19 @@ def _impl(base: type, sink: int, scores_of: Scores) -> type:
             if attn_metadata is None:  # vLLM is measuring its memory
                 return output
             score = _scores(layer, kv_cache)
-            single, stock, requests = attn_metadata
-            if len(single) == len(requests):
+            apart, stock, requests = attn_metadata
+            if apart is None:
                 super().forward(layer, query, key, value, kv_cache, stock, output, *args, **kwargs)
             elif stock is not None:
-                some = torch.empty_like(output[single])
-                super().forward(layer, query[single], key, value, kv_cache, stock, some, *args, **kwargs)
-                output[single] = some
+                some = torch.empty_like(output[apart])
+                super().forward(layer, query[apart], key, value, kv_cache, stock, some, *args, **kwargs)
+                output[apart] = some
             for request in requests:
-                moves = request.edges[-1] > request.edges[0]
-                if request.new == 1 and not moves:
-                    continue
                 text = Text(request, sink, scores_of, kv_cache, score)
                 if request.new > 1:
                     rows = slice(request.begin, request.begin + request.new)
                     output[rows] = text.attend(query[rows], self.scale)
-                if moves:
+                if request.edges[-1] > request.edges[0]:
                     text.leave(kv_cache, score)
             return output
 

@@ -74,7 +74,6 @@ class PlannedAttention(torch.nn.Module):
         del given["attn_backend"]
         prefix, heads, kv_heads = given.pop("prefix"), given.pop("num_heads"), given.pop("num_kv_heads")
         layer, rank = extract_layer_index(prefix), get_tensor_model_parallel_rank()
-        self._share, self._size = heads // kv_heads, given["head_size"]
         self.heads = torch.nn.ModuleList()
         for head in range(kv_heads):
             group = groups.of[layer, head]
@@ -82,16 +81,15 @@ class PlannedAttention(torch.nn.Module):
             backend = backend_for(base, rules[layer, head][rank])
             name = f"{prefix}.kv{head}"
             self.heads.append(
-                HeadAttention(pages, num_heads=self._share, num_kv_heads=1, prefix=name, attn_backend=backend, **given)
+                HeadAttention(
+                    pages, num_heads=heads // kv_heads, num_kv_heads=1, prefix=name, attn_backend=backend, **given
+                )
             )
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return the attention of new tokens, each KV head by its rule: [tokens, heads * head size] like `query`."""
-        q = query.view(len(query), len(self.heads), self._share * self._size)
-        k, v = (x.view(len(x), len(self.heads), self._size) for x in (key, value))
-        return torch.cat(
-            [head(*(x[:, i].contiguous() for x in (q, k, v))) for i, head in enumerate(self.heads)], dim=-1
-        )
+        q, k, v = (x.unflatten(-1, (len(self.heads), -1)).transpose(0, 1).contiguous() for x in (query, key, value))
+        return torch.cat([head(q[i], k[i], v[i]) for i, head in enumerate(self.heads)], dim=-1)
 
 
 @functools.cache

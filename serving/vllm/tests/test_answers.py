@@ -100,3 +100,10 @@ def test_without_a_plan_nothing_changes(engine):
     llm = engine(None)
     [layers] = llm.apply_model(lambda model: [type(m) for m in model.modules() if isinstance(m, Attention)])
     assert set(layers) == {Attention}
+
+
+@both
+def test_two_ranks(engine, wanted, plan):
+    """Each rank has one KV head of every layer, with a rule of its own."""
+    llm = engine(plan, tensor_parallel_size=2, distributed_executor_backend="mp", max_num_batched_tokens=256)
+    check(ask(llm), wanted(plan))
