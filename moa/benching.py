@@ -85,7 +85,10 @@ def _measure(
     for n in lengths:
         calls = {name: partial(timing.prefill, network, way, ids[:, :n]) for name, way in ways.items()}
         times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
-        cell: dict[str, Any] = {"length": n, "density": plan.density(n), "prefill_kept": plan.prefill_fraction(n)}
+        cell: dict[str, Any] = {
+            "length": n, "density": plan.density(n), "read": plan.read_density(n),
+            "prefill_kept": plan.prefill_fraction(n),
+        }  # fmt: skip
         steps: list[dict[str, Any]] = []
         prefill = _json(times) | _said(said, "prefill_ms", n)
         found["lengths"].append(cell | {"prefill": prefill, "decode": steps})

@@ -70,7 +70,7 @@ class Kept:
     @classmethod
     def of(cls, plan: Plan, n: int) -> "Kept":
         """Return what `plan` keeps at `n` tokens."""
-        return cls(n, plan.prefill_fraction(n), plan.density(n), plan.kv_bytes(n) / plan.model.dense_kv_bytes(n))
+        return cls(n, plan.prefill_fraction(n), plan.read_density(n), plan.kv_bytes(n) / plan.model.dense_kv_bytes(n))
 
     @property
     def gains(self) -> bool:

@@ -53,7 +53,7 @@ def tables(found: dict[str, Any]) -> list["Figures"]:
     about = found["environment"]
     title = f"{found['model']}, {about['dtype']}, back-end {about['backend']}"
     times = "dense (IQR)", "plan (IQR)", "speed-up", "predicted"
-    memory = "KV plan", "KV predicted", "KV dense"
+    memory = "KV read", "KV plan", "KV predicted", "KV dense"
     prefill, decode, caption = [], [], ""
     for cell in found["lengths"]:
         n = f"{cell['length']:,}"
@@ -61,7 +61,7 @@ def tables(found: dict[str, Any]) -> list["Figures"]:
         for step in cell["decode"]:
             sizes = step["allocated"]["plan"], step["predicted"], step["allocated"]["dense"]
             mib = [FULL if size is None else f"{size / 2**20:.1f}" for size in sizes]
-            decode.append([n, str(step["batch"]), *_compared(step, 1e3), *mib])
+            decode.append([n, str(step["batch"]), *_compared(step, 1e3), f"{cell['read']:.3f}", *mib])
     if said := found.get("predicted_for"):
         errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in said["error"].items())
         caption = f"times predicted for {said['device']}{errors and f'; median error of the fit: {errors}'}"

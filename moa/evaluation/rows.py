@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moa.plans.plan import Plan
+from moa.plans.reading import READ_STEPS
 from moa.plans.span import BLOCK
 from moa.runtime.variant import Variant
 
@@ -29,12 +30,26 @@ class Row:
 
 
 def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:
-    """Return the dense row, then each plan's and, if asked, its least uniform window that keeps as much at `length`."""
+    """Return the dense row, then each plan's and, if asked, its least uniform window that keeps as much at `length`.
+
+    Beside a plan that reads less than it keeps, the uniform window reads as much as the plan, all groups alike.
+    """
     rows = [Row("dense", None)]
     for name, plan in plans:
         rows.append(Row(name, plan, backend))
         if uniform:
             span = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)  # what a window can keep
             twin = Plan.uniform(plan.model, span / length, at=length)
+            if plan.reads():
+                twin = _reading(twin, plan.read_density(length), length)
             rows.append(Row(f"uniform like {name}", twin, backend))
     return rows
+
+
+def _reading(plan: Plan, share: float, length: int) -> Plan:
+    """Return the uniform plan with the least `read` that reads at least `share` of the bytes; all it keeps if none."""
+    made = (
+        Plan.from_rules(plan.model, {}, defaults=plan.defaults.model_copy(update={"read": k / READ_STEPS}))
+        for k in range(1, READ_STEPS + 1)
+    )
+    return next((found for found in made if found.read_density(length) >= share - 1e-9), plan)

@@ -32,6 +32,8 @@ def summarise(
     """
     n = samples[0].length
     row: dict[str, Any] = {"length": n, "row": name, "density": plan.density(n), "kv_bytes": plan.kv_bytes(n, 1, dtype)}
+    if plan.reads():
+        row["read"] = plan.read_density(n)
     cached = [(tasks[s.task].cached(s.content), r) for s, r in zip(samples, results, strict=True) if "cache_bytes" in r]
     if cached:
         tokens, result = max(cached, key=lambda pair: pair[0])
@@ -47,11 +49,15 @@ def summarise(
 def table(rows: Sequence[dict[str, Any]], tasks: Mapping[str, Task] = TASKS) -> tuple[list[str], list[list[str]]]:
     """Return the headings and each row's cells: of every task that some row has, `-` where the row itself lacks it."""
     measured = [task for task in tasks.values() if any(task.name in row for row in rows)]
+    reads = any("read" in row for row in rows)
     found = []
     for row in rows:
         kv_bytes = row["cache"]["allocated"] if "cache" in row else row["kv_bytes"]
         cells = [f"{row['length']:,}", row["row"], f"{row['density']:.3f}", f"{kv_bytes / 2**20:.1f}"]
+        if reads:
+            cells.insert(3, f"{row.get('read', row['density']):.3f}")
         for task in measured:
             cells += task.cells(row[task.name]) if task.name in row else ["-"] * len(task.columns)
         found.append(cells)
-    return [*KEPT, *(name for task in measured for name in task.columns)], found
+    kept = [*KEPT[:3], "read", *KEPT[3:]] if reads else KEPT
+    return [*kept, *(name for task in measured for name in task.columns)], found

@@ -27,14 +27,16 @@ CLOSE = 1e-2
 _outputs: WeakKeyDictionary[Any, type[ModelOutput]] = WeakKeyDictionary()
 
 
-def hidden_of(model: Any, ids: Tensor) -> Tensor:
-    """Return the last hidden states [n, d] of one text.
+def hidden_of(model: Any, ids: Tensor, cache: Any = None, **where: Tensor) -> Tensor:
+    """Return the last hidden states [n, d] of one text, or of the next tokens of a text in a cache.
 
     Args:
         model: A transformers causal language model, bare or wrapped (peft).
         ids: Token ids [1, n].
+        cache: Holds the text before them, and takes them in; None where they are the whole text.
+        where: Arguments that say their positions (`moa.hf.calls.parts`).
     """
-    return _run_decoder(_causal(model), ids)["last_hidden_state"][0]  # type: ignore[no-any-return]
+    return _run_decoder(_causal(model), ids, cache, **where)["last_hidden_state"][0]  # type: ignore[no-any-return]
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
@@ -103,8 +105,9 @@ def _decoder(causal: PreTrainedModel) -> PreTrainedModel:
     return found
 
 
-def _run_decoder(causal: PreTrainedModel, ids: Tensor) -> ModelOutput:
-    found: ModelOutput = _decoder(causal)(input_ids=ids, use_cache=False, return_dict=True)
+def _run_decoder(causal: PreTrainedModel, ids: Tensor, cache: Any = None, **where: Tensor) -> ModelOutput:
+    cached: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    found: ModelOutput = _decoder(causal)(input_ids=ids, return_dict=True, **cached, **where)
     return found
 
 

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from moa.evaluation.interval import paired, wilson
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.plans.errors import Unsupported
+from moa.plans.reading import SHORT
 from moa.runtime.continuation import longrope_limit
 from moa.runtime.variant import allocated_bytes
 
@@ -64,6 +66,9 @@ class Needles(Task):
 def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
     """Return greedy answers to every question, each from a copy of a cache that has read the text once.
 
+    Under a plan that reads less than it keeps, questions come in calls of as many tokens as do read, as answers are
+    decoded: in one call a question would read everything, and its last token would choose the answer's first.
+
     Returns:
         `right`: one bool per question; `answers`: the generated texts; `cache_bytes`: the size of the text's cache.
 
@@ -75,13 +80,16 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
         cache = row.variant.cache(model, len(hay.ids))
         last_logits(model, cache, hay.ids, 0)
         allocated = allocated_bytes(cache)
-        answers = [
-            greedy(
-                model, tokenizer, deepcopy(cache), q.ids, len(hay.ids), ANSWER_TOKENS,
-                lambda text, answer=q.answer: not undecided(text, answer),  # type: ignore[misc]
-            )
-            for q in hay.questions
-        ]  # fmt: skip
+        answers = []
+        for q in hay.questions:
+            own, cached = deepcopy(cache), len(hay.ids)
+            step = SHORT if row.plan is not None and row.plan.reads() else len(q.ids)
+            *before, last = (q.ids[i : i + step] for i in range(0, len(q.ids), step))
+            for some in before:
+                last_logits(model, own, some, cached)
+                cached += len(some)
+            known = partial(_decided, answer=q.answer)
+            answers.append(greedy(model, tokenizer, own, last, cached, ANSWER_TOKENS, known))
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
     return {"right": right, "answers": answers, "cache_bytes": allocated}
 
@@ -105,6 +113,10 @@ def answered(text: str, answer: str) -> bool:
     """Return whether `text` starts with the words of `answer`, ignoring case and punctuation."""
     wanted = _words(answer)
     return _words(text)[: len(wanted)] == wanted
+
+
+def _decided(text: str, answer: str) -> bool:
+    return not undecided(text, answer)
 
 
 def undecided(text: str, answer: str) -> bool:

@@ -87,15 +87,16 @@ def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[s
         A mapping from row name to `nll` and `kl`, one mean per quarter.
     """
     ids = torch.tensor([window], device=model.device)
-    dense = _hidden(model, Row("dense", None), ids)
-    out = {}
-    for row in rows:
-        hidden = dense if row.plan is None else _hidden(model, row, ids)
-        kl, given, _ = against(model, dense[:-1], hidden[:-1], ids[0, 1:])
-        out[row.name] = {
-            name: [float(q.mean()) for q in x.tensor_split(QUARTERS)] for name, x in (("nll", -given), ("kl", kl))
-        }
-    return out
+    dense = hidden_by(model, Row("dense", None), ids)
+    hidden = ((row, dense if row.plan is None else hidden_by(model, row, ids)) for row in rows)
+    return {row.name: quarters(model, dense, found, ids) for row, found in hidden}
+
+
+def quarters(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> dict[str, list[float]]:
+    """Return `nll` and `kl` of the end of a text [1, n], by quarter, from its last hidden states [tokens, d]."""
+    kl, given, _ = against(model, dense[:-1], hidden[:-1], ids[0, 1 - len(hidden) :])
+    parts = (("nll", -given), ("kl", kl))
+    return {name: [float(q.mean()) for q in x.tensor_split(QUARTERS)] for name, x in parts}
 
 
 @torch.inference_mode()
@@ -114,8 +115,8 @@ def against(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> tuple[Ten
     return kl, chosen, right
 
 
-def _hidden(model: Any, row: Row, ids: Tensor) -> Tensor:
-    """Return the last hidden states [tokens, d]."""
+def hidden_by(model: Any, row: Row, ids: Tensor) -> Tensor:
+    """Return the last hidden states [tokens, d] of a text in one call."""
     with row.variant.on(model):
         return hidden_of(model, ids)
 

@@ -111,7 +111,7 @@ def test_a_foreign_journal_is_refused_and_left_alone(tmp_path):
         (Part(512, {"single": 0}), r"one of them at least 1; found contexts with one needle \(0\)"),
         (Part(512, {}), "at least 1; found none"),
         (Part(512, {"single": -1, "text": 1}), r"one needle \(-1\), windows of held-out text \(1\)"),
-        (Part(512, {"riddles": 1}), "tasks must be of text, single, four, found 'riddles'"),
+        (Part(512, {"riddles": 1}), "tasks must be of text, decoded, single, four, .*, found 'riddles'"),
         (Part(1024, {"text": 10_000}), "of 1024 tokens, 10000 were asked for"),
     ],
 )
@@ -146,6 +146,19 @@ def test_paired_against_the_published_examples(both, first, second, neither, exp
     b = [True] * both + [False] * first + [True] * second + [False] * neither
     assert paired(a, b) == pytest.approx(expected, abs=1e-4)
     assert paired(b, a)[1:] == pytest.approx((-expected[2], -expected[1]), abs=1e-4)
+
+
+@pytest.mark.parametrize("length", [600, 1024])
+def test_a_twin_reads_at_least_what_the_plan_reads_and_a_step_less_would_not(model, length):
+    few, most = (Rule(alpha=0, beta=1, read=read) for read in (1 / 8, 1 / 2))
+    plan = Plan.from_rules(model, {0: [few, most], 1: [few, Rule(alpha=200, beta=0.25)]})
+    _, _, twin = rows_at([("p", plan)], length, True, None)
+    rule = twin.plan.defaults
+    assert plan.density(length) <= twin.plan.density(length) < plan.density(length) + 64 / length
+    assert twin.plan.read_density(length) >= plan.read_density(length) - 1e-9
+    less = Plan.from_rules(model, {}, defaults=rule.model_copy(update={"read": rule.read - 1 / 256}))
+    assert less.read_density(length) < plan.read_density(length)
+    assert twin.plan.read_density(length) < plan.read_density(length) + 0.02
 
 
 @pytest.mark.parametrize("length", [512, 600, 1024, 1000])

@@ -7,6 +7,7 @@ from moa.evaluation.haystack import Haystack, Question
 from moa.evaluation.samples import Sample
 from moa.evaluation.summary import summarise, table
 from moa.evaluation.tasks.needles import Needles
+from moa.plans.patterns import FULL
 
 
 def test_answers_are_counted_by_depth_and_against_the_dense_models(model):
@@ -38,6 +39,18 @@ def test_the_table_has_the_tasks_that_some_row_has():
     headings, rows = table([row, row | four])
     assert headings == ["tokens", "row", "density", "KV cache, MiB", "four needles"]
     assert [cells[4:] for cells in rows] == [["-"], ["0.50 (0.10 to 0.90)"]]
+
+
+def test_what_is_read_has_a_column_where_a_plan_reads_less_than_it_keeps(model):
+    plan = Plan.from_rules(model, {}, defaults=FULL.model_copy(update={"read": 1 / 8}))
+    sample = Sample("text", 512, 0, list(range(512)))
+    result = {"nll": [2.0] * 4, "kl": [0.0] * 4}
+    rows = [summarise(name, of, [sample], [result], [result], model.dtype)
+            for name, of in (("dense", Plan.dense(model)), ("reads", plan))]  # fmt: skip
+    assert rows[1]["read"] == plan.read_density(512) < 0.2
+    headings, cells = table(rows)
+    assert headings[:5] == ["tokens", "row", "density", "read", "KV cache, MiB"]
+    assert [row[2:4] for row in cells] == [["1.000", "1.000"], ["1.000", f"{plan.read_density(512):.3f}"]]
 
 
 def test_a_task_says_how_many_tokens_its_caches_hold(model):

@@ -100,7 +100,7 @@ def test_times_and_bytes_at_80_columns(fits):
         "allocated": {"plan": 2**40, "dense": 2**41 if fits else None},
     }  # fmt: skip
     found = {"model": "a/model", "environment": {"dtype": "bfloat16", "backend": "torch"}, "lengths": [
-        {"length": 131072, "prefill_kept": 0.123, "prefill": step, "decode": [step, step]}]}  # fmt: skip
+        {"length": 131072, "prefill_kept": 0.123, "read": 0.1, "prefill": step, "decode": [step, step]}]}  # fmt: skip
     prefill, decode = bench.tables(found)
     check(prefill)
     check(decode)

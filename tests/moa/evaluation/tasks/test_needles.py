@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 import torch
 
 from moa.evaluation.haystack import Haystack, Question
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.needles import answered, ask, undecided
+from moa.plans.plan import Plan, Rule
 
 
 @pytest.mark.parametrize(
@@ -59,3 +61,21 @@ def test_ask_is_greedy_decoding_after_the_text(model, plan, tokenizer, oracle, m
     assert found["right"] == [True, False]
     expected = plan.kv_bytes(300) if planned else 300 * 2 * 2 * 2 * 16 * 4
     assert expected <= found["cache_bytes"] <= expected * 1.125
+
+
+@torch.no_grad()
+def test_a_question_is_decoded_as_its_answer_is_where_a_plan_reads(fresh, tokenizer, oracle, monkeypatch):
+    """The 30 tokens of the question read, and so do those of the answer; the text does not."""
+    model = fresh(vocab_size=len(tokenizer))
+    plan = Plan.from_rules(model, {}, defaults=Rule(alpha=0, beta=1, read=1 / 4))
+    monkeypatch.setattr("moa.evaluation.tasks.needles.undecided", lambda *_: True)
+    shown = torch.randint(1, len(tokenizer), (330,), generator=torch.Generator().manual_seed(5))
+    hay = Haystack(tuple(shown[:300].tolist()), (Question(tuple(shown[300:].tolist()), "x", 0.5),))
+    whole = shown
+    for _ in range(8):
+        reads = np.arange(len(shown)) >= 300
+        shown = torch.cat([shown, oracle(model, plan, shown, reads)[-1].argmax(-1, keepdim=True)])
+        late = np.arange(len(whole)) >= 330
+        whole = torch.cat([whole, oracle(model, plan, whole, late)[-1].argmax(-1, keepdim=True)])
+    found = ask(model, tokenizer, Row("row", plan, "torch"), hay)
+    assert found["answers"] == [tokenizer.decode(shown[330:])] != [tokenizer.decode(whole[330:])]
