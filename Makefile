@@ -24,7 +24,7 @@ help:
 	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"
-	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (5 minutes)"
+	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (10 minutes)"
 	@echo "make fuzz-cli   3,000 generated command lines: right, or one clear line (10 minutes on 2 cores); resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
