@@ -17,14 +17,8 @@ from moa.plans.plan import FULL, Plan, Predicted, Rule
 from moa.plans.reading import read_bytes
 from moa.plans.span import BLOCK, cache_blocks, first_block, live_blocks, span
 
-MODEL = ModelInfo(
-    architecture="LlamaForCausalLM",
-    layers=4,
-    query_heads=6,
-    kv_heads=2,
-    head_size=8,
-    rope={"type": "default"},
-)
+ROPE = {"type": "default"}
+MODEL = ModelInfo(architecture="LlamaForCausalLM", layers=4, query_heads=6, kv_heads=2, head_size=8, rope=ROPE)
 HYBRID = MODEL.model_copy(update={"sliding": Sliding(window=32, layers=(0, 2))})
 CHUNKED = MODEL.model_copy(
     update={"layers": 6, "sliding": Sliding(window=32, layers=(0, 4), chunked=True), "keyless": {"conv": (1, 2)}}
