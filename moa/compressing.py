@@ -241,7 +241,8 @@ class _Run:
         """Say what is profiled, and what more minutes would do."""
         named = ", ".join(f"{n:,}" for n in chosen.lengths)
         minutes = f"about {chosen.seconds / 60:.1f} minutes"
-        self.note(f"profile: {chosen.samples} samples per source at {named} tokens, {minutes}")
+        samples = "1 sample" if chosen.samples == 1 else f"{chosen.samples} samples"
+        self.note(f"profile: {samples} per source at {named} tokens, {minutes}")
         if (chosen.lengths, chosen.samples) != (tuple(aimed), SAMPLES):
             wanted = ceil(profile_seconds(Pace(*chosen.pace), aimed, SAMPLES) / SHARES["profile"] / 60)
             self.note(f"profile: --minutes {wanted} would do for {SAMPLES} samples of up to {aimed[-1]:,} tokens")
