@@ -3,7 +3,9 @@
 A prefill is of one layer and one text. A decode step goes through `--layers` layers of caches, so that keys come from
 memory. The rules mix full groups, constant windows and growing spans to reach each density. Variants alternate within
 one run; the figures are medians. `bound` is the time dense attention would take for the kept share of the work
-(prefill) or of the bytes (decode).
+(prefill) or of the bytes (decode). Reads are decode steps of back-end `numba` that keep all keys and fetch 1/8 or 1/16
+of their bytes: `bytes` is the share that they fetch, summaries included, and `of_bound` the time that it would take the
+step that reads all, over their own. Keys are random, so the pages chosen lie further apart than those of text.
 
     python benchmarks/attention_cpu.py --part prefill decode --json attention_cpu.json
 """
@@ -21,10 +23,12 @@ from provenance import provenance
 from torch.nn.functional import scaled_dot_product_attention
 
 from moa.kernels.backend import load
-from moa.kernels.call import Decode, Packed, Visibility
+from moa.kernels.call import Decode, Packed, Reading, Visibility
+from moa.kernels.paged import summaries
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate, capacities
 from moa.kernels.torch.operations import attend
+from moa.plans.reading import COARSE, READ_STEPS, read_bytes, token_bytes
 from moa.plans.replace import replace_json
 from moa.plans.span import Reach, first_block, linear, span
 from moa.search.spread import iqr
@@ -134,12 +138,51 @@ def decode(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: in
     return {"part": "decode", "length": length, "batch": batch, "layers": layers, "dtype": str(dtype), "ms": result}
 
 
+def reads(length: int, batch: int, layers: int, dtype: torch.dtype, repeats: int) -> dict[str, object]:
+    q, k, v = (torch.randn(batch, h, SIZE, dtype=dtype) for h in (HEADS, GROUPS, GROUPS))
+    at = Packed(torch.arange(batch + 1, dtype=torch.int32), torch.full((batch,), length - 64), 1, nonempty=True)
+    before = Packed((length - 64) * torch.arange(batch + 1, dtype=torch.int32), 0 * at.past, length - 64)
+    rules = tuple(np.array(x) for x in MIXES["1.0"])
+    seen, run, stores = visibility(rules, length), load("numba"), []
+    assert run.read is not None
+    read = run.read
+    for _ in range(layers):
+        store = allocate(np.full((batch, GROUPS), length), SIZE, dtype, "cpu", summaries=True)
+        store.k.normal_()
+        store.v.normal_()
+        summaries.update(store, batch=before, seen=seen)
+        stores.append(store)
+
+    def steps(share: int) -> Callable[[], None]:
+        reading, now = Reading(*(torch.full((GROUPS,), x, dtype=torch.int32) for x in (share, COARSE))), at
+
+        def step() -> None:
+            nonlocal now
+            now = now._replace(past=now.past + 1)
+            softmax = Softmax(SIZE**-0.5)
+            for store in stores:
+                if share == READ_STEPS:
+                    run.decode(q, k, v, batch=now, seen=seen, store=store, softmax=softmax)
+                else:
+                    read(q, k, v, batch=now, seen=seen, reading=reading, store=store, softmax=softmax)
+
+        return step
+
+    shares = {f"1/{READ_STEPS // share}": share for share in (READ_STEPS, 32, 16)}
+    result = timed({name: steps(share) for name, share in shares.items()}, repeats)
+    n = length - 63  # the first step's
+    for name, row in result.items():
+        part = int(read_bytes(shares[name], n, n, COARSE, SIZE)) / token_bytes(SIZE) / n
+        row |= {"bytes": part, "of_bound": part * result["1/1"]["median"] / row["median"]}
+    return {"part": "reads", "length": length, "batch": batch, "layers": layers, "dtype": str(dtype), "ms": result}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", nargs="+", choices=["prefill", "decode"], default=["prefill", "decode"])
+    parser.add_argument("--part", nargs="+", choices=["prefill", "decode", "reads"], default=["prefill", "decode"])
     parser.add_argument("--length", type=int, nargs="+", default=[8192])
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8], help="of decode")
-    parser.add_argument("--layers", type=int, default=30, help="of decode")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 4, 8], help="of decode and reads")
+    parser.add_argument("--layers", type=int, default=30, help="of decode and reads")
     parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", help="also write the figures here")
@@ -156,6 +199,8 @@ def main() -> None:
                     results.append(report(prefill(length, dtype, args.repeats)))
                 if "decode" in args.part:
                     results += [report(decode(length, b, args.layers, dtype, args.repeats)) for b in args.batch]
+                if "reads" in args.part:
+                    results += [report(reads(length, b, args.layers, dtype, args.repeats)) for b in args.batch]
     if args.json:
         run = provenance() | {"backend": "torch and numba", "dtype": " and ".join(args.dtype), "seed": 0}
         replace_json(Path(args.json), {"run": run, "repeats": args.repeats, "read_GB/s": read, "results": results})
