@@ -12,22 +12,25 @@ from moa.kernels.call import Append, Attend, Decode, Read
 from moa.plans.errors import Unsupported
 
 
-def _nothing(heads: int, size: int, dtype: torch.dtype, capped: bool = False, sunk: bool = False) -> None:
+def _nothing(
+    heads: int, size: int, dtype: torch.dtype, capped: bool = False, sunk: bool = False, reads: bool = False
+) -> None:
     pass
 
 
 class Backend(NamedTuple):
     """One implementation of the operations that `moa.kernels.call` documents.
 
-    `warm_up` prepares what the first step would otherwise wait for. It takes the query heads per KV head, the head size
-    and the dtype of the cache. `read` is None where the back-end cannot read some pages only.
+    `warm_up` prepares what the first step would otherwise wait for. It takes the query heads per KV head, the head
+    size, the dtype of the cache, and whether there are a soft-cap, learned sinks, and rows that read only some pages.
+    `read` is None where the back-end cannot do that.
     """
 
     name: str
     attend: Attend
     append: Append
     decode: Decode
-    warm_up: Callable[[int, int, torch.dtype, bool, bool], None] = _nothing
+    warm_up: Callable[[int, int, torch.dtype, bool, bool, bool], None] = _nothing
     read: Read | None = None
 
 

@@ -6,7 +6,7 @@ value is loaded once, for all heads of its group. numba compiles on first use, s
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,9 @@ def _unchanging(store: Store, batch: Packed, seen: Visibility) -> list[Any]:
     return kept.arrays
 
 
-def warm_up(heads: int, size: int, dtype: torch.dtype, capped: bool = False, sunk: bool = False) -> None:
+def warm_up(
+    heads: int, size: int, dtype: torch.dtype, capped: bool = False, sunk: bool = False, reads: bool = False
+) -> None:
     """Compile what a step of this shape needs, or read it from disk, and start its threads.
 
     Raises:
@@ -116,18 +118,19 @@ def warm_up(heads: int, size: int, dtype: torch.dtype, capped: bool = False, sun
     """
     check()
     if dtype in KINDS:
-        _take_one(heads, size, dtype, capped, sunk, _shares() > 1)
+        _take_one(heads, size, dtype, capped, sunk, reads, _shares() > 1)
 
 
 @cache
-def _take_one(heads: int, size: int, dtype: torch.dtype, capped: bool, sunk: bool, parallel: bool) -> None:
+def _take_one(heads: int, size: int, dtype: torch.dtype, capped: bool, sunk: bool, reads: bool, parallel: bool) -> None:
     softmax = Softmax(1.0, 1.0 if capped else None, torch.zeros(heads) if sunk else None)
     none, one = torch.zeros(1, dtype=torch.int64, device="cpu"), torch.zeros(1, 1, size, dtype=dtype, device="cpu")
-    decode(
+    step = partial(read, reading=Reading(none.int() + 1, none.int())) if reads else decode
+    step(  # of a first token: `read` ends in `decode`, so that both are compiled
         one.expand(1, heads, size), one, one,
         batch=Packed(torch.arange(2, dtype=torch.int32, device="cpu"), past=none, max_seqlen=1, nonempty=True),
-        seen=Visibility(none[None].int(), none.int()), store=allocate(np.array([[BLOCK]]), size, dtype, "cpu"),
-        softmax=softmax,
+        seen=Visibility(none[None].int(), none.int()), softmax=softmax,
+        store=allocate(np.array([[BLOCK]]), size, dtype, "cpu", summaries=reads),
     )  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def _check_call(
             forks.check()
         heads = plan.model.query_heads // plan.model.kv_heads
         for backend, softmax in product(backends.loaded(), softmaxes):
-            backend.warm_up(heads, plan.model.head_size, decoder.dtype, *softmax)
+            backend.warm_up(heads, plan.model.head_size, decoder.dtype, *softmax, backends.reads)
     call = _by_name(decoder, args, kwargs)
     if call.get("output_attentions", decoder.config.output_attentions):
         raise Unsupported(

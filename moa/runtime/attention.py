@@ -36,7 +36,7 @@ class Backends:
 
     def __init__(self, name: str | None, *, reads: bool = False) -> None:
         """Name a back-end, or none; it must be able to read less than is kept where `reads`."""
-        self._name, self._reads = name, reads
+        self._name, self.reads = name, reads
         self._loaded: dict[str, Backend] = {}
 
     def on(self, device: torch.device) -> Backend:
@@ -48,7 +48,7 @@ class Backends:
         backend = self._loaded.get(device.type)
         if backend is None:
             backend = load(self._name or pick(device), device)
-            if self._reads and backend.read is None:
+            if self.reads and backend.read is None:
                 able = ", ".join(spec.name for spec in BACKENDS if "read" in spec.can and spec.takes(device.type))
                 raise Unsupported(f"back-end {backend.name} cannot read less than a plan keeps: choose {able}")
             self._loaded[device.type] = backend

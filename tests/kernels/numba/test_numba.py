@@ -10,11 +10,14 @@ import torch
 from numba import njit
 
 from moa.kernels import backend
+from moa.kernels.call import Reading
 from moa.kernels.numba import operations as ours
+from moa.kernels.numba import read as reads
 from moa.kernels.numba.decode import _exp, kernel
 from moa.kernels.numba.vectors import FAST
 from moa.kernels.softmax import Softmax
 from moa.plans.errors import Unsupported
+from moa.plans.reading import summary_bytes
 from moa.runtime.attention import Backends
 
 SCALE = 0.3
@@ -126,6 +129,24 @@ def test_ready_compiles_what_the_first_step_needs(kit, rules, monkeypatch, modif
     assert list(kernel(*shape).signatures) == signatures
     ours.warm_up(3, 8, torch.float8_e5m2)
     assert len(made) == 2
+
+
+def test_ready_compiles_what_the_first_read_needs(kit, monkeypatch):
+    made = []
+    ours._take_one.cache_clear()
+    monkeypatch.setattr(ours, "_shares", lambda: 1)
+    ours.warm_up(3, 16, torch.float64, reads=True)
+    compiled = reads.kernel(3, 16, "float64", False, False, False)
+    signatures = list(compiled.signatures)
+    assert len(signatures) == 1
+    whole, rules = kit.text([301], 6, 2, 16, 0), kit.Rules(np.array([64, 64]), np.array([0, 0]), np.array([256, 256]))
+    store = kit.store_of(whole, rules, [300])
+    store.summaries = torch.zeros(len(store.k) // 64, 20 * summary_bytes(16), dtype=torch.uint8)
+    reading = Reading(torch.tensor([32, 32]).int(), torch.tensor([16, 16]).int())
+    monkeypatch.setattr(ours, "decode", lambda *_, **__: made.append("decode"))
+    ours.read(**whole.new([300], [301]), seen=rules.seen(301), reading=reading, store=store, softmax=Softmax(SCALE))
+    assert not made
+    assert list(compiled.signatures) == signatures
 
 
 def test_a_sequence_without_a_new_token_is_refused_and_nothing_written(kit, rules):
