@@ -1,7 +1,7 @@
 """Compile every Triton kernel without a device, and report registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the 32 that the tests check, printed unless --out names a folder
+    python benchmarks/triton_aot.py --quick         the 38 that the tests check, printed unless --out names a folder
 
 The exit code is 1 if a configuration spills that is not in `SPILLS`, exceeds the shared memory, or lacks a tensor-core
 instruction where it should.
@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 import triton
 from aot_parts.build import SPILLS, TARGETS, Row
-from aot_parts.configurations import append, changing_sinks, decode, gradient_kv, gradient_q, join, prefill
+from aot_parts.configurations import append, changing_sinks, decode, gradient_kv, gradient_q, join, prefill, selection
 from provenance import about, provenance
 
 from moa.plans.replace import replace, replace_json
@@ -28,7 +28,7 @@ HEADS = (1, 2, 3, 5, 7, 8)
 def quick() -> list[Row]:
     """Return the most used configurations: bf16, head sizes 64 and 128, every target; decode in graphs on one."""
     half = torch.bfloat16
-    rows = graphs("sm_90")
+    rows = [*graphs("sm_90"), *selection("sm_90", half, 128), prefill("sm_90", half, 128, store=True, changing=True)]
     for target in TARGETS:
         rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
         rows += [gradient_q(target, half, 64, squared=False), gradient_kv(target, half, 128, heads=7)]
@@ -74,6 +74,10 @@ def matrix() -> Iterator[Row]:
                 yield from (gradient_kv(target, dtype, dim), changing_sinks(target, dtype, dim))
         yield gradient_q(target, bf16, 128, squared=False)
         yield from (gradient_q(target, bf16, 128, sinks=sinks) for sinks in (2, 8))
+        yield from (prefill(target, bf16, dim, store=True, changing=True) for dim in (64, 128, 256))
+        yield from (
+            row for dtype, dim in ((bf16, 64), (bf16, 80), (fp32, 128)) for row in selection(target, dtype, dim)
+        )
         for heads in HEADS if target == "sm_90" else HEADS[::4]:
             yield from (prefill(target, bf16, 128, store=True, heads=heads), decode(target, bf16, 128, heads=heads))
             yield from (gradient_q(target, bf16, 128, heads=heads), gradient_kv(target, bf16, 128, heads=heads))
@@ -97,7 +101,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="32 compilations")
+    parser.add_argument("--quick", action="store_true", help="38 compilations")
     parser.add_argument("--out", type=Path, help="folder of the table; benchmarks/results for the whole matrix")
     args = parser.parse_args()
     rows = []

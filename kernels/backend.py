@@ -6,6 +6,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from moa.kernels import registry
 from moa.kernels.call import Append, Attend, Decode, Read
@@ -24,6 +25,9 @@ class Backend(NamedTuple):
     `warm_up` prepares what the first step would otherwise wait for. It takes the query heads per KV head, the head
     size, the dtype of the cache, and whether there are a soft-cap, learned sinks, and rows that read only some pages.
     `read` is None where the back-end cannot do that.
+
+    `prefill_keydiff` computes what `moa.kernels.keydiff.prefill` computes, where all changing sinks hold the keys of
+    `moa.kernels.keydiff.selection.scores`; None where the back-end has no such prefill.
     """
 
     name: str
@@ -32,6 +36,7 @@ class Backend(NamedTuple):
     decode: Decode
     warm_up: Callable[[int, int, torch.dtype, bool, bool, bool], None] = _nothing
     read: Read | None = None
+    prefill_keydiff: Callable[..., Tensor] | None = None
 
 
 def load(name: str, device: torch.device | None = None) -> Backend:
@@ -58,8 +63,11 @@ def load(name: str, device: torch.device | None = None) -> Backend:
         module = import_module(spec.module)
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose {others}: {error}") from error
-    warm_up, read = getattr(module, "warm_up", _nothing), getattr(module, "read", None)
-    return Backend(name, module.attend, module.append, module.decode, warm_up, read)
+    warm_up, read, prefill_keydiff = (
+        getattr(module, name, missing)
+        for name, missing in (("warm_up", _nothing), ("read", None), ("prefill_keydiff", None))
+    )
+    return Backend(name, module.attend, module.append, module.decode, warm_up, read, prefill_keydiff)
 
 
 def _visible(device: str) -> bool:

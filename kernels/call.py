@@ -6,6 +6,7 @@ A row at position p sees key j exactly when j <= p and (j < sink or j // 64 >= f
 
 from typing import NamedTuple, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from moa.kernels.softmax import Softmax
@@ -23,6 +24,7 @@ class Packed(NamedTuple):
         nonempty: Whether every sequence is known to have a new token; `decode` needs one in each.
         past_bounds: Upper bounds of `past` [sequences] that the host knows without waiting for the device; None where
             the host may read `past` itself.
+        lengths: `past` and the number of new tokens, two [sequences], where the host knows them; otherwise None.
     """
 
     cu_seqlens: Tensor
@@ -30,6 +32,13 @@ class Packed(NamedTuple):
     max_seqlen: int
     nonempty: bool = False
     past_bounds: Ints | None = None
+    lengths: tuple[Ints, Ints] | None = None
+
+    def on_host(self) -> tuple[Ints, Ints]:
+        """Return `past` and the number of new tokens, two [sequences]; it waits for the device without `lengths`."""
+        if self.lengths is not None:
+            return self.lengths
+        return self.past.cpu().numpy(), self.cu_seqlens.diff().cpu().numpy().astype(np.int64)
 
 
 class Visibility(NamedTuple):

@@ -25,12 +25,17 @@ SHARED = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942":
 """Bytes of shared memory that a block may use: NVIDIA's tuning guides, AMD's CDNA3 ISA guide."""
 TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
-INTS32 = {"first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens", "items"}
-INTS64 = {"base", "pasts"}
-FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits"}
+INTS32 = {
+    "table", "places", "exits", "groups_of", "first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens",
+    "items",
+}  # fmt: skip
+INTS64 = {"base", "pasts", "position", "position_kept"}
+FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits", "found", "score", "score_kept"}
 SCALARS = {"scale", "cap"}
 OPTIONAL = {"cap", "sink_logits"}
 """Arguments that are None without a soft-cap and learned sinks."""
+CHANGING = {"table", "places", "moving", "most", "lines"}
+"""Arguments of prefill that are None where all sinks hold the first keys."""
 SPILLS = {
     ("influence q", "bf16"): (256, "Q and dO of 16 rows are operands of every warp: 128 registers, dQ beside them"),
     ("influence q", "fp32"): (128, "Q and dO of 16 rows, each twice for three TF32 passes: 256 registers"),
@@ -61,13 +66,13 @@ class Row:
 
     def faults(self) -> list[str]:
         """Return what makes this configuration unfit to ship."""
-        needs_mma = self.kernel not in ("append", "join") and self.dtype != "fp32"
+        attends = self.kernel in ("prefill", "decode") or self.kernel.startswith("influence")
         found = []
         if self.spills and self.head_size < SPILLS.get((self.kernel, self.dtype), (1 << 30, ""))[0]:
             found.append(f"spills {self.spills} bytes")
         if self.shared > SHARED[self.target]:
             found.append(f"needs {self.shared} bytes of shared memory, the target has {SHARED[self.target]}")
-        if needs_mma and not self.tensor_cores:
+        if attends and self.dtype != "fp32" and not self.tensor_cores:
             found.append("uses no tensor cores")
         return found
 
@@ -112,7 +117,7 @@ def _type(arg: str, dtype: str) -> str:
         return "*fp32"
     if arg in SCALARS:
         return "fp32"
-    pointers = {"q", "k", "v", "out", "k_store", "v_store", "dout", "dq", "dk", "dv"}
+    pointers = {"q", "k", "v", "out", "k_store", "v_store", "k_kept", "v_kept", "dout", "dq", "dk", "dv"}
     return f"*{dtype}" if arg in pointers else "i32"
 
 

@@ -1,15 +1,19 @@
 """Build each kernel as its launcher would, for a target, type and head size."""
 
+from typing import Any
+
 import torch
 import triton
-from aot_parts.build import Row, build
+from aot_parts.build import CHANGING, Row, build
 
 from moa.kernels.triton.append import append_kernel
+from moa.kernels.triton.changing_prefill import AT_ONCE
 from moa.kernels.triton.changing_sinks import changing_sinks_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
 from moa.kernels.triton.prefill import prefill_kernel
+from moa.kernels.triton.selection import exits_kernel, keep_kernel, put_kernel, scores_kernel, table_kernel
 from moa.kernels.triton.tiles import (
     Tiles,
     decode_tiles,
@@ -21,13 +25,17 @@ from moa.kernels.triton.tiles import (
 
 
 def prefill(target: str, dtype: torch.dtype, dim: int, *, store: bool, heads: int = 4, plain: bool = True,
-            lse: bool = False, ones: bool = False) -> Row:  # fmt: skip
+            lse: bool = False, ones: bool = False, changing: bool = False) -> Row:  # fmt: skip
     t = prefill_tiles(dim, dtype, target)
     constants = {
         "HEADS": heads, "GROUPS": 1 if ones else 8, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m,
         "HAS_STORE": store, "WITH_LSE": lse, "PRECISION": t.precision,
     }  # fmt: skip
     variant = f"group of {heads}, {'store and new' if store else 'new tokens'}{', lse' if lse else ''}"
+    if changing:
+        variant += ", changing sinks"
+    else:
+        constants |= dict.fromkeys(CHANGING)
     return build(prefill_kernel, "prefill", target, dtype, dim, variant, t, constants, plain=plain, ones=ones)
 
 
@@ -85,3 +93,14 @@ def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4, plain
     }  # fmt: skip
     variant = f"group of {heads}"
     return build(gradient_kv_kernel, "influence kv", target, dtype, dim, variant, t, constants, plain=plain)
+
+
+def selection(target: str, dtype: torch.dtype, dim: int) -> list[Row]:
+    """Return what chooses and moves the keys of changing sinks in a prefill."""
+    width, t = triton.next_power_of_2(dim), Tiles(64, 4, 3, dim, "")
+    constants: dict[str, tuple[Any, dict[str, Any]]] = {
+        "scores": (scores_kernel, {"D": dim, "WIDTH": width // 2}), "exits": (exits_kernel, {}),
+        "table": (table_kernel, {"AT_ONCE": AT_ONCE}), "keep": (keep_kernel, {"D": dim, "WIDTH": width}),
+        "put": (put_kernel, {"D": dim, "WIDTH": width}),
+    }  # fmt: skip
+    return [build(kernel, name, target, dtype, dim, "", t, given) for name, (kernel, given) in constants.items()]

@@ -2,7 +2,8 @@
 
 Such a sink holds other keys in each block. They follow from the keys alone, so they are selected first, for all query
 blocks. Then library attention computes query blocks of equal window together, each with its own copy of the keys that
-it sees: [sink | window | own block]. This serves every back-end; the back-end itself attends in all other groups.
+it sees: [sink | window | own block]. This serves every back-end that has no prefill of its own for sinks of these keys
+(`Backend.prefill_keydiff`); the back-end itself attends in all other groups.
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Visibility
-from moa.kernels.keydiff.selection import kept
+from moa.kernels.keydiff.selection import kept, scores
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, part, slots
@@ -40,6 +41,13 @@ def prefill(
     Returns:
         [tokens, query_heads, D].
     """
+    edges, (begin, counts) = sinks.first_at, batch.on_host()
+    here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
+    sinks.advance(store, edges(begin), here)
+    if backend.prefill_keydiff is not None and sinks.are_scored_by(scores):
+        out = backend.prefill_keydiff(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax)
+        sinks.settle(edges(last), here)
+        return out
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     rows, results = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
     static = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
@@ -49,11 +57,7 @@ def prefill(
             seen=Visibility(seen.first[static], seen.sink[static]), store=part(store, static),
             softmax=softmax.part(static, k.shape[1]),
         ).unflatten(1, (len(static), -1))  # fmt: skip
-    edges, begin, offsets = sinks.first_at, batch.past.cpu().numpy(), batch.cu_seqlens.tolist()
-    counts = np.diff(offsets)
-    here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
-    sinks.advance(store, edges(begin), here)
-    pending = []
+    offsets, pending = np.concatenate([[0], np.cumsum(counts)]).tolist(), []
     for s in here.tolist():
         new = slice(offsets[s], offsets[s + 1])
         wanted = edges(BLOCK * np.arange(begin[s] // BLOCK, last[s] // BLOCK + 1))

@@ -39,21 +39,25 @@ def scores(k: Tensor) -> Tensor:
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Return vectors [..., D] scaled to length 1; zeros stay zeros."""
-    return x / _total(x * x).sqrt().clamp(min=1e-12)
+    """Return vectors [..., D] scaled to length 1; zeros stay zeros.
+
+    A library's square root of float32 may be off by the last bit; that of float64 is exact once it is rounded.
+    """
+    return x / _total(x * x).double().sqrt().float().clamp(min=1e-12)
 
 
 def _total(x: Tensor) -> Tensor:
     """Return sums over the last dimension, which stays; one half is added to the other until one number is left.
 
-    A library's sum goes in an order that depends on shape, strides, processor and device, and rounds
-    accordingly; additions number by number round alike everywhere, so equal keys have equal scores in every call.
+    Halves are those of the next power of two, as if zeros followed. A library's sum goes in an order that depends on
+    shape, strides, processor and device, and rounds accordingly; additions number by number round alike everywhere, so
+    equal keys have equal scores in every call.
     """
     while x.shape[-1] > 1:
-        half = x.shape[-1] // 2
-        odd = x[..., 2 * half :]
-        x = x[..., :half] + x[..., half : 2 * half]
-        x = torch.cat([x, odd], -1) if odd.shape[-1] else x
+        half = 1 << (x.shape[-1] - 1).bit_length() - 1
+        later = x[..., half:]
+        both = x[..., : later.shape[-1]] + later
+        x = torch.cat([both, x[..., later.shape[-1] : half]], -1) if later.shape[-1] < half else both
     return x
 
 

@@ -27,6 +27,10 @@ class Sinks:
         groups: KV heads whose sinks these are, those that do not hold the first keys, int64, rising.
         first_at: First blocks besides the sink that rows see, on the host: from positions [n] to [n, kv_heads].
         folded: Blocks before it have left the window for the sink, on the host [sequences, kv_heads].
+        score: Scores of the keys in each sink, in their order, then of those that the last block's leaving dropped,
+            float32 [sequences, kv_heads, most + 64], where `most` is the slots of the largest sink.
+        position: Their places in the text, int64 of the same shape.
+        on_device: `groups`, and for each KV head its place among them or -1, two int32.
     """
 
     def __init__(
@@ -45,8 +49,11 @@ class Sinks:
         self._still = b""  # the last state in which `follow` found nothing to do
         shape = (sequences, len(sink), int(sink[self.groups].max()) + BLOCK)
         with torch.inference_mode(False):
-            self._score = torch.zeros(shape, dtype=torch.float32, device=device)
-            self._position = torch.zeros(shape, dtype=torch.int64, device=device)
+            self.score = torch.zeros(shape, dtype=torch.float32, device=device)
+            self.position = torch.zeros(shape, dtype=torch.int64, device=device)
+            places = np.full(len(sink), -1, np.int32)
+            places[self.groups] = np.arange(len(self.groups))
+            self.on_device = tuple(torch.from_numpy(x.astype(np.int32)).to(device) for x in (self.groups, places))
 
     def sink(self, group: int) -> int:
         """Return the slots of a group's sink."""
@@ -69,8 +76,8 @@ class Sinks:
         score[:, moved:whole] = scores_of(k[:, moved:whole])
         position = (torch.arange(k.shape[1], device=k.device) + BLOCK * begin - size).repeat(len(groups), 1)
         if moved:
-            score[:, :size] = self._score[sequence, groups, :size]
-            position[:, :size] = self._position[sequence, groups, :size]
+            score[:, :size] = self.score[sequence, groups, :size]
+            position[:, :size] = self.position[sequence, groups, :size]
         return score.masked_fill(position < PINNED, torch.inf), position
 
     def put(
@@ -84,8 +91,22 @@ class Sinks:
         size = self.sink(groups[0])
         at = store.base[sequence, groups, None] + torch.arange(size, device=k.device)
         store.k[at], store.v[at] = k, v
-        self._score[sequence, groups, :size], self._position[sequence, groups, :size] = score, position
+        self.score[sequence, groups, :size], self.position[sequence, groups, :size] = score, position
         self.folded[sequence, groups], self._can_undo[sequence, groups] = folded, False
+
+    def are_scored_by(self, scores_of: Scores) -> bool:
+        """Return whether the keys of all these sinks are chosen by `scores_of`."""
+        return all(SCORES[self.holds[group]] is scores_of for group in self.groups.tolist())
+
+    def settle(self, first: Ints, sequences: Ints) -> None:
+        """Record that a back-end has updated the sinks of `sequences` to what rows see from blocks `first` on.
+
+        It has left the losers of the last block that left in that block's place, so that the block can come back.
+        """
+        moved = np.zeros(first.shape, np.bool_)
+        moved[np.ix_(sequences, self.groups)] = True
+        moved &= self.folded < first
+        self.folded, self._can_undo = np.where(moved, first, self.folded), self._can_undo | moved
 
     def due(self, first: Ints) -> npt.NDArray[np.bool_]:
         """Return which sinks hold other keys than rows see from blocks `first` on: bool [sequences, kv_heads]."""
@@ -137,7 +158,7 @@ class Sinks:
         new.__dict__ |= self.__dict__
         new.folded, new._can_undo = self.folded[on_host], self._can_undo[on_host]
         with torch.inference_mode(False):
-            new._score, new._position = self._score[index].clone(), self._position[index].clone()
+            new.score, new.position = self.score[index].clone(), self.position[index].clone()
         return new
 
     def _fold(self, store: Store, pairs: npt.NDArray[np.bool_], size: int, scores_of: Scores) -> None:
@@ -149,12 +170,12 @@ class Sinks:
         keys = store.k[at]
         found = scores_of(keys)  # right only for blocks that were never in a sink
         old = (block > size // BLOCK)[:, None]
-        score = torch.cat([torch.where(old, self._score[s, g, :size], found[:, :size]), found[:, size:]], 1)
-        position[:, :size] = torch.where(old, self._position[s, g, :size], position[:, :size])
+        score = torch.cat([torch.where(old, self.score[s, g, :size], found[:, :size]), found[:, size:]], 1)
+        position[:, :size] = torch.where(old, self.position[s, g, :size], position[:, :size])
         score = score.masked_fill(position < PINNED, torch.inf)
         order = _best_first(score, size)
-        self._score[s, g, : size + BLOCK] = score.gather(1, order)
-        self._position[s, g, : size + BLOCK] = position.gather(1, order)
+        self.score[s, g, : size + BLOCK] = score.gather(1, order)
+        self.position[s, g, : size + BLOCK] = position.gather(1, order)
         _reorder(store, at, order)
         self.folded[sequence, group] += 1
         self._can_undo[sequence, group] = True
@@ -166,8 +187,8 @@ class Sinks:
         s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
         block = torch.from_numpy(self.folded[sequence, group] - 1).to(s.device)
         at, _ = self._places(store, s, g, block, size)
-        order = self._position[s, g, : size + BLOCK].argsort(1)
-        for x in (self._score, self._position):
+        order = self.position[s, g, : size + BLOCK].argsort(1)
+        for x in (self.score, self.position):
             x[s, g, : size + BLOCK] = x[s, g, : size + BLOCK].gather(1, order)
         _reorder(store, at, order)
         self.folded[sequence, group] -= 1

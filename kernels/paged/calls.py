@@ -29,7 +29,7 @@ def summarising(backend: Backend) -> Backend:
         summaries.update(store, batch=batch, seen=seen)
         return out
 
-    return backend._replace(append=append, decode=decode)
+    return backend._replace(append=append, decode=decode, prefill_keydiff=None)
 
 
 def parts(batch: Packed, seen: Visibility, reading: Reading, head_size: int) -> tuple[Packed | None, Packed | None]:
@@ -102,4 +102,4 @@ def read(
 def _part(batch: Packed, counts: Tensor) -> Packed:
     """Return the batch with only `counts` [sequences] new tokens."""
     offsets = pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    return batch._replace(cu_seqlens=offsets, max_seqlen=int(counts.max()), nonempty=bool(counts.all()))
+    return batch._replace(cu_seqlens=offsets, max_seqlen=int(counts.max()), nonempty=bool(counts.all()), lengths=None)

@@ -22,7 +22,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens"]
+RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens", "moving", "most", "room", "lines"]
 """Arguments of the kernels that must not be specialised."""
 
 
@@ -108,6 +108,20 @@ def mixed_rows(new, stride, store, slot, block, past, start, D: tl.constexpr, HA
         rows = tl.where(at < past, store + (slot + at % BLOCK) * D, rows)
         rows = tl.multiple_of(rows, [16])
     return rows
+
+
+@triton.jit
+def position_of(index, sink_blocks, begin):
+    """Return where in the text a candidate lies; of one that the sink holds already, which slot it has."""
+    return tl.where(index < sink_blocks * BLOCK, index, index + (begin - sink_blocks) * BLOCK)
+
+
+@triton.jit
+def candidate_rows(new, stride, store, at, past, start, slot0, sink_blocks, ring, D: tl.constexpr):
+    """Return pointers to keys or values of candidates at positions `at`: new tokens, or slots of the store."""
+    slot = slot_of(at // BLOCK, slot0, sink_blocks, ring) + at % BLOCK
+    rows = tl.where(at >= past, new + (start + at - past).to(tl.int64) * stride, store + slot * D)
+    return tl.multiple_of(rows, [16])
 
 
 @triton.jit

@@ -7,6 +7,9 @@ group, so each K/V tile is read once per group. It walks the 64-key blocks its r
 2. the few others: where the window's edge moves within the tile, and the diagonal. Their mask is
    key <= position and (key < sink or block >= first[position // 64]).
 
+Where sinks of a group hold other keys than the first (`Held`), a loop before these takes them from the table of each
+query block that the tile has rows of. In the two loops, only rows before any key has moved see the sink's blocks then.
+
 Blocks outside the plan are never touched. A block is read from the slab where it is past, from the new tokens where it
 is new; the one block that may be both is left to the second loop.
 
@@ -16,6 +19,8 @@ from the end of the text backwards, since a rule's span never falls with positio
 Work. 4 * D * (visible keys) flops per row and query head, rounded up to blocks at the edges. Bytes: q and out once;
 K and V once per tile, from L2 where tiles of one group run together.
 """
+
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
@@ -28,17 +33,40 @@ from moa.kernels.triton.common import (
     BLOCK,
     RUN_TIME,
     block_rows,
+    candidate_rows,
     find_sequence,
     fold,
     in_base_2,
     load_rows,
     mixed_rows,
     on_device,
+    position_of,
     slab,
     slot_of,
     start_rows,
 )
 from moa.kernels.triton.tiles import Tiles, prefill_tiles
+
+
+class Held(NamedTuple):
+    """What the sinks of some groups hold, for each query block (`moa.kernels.triton.selection`).
+
+    Attributes:
+        table: int32 [sequences * groups, lines, most]: candidates, by blocks that have left since the call began.
+        places: int32 [kv_heads]: which of these groups each is, -1 for the others.
+        moving: How many groups these are.
+        most: Slots of the largest of their sinks.
+        lines: Lines of a table.
+    """
+
+    table: Tensor
+    places: Tensor
+    moving: int
+    most: int
+    lines: int
+
+
+NOTHING_HELD = (None,) * 5
 
 
 @triton.jit
@@ -53,7 +81,8 @@ def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
 @triton.jit(do_not_specialize=RUN_TIME)
 def prefill_kernel(
     q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, pasts, scale, cap,
-    sink_logits, blocks, sequences, groups, tiles, q_token, q_head, k_token, k_head, v_token, v_head,
+    sink_logits, table, places, moving, most, lines, blocks, sequences, groups, tiles,
+    q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -91,6 +120,24 @@ def prefill_kernel(
 
     diagonal = low // BLOCK
     sinks = tl.minimum(sink_blocks, diagonal)
+    if table is not None:
+        place = tl.load(places + group)
+        changed = (place >= 0) & (edge_high > sink_blocks)
+        raw = (place < 0) | (edge <= sink_blocks)
+        begin = tl.load(first + past // BLOCK)
+        table += (sequence * moving + place).to(tl.int64) * lines * most
+        for row_block in range(diagonal, tl.where(changed, high // BLOCK + 1, diagonal)):
+            row_edge = tl.load(first + row_block)
+            seen = (position // BLOCK == row_block)[:, None]
+            for i in tl.range(0, tl.where(row_edge > sink_blocks, sink_blocks, sinks), num_stages=1):
+                index = tl.load(table + (row_edge - begin) * most + i * BLOCK + lane)
+                at = position_of(index, sink_blocks, begin)
+                rows_k = candidate_rows(k, k_token, k_store, at, past, start, slot0, sink_blocks, ring, D)
+                rows_v = candidate_rows(v, v_token, v_store, at, past, start, slot0, sink_blocks, ring, D)
+                tile_k = load_rows(rows_k, live, D, WIDTH, False)
+                tile_v = load_rows(rows_v, live, D, WIDTH, False)
+                top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
+        sinks = tl.where(changed, 0, sinks)
     whole = sinks + tl.maximum(diagonal - edge_high, 0)
     mixed, mixed_block = 0, past // BLOCK  # the block that is past and new at once goes to the second loop
     if HAS_STORE:
@@ -119,7 +166,10 @@ def prefill_kernel(
         rows_v = mixed_rows(v, v_token, v_store, slot, block, past, start, D, HAS_STORE)
         tile_k = load_rows(rows_k, at <= high, D, WIDTH, True)
         tile_v = load_rows(rows_v, at <= high, D, WIDTH, True)
-        seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= edge))[:, None]
+        inside = block < sink_blocks
+        if table is not None:
+            inside = inside & raw
+        seen = (at[None, :] <= position[:, None]) & (inside | (block >= edge))[:, None]
         top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
 
     flat = token.to(tl.int64) * (groups * HEADS) + head
@@ -132,7 +182,7 @@ def prefill_kernel(
 
 def launch_prefill(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, *, batch: Packed, seen: Visibility, store: Store | None = None,
-    softmax: Softmax, lse: Tensor | None = None, tiles: Tiles | None = None,
+    softmax: Softmax, lse: Tensor | None = None, held: Held | None = None, tiles: Tiles | None = None,
 ) -> None:  # fmt: skip
     """Fill `out` [tokens, query_heads, D] (contiguous).
 
@@ -140,6 +190,7 @@ def launch_prefill(
         q, k, v, batch, seen, store, softmax: See `moa.kernels.call.Attend`; the last dimension is contiguous.
         out: Written whole.
         lse: float32 [tokens, query_heads], filled with log2 of each row's softmax denominator if given.
+        held: What sinks of other keys than the first hold; it needs a store.
         tiles: Tile shape, the device's own by default.
     """
     tokens, heads, dim = q.shape
@@ -151,7 +202,8 @@ def launch_prefill(
         count = tokens * (heads // groups) // shape.block_m + sequences
         prefill_kernel[(count * groups,)](
             q, k, v, out, out if lse is None else lse, past[0], past[1], first, sink, past[2], past[3],
-            batch.cu_seqlens, batch.past, *softmax, first.shape[1], sequences, groups, count, *q.stride()[:2],
+            batch.cu_seqlens, batch.past, *softmax, *(held or NOTHING_HELD),
+            first.shape[1], sequences, groups, count, *q.stride()[:2],
             *k.stride()[:2], *v.stride()[:2], HEADS=heads // groups, GROUPS=triton.next_power_of_2(groups), D=dim,
             WIDTH=shape.width, BLOCK_M=shape.block_m, HAS_STORE=store is not None, WITH_LSE=lse is not None,
             PRECISION=shape.precision, num_warps=shape.warps, num_stages=shape.stages,

@@ -5,6 +5,7 @@ own keys are stored, advances the lengths. The other layers of the device join t
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,13 @@ class ForwardCall:
     lengths: Tensor
     longest: int
     new: int
+
+    @cached_property
+    def on_host(self) -> tuple[Ints, Ints]:
+        """The lengths before the call and the new tokens of each sequence; the first layer that asks waits for them."""
+        before = self.lengths.cpu().numpy().copy()
+        tokens = self.tokens.cpu().numpy() if isinstance(self.tokens, Tensor) else np.full(len(before), self.tokens)
+        return before, tokens
 
 
 class BatchState:

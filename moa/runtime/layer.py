@@ -127,6 +127,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             raise Unsupported("rules that read less than they keep inside a compiled graph: run the model uncompiled")
         nonempty = call.real is None or new == 1  # a padded token in a single column is packed too
         past_bounds = None if self.sinks is None else self._past_bounds()
+        lengths = None if self.sinks is None or new == 1 else call.on_host  # read once for all layers
 
         def grown() -> Store:
             self._make_room(call.lengths)
@@ -134,7 +135,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             return self.store
 
         out = attend(
-            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds),
+            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds, lengths),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
             softmax=softmax, backend=backend, reading=self.rules.reading(self.device), again=not last,
         )  # fmt: skip

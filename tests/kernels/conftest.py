@@ -242,7 +242,7 @@ def sinks_after(
     for s in range(len(keys)):
         for g in range(groups):
             at = slice(int(store.base[s, g]), int(store.base[s, g]) + int(rules.sink[g]))
-            mine = sinks._position[s, g, : rules.sink[g]], sinks._score[s, g, : rules.sink[g]]
+            mine = sinks.position[s, g, : rules.sink[g]], sinks.score[s, g, : rules.sink[g]]
             found.append((*mine, store.k[at].clone(), store.v[at].clone()))
     return found
 

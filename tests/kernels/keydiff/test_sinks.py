@@ -35,7 +35,7 @@ def holds(case, sinks, first):
         for g in range(2):
             at, edge, size = int(store.base[s, g]), first[s, g], int(SINKS[g])
             if edge > size // 64:  # before, they are the first ones, and not written down
-                assert torch.equal(sinks._position[s, g, :size], held[s][g][edge])
+                assert torch.equal(sinks.position[s, g, :size], held[s][g][edge])
             assert torch.equal(store.k[at : at + size], k[s, g, held[s][g][edge]])
             assert torch.equal(store.v[at : at + size], -k[s, g, held[s][g][edge]])
             rest = slice(64 * edge, 64 * BLOCKS)  # besides the sink
@@ -73,7 +73,7 @@ def test_what_was_put_cannot_come_back(case):
     sinks.advance(store, np.full((2, 2), 4))
     assert sinks.check_crop(np.full((2, 2), 3))
     at = held[1][0][4]
-    score, position = sinks._score[1, :1, :64].clone(), sinks._position[1, :1, :64].clone()
+    score, position = sinks.score[1, :1, :64].clone(), sinks.position[1, :1, :64].clone()
     sinks.put(store, 1, [0], 4, k[1, :1, at], -k[1, :1, at], score, position)
     holds(case, sinks, np.full((2, 2), 4))
     assert not sinks.check_crop(np.array([[4, 4], [3, 4]]))
@@ -85,9 +85,9 @@ def test_a_selection_is_a_copy(case):
     sinks.advance(store, np.array([[4, 4], [5, 5]]))
     twin = sinks.select(torch.tensor([1, 1]))
     assert twin.folded.tolist() == [[5, 5], [5, 5]]
-    assert torch.equal(twin._position[0], sinks._position[1])
-    assert torch.equal(twin._score[0], sinks._score[1])
+    assert torch.equal(twin.position[0], sinks.position[1])
+    assert torch.equal(twin.score[0], sinks.score[1])
     sinks.advance(store, np.array([[4, 4], [6, 6]]))
     assert twin.folded.tolist() == [[5, 5], [5, 5]]
-    assert torch.equal(twin._position[0], twin._position[1])
-    assert not torch.equal(twin._position[0], sinks._position[1])
+    assert torch.equal(twin.position[0], twin.position[1])
+    assert not torch.equal(twin.position[0], sinks.position[1])

@@ -68,7 +68,7 @@ def test_sinks_follow_stored_keys_and_logits_differ_by_the_model_s_rounding(tiny
                 for s, left in enumerate(LEFT):
                     for group in range(2):
                         size, edge = layer.sinks.sink(group), int(layer.sinks.folded[s, group])
-                        mine, theirs = layer.sinks._position[s, group, :size], k[s, group : group + 1, left:]
+                        mine, theirs = layer.sinks.position[s, group, :size], k[s, group : group + 1, left:]
                         assert torch.equal(mine, history("keydiff")(theirs, size, 64)[edge, 0])
                         held.append((mine, theirs))
             one = one or (logits, held)

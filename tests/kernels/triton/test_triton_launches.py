@@ -1,0 +1,85 @@
+"""What a layer launches, counted on tensors without values, of which nothing could wait for one."""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from moa.kernels.backend import load
+from moa.kernels.call import Packed, Visibility
+from moa.kernels.dispatch import attend
+from moa.kernels.keydiff.sinks import Sinks
+from moa.kernels.softmax import Softmax
+from moa.kernels.store import allocate, capacities
+
+KERNELS = {
+    "prefill": ("prefill",), "append": ("append",), "decode": ("decode", "join"),
+    "changing_prefill": ("scores", "exits", "table", "keep", "put"),
+}  # fmt: skip
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations of torch that launch a kernel: all but views and allocations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not func.is_view and "empty" not in func.__name__:
+            self.names.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    """All launches, those of the Triton kernels by name."""
+    found = Launches()
+
+    class Kernel:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
+            assert all(size > 0 for size in grid)
+            return lambda *_, **__: found.names.append(self.name)
+
+    for module, names in KERNELS.items():
+        for name in names:
+            monkeypatch.setattr(import_module(f"moa.kernels.triton.{module}"), f"{name}_kernel", Kernel(name))
+    return found
+
+
+@pytest.mark.parametrize("length", [8192, 32768])
+@pytest.mark.parametrize(("holds", "prefill"), [
+    ("keydiff", ["scores", "exits", "table", "prefill", "keep", "append", "put"]), ("first", ["prefill", "append"]),
+])  # fmt: skip
+def test_a_layer_launches_as_much_at_every_length(
+    kit: Any, launches: Launches, holds: str, prefill: list[str], length: int
+) -> None:
+    """A prefill, of a layer with groups of both kinds, and a step after it; at most 20 launches each."""
+    rules = kit.Rules(np.array([64, 128, 64]), np.array([256, 512, 0]), np.array([0, 0, 256]))
+    store = allocate(capacities(rules.reach, np.array([length + 64])), 128, torch.bfloat16, "meta")
+    seen = Visibility(*(x.to("meta") for x in rules.seen(length + 64)))
+    sinks = None
+    if holds == "keydiff":
+        sinks = Sinks(rules.sink, (holds, holds, "first"), rules.first_at, 1, torch.device("meta"))
+    for past, new in ((0, length), (length + 1, 1)):
+        q, k, v = (torch.empty(new, heads, 128, dtype=torch.bfloat16, device="meta") for heads in (12, 3, 3))
+        offsets, before = (torch.empty(n, dtype=t, device="meta") for n, t in ((2, torch.int32), (1, torch.int64)))
+        batch = Packed(offsets, before, new, True, np.array([past]), (np.array([past]), np.array([new])))
+        launches.names.clear()
+        if past and sinks is not None:
+            sinks.settle(rules.first_at(np.array([past])), np.array([0]))
+        with launches:
+            attend(
+                q, k, v, batch=batch, seen=seen, store=store, softmax=Softmax(0.1), backend=load("triton"),
+                sinks=sinks, grown=lambda: store,
+            )  # fmt: skip
+        own = [name for name in launches.names if "." not in name]
+        assert own == (prefill if new > 1 else ["decode", "join"])
+        assert len(launches.names) <= 20, launches.names
