@@ -1,18 +1,28 @@
-"""Calculate, without a measurement, the least time of decode and prefill attention on an H100 and an A100.
+"""Calculate, without a measurement, the least time of decode and prefill attention on an A100, an H100 and a B200.
 
     python benchmarks/roofline.py        writes benchmarks/results/roofline.{json,md}
 
 Rates are the makers' datasheet rates (dense bf16, HBM). A step takes the larger of bytes / bandwidth and flops / rate.
-The density of a plan (keys kept over keys seen at the length) takes the place of its rules.
+Large models are calculated by the density of a plan (keys kept over keys seen at the length). Shipped plans are by
+their own figures: memory holds the slabs that they allocate, and a prefill computes the pairs that they keep.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
 
+from provenance import about, provenance
+
+from moa.plans.plan import Plan
 from moa.plans.replace import replace, replace_json
 
-DEVICES = {"H100 SXM 80 GB": (3.35e12, 989e12, 80e9), "A100 SXM 80 GB": (2.039e12, 312e12, 80e9)}
+DEVICES = {
+    "H100 SXM 80 GB": (3.35e12, 989e12, 80e9), "A100 SXM 80 GB": (2.039e12, 312e12, 80e9),
+    "B200 180 GB": (8e12, 2.25e15, 180e9),
+}  # fmt: skip
 """Bytes/s, bf16 flop/s, bytes of memory."""
+SHIPPED = {"smollm2-135m-instruct": 134.5e6}
+"""Models with shipped plans, and their parameters."""
+SHIPPED_LENGTHS = (2048, 4096, 8192)
 DENSITIES = (1.0, 0.5, 0.25)
 RESERVE = 4e9
 """Bytes left for activations, CUDA and fragmentation."""
@@ -40,20 +50,28 @@ class Shape:
 SHAPES = (Shape("Llama-3-8B", 32, 32, 8, 128, 8.03e9), Shape("Llama-2-7B", 32, 32, 32, 128, 6.74e9))
 
 
-def decode(shape: Shape, device: str, length: int, density: float) -> dict[str, float]:
-    """Return one decode step at the largest batch that fits."""
+def decode(shape: Shape, device: str, length: int, density: float, held: float | None = None) -> dict[str, float]:
+    """Return one decode step at the largest batch that fits.
+
+    Args:
+        shape: The model.
+        device: One of `DEVICES`.
+        length: Tokens of each sequence.
+        density: Keys that a step reads, as a share of all.
+        held: Bytes of keys and values that a sequence takes; by default those read.
+    """
     bandwidth, rate, memory = DEVICES[device]
     weights = 2 * shape.parameters
     each = shape.kv_bytes(density * length)
-    batch = int((memory - RESERVE - weights) // each)
+    batch = int((memory - RESERVE - weights) // (each if held is None else held))
     flops = batch * (2 * shape.parameters + shape.attention_flops(density * length))
     seconds = max((weights + batch * each) / bandwidth, flops / rate)
     return {"batch": batch, "step_ms": 1e3 * seconds, "tokens_per_s": batch / seconds if batch else 0.0}
 
 
-def prefill(shape: Shape, device: str, length: int, density: float) -> float:
-    """Return the milliseconds of one layer's attention over a prompt; `density` is the share of causal pairs kept."""
-    return 1e3 * shape.attention_flops(density * length * (length + 1) / 2) / shape.layers / DEVICES[device][1]
+def prefill(shape: Shape, device: str, length: int, kept: float) -> float:
+    """Return the milliseconds of one layer's attention over a prompt; `kept` is the share of causal pairs kept."""
+    return 1e3 * shape.attention_flops(kept * length * (length + 1) / 2) / shape.layers / DEVICES[device][1]
 
 
 def rows() -> list[dict[str, object]]:
@@ -64,11 +82,33 @@ def rows() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
-def markdown(table: list[dict[str, object]]) -> str:
+def shipped() -> list[dict[str, object]]:
+    """Return the same of the shipped plans, and of their models without a plan."""
+    found: list[dict[str, object]] = []
+    for model, parameters in SHIPPED.items():
+        plans = {f"{model}-{density}": Plan.load(f"{model}-{density}") for density in ("0.5", "0.25", "0.125")}
+        info = next(iter(plans.values())).model
+        shape = Shape(model, info.layers, info.query_heads, info.kv_heads, info.head_size, parameters)
+        named = {"dense": Plan.dense(info), **plans}
+        for device in DEVICES:
+            for length in SHIPPED_LENGTHS:
+                for name, plan in named.items():
+                    density, held = plan.density(length), float(plan.kv_bytes(length, dtype="bfloat16"))
+                    found.append({
+                        "device": device, "model": model, "plan": name, "length": length, "density": density,
+                        **decode(shape, device, length, density, held),
+                        "prefill_layer_ms": prefill(shape, device, length, plan.prefill_fraction(length)),
+                    })  # fmt: skip
+    return found
+
+
+def markdown(table: list[dict[str, object]], plans: list[dict[str, object]], run: str) -> str:
     lines = [
         "Calculated from datasheet rates, not measured (`python benchmarks/roofline.py`). Decode: bf16, largest batch "
         "that fits beside the weights, one step reads weights and kept keys once. Prefill: one layer's attention, "
         "batch 1.",
+        "",
+        run,
         "",
         "| device | model | length | density | batch | decode step ms | decode tokens/s | over dense | prefill ms |",
         "|---|---|---|---|---|---|---|---|---|",
@@ -84,16 +124,33 @@ def markdown(table: list[dict[str, object]]) -> str:
             f"| {row['device']} | {row['model']} | {row['length']:,} | {row['density']} | {row['batch']} | "
             f"{step} | {speed:,.0f} | {over} | {row['prefill_layer_ms']:.2f} |"
         )
+    lines += [
+        "",
+        "Shipped plans, calculated likewise: the batch is the largest whose slabs fit, a step reads the keys that the "
+        "plan keeps.",
+        "",
+        "| device | plan | length | density | batch | decode step ms | decode tokens/s | over dense | prefill ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    base = {(row["device"], row["length"]): float(str(row["tokens_per_s"])) for row in plans if row["plan"] == "dense"}
+    for row in plans:
+        speed = float(str(row["tokens_per_s"]))
+        lines.append(
+            f"| {row['device']} | {row['plan']} | {row['length']:,} | {row['density']:.3f} | {row['batch']:,} | "
+            f"{row['step_ms']:.1f} | {speed:,.0f} | {speed / base[row['device'], row['length']]:.2f} | "
+            f"{row['prefill_layer_ms']:.4f} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    table = rows()
-    replace_json(results / "roofline.json", {"kind": "calculated", "rows": table})
-    replace(results / "roofline.md", markdown(table).encode())
-    print(markdown(table))
+    table, plans, run = rows(), shipped(), provenance()
+    replace_json(results / "roofline.json", {"kind": "calculated", "run": run, "rows": table, "plans": plans})
+    page = markdown(table, plans, about(run))
+    replace(results / "roofline.md", page.encode())
+    print(page)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,25 @@ from moa.kernels.store import Store, allocate, select
 from moa.plans.span import BLOCK
 
 
+def computed_by(backend: Backend, moving: bool, reads: bool) -> tuple[str, str]:
+    """Return in words what computes prefill and decode (`attend`).
+
+    Args:
+        backend: What computes.
+        moving: Whether keys move into the sinks of some groups.
+        reads: Whether some groups read less than they keep.
+    """
+    name = backend.name
+    prefill, decode = name, f"{name}, by pages that it chooses" if reads else name
+    if moving and (backend.prefill_keydiff is None or reads):
+        prefill = f"{name}, and torch's library attention in groups into whose sinks keys move"
+    elif moving:
+        prefill = f"{name}, which also chooses the keys of sinks"
+    if moving:
+        decode += ", and torch moves keys into sinks when a block ends"
+    return prefill, decode
+
+
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store | None, softmax: Softmax,
     backend: Backend, reading: Reading | None = None, sinks: Sinks | None = None,

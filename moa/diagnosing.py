@@ -13,6 +13,7 @@ import torch
 from moa.bench.selftest import deviation
 from moa.hf.load import Given, load_config
 from moa.kernels import backend as backends
+from moa.kernels.dispatch import computed_by
 from moa.kernels.registry import optional_packages, preferred
 from moa.plans.config import longest_text
 from moa.plans.errors import MoaError, Unsupported
@@ -116,6 +117,7 @@ class Prospect:
         lengths: Lengths at which to show what the plan costs.
         here: What the plan keeps at the length asked for.
         runs: Runs of consecutive lengths, each with whether the plan gains there.
+        computed_by: In words what would compute its prefill and its decode here; None if no back-end runs.
     """
 
     model: ModelInfo
@@ -124,6 +126,7 @@ class Prospect:
     lengths: tuple[int, ...]
     here: Kept | None
     runs: tuple[tuple[bool, tuple[int, ...]], ...]
+    computed_by: tuple[str, str] | None
 
     def told(self) -> str:
         """Return a line about the lengths at which the plan gains something, up to the longest text of the model.
@@ -168,12 +171,13 @@ def diagnose(
     """
     if (length is not None and plan is None) or (plan is not None and model is None):
         raise MoaError("--length says what a plan gains there: give a model and a plan")
-    prospect = None if model is None else _prospect(model, plan, length)
+    check = _check()
+    prospect = None if model is None else _prospect(model, plan, length, check)
     machine = Machine(
         f"{platform.python_version()}, {platform.machine()}", {name: _version(name) for name in PACKAGES},
         os.cpu_count(), torch.get_num_threads(), tuple(map(_card, range(torch.cuda.device_count()))),
     )  # fmt: skip
-    return Diagnosis(machine, _check(), prospect)
+    return Diagnosis(machine, check, prospect)
 
 
 def _version(package: str) -> str | None:
@@ -201,7 +205,7 @@ def _check() -> Check:
     return Check(name, device, slower, deviation(backend, device))
 
 
-def _prospect(model: Given, plan: Plan | str | PathLike[str] | None, length: int | None) -> Prospect:
+def _prospect(model: Given, plan: Plan | str | PathLike[str] | None, length: int | None, check: Check) -> Prospect:
     config = model[0].config if isinstance(model, tuple) else load_config(model)
     info, longest = ModelInfo.of(config), longest_text(config)
     if length is not None and longest is not None and length > longest:
@@ -213,7 +217,10 @@ def _prospect(model: Given, plan: Plan | str | PathLike[str] | None, length: int
     looked = sorted({n for n in (*SPAN, length, longest) if n is not None and (longest is None or n <= longest)})
     runs = tuple((gains, tuple(run)) for gains, run in groupby(looked, lambda n: Kept.of(chosen, n).gains))
     here = None if length is None else Kept.of(chosen, length)
-    return Prospect(info, longest, chosen, tuple(sorted(shown)), here, runs)
+    by = None
+    if check.name is not None:
+        by = computed_by(backends.load(check.name), chosen.moves_keys(), chosen.reads())
+    return Prospect(info, longest, chosen, tuple(sorted(shown)), here, runs, by)
 
 
 def _run(lengths: Sequence[int], longest: int) -> str:

@@ -207,6 +207,10 @@ class Plan(Content):
         read = reading.read_bytes(read256, n, kept, given, size)
         return float(read.mean() / (n * reading.token_bytes(size)))
 
+    def moves_keys(self) -> bool:
+        """Return whether keys move into the sink of some group, so that it holds others than the first."""
+        return any(rule.moves_keys() for rules in self.groups.values() for rule in rules)
+
     def reads(self, layer: int | None = None) -> bool:
         """Return whether a group of the layer, or of any, reads less than it keeps: the layer's keys have summaries."""
         rules = chain.from_iterable(self.groups.values()) if layer is None else self.groups[self._ruled(layer)]

@@ -55,6 +55,9 @@ def command(
             console.print(prospect.here.told())
         if plan is not None:
             console.print(prospect.told())
+            if prospect.computed_by is not None:
+                prefill, decode = prospect.computed_by
+                console.print(f"prefill of this plan here: {prefill}; decode: {decode}")
     if not found.backend.right:
         raise typer.Exit(1)
 

@@ -1,6 +1,7 @@
 """Put a transformers model under a plan, and take the plan off again."""
 
 import inspect
+import logging
 from functools import partial
 from itertools import product
 from os import PathLike
@@ -15,6 +16,7 @@ from moa.hf.known import BUDGET, known_plan
 from moa.hf.limits import check_window, ruled_window
 from moa.hf.softmax import traits
 from moa.kernels import forks
+from moa.kernels.dispatch import computed_by
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported
 from moa.plans.plan import Plan
 from moa.runtime import stock
@@ -23,6 +25,8 @@ from moa.runtime.attention import Backends
 from moa.runtime.cache import KVCache
 from moa.runtime.continuation import check_continuation, columns_after, reads_last_alone
 from moa.runtime.generation import Generator
+
+LOG = logging.getLogger("moa")
 
 
 def apply(
@@ -77,6 +81,8 @@ class Applied:
         self._attached = Attached(decoder, modules, plan, backends, before, partial(_enter_layers, plan), after)
         self._generator, self._removed = Generator(model, plan), False
         self.model, self.plan = model, plan
+        for used in backends.loaded():
+            LOG.info("prefill of this plan: %s; decode: %s", *computed_by(used, plan.moves_keys(), plan.reads()))
 
     def remove(self) -> None:
         """Take the plan off and leave the model as it was before; a second call does nothing.

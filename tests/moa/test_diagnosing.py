@@ -3,7 +3,7 @@
 import pytest
 
 import moa
-from moa.plans.patterns import Rule
+from moa.plans.patterns import KeyDiffWindow, Rule
 
 
 def test_a_plan_gains_where_it_drops_enough(model_folder):
@@ -19,6 +19,19 @@ def test_a_plan_gains_where_it_drops_enough(model_folder):
     assert (found.prospect.here.length, found.prospect.here.gains) == (1000, True)
     assert found.backend.right
     assert found.machine.packages["torch"]
+
+
+def test_what_computes_a_plan_is_said_and_logged(model_folder, caplog, monkeypatch):
+    monkeypatch.setattr("moa.kernels.backend.pick", lambda device: "torch")
+    dense = moa.diagnose(model_folder).prospect
+    assert dense.computed_by == ("torch", "torch")
+    plan = moa.Plan.from_rules(dense.model, {}, defaults=KeyDiffWindow(alpha=128, beta=0))
+    prefill, decode = moa.diagnose(model_folder, plan).prospect.computed_by
+    assert "library attention in groups into whose sinks keys move" in prefill
+    assert "when a block ends" in decode
+    with caplog.at_level("INFO", "moa"):
+        moa.apply(moa.load_model(model_folder)[0], plan, backend="torch").remove()
+    assert caplog.messages == [f"prefill of this plan: {prefill}; decode: {decode}"]
 
 
 @pytest.mark.parametrize("asked", [{"length": 512}, {"plan": "smollm2-135m-instruct-0.5"}])
