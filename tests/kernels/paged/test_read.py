@@ -25,10 +25,10 @@ def test_rows_read_what_the_definition_chooses(kit, paged, name, data):
     """Ragged texts and new tokens, none too; rings that wrap; sinks in the floor; every unwanted slot NaN."""
     sequences = data.draw(st.integers(1, 3))
     rules = data.draw(kit.rule_sets(groups=2))
-    past = data.draw(st.lists(st.integers(0, 700), min_size=sequences, max_size=sequences))
+    past = data.draw(st.lists(st.sampled_from([600, 0, 5, 150, 333, 480, 700]), min_size=sequences, max_size=sequences))
     new = data.draw(st.lists(st.sampled_from([0, 1, 1, 2, 7, 16]), min_size=sequences, max_size=sequences))
     reading = paged.reading(*(
-        (data.draw(st.sampled_from([8, 16, 32, 64, 128, 255, 256])), data.draw(st.sampled_from([16, int(sink)])))
+        (data.draw(st.sampled_from([32, 8, 40, 64, 128, 255, 256])), data.draw(st.sampled_from([16, int(sink)])))
         for sink in rules.sink
     ))  # fmt: skip
     total = np.add(past, new).tolist()
@@ -46,14 +46,14 @@ def test_rows_read_what_the_definition_chooses(kit, paged, name, data):
 def test_shapes(kit, paged, name, heads, size):
     """Several new tokens, some of which see pages that are not full at their own length."""
     rules = kit.Rules(np.array([64, 128]), np.array([10**6, 300]), np.array([0, 0]))
-    reading, past, total = paged.reading((64, 16), (40, 128)), [500, 311], [507, 312]
+    reading, past, total = paged.reading((32, 16), (40, 16)), [500, 311], [507, 312]
     whole = kit.text(total, 2 * heads, 2, size, size + heads)
     store = paged.summarised(kit, whole, rules, past, fill=GARBAGE[name])
     out = backend.load(name).read(
         **whole.new(past, total), seen=rules.seen(600), reading=reading, store=store, softmax=Softmax(SCALE)
     )
     expected, read = paged.rows(whole, rules, reading, past, total, SCALE)
-    assert len(read[0]) < 251
+    assert 40 < len(read[0]) < 60  # few pages of few coarse ones
     torch.testing.assert_close(out, expected, atol=1e-10, rtol=0)
 
 
@@ -62,7 +62,7 @@ def test_shapes(kit, paged, name, heads, size):
 def test_element_types(kit, paged, name, dtype):
     """The pages are the same, and the summaries of those that the new tokens fill: rows come in turns of 7 and 1."""
     rules = kit.Rules(np.array([64, 64]), np.array([10**6, 200]), np.array([0, 0]))
-    reading, at, run, softmax = paged.reading((32, 16), (40, 64)), [380, 300], backend.load(name), Softmax(SCALE)
+    reading, at, run, softmax = paged.reading((40, 16), (90, 64)), [380, 300], backend.load(name), Softmax(SCALE)
     whole = kit.text([436, 330], 6, 2, 16, 5)
     for n in "qkv":
         setattr(whole, n, [x.to(dtype).double() for x in getattr(whole, n)])
