@@ -73,6 +73,8 @@ class Applied:
         modules = attention_modules(model, plan.model)
         decoder = decoder_of(model, modules)
         backends = Backends(backend, reads=plan.reads())
+        if backends.reads and (size := plan.model.head_size) % 4:  # summaries have two channels in a byte
+            raise Unsupported(f"rules with read need a head size that is a multiple of 4, found {size}: leave read out")
         softmaxes = {traits(modules[layer]) for layer in plan.model.ruled_layers}
         devices = {p.device for p in model.parameters() if p.device.type != "meta"}  # meta: offloaded for now
         self.backend = tuple(sorted({backends.on(device).name for device in devices}))

@@ -159,6 +159,12 @@ def test_a_back_end_that_cannot_read_pages_is_refused_at_once(model, plan, monke
     moa.apply(model, without_reads(plan), "torch").remove()
 
 
+def test_head_sizes_without_summaries_are_refused(fresh):
+    model = fresh(head_dim=6)
+    with pytest.raises(Unsupported, match=r"^rules with read need .* a multiple of 4, found 6: leave read out$"):
+        moa.apply(model, Plan.from_rules(model, {0: [WHOLE] * 2, 1: [WHOLE] * 2}))
+
+
 def test_compiled_graphs_are_refused(model, plan, tokens):
     cache = KVCache(plan, max_length=64)
     assert not cache.is_compileable
