@@ -63,10 +63,8 @@ def load(name: str, device: torch.device | None = None) -> Backend:
         module = import_module(spec.module)
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose {others}: {error}") from error
-    warm_up, read, prefill_keydiff = (
-        getattr(module, name, missing)
-        for name, missing in (("warm_up", _nothing), ("read", None), ("prefill_keydiff", None))
-    )
+    warm_up = getattr(module, "warm_up", _nothing)
+    read, prefill_keydiff = (getattr(module, name, None) for name in ("read", "prefill_keydiff"))
     return Backend(name, module.attend, module.append, module.decode, warm_up, read, prefill_keydiff)
 
 
