@@ -18,7 +18,7 @@ from moa.plans.patterns import KeyDiffWindow, Rule
 from moa.runtime.staged import Staged
 
 SHARING = sorted({"Gemma4Sharing", "Gemma3nText"} & FAMILIES.keys())
-CHUNKS = [70, 1, 1, 64, 70, 4]
+CHUNKS = [70, 1, 1, 128, 200]
 CLOSE = {"rtol": 0, "atol": 1e-8}
 
 
