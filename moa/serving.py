@@ -20,7 +20,7 @@ from moa.runtime.applied import apply
 
 ENGINES = ("vllm", "transformers")
 
-CHUNK = 512
+CHUNK = 256
 """Tokens of a step under a plan: the blocks of whole chunks are held while a prompt is read."""
 CPU_CACHE = "VLLM_CPU_KVCACHE_SPACE"
 

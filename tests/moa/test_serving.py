@@ -44,7 +44,7 @@ def test_vllm_gets_the_plan_and_defaults_that_are_said(plan):
     assert found[1:5] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "here"]
     assert json.loads(found[found.index("--additional-config") + 1]) == {"moa_plan": plan}
     assert found[-4:] == ["--max-num-batched-tokens", str(serving.CHUNK), "--port", "1"]
-    assert "--max-num-batched-tokens 512" in notes
+    assert "--max-num-batched-tokens 256" in notes
     assert "prefix" not in notes
 
 
