@@ -13,7 +13,7 @@ DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,f
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench pages clean vllm-env vllm-test
+.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench gpu pages clean vllm-env vllm-test
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
@@ -29,6 +29,7 @@ help:
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      measure everything anew: benchmarks/results, and the figures in README.md and docs"
+	@echo "make gpu        on a machine with a GPU, 25 minutes: correctness, decode, prefill, whole models, influence"
 	@echo "make pages      write the figures in README.md and docs from benchmarks/results"
 
 $(READY): pyproject.toml $(CONSTRAINTS) constraints-common.txt
@@ -148,6 +149,11 @@ bench: build/profile.safetensors build/absolute.safetensors
 # The figures in README.md and docs/*.md, from the files in benchmarks/results.
 pages: $(READY)
 	$(BIN)/python benchmarks/pages.py
+
+# With the machine's own Python, which has torch, triton and transformers for its GPU: nothing of them is replaced.
+gpu:
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	$(PYTHON) benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist demo

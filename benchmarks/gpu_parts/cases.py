@@ -51,8 +51,13 @@ class Mix:
         return self.sink[:, None], self.alpha[:, None], self.beta256[:, None]
 
 
-def mixes(groups: int) -> list[Mix]:
-    """Return the mixes: dense; all heads at a half or a quarter; half of them full; one in eight full, others mixed."""
+def mixes(groups: int, window: int = 1024) -> list[Mix]:
+    """Return the mixes: dense; all heads at a half or a quarter; half of them full; one in eight full, others mixed.
+
+    Args:
+        groups: KV heads.
+        window: Of heads that are not full where half of them are; the others' are a quarter of it to four times.
+    """
     sink, zero = np.full(groups, 64), np.zeros(groups, np.int64)
     index = np.arange(groups)
     half, eighth = index < (groups + 1) // 2, index % 8 == 0
@@ -60,8 +65,8 @@ def mixes(groups: int) -> list[Mix]:
         Mix("dense", sink, zero, zero + 256),
         Mix("all at 1/2", sink, zero, zero + 128),
         Mix("all at 1/4", sink, zero, zero + 64),
-        Mix("half full, half 1,024", sink, np.where(half, 0, 1024), np.where(half, 256, 0)),
-        Mix("1 in 8 full, others mixed", sink, np.where(eighth, 0, 256 << index % 5), np.where(eighth, 256, 0)),
+        Mix(f"half full, half {window:,}", sink, np.where(half, 0, window), np.where(half, 256, 0)),
+        Mix("1 in 8 full, others mixed", sink, np.where(eighth, 0, window // 4 << index % 5), np.where(eighth, 256, 0)),
     ]
 
 

@@ -1,12 +1,12 @@
 """Compare every kernel with the float64 reference, on the device."""
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from gpu_parts.cases import mixes, packed
-from gpu_parts.measure import Bench
+from gpu_parts.measure import Bench, Row
 from torch import Tensor
 
 from moa.kernels import influence as plain
@@ -18,23 +18,21 @@ from moa.kernels.store import Store
 from moa.kernels.triton import operations as kernels
 from moa.kernels.triton.influence import forward, influence_backward
 
-Row = dict[str, Any]
-LIMIT = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.5e-2}
+LIMIT = {torch.bfloat16: 1.5e-2, torch.float16: 2e-3, torch.float32: 1e-5}
 """Relative error (Frobenius) that rounding explains: the inputs' own, in the weights and in the result."""
 
 
-def run(bench: Bench, brief: bool) -> list[Row]:
-    """Return a row per case, whose `agrees` is true or false."""
-    rows: list[Row] = []
-    dims, types = ((128,), (torch.bfloat16,)) if brief else ((64, 80, 96, 128, 256), tuple(LIMIT))
+def run(bench: Bench, brief: bool) -> Iterator[Row]:
+    """Yield a row per case, whose `agrees` is true or false."""
+    dims, types = ((128,), (torch.bfloat16,)) if brief else ((128, 64, 80, 96, 256), tuple(LIMIT))
     if bench.dry:
         dims = (16,)
     for dim in dims:
         for dtype in types:
-            for heads in (4,) if brief or bench.dry else (1, 3, 4, 8):
-                rows += attention(bench, heads, dim, dtype)
-            rows.append(fisher(bench, dim, dtype))
-    return rows
+            for heads in (4,) if brief or bench.dry else (4, 1, 3, 8):
+                what = f"attention {dim} {dtype} {heads}"
+                yield from bench.cell(what, lambda: attention(bench, heads, dim, dtype))
+            yield from bench.cell(f"influence {dim} {dtype}", lambda: [fisher(bench, dim, dtype)])
 
 
 def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Row]:

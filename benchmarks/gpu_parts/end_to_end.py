@@ -1,12 +1,13 @@
 """Time decoding with whole models of random weights, under a plan and dense, at the largest batch that fits."""
 
 import gc
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
-from gpu_parts.measure import Bench, Call
+from gpu_parts.measure import Bench, Call, Row
 
-Row = dict[str, Any]
 SHAPES = {
     "Llama-3-8B": {"num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256, "rope_theta": 500000.0},
     "Llama-2-7B": {"num_key_value_heads": 32, "intermediate_size": 11008, "vocab_size": 32000, "rope_theta": 10000.0},
@@ -18,20 +19,25 @@ STEPS = 64
 """Room for new tokens beside the context; fewer are generated."""
 
 
-def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
-    """Return rows by model, length and way to hold keys."""
-    rows: list[Row] = []
+def run(bench: Bench, report: dict[str, Any]) -> Iterator[Row]:
+    """Yield rows by model, length and way to hold keys."""
     for name in ("Llama-3-8B",) if bench.dry else SHAPES:
+        if not bench.has_time(name):
+            continue
         model = build(bench, name)
-        for length in (128,) if bench.dry else (16384, 4096):
+        for length in (320,) if bench.dry else (16384, 4096):
+            dense: dict[str, float] = {}
             ways = ["dense DynamicCache", "dense StaticCache, graph", *(f"plan {d}, graph" for d in DENSITIES)]
-            rows += [
-                measure(bench, model, name, length, way) for way in ways if bench.has_time(f"{name} {length} {way}")
-            ]
-        del model
+            for way in ways:
+                measured = partial(measure, bench, model, name, length, way)
+                for row in bench.cell(f"{name} {length} {way}", lambda: [measured()]):
+                    if way.startswith("dense") and isinstance(row["tokens/s"], float):
+                        dense[way] = row["tokens/s"]
+                    elif isinstance(row["tokens/s"], float):
+                        row |= {f"over {other}": row["tokens/s"] / base for other, base in dense.items()}
+                    yield row
+        measured = model = None
         gc.collect()
-    _ratios(rows)
-    return rows
 
 
 def build(bench: Bench, name: str) -> Any:
@@ -66,7 +72,10 @@ def measure(bench: Bench, model: Any, name: str, length: int, way: str) -> Row:
     each = 2 * 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * (length + STEPS)
     if plan is not None:
         each = plan.kv_bytes(length + STEPS, dtype="bfloat16")
-    batch = 2 if bench.dry else int((bench.free() - RESERVE) // (each * (1.1 if "Dynamic" in way else 1.0)))
+    taken = each * (1.1 if "Dynamic" in way else 1.0)
+    if "Static" in way:  # transformers 5.17 expands a layer's keys and values to all query heads
+        taken += 2 * 2 * config.num_attention_heads * config.head_dim * (length + STEPS)
+    batch = 2 if bench.dry else int((bench.free() - RESERVE) // taken)
     row = {"model": name, "length": length, "way": way, "batch": batch, "KV GB": batch * each / 1e9}
     if not batch:
         return row | {"tokens/s": "does not fit"}
@@ -145,13 +154,3 @@ def _step(bench: Bench, model: Any, cache: Any, length: int, batch: int) -> Call
         return logits
 
     return step
-
-
-def _ratios(rows: list[Row]) -> None:
-    """Add each row's throughput over both dense ways of the same model and length."""
-    dense = {(r["model"], r["length"], r["way"]): r["tokens/s"] for r in rows if r["way"].startswith("dense")}
-    for row in rows:
-        for way in ("dense DynamicCache", "dense StaticCache, graph"):
-            base = dense.get((row["model"], row["length"], way))
-            if row["way"].startswith("plan") and isinstance(base, float) and isinstance(row["tokens/s"], float):
-                row[f"over {way}"] = row["tokens/s"] / base

@@ -3,12 +3,14 @@
 import torch
 from gpu_parts.measure import Bench, Call
 from torch import Tensor
+from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from moa.plans.span import BLOCK
 
 SIDE = 128
 """Positions of FlexAttention's own blocks: two of ours."""
+torch._dynamo.config.recompile_limit = 256  # each shape and mask is a graph; by default the ninth runs uncompiled
 _compiled = torch.compile(flex_attention, dynamic=False)
 
 
@@ -38,10 +40,14 @@ def flex_call(bench: Bench, q: Tensor, k: Tensor, v: Tensor, first: Tensor, sink
         out: Tensor = run(q, k, v, block_mask=mask, enable_gqa=True)
         return out
 
+    graphs = counters["stats"]["unique_graphs"]
     try:
         call()
     except Exception as error:  # its compiler's errors have many types
         bench.skipped.append(f"FlexAttention {tuple(q.shape)}: {str(error).splitlines()[0]}")
+        return None
+    if not bench.dry and counters["stats"]["unique_graphs"] == graphs:
+        bench.skipped.append(f"FlexAttention {tuple(q.shape)}: ran without being compiled")
         return None
     return call
 

@@ -1,10 +1,11 @@
 """Time the influence backward pass beside a plain flash backward pass."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from gpu_parts.measure import Bench
+from gpu_parts.measure import Bench, Row
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention as sdpa
 
@@ -12,21 +13,20 @@ from moa.kernels.sink_contents import sinks
 from moa.kernels.softmax import Softmax
 from moa.kernels.triton.influence import forward, influence_backward
 
-Row = dict[str, Any]
 
-
-def run(bench: Bench, report: dict[str, Any]) -> list[Row]:
-    """Return one layer of Llama-3-8B by length, and add the fit of extra memory over length to the report."""
-    rows = []
+def run(bench: Bench, report: dict[str, Any]) -> Iterator[Row]:
+    """Yield one layer of Llama-3-8B by length, and add the fit of extra memory over length to the report."""
+    rows: list[Row] = []
     for n in (64, 130) if bench.dry else (1024, 2048, 4096, 8192, 16384, 32768):
-        if bench.has_time(f"influence {n}"):
-            rows.append(one(bench, n, *((4, 2, 16) if bench.dry else (32, 8, 128))))
+        shape = (4, 2, 16) if bench.dry else (32, 8, 128)
+        found = bench.cell(f"influence {n}", lambda: [one(bench, n, *shape)])
+        rows += found
+        yield from found
     if len(rows) > 1:
         lengths, extra = (np.array([row[name] for row in rows], float) for name in ("length", "extra MB"))
         fit = np.polyfit(lengths, extra, 1)
         report["extra MB = a + b * length"] = [float(x) for x in fit[::-1]]
         report["largest deviation from the fit, MB"] = float(np.abs(np.polyval(fit, lengths) - extra).max())
-    return rows
 
 
 def one(bench: Bench, n: int, heads: int, groups: int, dim: int) -> Row:

@@ -13,6 +13,7 @@ import triton
 from moa.hf.environment import environment
 
 Call = Callable[[], Any]
+Row = dict[str, Any]
 
 
 class Bench:
@@ -24,8 +25,8 @@ class Bench:
         skipped: What was not run, because no time or memory was left.
     """
 
-    def __init__(self, dry: bool, minutes: float) -> None:
-        self.dry, self.end, self.skipped = dry, time.monotonic() + 60 * minutes, list[str]()
+    def __init__(self, dry: bool) -> None:
+        self.dry, self.end, self.skipped = dry, time.monotonic(), list[str]()
         if not dry and not torch.cuda.is_available():
             raise SystemExit("no GPU is visible: run on one, or pass --dry")
         self.device = torch.device("cpu" if dry else "cuda")
@@ -95,12 +96,27 @@ class Bench:
             call()
         return graph.replay
 
-    def has_time(self, what: str, leave: float = 0.0) -> bool:
-        """Return whether another measurement may start, with `leave` minutes for what follows; if not, note `what`."""
-        if time.monotonic() < self.end - 60 * leave:
+    def allow(self, minutes: float) -> None:
+        """Begin a part: nothing of it has been skipped, and it has `minutes` and what the part before has left."""
+        self.end, self.skipped = max(self.end, time.monotonic()) + 60 * minutes, []
+
+    def has_time(self, what: str) -> bool:
+        """Return whether another measurement may start; if not, note `what`."""
+        if self.dry or time.monotonic() < self.end:
             return True
         self.skipped.append(what)
         return False
+
+    def cell(self, what: str, measure: Callable[[], list[Row]]) -> list[Row]:
+        """Return the rows that `measure` returns; none where time or memory does not suffice, which is noted."""
+        if not self.has_time(what):
+            return []
+        try:
+            return measure()
+        except torch.OutOfMemoryError as error:
+            self.skipped.append(f"{what}: {str(error).splitlines()[0]}")
+        self.free()  # what the failed call held, once its frames are gone
+        return []
 
     def free(self) -> float:
         """Return the bytes of device memory that can be had; in a dry run, a small made-up number."""
