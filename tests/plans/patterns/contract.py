@@ -33,6 +33,7 @@ from moa.search.grid import grid
 
 FAST = [spec.name for spec in BACKENDS if spec is not REFERENCE and (spec.takes("cpu") or spec.emulated)]
 """Those for GPUs too where they are emulated: `test_emulated.py` runs them so."""
+READS = [spec.name for spec in BACKENDS if "read" in spec.can and spec is not REFERENCE and spec.takes("cpu")]
 N = 400
 VOCABULARY = 61
 
@@ -101,6 +102,16 @@ class Contract:
         found = self.logits(model, plan, backend, ids, [N - 90, 80, 9, 1])
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
         assert (want - model(ids).logits).abs().max() > 0.1
+
+    @pytest.mark.parametrize("backend", READS)
+    def test_back_ends_read_the_pages_that_the_reference_reads(self, model: Any, backend: str) -> None:
+        rules = [rule.model_copy(update={"read": 3 / 16}) for rule in self.rules]
+        of = [rules[i % len(rules)] for i in range(4)]
+        plan, kept = Plan.from_rules(model, {0: of[:2], 1: of[2:]}), self.plan(model)
+        ids, sizes = torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (2, N))), [N - 40, 1, 16, 17, 6]
+        want = self.logits(model, plan, "reference", ids, sizes)
+        torch.testing.assert_close(self.logits(model, plan, backend, ids, sizes), want, rtol=1e-9, atol=1e-9)
+        assert (want - self.logits(model, kept, "reference", ids, sizes)).abs().max() > 1e-3
 
     def test_bytes_predicted_are_those_allocated(self, model: Any) -> None:
         plan = self.plan(model)
