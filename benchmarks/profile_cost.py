@@ -44,7 +44,7 @@ class Plain:
     """Library attention in the recorder's place: the same graph without the influence."""
 
     @staticmethod
-    def apply(q: Any, k: Any, v: Any, softmax: Any, recorder: Any, layer: int) -> Any:
+    def apply(q: Any, k: Any, v: Any, softmax: Any, *_: Any) -> Any:
         k, v = (x.repeat_interleave(q.shape[0] // k.shape[0], 0)[None] for x in (k, v))
         return nn.functional.scaled_dot_product_attention(q[None], k, v, is_causal=True, scale=softmax.scale)[0]
 
