@@ -82,7 +82,7 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
     """Return the tile sizes of the second influence kernel: `gradient_keys` keys by at most as many rows."""
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
-        return Tiles(gradient_keys(dim, dtype), 4, 1, width, precision(target))
+        return Tiles(64 if width <= 64 else 32, 4, 1, width, precision(target))
     ampere = target.startswith("sm_8")
     if wide:  # the operands of three TF32 passes do not fit the registers
         return Tiles(32 if width == 128 else 16, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
