@@ -1,5 +1,6 @@
 """Provide `moa.write_report`, which writes a page about what `moa.compress` found."""
 
+import json
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -137,6 +138,6 @@ def _commands(folder: Path, figures: Mapping[str, Any]) -> list[str]:
         "",
         "import moa",
         'model, tokenizer = moa.load_model("MODEL")',
-        f"with moa.apply(model, {str(folder / 'plan.yaml')!r}):",
+        f"with moa.apply(model, {json.dumps(str(folder / 'plan.yaml'))}):",
         "    model.generate(**inputs)",
     ]

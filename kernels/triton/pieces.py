@@ -31,7 +31,7 @@ def pieces(store: Store) -> Pieces:
     if "pieces" not in store.scratch:
         total = store.k.shape[0] // BLOCK
         size = max(SMALLEST_PIECE, -(-total // (PIECES_PER_PROCESSOR * _processors(store.k.device))))
-        lists, most = [], 1
+        lists, most = [store.order.new_empty(0, 2)], 1  # there may be no slab with slots
         for run in reversed(store.runs):  # whole pieces first, those of slabs smaller than one last
             each = max(1, -(-run.slots // (BLOCK * size)))
             index = torch.arange(each, device=run.pairs.device).expand(len(run.pairs), -1)

@@ -1,5 +1,6 @@
 """`moa compress MODEL -o DIR`: from a model to a plan and what it costs and gains, in one command."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,4 +97,4 @@ def _show(found: "Compressed") -> None:
     console.print(*numbers(found.figures), *verdict(found.figures), sep="\n")
     there = [path for path in (plan.with_name("figures.json"), plan.with_name("report.html")) if path.exists()]
     console.print(f"plan: {plan}; all figures: {', '.join(map(str, there))}")
-    console.print(f"in Python: with moa.apply(model, {str(plan)!r}): model.generate(**inputs)")
+    console.print(f"in Python: with moa.apply(model, {json.dumps(str(plan))}): model.generate(**inputs)")

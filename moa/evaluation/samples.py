@@ -51,7 +51,7 @@ class Part:
         if unknown := [name for name in self.counts if name not in self.tasks]:
             raise MoaError(f"tasks must be of {', '.join(self.tasks)}, found {', '.join(map(brief, unknown))}")
         if not self.counts or min(self.counts.values()) < 0 or not any(self.counts.values()):
-            kinds = ", ".join(f"{self.tasks[name].counted} ({count})" for name, count in self.counts.items())
+            kinds = ", ".join(f"{self.tasks[name].counted} ({count})" for name, count in self.counts.items() if count)
             raise MoaError(
                 f"samples of tasks must be 0 or more, and of one of them at least 1; found {kinds or 'none'}"
             )

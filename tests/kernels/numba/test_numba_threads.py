@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 CODE = """
 import json, os, sys, threading, time, warnings
 warnings.simplefilter("ignore")
-sys.path.insert(0, "tests/moa")
+sys.path[:0] = ["tests/moa", "tests/families"]
 import numba, torch
 from conftest import make_model, make_plan
 import moa

@@ -30,7 +30,7 @@ def test_fused_tables_are_the_plain_ones(model: LlamaForCausalLM, monkeypatch: p
         for name in ("torch", "triton"):
             monkeypatch.setattr(recorder, "pick", lambda _device, name=name: name)
             with recorder.recording(model, VARIANTS, estimator) as recording:
-                assert recording.fused(torch.zeros(1)) is (name == "triton")
+                assert recording.fused(torch.zeros(1), 0) is (name == "triton")
                 run_backward(model, sample, "given", "nll", torch.Generator())
                 tables.append(recording.take())
         torch.testing.assert_close(tables[1], tables[0], rtol=1e-3, atol=1e-5 * float(tables[0].abs().max()))
@@ -43,4 +43,4 @@ def test_what_the_kernels_do_not_hold_is_measured_by_the_plain_form(
     for estimator, plan, dtype in ((mass, None, torch.float32), (fisher, Plan.dense(model), torch.float32),
                                    (fisher, None, torch.float64)):  # fmt: skip
         with recorder.recording(model, [("sink_window", 64)], estimator, plan) as recording:
-            assert not recording.fused(torch.zeros(1, dtype=dtype))
+            assert not recording.fused(torch.zeros(1, dtype=dtype), 0)
