@@ -24,7 +24,7 @@ def test_it_ends_with_numbers_and_the_line_that_uses_the_plan(run: Any, tmp_path
     assert code == 0
     plan = moa.Plan.load(tmp_path / "out" / "plan.yaml")
     assert plan.density(2304) <= 0.5
-    for words in ("memory: ", "quality: ", "speed: ", "this plan gains", "moa.apply(model, 'out/plan.yaml')"):
+    for words in ("memory: ", "quality: ", "speed: ", "this plan gains", 'moa.apply(model, "out/plan.yaml")'):
         assert words in out
     assert "profile: 1 sample per source at 576 tokens" in err
     assert "would do for 4 samples of up to 576 tokens" in err
