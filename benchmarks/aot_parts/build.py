@@ -41,6 +41,8 @@ SPILLS = {
     ("influence q", "fp32"): (128, "Q and dO of 16 rows, each twice for three TF32 passes: 256 registers"),
     ("influence kv", "fp32"): (256, "K, V, dK and dV of 32 keys: 128 registers of 255, and their products' operands"),
     ("influence sinks", "fp32"): (256, "Q and dO of 16 rows, each twice for three TF32 passes: 512 registers"),
+    ("prefill", "bf16"): (256, "with changing sinks each key of a tile has an address of its own, 40 bytes on sm_90"),
+    ("decode", "bf16"): (512, "K and V of 64 keys from two sources, 20 bytes on gfx942"),
     ("prefill", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("decode", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
 }

@@ -69,7 +69,8 @@ def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | Non
     at_least = int(triton.next_power_of_2(heads))
     if _amd(target):
         rows = 64 if width <= 64 and not wide else 16 if width > 64 and wide else 32
-        return Tiles(max(rows, at_least), 4, 1, width, precision(target))
+        warps = 8 if wide and width > 128 else 4  # with 4 they share more memory than there is
+        return Tiles(max(rows, at_least), warps, 1, width, precision(target))
     if wide:
         return Tiles(max(16, at_least), 8, 1, width, precision(target))
     if width > 128:
@@ -85,7 +86,8 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
         return Tiles(64 if width <= 64 else 32, 4, 1, width, precision(target))
     ampere = target.startswith("sm_8")
     if wide:  # the operands of three TF32 passes do not fit the registers
-        return Tiles(32 if width == 128 else 16, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
+        rows = 32 if ampere and width == 128 else 16
+        return Tiles(rows, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
     if width > 64:
         return Tiles(32, 8, 1 if width > 128 else 2, width, precision(target))
     return Tiles(32 if ampere else 64, 4, 2, width, precision(target))
