@@ -8,7 +8,7 @@ from functools import cache
 from itertools import cycle, islice
 
 from moa.evaluation.tasks.ruler.prompt import Ruler, Words
-from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, draw, listed
+from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, draw, hide, listed
 from moa.hf.text import split
 
 DEPTHS = [round(100 * i / 39) for i in range(40)]
@@ -37,8 +37,8 @@ class Hidden(Ruler):
 
     def write(self, rng: random.Random, size: int, length: int) -> Words:
         """Return the needles among `size` sentences."""
-        names = distinct(rng, self.keys, self.hidden)
-        drawn = distinct(rng, self.values, self.hidden * self.each)
+        names = distinct(lambda: draw(rng, self.keys), self.hidden)
+        drawn = distinct(lambda: draw(rng, self.values), self.hidden * self.each)
         values = {name: drawn[i * self.each : (i + 1) * self.each] for i, name in enumerate(names)}
         needles = [self._needle(name, value) for name in names for value in values[name]]
         rng.shuffle(needles)
@@ -68,9 +68,7 @@ class Hidden(Ruler):
         else:
             text = [self._filler(rng) for _ in range(size)]
             places = sorted(rng.randrange(size + 1) for _ in needles)
-        for place, needle in reversed(list(zip(places, needles, strict=True))):
-            text.insert(place, needle)
-        return (" " if self.haystack == "docs" else "\n").join(text)
+        return (" " if self.haystack == "docs" else "\n").join(hide(text, places, needles))
 
     def _filler(self, rng: random.Random) -> str:
         return REPEATED if self.haystack == "repeat" else self._needle(draw(rng, self.keys), draw(rng, self.values))

@@ -6,7 +6,7 @@ from itertools import pairwise
 from string import ascii_uppercase
 
 from moa.evaluation.tasks.ruler.prompt import Ruler, Words
-from moa.evaluation.tasks.ruler.vocabulary import REPEATED
+from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, hide
 
 EXAMPLE = 5
 """Repeated sentences in the solved example before the question."""
@@ -30,16 +30,11 @@ class Tracking(Ruler):
 
     def _chain(self, rng: random.Random, size: int, letters: int) -> tuple[str, list[str], str]:
         """Return text and question, the names of the chain, and the first words of the answer."""
-        found: dict[str, None] = {}
-        while len(found) <= self.hops:
-            found["".join(rng.choices(ascii_uppercase, k=letters))] = None
-        names, value = list(found), rng.randint(10_000, 99_999)
+        names = distinct(lambda: "".join(rng.choices(ascii_uppercase, k=letters)), self.hops + 1)
+        value = rng.randint(10_000, 99_999)
         chain = [f"VAR {names[0]} = {value}"] + [f"VAR {name} = VAR {before}" for before, name in pairwise(names)]
-        text = [REPEATED] * size
         places = sorted(rng.randrange(size + 1) for _ in chain)
-        for place, assignment in reversed(list(zip(places, chain, strict=True))):
-            text.insert(place, assignment)
-        context = "\n".join(text)
+        context = "\n".join(hide([REPEATED] * size, places, chain))
         return (
             "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
             f"{context}\nQuestion: Find all variables that are assigned the value {value} in the text above.",

@@ -2,7 +2,7 @@
 
 import random
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from moa.plans.errors import MoaError
@@ -36,12 +36,20 @@ def draw(rng: random.Random, kind: str) -> str:
     return str(uuid.UUID(int=rng.getrandbits(128), version=4))
 
 
-def distinct(rng: random.Random, kind: str, count: int) -> list[str]:
-    """Return as many different ones."""
+def distinct(drawn: Callable[[], str], count: int) -> list[str]:
+    """Return as many different words as are drawn, in their order."""
     found: dict[str, None] = {}
     while len(found) < count:
-        found[draw(rng, kind)] = None
+        found[drawn()] = None
     return list(found)
+
+
+def hide(text: Sequence[str], places: Sequence[int], pieces: Sequence[str]) -> list[str]:
+    """Return the text with each piece before the part at its place; places ascend."""
+    hidden = list(text)
+    for place, piece in reversed(list(zip(places, pieces, strict=True))):
+        hidden.insert(place, piece)
+    return hidden
 
 
 def listed(names: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from string import ascii_lowercase
 
 from moa.evaluation.tasks.ruler.prompt import Ruler, Words
-from moa.evaluation.tasks.ruler.vocabulary import parts_of_speech
+from moa.evaluation.tasks.ruler.vocabulary import distinct, parts_of_speech
 
 COMMON = 10
 """Words that are common."""
@@ -54,10 +54,8 @@ class FrequentWords(Ruler):
 
     def write(self, rng: random.Random, size: int, length: int) -> Words:
         """Return a text for which `size` words are drawn; those rarer than once are left out."""
-        coded: dict[str, None] = {"...": None}
-        while len(coded) < max(length // 50, 4):
-            coded["".join(rng.choices(ascii_lowercase, k=6))] = None
-        vocabulary, total = list(coded), _zeta(self.zeta)
+        coded = distinct(lambda: "".join(rng.choices(ascii_lowercase, k=6)), max(length // 50, 4) - 1)
+        vocabulary, total = ["...", *coded], _zeta(self.zeta)
         words = [word for k, word in enumerate(vocabulary, 1) for _ in range(int(size / k**self.zeta / total))]
         rng.shuffle(words)
         return Words(
