@@ -125,8 +125,7 @@ def decode_kernel(
             rows_v = mixed_rows(v, v_token, v_store, slot, block, past, start, D, True)
             tile_k = load_rows(rows_k, at <= high, D, WIDTH, True)
             tile_v = load_rows(rows_v, at <= high, D, WIDTH, True)
-            kept = (block < sink_blocks) | (block >= row_edge)
-            seen = (at[None, :] <= position[:, None]) & kept[:, None]
+            seen = at[None, :] <= position[:, None]  # 64 tokens lie in two blocks, and every row keeps the block before
             top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
         flat = token.to(tl.int64) * (groups * HEADS) + head
         result = acc / tl.where(total == 0.0, 1.0, total)[:, None]  # 0: the row sees no key of this piece

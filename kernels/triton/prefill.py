@@ -121,9 +121,9 @@ def prefill_kernel(
     diagonal = low // BLOCK
     sinks = tl.minimum(sink_blocks, diagonal)
     if table is not None:
+        tl.static_assert(BLOCK_M <= 2 * BLOCK)
         place = tl.load(places + group)
         changed = (place >= 0) & (edge_high > sink_blocks)
-        raw = (place < 0) | (edge <= sink_blocks)
         begin = tl.load(first + past // BLOCK)
         table += (sequence * moving + place).to(tl.int64) * lines * most
         for row_block in range(diagonal, tl.where(changed, high // BLOCK + 1, diagonal)):
@@ -166,10 +166,8 @@ def prefill_kernel(
         rows_v = mixed_rows(v, v_token, v_store, slot, block, past, start, D, HAS_STORE)
         tile_k = load_rows(rows_k, at <= high, D, WIDTH, True)
         tile_v = load_rows(rows_v, at <= high, D, WIDTH, True)
-        inside = block < sink_blocks
-        if table is not None:
-            inside = inside & raw
-        seen = (at[None, :] <= position[:, None]) & (inside | (block >= edge))[:, None]
+        # a tile spans three blocks, and rows whose sink changed are two blocks or more behind it: none is in it here
+        seen = (at[None, :] <= position[:, None]) & ((block < sink_blocks) | (block >= edge))[:, None]
         top, total, acc = fold(tile_q, tile_k, tile_v, seen, top, total, acc, scale, cap, True, PRECISION)
 
     flat = token.to(tl.int64) * (groups * HEADS) + head
