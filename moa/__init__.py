@@ -14,10 +14,12 @@ if TYPE_CHECKING:
     from moa.compressing import compress
     from moa.diagnosing import diagnose
     from moa.evaluating import evaluate_plans
+    from moa.exporting import block_masks
     from moa.finding import find_plan
     from moa.fronts import find_front
     from moa.generating import generate_text
     from moa.hf.load import load_model
+    from moa.listing import list_plans
     from moa.measuring import measure_costs
     from moa.plans.plan import Plan
     from moa.profiler.profile import Profile
@@ -35,12 +37,14 @@ _HOMES = {
     "Profile": "moa.profiler.profile",
     "apply": "moa.runtime.applied",
     "bench_plan": "moa.benching",
+    "block_masks": "moa.exporting",
     "compress": "moa.compressing",
     "diagnose": "moa.diagnosing",
     "evaluate_plans": "moa.evaluating",
     "find_front": "moa.fronts",
     "find_plan": "moa.finding",
     "generate_text": "moa.generating",
+    "list_plans": "moa.listing",
     "load_model": "moa.hf.load",
     "measure_costs": "moa.measuring",
     "profile_model": "moa.profiling",
@@ -51,9 +55,9 @@ _HOMES = {
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "bench_plan", "compress", "diagnose", "evaluate_plans",
-    "find_front", "find_plan", "generate_text", "load_model", "measure_costs", "profile_model", "refine_plan",
-    "serve_model", "write_report",
+    "ProfileError", "Unsupported", "apply", "bench_plan", "block_masks", "compress", "diagnose", "evaluate_plans",
+    "find_front", "find_plan", "generate_text", "list_plans", "load_model", "measure_costs", "profile_model",
+    "refine_plan", "serve_model", "write_report",
 ]  # fmt: skip
 
 

@@ -57,12 +57,15 @@ def build(document: Any) -> Content:
     )
 
 
-def to_document(plan: Content) -> dict[str, Any]:
-    """Return a plan's document (see `Plan.to_dict`) with keys in the file's order, without what equals the defaults."""
+def to_document(plan: Content, expand: bool = False) -> dict[str, Any]:
+    """Return a plan's document (see `Plan.to_dict`) with keys in the file's order, without what equals the defaults.
+
+    With `expand` each layer has the whole rule of every head, so that a reader need not know what comes before what.
+    """
     layers = {
-        layer: _entry(rules, plan.defaults)
+        layer: {"heads": [_plain(rule) for rule in rules]} if expand else _entry(rules, plan.defaults)
         for layer, rules in sorted(plan.groups.items())
-        if any(rule != plan.defaults for rule in rules)
+        if expand or any(rule != plan.defaults for rule in rules)
     }
     document = {
         "version": 1,

@@ -6,17 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from hashlib import sha256
 from itertools import chain
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from moa.plans import file, moa_json, reading
-from moa.plans import span as spans_
+from moa.plans import file, hub, makers, reading
 from moa.plans.content import Content
 from moa.plans.document import from_document, to_document
-from moa.plans.errors import BudgetInfeasible, ModelMismatch, PlanError
+from moa.plans.errors import ModelMismatch, PlanError
+from moa.plans.importers import import_rules
 from moa.plans.model import Dtype, ModelInfo, batch_lengths
 from moa.plans.patterns import FULL, Rule, reach
 from moa.plans.record import Predicted, Provenance
@@ -86,14 +87,7 @@ class Plan(Content):
         Raises:
             BudgetInfeasible: Even the narrowest window keeps more.
         """
-        if not 0 < density <= 1:
-            raise PlanError(f"density must be over 0 and at most 1, found {density}")
-        alphas = np.arange(2 * BLOCK, max(_length(at), BLOCK) + 2 * BLOCK, BLOCK)  # the last covers all of `at`
-        spans = spans_.span(BLOCK, alphas, 0, at)
-        fitting = alphas[spans <= density * at + 1e-9]  # 0.29 * 100 is just under 29 in floating point
-        if not fitting.size:
-            raise BudgetInfeasible(f"density {density} at {at} tokens: the narrowest window keeps {spans[0] / at:.4g}")
-        return cls.from_rules(model, {}, defaults=Rule(alpha=int(fitting[-1]), beta=0))
+        return cls.from_rules(model, {}, defaults=makers.uniform(density, _length(at)))
 
     @classmethod
     def two_group(cls, model: Any, full_heads: Iterable[tuple[int, int]], window: int) -> "Plan":
@@ -105,32 +99,57 @@ class Plan(Content):
             window: Tokens that the other groups see in addition to the sink of 64.
         """
         info = ModelInfo.of(model)
-        if window < 1:
-            raise PlanError(f"window must be 1 token or more, found {window}")
-        narrow = Rule(alpha=BLOCK + window, beta=0)
-        groups = {layer: [narrow] * info.kv_heads for layer in info.ruled_layers}
-        for layer, head in full_heads:
-            if layer not in groups or not 0 <= head < info.kv_heads:
-                raise PlanError(
-                    f"full_heads names layer {layer}, KV head {head}; layers that take rules are "
-                    f"{list(groups)}, KV heads 0 to {info.kv_heads - 1}"
-                )
-            groups[layer][head] = FULL
+        groups, narrow = makers.two_group(info, full_heads, window)
         return cls.from_rules(info, groups, defaults=narrow)
 
     @classmethod
-    def from_moa_json(cls, source: str | PathLike[str] | Mapping[str, Any], model: Any) -> "Plan":
-        """Import MoA's published rules, `{"alphas": [layers][heads], "betas": [layers][heads]}`.
+    def import_from(cls, form: str, source: Any, model: Any, **options: Any) -> "Plan":
+        """Import what another tool found; `docs/plan.md` says how its meaning differs.
 
-        `docs/plan.md` says how their meaning differs.
+        Args:
+            form: `moa` (MoA's JSON), `duo_attention` or `kvzip`: a name in `moa.plans.importers`.
+            source: The other tool's file, or its content.
+            model: As for `from_rules`.
+            **options: Those of the format.
 
         Raises:
-            PlanError: The file has another format, or another model's shape.
-            Unsupported: Query heads share KV heads: the format has one rule per query head.
+            PlanError: Format, options or content are invalid.
+            Unsupported: The format cannot describe this model.
         """
         info = ModelInfo.of(model)
-        origin = Provenance(note="imported from MoA's JSON")
-        return cls.from_rules(info, moa_json.read(source, info), provenance=origin)
+        origin = Provenance(note=f"imported from {form}")
+        return cls.from_rules(info, import_rules(form, source, info, options), provenance=origin)
+
+    @classmethod
+    def from_pretrained(cls, source: str | PathLike[str], name: str = "", *, revision: str | None = None) -> "Plan":
+        """Read a plan from a model's folder or a repository of the hub.
+
+        Args:
+            source: The folder, or OWNER/NAME.
+            name: Empty for `moa-plan.yaml`; `0.25` for `moa-plan-0.25.yaml`, and so on.
+            revision: Branch, tag or commit of the repository.
+
+        Raises:
+            PlanError: There is no such plan, its file is broken, or the hub cannot be asked.
+        """
+        return cls(**dict(hub.get(source, name, revision)))
+
+    def save_pretrained(self, folder: str | PathLike[str], name: str = "") -> Path:
+        """Write the plan into a folder, such as the model's own, where `moa.apply(model, "auto")` finds it."""
+        path = Path(folder) / hub.file_name(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.save(path)
+        return path
+
+    def push_to_hub(self, repo: str, name: str = "", *, private: bool | None = None) -> str:
+        """Write the plan into a repository of the hub, such as the model's own, and return where it can be seen.
+
+        The repository is made if it is not there. `huggingface_hub` has the token, from `hf auth login`.
+
+        Raises:
+            PlanError: The hub refuses.
+        """
+        return hub.push(self, repo, name, private=private)
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Plan":
@@ -150,9 +169,9 @@ class Plan(Content):
         """Write the plan as YAML, whole or not at all; a loaded file saved again has the same bytes."""
         file.save(self, path)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return the plan file's content as plain JSON types."""
-        return to_document(self)
+    def to_dict(self, *, expand: bool = False) -> dict[str, Any]:
+        """Return the plan file's content as plain JSON types; `expand` writes out every rule, for other engines."""
+        return to_document(self, expand)
 
     def fingerprint(self) -> str:
         """Return a digest of the rules of every group; the plan's file, predictions and origin do not count."""

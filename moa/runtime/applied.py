@@ -40,7 +40,8 @@ def apply(
     Args:
         model: A transformers decoder-only model in evaluation mode, bare or wrapped (peft).
         plan: A plan made for it, the path of a plan file, or the name of a shipped plan; or `auto` for the plan that
-            keeps most within `budget`, of those that `moa.compress` made here for these weights, and the shipped ones.
+            keeps most within `budget`, of those that `moa.compress` made here for these weights, the shipped ones, and
+            those in the model's folder or, if none of these fits, its repository of the hub.
         backend: Name of a back-end (`moa.kernels.registry`); by default the one for each layer's device.
         budget: With `auto`, the largest density at the longest text that the plan is for; by default 0.25.
 

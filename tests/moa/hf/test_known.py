@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig
 
 import moa
 from moa.hf.known import known_plan, remember
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, PlanError
 from moa.plans.plan import Plan, Predicted
 
 LONGEST = 2048
@@ -66,6 +66,40 @@ def test_shipped_plans_are_for_the_same_shape_and_name(name: str, finds: bool, t
         return
     with pytest.raises(MoaError, match=f"known for {name} "):
         known_plan(model, 0.3)
+
+
+def test_a_plan_in_the_model_s_own_folder(save_tiny, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model")
+    model, _ = moa.load_model(tmp_path / "model")
+    window(model, 0.2).save_pretrained(tmp_path / "model", "0.2")
+    Plan.dense(Plan.load("smollm2-135m-instruct-0.25").model).save_pretrained(tmp_path / "model", "other")
+    with moa.apply(model, "auto") as applied:
+        assert applied.plan == window(model, 0.2)
+    with pytest.raises(MoaError, match=r"no plan of density 0.1 .*\(known: 0.188\); make one"):
+        moa.apply(model, "auto", budget=0.1)
+
+
+def test_a_plan_in_the_model_s_repository_where_no_other_fits(fresh, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = fresh(), list[str]()
+    model.config._name_or_path = "owner/model"
+
+    def all_in_repo(repo: str) -> list[Plan]:
+        asked.append(repo)
+        return [window(model, 0.25), Plan.load("smollm2-135m-instruct-0.25")]
+
+    monkeypatch.setattr("moa.hf.known.hub.all_in_repo", all_in_repo)
+    assert known_plan(model, 0.3) == window(model, 0.25)
+    assert asked == ["owner/model"]
+    remember(window(model, 0.2), model)
+    assert known_plan(model, 0.3) == window(model, 0.2)
+    assert asked == ["owner/model"]
+
+    def offline(repo: str) -> list[Plan]:
+        raise PlanError("hub, 'owner/model': no network")
+
+    monkeypatch.setattr("moa.hf.known.hub.all_in_repo", offline)
+    with pytest.raises(MoaError, match=r"\(known: 0.188; hub, 'owner/model': no network\); make one"):
+        known_plan(model, 0.1)
 
 
 def test_what_auto_refuses(fresh, cache: Path) -> None:

@@ -22,7 +22,7 @@ class TestMoaJson:
         return {"alphas": [alphas] * 4, "betas": [betas] * 4}
 
     def test_reach_is_kept_and_beta_rounded(self):
-        plan = Plan.from_moa_json(self.document(), MHA)
+        plan = Plan.import_from("moa", self.document(), MHA)
         rules = [(r.sink, r.alpha, r.beta256) for r in plan.groups[3]]
         assert rules == [(64, 0, 64), (64, -1024, 256), (64, 128, 0), (64, 1, 77), (64, 0, 32), (64, 64, 1)]
 
@@ -32,19 +32,19 @@ class TestMoaJson:
         n = 64 * blocks + 1  # at a block's first row nothing but the edge's rounding differs
         document = {"alphas": [[64 * alpha] * 6] * 4, "betas": [[beta / 8] * 6] * 4}
         theirs = min(n, max(64 * alpha + beta / 8 * n, 128))
-        ours = int(Plan.from_moa_json(document, MHA).spans(n)[0, 0])
+        ours = int(Plan.import_from("moa", document, MHA).spans(n)[0, 0])
         assert theirs <= ours < theirs + 64 or ours == n
 
     def test_a_file_is_read(self, tmp_path):
         path = tmp_path / "moa.json"
         path.write_text('{"alphas": [[0, 0, 0, 0, 0, 0]], "betas": [[1, 1, 1, 1, 1, 1]]}')
         one = MHA.model_copy(update={"layers": 1})
-        assert Plan.from_moa_json(path, one).rule(0, 5) == FULL
+        assert Plan.import_from("moa", path, one).rule(0, 5) == FULL
         path.write_text("{")
         with pytest.raises(PlanError, match="not JSON"):
-            Plan.from_moa_json(path, one)
+            Plan.import_from("moa", path, one)
         with pytest.raises(PlanError, match=r"cannot read .*: No such file"):
-            Plan.from_moa_json(tmp_path / "none.json", one)
+            Plan.import_from("moa", tmp_path / "none.json", one)
 
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -59,10 +59,10 @@ class TestMoaJson:
     )
     def test_other_content_is_refused(self, change, message):
         with pytest.raises(PlanError, match=message):
-            Plan.from_moa_json(self.document() | change, MHA)
+            Plan.import_from("moa", self.document() | change, MHA)
 
     def test_other_models_are_refused(self):
         with pytest.raises(Unsupported, match="shares each KV head between 3 query heads"):
-            Plan.from_moa_json(self.document(), MODEL)
+            Plan.import_from("moa", self.document(), MODEL)
         with pytest.raises(Unsupported, match="some of LlamaForCausalLM take none"):
-            Plan.from_moa_json(self.document(), HYBRID.model_copy(update={"kv_heads": 6}))
+            Plan.import_from("moa", self.document(), HYBRID.model_copy(update={"kv_heads": 6}))

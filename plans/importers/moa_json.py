@@ -1,4 +1,4 @@
-"""Import the rules that MoA's authors publish; callers use `Plan.from_moa_json`.
+"""Import the rules that MoA's authors publish; callers use `Plan.import_from("moa", …)`.
 
 Their file (github.com/thu-nics/MoA) holds alpha and beta per layer and query head. Their runtime keeps
 max(alpha + beta*N, 128) tokens for every query of a text, the first 64 included. N is the length of the prompt and
@@ -7,7 +7,7 @@ at each query, takes the place of N. So both agree at n = N, and ours is narrowe
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,19 @@ import numpy as np
 import numpy.typing as npt
 
 from moa.plans.errors import PlanError, Unsupported
+from moa.plans.importers.tables import json_file
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import LIMIT, Rule
-from moa.plans.replace import read_json
 from moa.plans.span import BETA_STEPS
 
 
-def read(source: str | PathLike[str] | Mapping[str, Any], info: ModelInfo) -> dict[int, list[Rule]]:
-    """Return the rules of each layer; see `Plan.from_moa_json`."""
+def read(source: str | PathLike[str] | Mapping[str, Any], info: ModelInfo) -> dict[int, Sequence[Rule]]:
+    """Return the rules of each layer; the source is the file or its content, `{"alphas": [layers][heads], "betas": …}`.
+
+    Raises:
+        PlanError: It has another format, or another model's shape.
+        Unsupported: Query heads share KV heads: the format has one rule per query head.
+    """
     if info.group_size != 1:
         raise Unsupported(
             f"MoA's JSON has a rule per query head, but {info.architecture} shares each KV head between "
@@ -31,7 +36,7 @@ def read(source: str | PathLike[str] | Mapping[str, Any], info: ModelInfo) -> di
         )
     if info.others:
         raise Unsupported(f"MoA's JSON has rules for every layer, but some of {info.architecture} take none")
-    document = source if isinstance(source, Mapping) else _parse(Path(source))
+    document = source if isinstance(source, Mapping) else json_file(Path(source))
     alphas = _table(document, "alphas", info, -LIMIT, LIMIT)
     betas = _table(document, "betas", info, 0, 1)
     return {
@@ -42,15 +47,6 @@ def read(source: str | PathLike[str] | Mapping[str, Any], info: ModelInfo) -> di
 
 def _nearest(value: float) -> int:
     return math.floor(value + 0.5)
-
-
-def _parse(path: Path) -> Any:
-    try:
-        return read_json(path)
-    except OSError as error:
-        raise PlanError(f"cannot read {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise PlanError(f"{path}: not JSON: {error}") from None
 
 
 def _table(document: Any, key: str, info: ModelInfo, low: float, high: float) -> npt.NDArray[np.float64]:

@@ -1,0 +1,43 @@
+"""`moa plans`: list the plans that are known on this machine."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from moa.plans.plan import Plan
+
+SHOWN = {"for texts of up to": ("longest", ","), "density there": ("density", ".3f")}
+"""Columns of figures: their key and format."""
+
+
+def command(json_: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+    """List the plans that come with moa, and those that `moa compress` made here; `--plan` takes their names.
+
+    Example: moa plans
+    """
+    import json
+
+    from rich.console import Console
+
+    import moa
+    from moa.report.figures import Figures
+
+    rows = [_row(name, plan) for name, plan in moa.list_plans().items()]
+    if json_:
+        typer.echo(json.dumps(rows, indent=1))
+        return
+    cells = [
+        [row["name"], row["model"], *(f"{row[key]:{form}}" if row[key] else "-" for key, form in SHOWN.values())]
+        for row in rows
+    ]
+    Console(soft_wrap=True, highlight=False).print(Figures(["plan", "model", *SHOWN], cells, names=2))
+
+
+def _row(name: str, plan: "Plan") -> dict[str, Any]:
+    longest = plan.predicted.lengths[-1] if plan.predicted else None
+    return {
+        "name": name, "model": plan.model.name, "fingerprint": plan.fingerprint(), "longest": longest,
+        "density": None if longest is None else plan.density(longest), "reads": plan.reads(),
+        "budget": plan.provenance.budget if plan.provenance else None,
+    }  # fmt: skip

@@ -1,0 +1,32 @@
+"""`moa plans`: shipped plans, and those made here."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from moa.cli.main import app
+from moa.hf.known import remember
+from moa.plans.plan import Plan
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("MOA_CACHE", str(tmp_path))
+
+
+def test_shipped_plans_and_those_made_here_are_listed(fresh) -> None:
+    run = CliRunner(env={"COLUMNS": "200"}).invoke
+    shown = run(app, ["plans"])
+    assert shown.exit_code == 0, shown.output
+    assert "smollm2-135m-instruct-0.25" in shown.output
+    assert "0.250" in shown.output
+    model = fresh()
+    path = remember(Plan.uniform(model, 0.5, at=2048), model)
+    rows = json.loads(run(app, ["plans", "--json"]).output)
+    assert [row["name"] for row in rows][-1] == str(path)
+    assert rows[-1]["fingerprint"] == path.stem
+    assert (rows[-1]["longest"], rows[-1]["density"], rows[-1]["budget"]) == (None, None, None)
+    for row in rows:
+        assert Plan.load(row["name"]).fingerprint() == row["fingerprint"]
+    assert str(path) in run(app, ["plans"]).output
