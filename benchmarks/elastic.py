@@ -1,7 +1,9 @@
 """Measure retrieval and perplexity of plans for all lengths, also at lengths beyond those of the profile.
 
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, from the whole profile or from its
-part up to some length. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
+part up to some length. `--half` and `--quarter` take the two main plans from their files, so that figures of several
+lengths, measured at different times, are of the same plans: profiles from different CPUs differ by rounding, and so do
+a few rules. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
 and the uniform window that keeps as much as plan 0.25 does there. Needles have formats that no choice of this project
 has seen (`HELD_OUT` of `moa.evaluation.haystack`). The dense model is asked first, in a pilot: plans are not asked for
 needles that it surely finds less than 0.9 of. Writes NAME.json and NAME.md to `--results`. If it is stopped, the same
@@ -59,16 +61,16 @@ def part_of(profile: Profile, longest: int) -> Profile:
     return replace(profile, cuts={cut: table for cut, table in profile.cuts.items() if cut[1] <= longest})
 
 
-def plans(profile: Profile, longest: int, length: int) -> list[tuple[str, Plan]]:
+def elastic(density: str, profile: Profile, longest: int) -> Plan:
+    """Return the plan for all lengths that a default search finds."""
+    return choose(profile, [parse("density", density)], lengths=Lengths.of(profile, longest=longest))[0]
+
+
+def plans(profile: Profile, longest: int, length: int, half: Plan, quarter: Plan) -> list[tuple[str, Plan]]:
     """Return the plans of the rows beside dense at one length."""
-
-    def elastic(density: str, known: Profile) -> Plan:
-        return choose(known, [parse("density", density)], lengths=Lengths.of(known, longest=longest))[0]
-
-    quarter = elastic("0.25", profile)
-    found = [(HALF, elastic("0.5", profile)), (QUARTER, quarter)]
+    found = [(HALF, half), (QUARTER, quarter)]
     for known in (n for n in sorted(profile.lengths)[1:] if 2 * n <= length):
-        found.append((f"{QUARTER}, profiled to {known:,}", elastic("0.25", part_of(profile, known))))
+        found.append((f"{QUARTER}, profiled to {known:,}", elastic("0.25", part_of(profile, known), longest)))
     if length in profile.lengths:
         alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
         found.append((f"0.25 for {length:,} alone", alone))
@@ -95,10 +97,10 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         if "text" in row:
             times = row["text"]["perplexity_against_dense"]
             found.append(claim(f"{at}: perplexity against dense at most", times, PERPLEXITY[name], at_most=True))
-    reached = effective(rows)
-    if not reached:
+    reached, lengths = effective(rows), [row["length"] for row in rows]
+    shortest = min(lengths, default=0)
+    if not reached or max(lengths) < LONGER * shortest:
         return found
-    shortest = min(row["length"] for row in rows)
     times = reached.get(QUARTER, 0) / reached.get(UNIFORM, shortest)
     return [*found, claim("effective context, plan 0.25 over the uniform window, at least", times, LONGER)]
 
@@ -165,6 +167,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile", type=Path)
+    parser.add_argument("--half", type=Path, help="file of plan 0.5, else it is searched")
+    parser.add_argument("--quarter", type=Path, help="file of plan 0.25, else it is searched")
     parser.add_argument("--lengths", type=int, nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--longest", type=int, default=8192, help="longest intended length")
     parser.add_argument(
@@ -179,7 +183,11 @@ def main() -> int:
     try:
         lengths = sorted(set(options.lengths))
         profile = Profile.load(options.profile)
-        rows = {n: plans(profile, options.longest, n) for n in lengths}
+        half, quarter = (
+            Plan.load(file) if file else elastic(density, profile, options.longest)
+            for density, file in (("0.5", options.half), ("0.25", options.quarter))
+        )
+        rows = {n: plans(profile, options.longest, n, half, quarter) for n in lengths}
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / f"{options.name}.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 
 from moa.cli.main import app
 from moa.evaluation.samples import Part
+from moa.plans.plan import Plan
 
 
 def row(name, length, found, times=1.0, questions=40):
@@ -87,3 +88,10 @@ def test_fewer_contexts_of_each_kind_and_going_on(model_folder, tmp_path, monkey
     monkeypatch.setattr("moa.evaluation.tasks.text.divergence", None)
     assert elastic.main() == 0
     assert (tmp_path / "elastic.md").read_text() == page
+    files = [tmp_path / "half.yaml", tmp_path / "quarter.yaml"]
+    for name, file in zip(names, files, strict=False):
+        Plan.from_dict(found["plans"][f"{name} at 1024"]).save(file)
+    monkeypatch.setattr(elastic, "elastic", None)  # nothing is searched again
+    monkeypatch.setattr(sys, "argv", ["elastic.py", *fixed, "--half", str(files[0]), "--quarter", str(files[1])])
+    assert elastic.main() == 0
+    assert json.loads((tmp_path / "elastic.json").read_text())["rows"] == found["rows"]
