@@ -48,7 +48,7 @@ def evaluate_plans(
         note: Called with a line where single results are there already, but of something else.
 
     Returns:
-        JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
+        JSON types: `model`, `environment`, `rows` and `effective_context`, as in `docs/evaluation.md`.
 
     Raises:
         MoaError: Something cannot be measured, or a file must not be replaced.

@@ -60,7 +60,10 @@ def command(
             data=by_name("--task-data is written NAME=FILE", task_data or [], Path), uniform=uniform, backend=backend,
             dtype=dtype, seed=seed, output=output, progress=progress, note=console.print,
         )  # fmt: skip
-    Console(soft_wrap=True).print(table(found))
+    shown = Console(soft_wrap=True)
+    shown.print(table(found))
+    if found["effective_context"] and len({row["length"] for row in found["rows"]}) > 1:
+        shown.print(effective(found))
     if output is not None:
         console.print(f"wrote {output}")
 
@@ -75,3 +78,23 @@ def table(found: dict[str, Any]) -> "Figures":
     headings, rows = summed(found["rows"])
     shown = [[cell.replace(" (", "\n(").replace(" to ", "–") for cell in row] for row in rows]
     return Figures(headings, shown, title, names=2)
+
+
+def effective(found: dict[str, Any]) -> "Figures":
+    """Return the table of effective context lengths; `at least` where no measured length is too long."""
+    from moa.evaluation.effective import ENOUGH
+    from moa.report.figures import Figures
+
+    reached = found["effective_context"]
+    longest = {task: max(row["length"] for row in found["rows"] if task in row) for task in reached}
+    names = dict.fromkeys(row["row"] for row in found["rows"])
+    rows = [
+        [name, *(_reached(of[name], longest[task]) if name in of else "-" for task, of in reached.items())]
+        for name in names
+    ]
+    title = f"Effective context length, tokens: as far as at least {ENOUGH:.0%} is found"
+    return Figures(["row", *reached], rows, title)
+
+
+def _reached(length: int, longest: int) -> str:
+    return f"{'at least ' if length == longest else ''}{length:,}"

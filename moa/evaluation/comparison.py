@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from moa.evaluation.effective import effective_context
 from moa.evaluation.journal import Journal, key
 from moa.evaluation.rows import Row, rows_at
 from moa.evaluation.samples import Part, Sample
@@ -38,7 +39,7 @@ def compare(
         note: Called with a line where the journal has such results, but of something else.
 
     Returns:
-        JSON types: `model`, `environment` and `rows`, as in `docs/evaluation.md`.
+        JSON types: `model`, `environment`, `rows` and `effective_context`, as in `docs/evaluation.md`.
 
     Raises:
         MoaError: Parts cannot be measured, or names are not distinct.
@@ -86,7 +87,10 @@ def compare(
         for row in rows:
             plan, mine = row.plan or Plan.dense(info), results[row.name]
             summed.append(summarise(row.name, plan, samples, mine, results["dense"], model.dtype, part.tasks))
-    return {"model": info.model_dump(mode="json"), "environment": about, "rows": summed}
+    return {
+        "model": info.model_dump(mode="json"), "environment": about, "rows": summed,
+        "effective_context": effective_context(summed),
+    }  # fmt: skip
 
 
 def _missing(keyed: Sequence[tuple[Row, str]], journal: Journal) -> list[tuple[Row, str]]:

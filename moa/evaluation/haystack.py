@@ -98,7 +98,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Haystack:
-    """A text that is cached once, and the questions asked about it."""
+    """A text that is cached once, and the questions asked about it, each on its own or one after the other."""
 
     ids: tuple[int, ...]
     questions: tuple[Question, ...]
@@ -106,9 +106,11 @@ class Haystack:
 
 def haystack(
     tokenizer: Any, length: int, needles: int, index: int, of: int, seed: int = 0,
-    formats: Sequence[Format] = FORMATS,
+    formats: Sequence[Format] = FORMATS, chat: bool = False,
 ) -> Haystack:  # fmt: skip
     """Return sample `index` of `of`: the text and its longest question together have `length` tokens.
+
+    In a chat each question follows the right answer to the one before it, and all of them fit into the length.
 
     Args:
         tokenizer: Any transformers tokenizer; its chat template is used when it has one.
@@ -118,6 +120,7 @@ def haystack(
         of: Number of samples.
         seed: Seed of the text and the needles.
         formats: Kinds of needles to draw from.
+        chat: Whether the questions are turns of one chat, or each follows the text.
 
     Raises:
         MoaError: The length leaves no room for the text.
@@ -126,14 +129,16 @@ def haystack(
     before, after = _frame(tokenizer)
     head = begin(tokenizer, encode(tokenizer, before + "Read the text below, then answer the question about it.\n\n"))
     depths = [(i + (index + 0.5) / of) / needles for i in range(needles)]
-    statements, questions = [], []
+    statements, questions, said = [], [], "\n\n"
     for form, depth in zip(rng.sample(formats, needles), depths, strict=True):
         key, answer = rng.choice(form.keys), rng.choice(form.answers)
         lead = form.lead.format(key=key)
         statements.append(encode(tokenizer, f"\n\n{lead} {answer}.\n\n"))
-        asked = encode(tokenizer, f"\n\nQuestion: {form.question.format(key=key)}{after}{lead}")
+        asked = encode(tokenizer, f"{said}Question: {form.question.format(key=key)}{after}{lead}")
         questions.append(Question(tuple(asked), answer, depth))
-    room = length - len(head) - max(len(q.ids) for q in questions) - sum(map(len, statements))
+        said = f" {answer}.{_next_turn(tokenizer)}" if chat else said
+    sizes = [len(q.ids) for q in questions]
+    room = length - len(head) - (sum(sizes) if chat else max(sizes)) - sum(map(len, statements))
     if room < 64:
         raise MoaError(f"length {length} leaves {room} tokens for the text of a haystack; at least 64 are needed")
     text = scatter(prose(tokenizer, room, rng, "evaluation"), depths, statements)
@@ -146,3 +151,11 @@ def _frame(tokenizer: Any) -> tuple[str, str]:
         return "", "\nAnswer: "
     before, after = pieces(tokenizer, [{"role": "user", "content": MARK}], answer=True)
     return before, after
+
+
+def _next_turn(tokenizer: Any) -> str:
+    """Return the prompt between an answer and the user's next words."""
+    if not has_template(tokenizer):
+        return "\n\n"
+    turns = [{"role": role, "content": MARK} for role in ("user", "assistant", "user")]
+    return pieces(tokenizer, turns, answer=True)[2]

@@ -1,7 +1,9 @@
 """List the tasks of the evaluation by name. A task is a file in this folder and a line here."""
 
-from moa.evaluation.tasks import decoded, needles, ruler, text
+from moa.evaluation.tasks import decoded, generation, lines, needles, pairs, passkey, ruler, text, turns
 from moa.evaluation.tasks.task import Task
 
-TASKS: dict[str, Task] = {task.name: task for task in (*text.TASKS, *decoded.TASKS, *needles.TASKS, *ruler.TASKS)}
+_FILES = (text, decoded, generation, needles, turns, passkey, pairs, lines, ruler)
+
+TASKS: dict[str, Task] = {task.name: task for file in _FILES for task in file.TASKS}
 """In the order of the table's columns."""

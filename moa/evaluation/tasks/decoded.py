@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from moa.evaluation.rows import Row
-from moa.evaluation.tasks.text import Text, hidden_by, quarters
+from moa.evaluation.tasks.text import Text, by_part, hidden_by
 from moa.hf.calls import parts
 from moa.hf.logits import hidden_of
 from moa.plans.reading import SHORT
@@ -29,16 +29,19 @@ class Decoded(Text):
         ids = torch.tensor([content], device=model.device)
         dense = hidden_by(model, Row("dense", None), ids)[-_tail(content) :]
         for row in rows:
-            found = dense if row.plan is None else _decoded(model, row, ids, len(dense))
-            yield row, quarters(model, dense, found, ids)
+            found = dense if row.plan is None else decoded(model, row, ids, len(dense))[1:]
+            yield row, by_part(model, dense, found, ids, self.parts)
 
 
 def _tail(content: Sequence[int]) -> int:
     return min(TAIL, len(content) // 2)
 
 
-def _decoded(model: Any, row: Row, ids: Tensor, tail: int) -> Tensor:
-    """Return the last hidden states [tail, d] of a text [1, n] whose first tokens come in one call."""
+def decoded(model: Any, row: Row, ids: Tensor, tail: int) -> Tensor:
+    """Return the last hidden states [tail + 1, d] of a text [1, n], whose last `tail` tokens come in calls that read.
+
+    The first state is that of the last token before them.
+    """
     begin, found = ids.shape[1] - tail, []
     with row.variant.on(model):
         cache, cached = row.variant.cache(model, ids.shape[1]), 0
@@ -46,7 +49,7 @@ def _decoded(model: Any, row: Row, ids: Tensor, tail: int) -> Tensor:
             for part, where in parts(model, call, cached):
                 found.append(hidden_of(model, part, cache, **where))
             cached += call.shape[1]
-    return torch.cat(found)[-tail:]
+    return torch.cat(found)[-tail - 1 :]
 
 
 TASKS = (Decoded("decoded", ("perplexity decoded", "KL decoded"), 0, "windows of held-out text, their ends decoded"),)

@@ -32,21 +32,25 @@ class Needles(Task):
     Attributes:
         needles: Number of needles in each context, at most one of each format.
         formats: Kinds of needles.
+        chat: Whether the questions are turns of one chat, each after the right answers to those before it.
     """
 
     needles: int = 1
     formats: tuple[Format, ...] = FORMATS
+    chat: bool = False
 
     def samples(self, tokenizer: Any, length: int, count: int, seed: int) -> list[Haystack]:
         """Return the haystacks."""
-        return [haystack(tokenizer, length, self.needles, i, count, seed, self.formats) for i in range(count)]
+        return [
+            haystack(tokenizer, length, self.needles, i, count, seed, self.formats, self.chat) for i in range(count)
+        ]
 
     def measure(
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: Haystack
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's answers as they come."""
         for row in rows:
-            yield row, ask(model, tokenizer, row, content)
+            yield row, ask(model, tokenizer, row, content, self.chat)
 
     def cached(self, content: Haystack) -> int:
         """Return the length of the text, whose cache is measured."""
@@ -63,8 +67,10 @@ class Needles(Task):
 
 
 @torch.inference_mode()
-def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
+def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack, chat: bool = False) -> dict[str, Any]:
     """Return greedy answers to every question, each from a copy of a cache that has read the text once.
+
+    In a chat, each question also follows the questions before it and the right answers to them.
 
     Under a plan that reads less than it keeps, questions come in calls of as many tokens as do read, as answers are
     decoded: in one call a question would read everything, and its last token would choose the answer's first.
@@ -75,32 +81,36 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack) -> dict[str, Any]:
     Raises:
         Unsupported: The model rotates keys in another way after the answer than before the question.
     """
-    check_answers(model, hay)
+    check_answers(model, hay, chat)
     with row.variant.on(model):
-        cache = row.variant.cache(model, len(hay.ids))
+        cache, cached = row.variant.cache(model, len(hay.ids)), len(hay.ids)
         last_logits(model, cache, hay.ids, 0)
         allocated = allocated_bytes(cache)
         answers = []
         for q in hay.questions:
-            own, cached = deepcopy(cache), len(hay.ids)
+            own, there = (cache, cached) if chat else (deepcopy(cache), cached)
             step = SHORT if row.plan is not None and row.plan.reads() else len(q.ids)
             *before, last = (q.ids[i : i + step] for i in range(0, len(q.ids), step))
             for some in before:
-                last_logits(model, own, some, cached)
-                cached += len(some)
+                last_logits(model, own, some, there)
+                there += len(some)
             known = partial(_decided, answer=q.answer)
-            answers.append(greedy(model, tokenizer, own, last, cached, ANSWER_TOKENS, known))
+            answers.append(greedy(model, tokenizer, deepcopy(own) if chat else own, last, there, ANSWER_TOKENS, known))
+            if chat:
+                last_logits(model, cache, last, there)
+                cached = there + len(last)
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
     return {"right": right, "answers": answers, "cache_bytes": allocated}
 
 
-def check_answers(model: Any, hay: Haystack) -> None:
+def check_answers(model: Any, hay: Haystack, chat: bool = False) -> None:
     """Refuse a text whose answers the model cannot continue.
 
     Raises:
         Unsupported: The model rotates keys in another way after the answer than before the question.
     """
-    longest = len(hay.ids) + max(len(q.ids) for q in hay.questions) + ANSWER_TOKENS
+    sizes = [len(q.ids) for q in hay.questions]
+    longest = len(hay.ids) + (sum(sizes) if chat else max(sizes)) + ANSWER_TOKENS
     limit = longrope_limit(model.config.get_text_config())
     if limit is not None and len(hay.ids) <= limit < longest:
         raise Unsupported(

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
-from moa.evaluation.tasks.ruler.prompt import Ruler, Words
+from moa.evaluation.tasks.prompted import Prompted, Words
 from moa.hf.data import load_rows
 from moa.plans.errors import MoaError, shortened
 from moa.plans.replace import read_json
@@ -30,7 +30,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answering(Ruler):
+class Answering(Prompted):
     """Questions of a data set, whose other paragraphs fill the text.
 
     Attributes:

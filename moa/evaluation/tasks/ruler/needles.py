@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import cycle, islice
 
-from moa.evaluation.tasks.ruler.prompt import Ruler, Words
+from moa.evaluation.tasks.prompted import Prompted, Words
 from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, draw, hide, listed
 from moa.hf.text import split
 
@@ -16,7 +16,7 @@ DEPTHS = [round(100 * i / 39) for i in range(40)]
 
 
 @dataclass(frozen=True)
-class Hidden(Ruler):
+class Hidden(Prompted):
     """Needles "One of the special magic {kind} for {key} is: {value}."
 
     Attributes:

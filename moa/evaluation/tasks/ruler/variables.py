@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from string import ascii_uppercase
 
-from moa.evaluation.tasks.ruler.prompt import Ruler, Words
+from moa.evaluation.tasks.prompted import Prompted, Words
 from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, hide
 
 EXAMPLE = 5
@@ -13,7 +13,7 @@ EXAMPLE = 5
 
 
 @dataclass(frozen=True)
-class Tracking(Ruler):
+class Tracking(Prompted):
     """One chain of assignments after a solved example.
 
     Attributes:

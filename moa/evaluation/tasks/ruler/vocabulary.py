@@ -22,7 +22,7 @@ def parts_of_speech(*names: str) -> list[str]:
     try:
         from wonderwords import RandomWord
     except ImportError:
-        raise MoaError("RULER's tasks draw words from wonderwords: pip install 'moa-attention[eval]'") from None
+        raise MoaError("words are drawn from wonderwords: pip install 'moa-attention[eval]'") from None
     known = RandomWord()
     return sorted({word for name in names for word in known.filter(include_categories=[name])})
 

@@ -4,7 +4,7 @@ import random
 from dataclasses import dataclass
 from string import ascii_lowercase
 
-from moa.evaluation.tasks.ruler.prompt import Ruler, Words
+from moa.evaluation.tasks.prompted import Prompted, Words
 from moa.evaluation.tasks.ruler.vocabulary import distinct, parts_of_speech
 
 COMMON = 10
@@ -14,7 +14,7 @@ SHORT = 4096
 
 
 @dataclass(frozen=True)
-class CommonWords(Ruler):
+class CommonWords(Prompted):
     """A numbered list in which ten words are repeated more often than the others, after a solved example."""
 
     def write(self, rng: random.Random, size: int, length: int) -> Words:
@@ -43,7 +43,7 @@ class CommonWords(Ruler):
 
 
 @dataclass(frozen=True)
-class FrequentWords(Ruler):
+class FrequentWords(Prompted):
     """Coded words, drawn by Zipf's law; the most frequent one is dots, which do not count.
 
     Attributes:

@@ -214,7 +214,7 @@ def test_rows_are_scored_and_shown(model, plan, tokenizer, squad, monkeypatch):
             "by_sample": [0.0],
         }  # fmt: skip
         assert row["cache"]["allocated"] >= row["cache"]["predicted"] > 0
-    monkeypatch.setattr("moa.evaluation.tasks.ruler.prompt.greedy", lambda *_: "Or else.")
+    monkeypatch.setattr("moa.evaluation.tasks.prompted.greedy", lambda *_: "Or else.")
     again = moa.evaluate_plans(
         (model, tokenizer), {"plan": plan}, lengths=[1024], tasks={"qa_1": 2}, data={"qa_1": squad}, uniform=False
     )

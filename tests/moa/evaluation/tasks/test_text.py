@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 from moa.evaluation.rows import Row
+from moa.evaluation.tasks import TASKS
 from moa.evaluation.tasks.text import divergence, windows
 from moa.hf.text import split
 
@@ -26,3 +29,19 @@ def test_windows_are_held_out_text_in_order(tokenizer):
     texts = [tokenizer.decode(ids) for ids in windows(tokenizer, 700, 3)]
     assert [len(ids) for ids in windows(tokenizer, 700, 3)] == [700] * 3
     assert "".join(texts) in "\n\n".join(split("evaluation"))
+
+
+@torch.no_grad()
+def test_figures_by_position(model, plan, tokenizer, oracle):
+    task = TASKS["position"]
+    (window,) = task.samples(tokenizer, 601, 1, 0)
+    rows = [Row("dense", None), Row("plan", plan, "torch")]
+    found = {row.name: result for row, result in task.measure(model, tokenizer, rows, window)}
+    ids = torch.tensor(window)
+    nll = cross_entropy(oracle(model, plan, ids)[:-1], ids[1:], reduction="none")
+    assert found["plan"]["nll"] == pytest.approx([float(x.mean()) for x in nll.tensor_split(32)], abs=2e-5)
+    score = task.score([window], [found["plan"]], [found["dense"]])
+    assert score["perplexity_by_position"] == pytest.approx([math.exp(x) for x in found["plan"]["nll"]])
+    assert len(score["kl_by_position"]) == 32
+    end = math.exp(sum(found["plan"]["nll"][-8:]) / 8)
+    assert task.cells(score) == [f"{end:.3f}", f"{sum(found['plan']['kl'][-8:]) / 8:.4f}"]

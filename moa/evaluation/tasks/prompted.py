@@ -1,4 +1,4 @@
-"""Define what RULER's tasks share: prompts as long as a length allows, greedy answers, and the score."""
+"""Define tasks whose prompts end with a question, as RULER's: as long as a length allows, answered greedily, scored."""
 
 import random
 import re
@@ -44,8 +44,8 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Ruler(Task):
-    """A task of RULER: prompts that grow with a size, and answers that are scored by the texts in them.
+class Prompted(Task):
+    """A task of prompts that grow with a size, and of answers that are scored by the texts in them, as RULER does.
 
     Attributes:
         new_tokens: Tokens generated at most; prompt and answer together fit into a sample's length.
@@ -102,7 +102,7 @@ class Ruler(Task):
                 cache = row.variant.cache(model, len(content.ids) + self.new_tokens)
                 text = greedy(
                     model, tokenizer, cache, content.ids, 0, self.new_tokens,
-                    lambda said: self.mark(said, content.answers) == 1.0,
+                    lambda said: self.known(said, content.answers),
                 )  # fmt: skip
                 yield row, {
                     "score": self.mark(text, content.answers), "answer": text, "cache_bytes": allocated_bytes(cache)
@@ -113,6 +113,10 @@ class Ruler(Task):
         said = _UNPRINTABLE.sub("\n", text).casefold()
         found = [answer.casefold() in said for answer in answers]
         return float(any(found)) if self.any_answer else mean(found)
+
+    def known(self, text: str, answers: Sequence[str]) -> bool:
+        """Return whether more text would say nothing more: all answers are there."""
+        return self.mark(text, answers) == 1.0
 
     def cached(self, content: Prompt) -> int:
         """Return the prompt's length."""
