@@ -33,6 +33,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from moa.bench import timing
+from moa.bench.filling import filled
 from moa.bench.timing import Times, alternate
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
@@ -124,7 +125,7 @@ class Bench:
 
     def kv_bytes(self, length: int, batch: int) -> dict[str, int]:
         """Return the bytes that each variant's cache holds."""
-        return {n: allocated_bytes(timing.filled(self.model, w, length, batch)) for n, w in self.variants.items()}
+        return {n: allocated_bytes(filled(self.model, w, length, batch)) for n, w in self.variants.items()}
 
     def memory(self, variant: str, length: int, batch: int) -> dict[str, Any]:
         """Return the peak bytes of a process that runs this cell alone; see `peaks`."""
@@ -147,7 +148,7 @@ class Bench:
         found["backend"] = timing.peak_bytes(self.model.device)
         timing.prefill(self.model, way, self.ids[:, :length])
         found["prefill"] = timing.peak_bytes(self.model.device)
-        cache = timing.filled(self.model, way, length, batch, room=length + 3)
+        cache = filled(self.model, way, length, batch, room=length + 3)
         timing.reset_peak(self.model.device)
         timing.decode_from(cache, self.model, way, batch, steps=2)
         return found | {"decode": max(found["prefill"], timing.peak_bytes(self.model.device))}

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from moa.bench import timing
+from moa.bench.filling import Context, filled
 from moa.bench.timing import Times, alternate
+from moa.evaluation.tasks.text import windows
 from moa.hf.environment import environment
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
@@ -30,7 +33,8 @@ def bench_plan(
 ) -> dict[str, Any]:  # fmt: skip
     """Return times of prefill and decode steps of the dense model and of a plan, and allocated beside predicted bytes.
 
-    Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
+    Decode steps run on caches filled with random keys, or with those of a text where the plan reads less than it keeps.
+    The dense model uses a DynamicCache, the plan a KVCache that
     grows, as `generate` does.
 
     Args:
@@ -59,14 +63,22 @@ def bench_plan(
         writable(path, "result of `moa bench`", results("model", "lengths"))
     named = "the plan" if isinstance(plan, Plan) else str(plan)
     check_options(model, {named: chosen.model}, lengths=lengths, backend=backend)
-    network, _ = loaded(model, dtype=dtype)
+    network, tokenizer = loaded(model, dtype=dtype)
     keep: Callable[[dict[str, Any]], object] = partial(replace_json, path) if path else silent
-    return _measure(network, chosen, lengths, batches, repeats, backend, progress, keep)
+    longest = max(lengths) + timing.STEPS + 1
+    context = Context.read(network, _text(tokenizer, longest).to(network.device)) if chosen.reads() else None
+    return _measure(network, chosen, lengths, batches, repeats, backend, context, progress, keep)
+
+
+def _text(tokenizer: Any, length: int) -> Tensor:
+    """Return held-out text, repeated where it is shorter: ids [1, length]."""
+    ids = [i for window in windows(tokenizer, min(length, 1024), -(-length // 1024)) for i in window]
+    return torch.tensor([(ids * -(-length // len(ids)))[:length]])
 
 
 def _measure(
     network: Any, plan: Plan, lengths: Sequence[int], batches: Sequence[int], repeats: int, backend: str | None,
-    progress: Progress, keep: Callable[[dict[str, Any]], object],
+    context: Context | None, progress: Progress, keep: Callable[[dict[str, Any]], object],
 ) -> dict[str, Any]:  # fmt: skip
     """Return all figures; `keep` gets what was found so far after each measurement."""
     with apply(network, plan, backend) as applied:  # refuses what cannot run before anything is timed
@@ -98,7 +110,9 @@ def _measure(
             allocated = {
                 name: _fitting(partial(_allocated, network, way, n, batch), None) for name, way in ways.items()
             }
-            calls = {name: partial(timing.decode, network, way, n, batch) for name, way in ways.items()}
+            calls = {
+                name: partial(timing.decode, network, way, n, batch, context=context) for name, way in ways.items()
+            }
             times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
             about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": allocated}
             steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))
@@ -108,7 +122,7 @@ def _measure(
 
 
 def _allocated(network: Any, way: Variant, length: int, batch: int) -> int:
-    return allocated_bytes(timing.filled(network, way, length, batch))
+    return allocated_bytes(filled(network, way, length, batch))
 
 
 def _fitting(call: Callable[[], T], otherwise: T) -> T:

@@ -1,7 +1,4 @@
-"""Time dense and planned models in turn, on caches filled without a prefill; measure the process's peak memory.
-
-The time of a step depends on how much a cache holds, not on what it holds. So decoding is timed on random keys.
-"""
+"""Time dense and planned models in turn, on caches filled without a prefill; measure the process's peak memory."""
 
 import ctypes
 import resource
@@ -14,21 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from moa.bench.filling import Context, filled
 from moa.hf.calls import parts
-from moa.kernels.backend import Backend, load
-from moa.kernels.registry import ANYWHERE
-from moa.kernels.softmax import Softmax
-from moa.plans.model import ModelInfo
-from moa.runtime import stock
-from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
 from moa.search.spread import iqr
+
+STEPS = 5
+"""Decode steps that are timed at a time."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +68,32 @@ def prefill(model: Any, variant: Variant, ids: Tensor) -> list[float]:
 
 
 @torch.inference_mode()
-def decode(model: Any, variant: Variant, length: int, batch: int, *, steps: int = 5) -> list[float]:
+def decode(
+    model: Any, variant: Variant, length: int, batch: int, *, steps: int = STEPS, context: Context | None = None
+) -> list[float]:
     """Return the seconds of each of `steps` decode steps, after one that is not counted.
 
     Args:
         model: The model.
         variant: How to run it.
-        length: Number of random tokens that each sequence has before.
+        length: Number of tokens that each sequence has before.
         batch: Number of sequences.
         steps: Number of steps to time.
+        context: A text of at least `length` + `steps` + 1 tokens, for plans that read less than they keep; by default
+            the tokens before are random.
     """
-    return decode_from(filled(model, variant, length, batch, room=length + steps + 1), model, variant, batch, steps)
+    cache = filled(model, variant, length, batch, room=length + steps + 1, context=context)
+    return decode_from(cache, model, variant, batch, steps, context)
 
 
 @torch.inference_mode()
-def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: int) -> list[float]:
+def decode_from(
+    cache: Cache, model: Any, variant: Variant, batch: int, steps: int, context: Context | None = None
+) -> list[float]:
     """Return what `decode` does, for a cache made by `filled` with room for `steps` + 1 more tokens."""
     tokens, cached = torch.zeros(batch, steps + 1, dtype=torch.int64, device=model.device), int(cache.get_seq_length())
+    if context is not None:
+        tokens = context.ids[:, cached : cached + steps + 1].expand(batch, -1)
     calls = [call for i in range(steps + 1) for call in parts(model, tokens[:, i : i + 1], cached + i)]
     with variant.on(model):
         taken = [
@@ -99,51 +101,6 @@ def decode_from(cache: Cache, model: Any, variant: Variant, batch: int, steps: i
             for token, where in calls
         ]
     return taken[1:]
-
-
-def filled(model: Any, variant: Variant, length: int, batch: int, *, room: int | None = None) -> Any:
-    """Return a cache of the variant that holds `length` random tokens of each sequence, with `room` more if fixed."""
-    cache = variant.cache(model, room or length)
-    fill(cache, model, length, batch)
-    return cache
-
-
-def fill(cache: Cache, model: Any, length: int, batch: int = 1) -> None:
-    """Give an empty cache `length` tokens of random keys and values, the same in every sequence and layer.
-
-    Layers that keep states get those of a short text, whose size is the same.
-    Sinks of every pattern hold the first keys: which keys a sink holds does not change the time of a step.
-
-    Args:
-        cache: A `KVCache`, `DynamicCache` or `StaticCache` of the model.
-        model: The model, not under a plan.
-        length: Number of tokens per sequence.
-        batch: Number of sequences.
-    """
-    info = ModelInfo.of(model)
-    kind = {"dtype": model.dtype, "device": model.device}
-    writer = load(ANYWHERE.name)
-    store_only = Backend("none", lambda q, *_, **__: q, writer.append, writer.decode, read=writer.read)
-    drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
-    if info.stateful_layers:
-        short = DynamicCache(config=model.config)
-        model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), past_key_values=short, use_cache=True)
-        for layer in info.stateful_layers:
-            stock.give_state(short.layers[layer], cache.layers[layer])
-    for layer in info.keyed_layers:
-        shape = info.kv_shape(layer)
-        if shape not in drawn:
-            drawn[shape] = torch.randn((2, 1, shape[0], length, shape[1]), **kind)
-        k, v = drawn[shape].expand(-1, batch, -1, -1, -1)
-        staged, _ = cache.update(k, v, layer)
-        if isinstance(cache, KVCache) and layer in info.ruled_layers:
-            own = cache.layers[layer]
-            own.sinks, sinks = None, own.sinks  # what they hold would take a prefill to find
-            for _ in range(own.rules.readers):
-                staged.attend(k, None, softmax=Softmax(1.0), backend=store_only)
-            own.sinks = sinks
-            if sinks is not None:
-                sinks.folded[:] = own.rules.first(np.full(batch, length - 1))
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moa import benching, diagnosing
-from moa.bench import selftest, timing
+from moa.bench import filling, selftest, timing
 from moa.hf.environment import cpu_name
 from moa.kernels.backend import Backend, load
 from moa.plans.errors import Unsupported
@@ -19,6 +19,7 @@ def folder(save_tiny, fresh, tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
     model = save_tiny(path, max_position_embeddings=32768)
     Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0.0)).save(path / "plan.yaml")
+    Plan.from_rules(model, {}, defaults=Rule(alpha=0, beta=1.0, read=1 / 8)).save(path / "reads.yaml")
     Plan.dense(model).save(path / "dense.yaml")
     Plan.from_rules(model, {}, defaults=Rule(alpha=-512, beta=1.0)).save(path / "ends.yaml")
     said = Predicted(lengths=(256,), decode_ms=(1.0,), device="abacus")
@@ -107,15 +108,25 @@ def test_bench_goes_on_where_memory_ends_and_keeps_each_measurement(run, monkeyp
     assert counts == [[0], [1], [1, 0], [1, 1]]
 
 
+@pytest.mark.parametrize(("plan", "texts"), [("plan.yaml", []), ("reads.yaml", [518])])
+def test_bench_fills_caches_with_text_where_steps_choose_what_they_read(run, monkeypatch, plan, texts):
+    found, read = [], filling.Context.read
+    monkeypatch.setattr(filling.Context, "read", lambda model, ids: found.append(ids.shape[1]) or read(model, ids))
+    where = ["--lengths", "256,512", "--repeats", "1"]
+    code, _, _ = run("bench", ".", "--plan", plan, *where)
+    assert (code, found) == (0, texts)
+
+
 def test_bench_says_which_cache_does_not_fit(run, monkeypatch):
-    filled = timing.filled
+    filled = filling.filled
 
     def full(model, variant, *args, **kwargs):
         if variant.plan is None:
             raise torch.OutOfMemoryError
         return filled(model, variant, *args, **kwargs)
 
-    monkeypatch.setattr(timing, "filled", full)
+    for module in (timing, benching):
+        monkeypatch.setattr(module, "filled", full)
     code, out, _ = run("bench", ".", "--plan", "plan.yaml", "--lengths", "256", "--repeats", "1")
     assert code == 0
     assert out.count("does not fit") == 2  # the step's time, and the bytes
