@@ -185,6 +185,17 @@ def influence_backward(
     return dq, dk.to(k.dtype), dv.to(v.dtype), table
 
 
+def change(mass: Tensor, weighted: Tensor, d: Tensor) -> Tensor:
+    """Return the first-order change of the loss where a row keeps only some keys: their mean of dP, less that of all.
+
+    Args:
+        mass: Sum of the weights that are kept, a learned sink's included.
+        weighted: Sum of weight * dP over the keys kept, like `mass`.
+        d: `Tile.d`.
+    """
+    return torch.where(mass > NO_MASS, weighted / mass, 0.0) - d
+
+
 def in_bins(rows: Tensor, bin_size: int) -> Tensor:
     """Return a table of bins [sinks, kv_heads, bins, edges], summed from one of rows [sinks, kv_heads, N, edges]."""
     padded = torch.nn.functional.pad(rows, (0, 0, 0, -rows.shape[2] % bin_size))

@@ -31,8 +31,8 @@ def profile_model(
     sources: Sequence[str] | None = None, data: str | None = None,
     variants: Sequence[Variant] | None = None, estimator: str | None = None, labels: Labels | None = None,
     loss: Loss | None = None, chat: bool = True, around: Plan | str | PathLike[str] | None = None,
-    retrieval_score: bool = False, add: str | PathLike[str] | None = None, seed: int = 0, dtype: str = "auto",
-    device_map: Any = None, progress: Progress = silent, note: Note = silent,
+    retrieval_score: bool = False, reads: bool = False, add: str | PathLike[str] | None = None, seed: int = 0,
+    dtype: str = "auto", device_map: Any = None, progress: Progress = silent, note: Note = silent,
 ) -> Profile | None:  # fmt: skip
     """Measure the harm of every cut of every KV head on calibration text.
 
@@ -53,6 +53,7 @@ def profile_model(
         chat: Whether tasks are rendered with the chat template, where there is one.
         around: Plan that the model runs under while it is measured; None for the dense model.
         retrieval_score: Whether copy scores are measured too.
+        reads: Whether the harm of reading little of what is kept is measured too.
         add: Earlier profile, whose samples join the new ones.
         seed: Seed of texts and sampled labels.
         dtype: Dtype to load a named model in, as for `moa.load_model`; so too `device_map`.
@@ -72,7 +73,7 @@ def profile_model(
         raise MoaError(f"source must be one of {', '.join(SOURCES)}, found {brief(unknown[0])}")
     settings = Settings(
         tuple(lengths), samples, seed, every() if variants is None else tuple(variants), estimator, labels, loss, chat,
-        retrieval_score,
+        retrieval_score, reads,
     )  # fmt: skip
     rank, world, barrier = _processes(own_device=device_map is None)
     writable(path, "profile", Profile.load)

@@ -33,6 +33,8 @@ SUMMARIES = BLOCK // COARSE + BLOCK // FINE
 """Summaries of a block of 64 keys: those of its coarse pages, then those of its fine pages."""
 SHORT = 16
 """The most new tokens of a sequence in a call that read; with more of them all that is kept is read."""
+SELECTION = "pages 16 and 4"
+"""Name of these sizes, of summaries and their score (`moa.kernels.paged`), to which figures in profiles belong."""
 READ_STEPS = 256
 """`read` is a multiple of 1/256."""
 

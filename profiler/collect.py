@@ -32,8 +32,10 @@ from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.profiler.backward import dense_hidden, run_backward
 from moa.profiler.calibration import Sample, Source
-from moa.profiler.estimators import ESTIMATORS
+from moa.profiler.estimators import ESTIMATORS, fisher
 from moa.profiler.profile import Profile
+from moa.profiler.read_tables import ReadTables
+from moa.profiler.reads import SHARES, Effects
 from moa.profiler.recorder import recording
 from moa.profiler.retrieval import Copies, scores
 from moa.profiler.sealed import seal, unseal
@@ -120,12 +122,15 @@ def collect(
                 generator = torch.Generator().manual_seed(_seed(settings, task, "labels"))
                 labels, loss = settings.labels or task.source.labels, settings.loss or task.source.loss
                 recorder.estimator = ESTIMATORS[settings.estimator or task.source.estimator]
+                recorder.pulled = read = Effects(sample, settings.variants) if settings.reads else None
                 recorder.watch = copies = Copies(sample) if settings.retrieval_score else None
                 dense = dense_hidden(model, sample, recorder) if loss == "kl" else None
                 run_backward(model, sample, labels, loss, generator, dense)
                 table = {"cut": recorder.take().numpy(), "tokens": np.array([len(sample.response)])}
                 if copies is not None:
                     table |= {"copied": copies.table(recorder.sources), "copyable": np.array([copies.tokens])}
+                if read is not None:
+                    table |= {"read": read.table(squared=recorder.estimator is fisher), "rows": np.array([read.rows])}
                 replace(path, seal(table, {}))
             progress(task, measured)
     barrier()
@@ -243,7 +248,7 @@ def _blank(
     """Return the profile to come, with empty tables."""
     info = ModelInfo.from_config(model.config)
     cuts = dict.fromkeys((task.source.name, task.length) for task in todo)
-    apart = ("lengths", "variants", "estimator", "retrieval_score")  # said elsewhere in the file
+    apart = ("lengths", "variants", "estimator", "retrieval_score", "reads")  # said elsewhere in the file
     meta = {name: value for name, value in asdict(settings).items() if name not in apart}
     meta |= {} if plan is None else {"around": plan.to_dict()}
     digests = {t.source.name: t.source.digest for t in todo if t.source.digest}
@@ -266,15 +271,21 @@ def _sum(output: Path, todo: Sequence[Task], blank: Profile) -> Profile:
     """Return tables and token counts summed over samples, in order, in float64."""
     cuts: dict[tuple[str, int], Any] = {}
     tokens: dict[tuple[str, int], int] = {}
+    reads: dict[tuple[str, int], Any] = {}
+    rows: dict[tuple[str, int], int] = {}
     copies: list[tuple[Any, int]] = []
     for task in todo:
         (part, _), key = unseal(sample_file(output, task)), (task.source.name, task.length)
         cuts[key] = cuts.get(key, 0) + part["cut"].astype(np.float64)
         tokens[key] = tokens.get(key, 0) + int(part["tokens"][0])
+        if "read" in part:
+            reads[key] = reads.get(key, 0) + part["read"].astype(np.float64)
+            rows[key] = rows.get(key, 0) + int(part["rows"][0])
         if "copied" in part:
             copies.append((part["copied"], int(part["copyable"][0])))
     retrieval, copyable = scores(copies, blank.model.kv_heads) if copies else (None, 0)
+    read = ReadTables(SHARES, {k: v.astype(np.float32) for k, v in reads.items()}, rows) if reads else None
     return dataclasses.replace(
         blank, cuts={k: v.astype(np.float32) for k, v in cuts.items()}, tokens=tokens, retrieval=retrieval,
-        retrieval_tokens=copyable,
+        retrieval_tokens=copyable, reads=read,
     )  # fmt: skip

@@ -5,10 +5,9 @@ group taken together. `fisher` and `effect` are what sources use by default; doc
 how all rank against the truth.
 """
 
-import torch
 from torch import Tensor
 
-from moa.kernels.influence import NO_MASS, Estimator, Tile
+from moa.kernels.influence import NO_MASS, Estimator, Tile, change
 from moa.profiler.calibration import ESTIMATORS as NAMES
 
 
@@ -48,9 +47,7 @@ def mass(tile: Tile) -> Tensor:
 
 def _delta(tile: Tile) -> Tensor:
     """Return the first-order change of the loss when each row keeps only the cut's keys: [sinks, rows, edges]."""
-    mass, weighted = tile.kept(tile.a) + tile.sunk, tile.kept(tile.a * tile.dp)
-    mean = torch.where(mass > NO_MASS, weighted / mass, 0.0)
-    delta: Tensor = (mean - tile.d).sum(1)
+    delta: Tensor = change(tile.kept(tile.a) + tile.sunk, tile.kept(tile.a * tile.dp), tile.d).sum(1)
     return delta
 
 

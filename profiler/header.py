@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from moa.plans.errors import ProfileError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS, Variant
+from moa.plans.reading import READ_STEPS, SELECTION
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK
 
@@ -23,6 +24,12 @@ def _known(name: str) -> str:
     return name
 
 
+def _ours(name: str) -> str:
+    if name != SELECTION:
+        raise ValueError(f"must be {SELECTION!r}, as plans read here, found {brief(name)}: measure again")
+    return name
+
+
 class Table(Strict):
     """The header's entry for one table."""
 
@@ -30,6 +37,22 @@ class Table(Strict):
     length: int = Field(ge=1)
     tokens: int = Field(ge=1)
     samples: int = Field(ge=1)
+
+
+class ReadTable(Strict):
+    """The header's entry for one table of reads."""
+
+    source: str
+    length: int = Field(ge=1)
+    rows: int = Field(ge=1)
+
+
+class Reads(Strict):
+    """The header's part about reads."""
+
+    selection: Annotated[str, AfterValidator(_ours)]
+    shares: tuple[Annotated[int, Field(ge=1, lt=READ_STEPS)], ...] = Field(min_length=1)
+    tables: tuple[ReadTable, ...] = Field(min_length=1)
 
 
 class Header(Strict):
@@ -41,6 +64,7 @@ class Header(Strict):
     cuts: tuple[Table, ...] = Field(min_length=1)
     estimators: dict[str, str] = Field(default_factory=dict)
     retrieval_tokens: int = Field(default=0, ge=0)
+    reads: Reads | None = None
     meta: dict[str, Any]
 
 

@@ -4,6 +4,7 @@ Tensors `cut.<source>.<length>` are float32 [variants, layers, groups, rows, edg
 size, layers are the model's ruled layers in order, rows and edges bins of max(64, length/128) tokens. An entry is the
 estimator's effect, summed over the bin's rows and over all samples, when the first key kept besides the sink is at the
 edge. The tensor `retrieval`, where measured, is float32 [layers, groups]: the copy score of `moa.profiler.retrieval`.
+Tensors `read.<source>.<length>`, where measured, are those of `moa.profiler.read_tables`.
 """
 
 import dataclasses
@@ -11,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from moa.plans.patterns import Variant
 from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.profiler.header import FORMAT, read_header
+from moa.profiler.read_tables import ReadTables
 from moa.profiler.sealed import seal, unseal
 
 Cut = tuple[str, int]
@@ -42,6 +45,7 @@ class Profile:
         meta: Labels, losses, seed and versions, for readers.
         estimators: Estimator per source; `fisher` where not named.
         retrieval: Copy score of every group, 0 to 1: float32 [layers, groups]; None where not measured.
+        reads: Harm of reading little of what is kept; None where not measured.
         retrieval_tokens: Answer tokens that `retrieval` was measured on, over all samples.
     """
 
@@ -54,6 +58,7 @@ class Profile:
     estimators: Mapping[str, str] = field(default_factory=dict)
     retrieval: npt.NDArray[np.float32] | None = None
     retrieval_tokens: int = 0
+    reads: ReadTables | None = None
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -99,6 +104,7 @@ class Profile:
         return dataclasses.replace(
             self, variants=tuple(self.variants[i] for i in kept),
             cuts={cut: table[kept] for cut, table in self.cuts.items()},
+            reads=None if self.reads is None else self.reads.only(kept),
         )  # fmt: skip
 
     def check_plus(self, other: "Profile") -> None:
@@ -112,6 +118,8 @@ class Profile:
         if self.variants != other.variants:
             mine, its = (", ".join(f"{name} {size}" for name, size in p.variants) for p in (self, other))
             raise ProfileError(f"profiles to add must have the same sinks, found {mine} and {its}")
+        if self.reads is not None and other.reads is not None:
+            self.reads.check_plus(other.reads)
         for source in set(self.sources) & set(other.sources):
             mine, its = (p.estimator(source) for p in (self, other))
             if mine != its:
@@ -152,6 +160,7 @@ class Profile:
         both = [*self.cuts, *(cut for cut in other.cuts if cut not in self.cuts)]
         scored = [(p.retrieval, p.retrieval_tokens) for p in (self, other) if p.retrieval is not None]
         copyable = sum(tokens for _, tokens in scored)
+        read = [p.reads for p in (self, other) if p.reads is not None]
         copied = [score.astype(np.float64) * tokens for score, tokens in scored]
         return Profile(
             self.model, self.variants,
@@ -161,6 +170,7 @@ class Profile:
             {**self.meta, "added": [*self.meta.get("added", []), dict(other.meta)]},
             {**other.estimators, **self.estimators},
             (np.sum(copied, axis=0) / copyable).astype(np.float32) if scored else None, copyable,
+            reduce(ReadTables.plus, read) if read else None,
         )  # fmt: skip
 
     def save(self, path: str | Path) -> None:
@@ -184,6 +194,9 @@ class Profile:
         if self.retrieval is not None:
             header["retrieval_tokens"] = self.retrieval_tokens
             tensors["retrieval"] = np.ascontiguousarray(self.retrieval)
+        if self.reads is not None:
+            header["reads"] = self.reads.header()
+            tensors |= self.reads.tensors()
         try:
             replace(path, seal(tensors, header))
         except OSError as e:
@@ -207,13 +220,14 @@ class Profile:
         try:
             cuts = {(t.source, t.length): tables[f"cut.{t.source}.{t.length}"] for t in header.cuts}
             retrieval = tables["retrieval"] if header.retrieval_tokens else None
+            reads = None if header.reads is None else ReadTables.of(header.reads, tables)
         except KeyError as e:
             raise ProfileError(f"{path} is damaged or truncated: it has no table {e}") from None
         tokens = {(t.source, t.length): t.tokens for t in header.cuts}
         samples = {(t.source, t.length): t.samples for t in header.cuts}
         profile = cls(
             header.model, header.variants, cuts, tokens, samples, header.meta, header.estimators,
-            retrieval, header.retrieval_tokens,
+            retrieval, header.retrieval_tokens, reads,
         )  # fmt: skip
         profile._check(path)
         return profile
@@ -223,8 +237,12 @@ class Profile:
         groups = len(self.model.ruled_layers), self.model.kv_heads
         for (source, length), table in self.cuts.items():
             _check_tensor(path, f"cut.{source}.{length}", table, self.shape(length))
-            if not np.isfinite(table).all():
-                raise ProfileError(f"{path}: cut.{source}.{length} holds values that are not finite")
+            _check_finite(path, f"cut.{source}.{length}", table)
+        if self.reads is not None:
+            tensors = self.reads.tensors()
+            for name, shape in self.reads.shape(len(self.variants), *groups).items():
+                _check_tensor(path, name, tensors[name], shape)
+                _check_finite(path, name, tensors[name])
         if self.retrieval is not None:
             _check_tensor(path, "retrieval", self.retrieval, groups)
             if not ((self.retrieval >= 0) & (self.retrieval <= 1)).all():
@@ -234,6 +252,11 @@ class Profile:
 def _check_tensor(path: str | Path, name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if found.shape != shape or found.dtype != np.float32:
         raise ProfileError(f"{path}: {name} must be float32 {list(shape)}, found {found.dtype} {list(found.shape)}")
+
+
+def _check_finite(path: str | Path, name: str, found: npt.NDArray[Any]) -> None:
+    if not np.isfinite(found).all():
+        raise ProfileError(f"{path}: {name} holds values that are not finite")
 
 
 def around(meta: Mapping[str, Any]) -> str | None:

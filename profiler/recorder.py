@@ -53,6 +53,8 @@ class Recorder:
         window: The model's `ruled_window`.
         tables: Layer index to float32 [variants, kv_heads, rows, edges], on the CPU; by single rows, on the device,
             while layers that share its keys are being measured.
+        pulled: Called in every backward pass with the layer that made the keys, q, k, v, the gradient at the output
+            [query_heads, N, D] and the softmax.
         watch: Called in every forward pass with the layer, q [query_heads, N, D] and k [kv_heads, N, D].
     """
 
@@ -65,6 +67,7 @@ class Recorder:
         self.estimator, self.plan, self.window = estimator, plan, window
         self.sinks = tuple(sinks(PATTERNS[name].holds, size)[0] for name, size in variants)
         self.tables: dict[int, Tensor] = {}
+        self.pulled: Callable[[int, Tensor, Tensor, Tensor, Tensor, Softmax], None] | None = None
         self.watch: Callable[[int, Tensor, Tensor], None] | None = None
 
     def by_row(self, layer: int) -> bool:
@@ -172,6 +175,8 @@ class _Recorded(torch.autograd.Function):
                 histories=recorder.histories(ctx.layer), by_row=by_row,
             )  # fmt: skip
         recorder.add(ctx.layer, table, size, ctx.last)
+        if recorder.pulled is not None:
+            recorder.pulled(ctx.layer, q, k, v, grads[0], ctx.softmax)
         return dq, dk, dv, None, None, None, None
 
 

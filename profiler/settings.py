@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from moa.hf.limits import check_length
 from moa.plans.errors import MoaError, brief
+from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS, Variant
 from moa.plans.span import BLOCK
 from moa.profiler.calibration import ESTIMATORS, LABELS, LOSSES, Labels, Loss, Source
@@ -31,6 +32,7 @@ class Settings:
         loss: Loss of every source, None for each source's own.
         chat: Whether tasks are rendered with the tokenizer's chat template.
         retrieval_score: Whether copy scores are measured too, on the samples that ask for facts.
+        reads: Whether the harm of reading little is measured too.
     """
 
     lengths: tuple[int, ...]
@@ -42,6 +44,7 @@ class Settings:
     loss: Loss | None = None
     chat: bool = True
     retrieval_score: bool = False
+    reads: bool = False
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse what cannot be measured.
@@ -66,6 +69,10 @@ class Settings:
             raise MoaError(f"give at least one pattern to measure of {', '.join(PATTERNS)}")
         if len(set(self.variants)) < len(self.variants):
             raise MoaError(f"variants must differ, found {', '.join(f'{name}:{size}' for name, size in self.variants)}")
+        if self.reads and self.estimator not in (None, "fisher", "effect"):
+            raise MoaError(f"reads are measured by the estimators fisher and effect, found {brief(self.estimator)}")
+        if self.reads and (size := ModelInfo.of(model).head_size) % 4:
+            raise MoaError(f"reads need a head size that is a multiple of 4, found {size}: leave --reads out")
         for name, known in (("estimator", ESTIMATORS), ("labels", LABELS), ("loss", LOSSES)):
             if (given := getattr(self, name)) is not None and given not in known:
                 raise MoaError(f"{name} must be one of {', '.join(known)}, found {brief(given)}")
@@ -89,10 +96,12 @@ def tasks(settings: Settings, sources: Sequence[Source]) -> list[Task]:
     """Return all samples, shortest length first, in the order in which they are summed.
 
     With the estimator `effect`, the default of tasks that ask for facts, only the shortest length is measured: which
-    groups recall facts does not depend on the length. The loss `kl` is measured at every length, since a plan's
+    groups recall facts does not depend on the length. With `reads` it is measured at the longest too: at short ones,
+    small shares are spent on what is always read. The loss `kl` is measured at every length, since a plan's
     divergence from the dense model does depend on it.
     """
     shortest, *longer = sorted(settings.lengths)
     every = [s for s in sources if "kl" in (s.loss, settings.loss) or (settings.estimator or s.estimator) != "effect"]
-    pairs = [(s, shortest) for s in sources] + [(s, n) for n in longer for s in every]
+    at = {n: sources if settings.reads and n == longer[-1] else every for n in longer}
+    pairs = [(s, n) for n, those in {shortest: sources, **at}.items() for s in those]
     return [Task(s, n, i) for s, n in pairs for i in range(settings.samples)]

@@ -13,6 +13,7 @@ All back-ends write the same bytes: arithmetic is float32, without fused product
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from moa.kernels.call import Packed, Visibility
 from moa.kernels.store import Store, find_tokens, slots
@@ -51,6 +52,23 @@ def update(store: Store, *, batch: Packed, seen: Visibility) -> None:
         _parts(quads)[0][block, quad, :, lane] = mean
         _parts(quads)[1][block, quad, lane] = scale
         _parts(quads)[2][block, quad, lane] = spread
+
+
+def of_text(keys: Tensor) -> Tensor:
+    """Return the summaries of a text's keys [n, D], as a store has them: uint8 [blocks, bytes].
+
+    Those of pages that the text does not fill mean nothing.
+    """
+    keys = pad(keys, (0, 0, 0, -len(keys) % BLOCK))
+    blocks = len(keys) // BLOCK
+    quads = keys.new_empty((blocks, QUADS, quad_bytes(keys.shape[1])), dtype=torch.uint8)
+    for page, where in ((COARSE, slice(0, 1)), (FINE, slice(1, None))):
+        mean, scale, spread = (x.unflatten(0, (blocks, -1, INSIDE)) for x in summarise(keys.unflatten(0, (-1, page))))
+        means, *numbers = _parts(quads[:, where])
+        means.copy_(mean.mT)
+        for place, number in zip(numbers, (scale, spread), strict=True):
+            place.copy_(number)
+    return quads.flatten(1)
 
 
 def summarise(keys: Tensor) -> tuple[Tensor, Tensor, Tensor]:

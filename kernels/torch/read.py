@@ -11,13 +11,13 @@ from torch import Tensor
 
 from moa.kernels.call import Packed, Reading, Visibility
 from moa.kernels.paged import summaries
-from moa.kernels.paged.selection import LOWEST
-from moa.kernels.paged.summaries import QUADS, unpack
+from moa.kernels.paged.rows import best, scores
+from moa.kernels.paged.summaries import QUADS
 from moa.kernels.softmax import Softmax, weights
 from moa.kernels.store import Store, find_tokens, slots
 from moa.kernels.torch.decode import decode
 from moa.kernels.torch.prefill import append
-from moa.plans.reading import COARSE, FINE, INSIDE, choices, fetched, opened, slow_channels
+from moa.plans.reading import COARSE, FINE, INSIDE, choices, fetched, opened
 from moa.plans.span import BLOCK
 
 
@@ -84,37 +84,18 @@ def _pages(rows: _Rows, store: Store, given: int, scale: float) -> tuple[Tensor,
     wanted = wanted.masked_fill(everything, 0)
 
     page = torch.arange(INSIDE * rows.places.shape[1], device=q.device)
-    coarse = _best(_scores(q, quads[rows.places, 0]), (page >= first) & (page < end), wanted)
+    coarse = best(scores(q, quads[rows.places, 0]), (page >= first) & (page < end), wanted)
     open_, real = _listed(coarse)
     fine = quads[rows.places.gather(1, open_ // INSIDE), 1 + open_ % INSIDE]
     count = rows.fetch.masked_fill(everything, 0)
-    best = _best(_scores(q, fine), real.repeat_interleave(INSIDE, 1), count)
+    chosen = best(scores(q, fine), real.repeat_interleave(INSIDE, 1), count)
     inside = INSIDE * open_[..., None] + torch.arange(INSIDE, device=q.device)
 
     page = torch.arange(INSIDE * len(page), device=q.device)
     read = (page < INSIDE * first) | (page >= INSIDE * end) | everything[:, None]
     read &= FINE * page < rows.kept[:, None]
-    read = read.int().scatter_add_(1, inside.flatten(1), best.int()) > 0
+    read = read.int().scatter_add_(1, inside.flatten(1), chosen.int()) > 0
     return _listed(read)
-
-
-def _scores(q: Tensor, quads: Tensor) -> Tensor:
-    """Return the scores [rows, heads, 4 * quads] of the pages of quads [rows, quads, bytes], for scaled queries."""
-    mean, spread = unpack(quads, q.dtype)
-    slow = q[..., torch.from_numpy(slow_channels(q.shape[-1])).to(q.device)]
-    lengths: Tensor = slow.norm(dim=-1, keepdim=True)
-    return slow @ mean.flatten(1, 2).mT + lengths * (0.5 * spread.flatten(1)[:, None])
-
-
-def _best(scores: Tensor, candidate: Tensor, count: Tensor) -> Tensor:
-    """Return which candidates [rows, pages] are the `count` [rows] of greatest scores [rows, heads, pages]."""
-    scores = scores.masked_fill(~candidate[:, None], -torch.inf)
-    below = (scores - scores.amax(-1, keepdim=True)).clamp(min=LOWEST)
-    weight = below.exp().masked_fill(~candidate[:, None], 0)
-    weight = (weight / weight.sum(-1, keepdim=True)).sum(1).masked_fill(~candidate, -1)
-    order = weight.sort(dim=-1, descending=True, stable=True).indices
-    first = torch.arange(order.shape[1], device=order.device) < count[:, None]
-    return torch.zeros_like(candidate).scatter_(1, order, first)
 
 
 def _listed(which: Tensor) -> tuple[Tensor, Tensor]:

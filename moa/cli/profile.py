@@ -63,6 +63,12 @@ def command(
         bool,
         typer.Option("--retrieval-score", help="Also measure how often each head copies the fact that is asked for."),
     ] = False,
+    reads: Annotated[
+        bool,
+        typer.Option(
+            "--reads", help="Also measure the harm of reading little of what is kept, for moa search --max-read."
+        ),
+    ] = False,
     add: Annotated[Path | None, typer.Option(help="Earlier profile, whose samples are added to the new ones.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the texts and the sampled labels.")] = 0,
     dtype: Dtype = "auto",
@@ -87,8 +93,8 @@ def command(
             model, output, lengths=numbers("lengths", lengths), samples=samples, sources=source, data=data,
             variants=_variants(variant, sinks, keydiff), estimator=estimator,
             labels=cast("Labels | None", labels), loss=cast("Loss | None", loss), chat=chat, around=around,
-            retrieval_score=retrieval_score, add=add, seed=seed, dtype=dtype, device_map=device_map, progress=bar,
-            note=bar.note,
+            retrieval_score=retrieval_score, reads=reads, add=add, seed=seed, dtype=dtype, device_map=device_map,
+            progress=bar, note=bar.note,
         )  # fmt: skip
     if profile is not None:
         after = "" if loss == "kl" else f"; next: moa search {output} -o plan.yaml --max-density 0.5"

@@ -142,7 +142,12 @@ class Rule(Strict):
     @property
     def given(self) -> int:
         """The first keys that a row always reads, tokens: the sink's where keys move into it, else a page."""
-        return self.sink if self.moves_keys() else COARSE
+        return self.given_of(self.sink)
+
+    @classmethod
+    def given_of(cls, sink: int) -> int:
+        """Return `given` of the pattern's rules with a sink of that size."""
+        return sink if cls.moves_keys() else COARSE
 
     @classmethod
     def moves_keys(cls) -> bool:
