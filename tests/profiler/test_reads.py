@@ -10,6 +10,7 @@ import pytest
 import torch
 from noise import NOISE, SETTINGS, noise
 
+from moa.kernels.paged.effects import effects
 from moa.kernels.paged.selection import keys_read
 from moa.kernels.paged.summaries import of_text
 from moa.plans.errors import MoaError, ProfileError
@@ -59,6 +60,25 @@ def test_every_variant_has_the_reads_of_its_pattern(model: Any) -> None:
     assert (signed[0, 1] != signed[1, 1]).all()
     assert (squared[0, -1] > squared[0, 0]).all()
     assert (np.sign(signed) == np.sign(signed[:1])).mean() < 1
+
+
+@torch.no_grad()
+def test_squares_are_summed_row_by_row(model: Any) -> None:
+    sample = sample_of(320)
+    with recording(model, VARIANTS) as recorder:
+        found = Effects(sample, VARIANTS)
+        seen: list[Any] = []
+        recorder.pulled = lambda *given: (seen.append(given), found(*given))[0]
+        with torch.enable_grad():
+            run_backward(model, sample, "given", "nll", torch.Generator())
+        recorder.take()
+    rows = torch.tensor(rows_of(sample))
+    wanted = {
+        layer: effects(*qkvd, rows=rows, shares=SHARES, given=[64], softmax=softmax).square().sum(-1)[0].numpy()
+        for layer, *qkvd, softmax in seen
+    }
+    for layer, table in wanted.items():
+        np.testing.assert_allclose(found.table(squared=True)[1, :, layer], table, rtol=1e-5)
 
 
 def test_an_effect_is_the_derivative_of_the_loss(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +149,7 @@ def test_a_profile_has_reads_where_they_are_asked_for(tmp_path: Path, model: Any
 def test_reads_add_up_sample_by_sample(tmp_path: Path, model: Any, tokenizer: Any) -> None:
     one = collect(model, tokenizer, replace(READS, lengths=(320,)), NOISE, tmp_path / "p.safetensors")
     assert one is not None
+    one = replace(one, meta={})
     assert one.reads is not None
     without = replace(one, reads=None)
     for a, b, times in ((one, one, 2), (one, without, 1), (without, one, 1)):
