@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from moa.finding import find_plan
     from moa.fronts import find_front
     from moa.generating import generate_text
+    from moa.harnessing import evaluate_harness
     from moa.hf.load import load_model
     from moa.listing import list_plans
     from moa.measuring import measure_costs
@@ -40,6 +41,7 @@ _HOMES = {
     "block_masks": "moa.exporting",
     "compress": "moa.compressing",
     "diagnose": "moa.diagnosing",
+    "evaluate_harness": "moa.harnessing",
     "evaluate_plans": "moa.evaluating",
     "find_front": "moa.fronts",
     "find_plan": "moa.finding",
@@ -55,9 +57,9 @@ _HOMES = {
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "bench_plan", "block_masks", "compress", "diagnose", "evaluate_plans",
-    "find_front", "find_plan", "generate_text", "list_plans", "load_model", "measure_costs", "profile_model",
-    "refine_plan", "serve_model", "write_report",
+    "ProfileError", "Unsupported", "apply", "bench_plan", "block_masks", "compress", "diagnose", "evaluate_harness",
+    "evaluate_plans", "find_front", "find_plan", "generate_text", "list_plans", "load_model", "measure_costs",
+    "profile_model", "refine_plan", "serve_model", "write_report",
 ]  # fmt: skip
 
 

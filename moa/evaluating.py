@@ -16,6 +16,7 @@ from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
 from moa.plans.errors import MoaError, brief
 from moa.plans.file import title
+from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
 from moa.plans.replace import replace_json
@@ -56,15 +57,13 @@ def evaluate_plans(
     """
     counts = {name: task.default for name, task in TASKS.items()} if tasks is None else tasks
     parts = [Part(n, counts, _with_data(data or {})) for n in lengths]
-    given: Mapping[str, Plan | Source] = plans if isinstance(plans, Mapping) else _titled(plans)
-    named = [(name, plan if isinstance(plan, Plan) else Plan.load(plan)) for name, plan in given.items()]
+    named, files = named_plans(plans)
     path = None if output is None else Path(output)
     if path is not None:
         writable(path, "result of `moa eval`", results("environment", "rows"))
         if path.suffix == ".jsonl":
             raise MoaError(f"output must not end in .jsonl, where single results go; found {path}")
     journal = Journal(None if path is None else path.with_suffix(".jsonl"))
-    files = {str(given[name]) if not isinstance(given[name], Plan) else name: plan.model for name, plan in named}
     shape = check_options(model, files, backend=backend)
     for part in parts:
         part.check(shape)
@@ -91,6 +90,19 @@ def _with_data(data: Mapping[str, str | PathLike[str]]) -> dict[str, Task]:
         if not Path(path).is_file():
             raise MoaError(f"no data file at {path}")
     return {**TASKS, **{name: replace(TASKS[name], data=str(path)) for name, path in data.items()}}  # type: ignore[call-arg]
+
+
+def named_plans(
+    plans: Mapping[str, Plan | Source] | Sequence[Source],
+) -> tuple[list[tuple[str, Plan]], dict[str, ModelInfo]]:
+    """Return the plans by the names of their rows, and the models that they are for by the names of their files.
+
+    Raises:
+        PlanError: A file is damaged, or not there.
+    """
+    given: Mapping[str, Plan | Source] = plans if isinstance(plans, Mapping) else _titled(plans)
+    named = [(name, plan if isinstance(plan, Plan) else Plan.load(plan)) for name, plan in given.items()]
+    return named, {str(given[n]) if not isinstance(given[n], Plan) else n: plan.model for n, plan in named}
 
 
 def _titled(plans: Sequence[Source]) -> dict[str, Source]:

@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moa.cli import harness as harness_
 from moa.cli.common import Backend, Dtype, Model
+from moa.plans.errors import MoaError
 
 if TYPE_CHECKING:
     from moa.report.figures import Figures
@@ -35,6 +37,9 @@ def command(
     uniform: Annotated[
         bool, typer.Option(help="Also measure, for each plan, a uniform window of at least its density.")
     ] = True,
+    harness: harness_.Tasks = None,
+    harness_folder: harness_.Folder = None,
+    harness_limit: harness_.Limit = None,
     backend: Backend = None,
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
@@ -50,10 +55,24 @@ def command(
     from moa.cli.common import Bar, by_name, numbers
     from moa.evaluation.tasks import TASKS
 
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if harness:
+        if task or task_data or {needles, four_needles, ppl_windows} != {None} or not uniform:
+            raise MoaError("--harness runs the harness's tasks alone: give no samples of moa's own tasks with it")
+        with Bar("evaluating", console) as progress:
+            told = moa.evaluate_harness(
+                model, plan or [], harness, folder=harness_folder, limit=harness_limit, backend=backend, dtype=dtype,
+                output=output, progress=progress,
+            )  # fmt: skip
+        Console(soft_wrap=True).print(harness_.table(told))
+        if output is not None:
+            console.print(f"wrote {output}")
+        return
+    if harness_folder is not None or harness_limit is not None:
+        raise MoaError("--harness-folder and --harness-limit are for --harness TASK")
     short = {"single": needles, "four": four_needles, "text": ppl_windows}
     given = [f"{name}={count}" for name, count in short.items() if count is not None] + (task or [])
     asked = {name: known.default for name, known in TASKS.items()} | by_name("--task is written NAME=COUNT", given, int)
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
     with Bar("evaluating", console) as progress:
         found = moa.evaluate_plans(
             model, plan or [], lengths=numbers("lengths", lengths), tasks=asked,
