@@ -1,7 +1,8 @@
 """Measure speed and memory of whole models on the CPU: dense with transformers' two caches, density 1.0, two plans.
 
 The plans are those that `moa search PROFILE --max-density D` finds at 0.5 and 0.25. Beside the second stands the same
-plan with sinks of first keys alone, which shows what keydiff costs in time.
+plan with sinks of first keys alone, which shows what keydiff costs in time. One more plan keeps everything and reads an
+eighth of it in each step. Steps run on caches that hold the keys of held-out text.
 
 Prefills and decode steps of the variants alternate within one process; each variant's peak memory is measured in a
 process of its own. Beside each figure is its bound: the time without attention plus, in a prefill, the kept part of
@@ -22,18 +23,30 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from cpu_parts.report import AVX512, DYNAMIC, FIRST_KEYS, HALF, QUARTER, STATIC, WHOLE, WITHOUT, claims, markdown
+from cpu_parts.report import (
+    AVX512,
+    DYNAMIC,
+    EIGHTH,
+    FIRST_KEYS,
+    HALF,
+    QUARTER,
+    STATIC,
+    WHOLE,
+    WITHOUT,
+    claims,
+    markdown,
+)
 from provenance import place, provenance, write
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 from moa.bench import timing
-from moa.bench.filling import filled
+from moa.bench.filling import Context, filled, held_out
 from moa.bench.timing import Times, alternate
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
@@ -82,14 +95,20 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         half, quarter = Plan.load(options.half), Plan.load(options.quarter)
-        self.model = load_model(options.model, dtype="float32", device="cpu")[0]
+        self.model, tokenizer = load_model(options.model, dtype="float32", device="cpu")
         self.variants = {DYNAMIC: Variant(), STATIC: Variant(fixed=True)}
+        eighth = Plan.from_rules(self.model, {}, defaults=Rule(alpha=0, beta=1.0, read=1 / 8))
         plans = {WHOLE: Plan.dense(self.model), HALF: half, QUARTER: quarter, FIRST_KEYS: first_keys(quarter)}
+        plans[EIGHTH] = eighth
         for name, plan in plans.items():
             plan.check(self.model)
             self.variants[name] = Variant(plan, fixed=True)
-        torch.manual_seed(0)
-        self.ids = torch.randint(self.model.config.vocab_size, (1, max(CHECKED, *options.lengths)))
+        self.ids = held_out(tokenizer, max(CHECKED, *options.lengths) + STEPS + 1)
+
+    @cached_property
+    def context(self) -> Context:
+        """The text, read once by the dense model."""
+        return Context.read(self.model, self.ids)
 
     def check(self) -> dict[str, float]:
         """Return every variant's distance from the reference, in standard deviations of the logits."""
@@ -120,7 +139,8 @@ class Bench:
     def decode(self, length: int, batch: int, round_: int) -> dict[str, Any]:
         """Return the seconds of each variant's steps, and of steps without attention."""
         ways = self.variants | {WITHOUT: WithoutAttention(fixed=True)}
-        calls = {name: partial(timing.decode, self.model, w, length, batch, steps=STEPS) for name, w in ways.items()}
+        how: dict[str, Any] = {"steps": STEPS, "context": self.context}
+        calls = {name: partial(timing.decode, self.model, way, length, batch, **how) for name, way in ways.items()}
         return {name: times.seconds for name, times in alternate(calls, 1).items()}
 
     def kv_bytes(self, length: int, batch: int) -> dict[str, int]:
@@ -182,13 +202,14 @@ def run(bench: Bench, journal: Journal) -> dict[str, Any]:
         "equality": bench.check(),
         "rates": cell(bench.rates),
         "kept": {name: {str(n): plan.prefill_fraction(n) for n in lengths} for name, plan in plans.items()},
+        "read": {str(n): plans[EIGHTH].read_density(n) for n in lengths},
         "density": {name: {str(n): plan.density(n) for n in lengths} for name, plan in plans.items()},
         "prefill": [rounds(bench.prefill, length=n) for n in lengths],
         "decode": [rounds(bench.decode, **where) | {"held": cell(bench.kv_bytes, **where)} for where in shapes],
         "memory": [
             {"variant": name, **shape, **cell(bench.memory, variant=name, **shape)}
             for name in bench.variants
-            if name != FIRST_KEYS  # of whose memory nothing is asked
+            if name not in (FIRST_KEYS, EIGHTH)  # of whose memory nothing is asked
         ],
         "plans": {name: plan.to_dict() for name, plan in plans.items() if name in (HALF, QUARTER)},
     }

@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
 from moa.bench import timing
-from moa.bench.filling import Context, filled
+from moa.bench.filling import Context, filled, held_out
 from moa.bench.timing import Times, alternate
-from moa.evaluation.tasks.text import windows
 from moa.hf.environment import environment
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import results, writable
@@ -66,14 +64,8 @@ def bench_plan(
     network, tokenizer = loaded(model, dtype=dtype)
     keep: Callable[[dict[str, Any]], object] = partial(replace_json, path) if path else silent
     longest = max(lengths) + timing.STEPS + 1
-    context = Context.read(network, _text(tokenizer, longest).to(network.device)) if chosen.reads() else None
+    context = Context.read(network, held_out(tokenizer, longest).to(network.device)) if chosen.reads() else None
     return _measure(network, chosen, lengths, batches, repeats, backend, context, progress, keep)
-
-
-def _text(tokenizer: Any, length: int) -> Tensor:
-    """Return held-out text, repeated where it is shorter: ids [1, length]."""
-    ids = [i for window in windows(tokenizer, min(length, 1024), -(-length // 1024)) for i in window]
-    return torch.tensor([(ids * -(-length // len(ids)))[:length]])
 
 
 def _measure(

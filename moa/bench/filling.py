@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
+from moa.evaluation.tasks.text import windows
 from moa.kernels.backend import Backend, load
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.softmax import Softmax
@@ -20,6 +21,9 @@ from moa.plans.model import ModelInfo
 from moa.runtime import stock
 from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
+
+WINDOW = 1024
+"""Held-out text is read in windows of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +45,12 @@ class Context:
         cache = DynamicCache(config=model.config)
         model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return cls(ids, cache)
+
+
+def held_out(tokenizer: Any, length: int) -> Tensor:
+    """Return held-out text, repeated where there is less of it: ids [1, length]."""
+    ids = [i for window in windows(tokenizer, min(length, WINDOW), -(-length // WINDOW)) for i in window]
+    return torch.tensor([(ids * -(-length // len(ids)))[:length]])
 
 
 def filled(

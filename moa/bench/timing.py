@@ -107,7 +107,8 @@ def decode_from(
 def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> float:
     """Return how far a variant's logits are from the reference's: the largest difference over their standard deviation.
 
-    The reference runs the whole text at once, without a cache: the model as it comes, or back-end `reference`.
+    The reference runs the whole text at once, without a cache: the model as it comes, or back-end `reference`. If the
+    plan reads less than it keeps, back-end `reference` runs the same calls.
 
     Args:
         model: The model.
@@ -115,20 +116,30 @@ def disagreement(model: Any, variant: Variant, ids: Tensor, new: int = 4) -> flo
         ids: Token ids [1, n].
         new: Number of tokens read one by one.
     """
-    with Variant(variant.plan, backend="reference").on(model):
-        expected = model(ids, use_cache=False, logits_to_keep=new + 1).logits[0]
+    exact = Variant(variant.plan, backend="reference")
+    if variant.plan is not None and variant.plan.reads():
+        expected = _one_by_one(model, exact, ids, new)
+    else:
+        with exact.on(model):
+            expected = model(ids, use_cache=False, logits_to_keep=new + 1).logits[0]
+    found = _one_by_one(model, variant, ids, new)
+    return float((found - expected).abs().max() / expected.std())
+
+
+def _one_by_one(model: Any, variant: Variant, ids: Tensor, new: int) -> Tensor:
+    """Return the logits [new + 1, vocabulary] of a prefill's last token and of the `new` tokens behind it."""
+    begin, n = ids.shape[1] - new, ids.shape[1]
     with variant.on(model):
-        cache, begin = variant.cache(model, ids.shape[1]), ids.shape[1] - new
+        cache = variant.cache(model, n)
         calls = [*parts(model, ids[:, :begin], 0)]
-        for cached in range(begin, ids.shape[1]):
+        for cached in range(begin, n):
             calls += parts(model, ids[:, cached : cached + 1], cached)
-        found = torch.cat(
+        return torch.cat(
             [
                 model(part, past_key_values=cache, use_cache=True, logits_to_keep=1, **where).logits[0]
                 for part, where in calls
             ]
         )
-    return float((found - expected).abs().max() / expected.std())
 
 
 def peak_bytes(device: torch.device) -> int:
