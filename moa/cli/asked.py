@@ -1,7 +1,9 @@
 """Define the options that `moa search` and `moa refine` share, and print the plan that either finds."""
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +13,7 @@ if TYPE_CHECKING:
     from moa.finding import Timed
     from moa.plans.plan import Plan
     from moa.search.question import Options, Question
+    from moa.search.solver import Solution
 
 TIMES = "T@LENGTH[xBATCH]: largest time of a {}, in milliseconds, predicted from --costs. Repeatable."
 
@@ -84,6 +87,18 @@ def assumed(question: "Question", profile: Path, kv_dtype: str | None) -> str:
     if kv_dtype is not None or question.profile.dtype is not None:
         return ""
     return f"{profile} names no dtype: the cache is counted in {question.kv_dtype}; --kv-dtype names another"
+
+
+def figures(plan: "Plan", solution: "Solution", times: "Sequence[Timed]" = ()) -> dict[str, Any]:
+    """Return what a search found, in JSON types."""
+    assert plan.predicted is not None  # of a search
+    return {
+        "plan": plan.fingerprint(), "objective": solution.value, "gap": solution.gap, "seconds": solution.seconds,
+        "predicted": plan.predicted.model_dump(mode="json", exclude_none=True),
+        "times": [
+            {**asdict(each.work), "predicted": each.predicted, "measured": each.measured} for each in times
+        ],
+    }  # fmt: skip
 
 
 def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: str, console: "Console") -> None:

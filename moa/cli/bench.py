@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moa.cli.common import Backend, Dtype, Model
+from moa.cli.common import Backend, Dtype, Json, Model, Quiet
 
 if TYPE_CHECKING:
     from moa.report.figures import Figures
@@ -24,26 +24,32 @@ def command(
     backend: Backend = None,
     dtype: Dtype = "auto",
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Time prefill and decode steps of the dense model and of a plan, and compare allocated with predicted bytes.
 
     Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
     grows, as `generate` does. With -o, OUTPUT is written after each finished measurement.
+
+    Example: moa bench HuggingFaceTB/SmolLM2-135M-Instruct --plan smollm2-135m-instruct-0.25 --lengths 1024,4096
     """
     from rich.console import Console
 
     import moa
-    from moa.cli.common import Bar, numbers
+    from moa.cli.common import Bar, messages, numbers, print_json
 
-    with Bar("measuring") as progress:
+    with Bar("measuring", messages(quiet)) as progress:
         found = moa.bench_plan(
             model, plan, lengths=numbers("lengths", lengths), batches=numbers("batches", batches), repeats=repeats,
             backend=backend, dtype=dtype, output=output, progress=progress,
         )  # fmt: skip
-    console = Console(soft_wrap=True)
-    console.print(*tables(found), sep="\n")
+    if json_:
+        print_json(found)
+    else:
+        Console(soft_wrap=True).print(*tables(found), sep="\n")
     if output is not None:
-        Console(stderr=True, soft_wrap=True).print(f"wrote {output}")
+        messages(quiet).print(f"wrote {output}")
 
 
 def tables(found: dict[str, Any]) -> list["Figures"]:

@@ -1,5 +1,6 @@
 """Provide what commands share: options, how they are read, and the progress bar."""
 
+import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -23,11 +24,29 @@ Dtype = Annotated[
 ]
 """The option `--dtype`."""
 
+Json = Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")]
+"""The option `--json`."""
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.")]
+"""The option `--quiet`."""
+
 Model = Annotated[str, typer.Argument(help="Model: hub id, local folder, or .gguf file.")]
 """The argument MODEL."""
 
 Number = TypeVar("Number", int, float)
 Value = TypeVar("Value")
+
+
+def messages(quiet: bool = False) -> "Console":
+    """Return the console of progress, notes and messages: stderr, or nothing."""
+    from rich.console import Console
+
+    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
+
+
+def print_json(found: Any) -> None:
+    """Print figures as JSON."""
+    typer.echo(json.dumps(found, indent=1))
 
 
 def numbers(name: str, text: str) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from moa.cli import asked
-from moa.cli.common import Dtype, Model
+from moa.cli.common import Dtype, Json, Model, Quiet
 from moa.cli.configured import Config
 
 if TYPE_CHECKING:
@@ -53,8 +53,8 @@ def command(
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed of calibration texts and of the evaluation's samples.")] = 0,
     config: Config = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress and no notes.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Profile a model, find a plan within a budget and evaluate it, all sized to fit some minutes.
 
@@ -63,24 +63,19 @@ def command(
 
     Example: moa compress HuggingFaceTB/SmolLM2-135M-Instruct -o smollm2
     """
-    import json
-
-    from rich.console import Console
-
     import moa
-    from moa.cli.common import Bar, numbers
+    from moa.cli.common import Bar, messages, numbers, print_json
 
     budgets = asked.budgets(density=density if density is None else [str(density)], kv_gb=max_kv_gb,
                             decode_ms=max_decode_ms, prefill_ms=None, harm=None)  # fmt: skip
-    console = Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
-    with Bar("compressing", console) as bar:
+    with Bar("compressing", messages(quiet)) as bar:
         found = moa.compress(
             model, output, budget=budgets or 0.25, minutes=minutes,
             lengths=None if lengths is None else numbers("lengths", lengths), max_length=max_length, dtype=dtype,
             seed=seed, progress=bar, note=bar.note,
         )  # fmt: skip
     if json_:
-        typer.echo(json.dumps(found.figures, indent=1))
+        print_json(found.figures)
     else:
         _show(found)
 

@@ -1,13 +1,14 @@
 """`moa doctor`: say what is installed, what would run here and why, and what a model and a plan would cost."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from moa.cli.common import Json
 from moa.plans.span import LONGEST
 
 if TYPE_CHECKING:
-    from moa.diagnosing import Check, Machine
+    from moa.diagnosing import Check, Diagnosis, Machine
     from moa.report.figures import Figures
 
 
@@ -20,19 +21,28 @@ def command(
         int | None,
         typer.Option(help="Length of your texts, in tokens: say what the plan gains there.", min=1, max=LONGEST),
     ] = None,
+    json_: Json = False,
 ) -> None:
     """Say what is installed, which back-end would run and why, whether it computes right, and what a plan would gain.
 
     The exit code is 1 when no back-end runs here or its self-test fails.
+
+    Example: moa doctor HuggingFaceTB/SmolLM2-135M-Instruct smollm2-135m-instruct-0.25 --length 8192
     """
     from rich.console import Console
 
     import moa
+    from moa.cli.common import print_json
     from moa.plans.file import title
     from moa.report.plan import costs
 
     console = Console(soft_wrap=True, highlight=False)
     found = moa.diagnose(model, plan, length)
+    if json_:
+        print_json(_figures(found))
+        if not found.backend.right:
+            raise typer.Exit(1)
+        return
     console.print(_versions(found.machine))
     console.print(f"CPU: {found.machine.cores} cores, torch uses {found.machine.threads} threads")
     for index, card in enumerate(found.machine.cards):
@@ -60,6 +70,24 @@ def command(
                 console.print(f"prefill of this plan here: {prefill}; decode: {decode}")
     if not found.backend.right:
         raise typer.Exit(1)
+
+
+def _figures(found: "Diagnosis") -> "dict[str, Any]":
+    from dataclasses import asdict
+
+    from moa.report.plan import figures
+
+    told: dict[str, Any] = {
+        "machine": asdict(found.machine), "backend": {**asdict(found.backend), "right": found.backend.right},
+    }  # fmt: skip
+    if (prospect := found.prospect) is not None:
+        told |= {
+            "longest": prospect.longest, "computed_by": prospect.computed_by,
+            "here": None if prospect.here is None else asdict(prospect.here),
+            "gains": [{"gains": gains, "lengths": list(lengths)} for gains, lengths in prospect.runs],
+            **figures({"plan": prospect.plan}, prospect.lengths, prospect.plan.kv_dtype)[0],
+        }  # fmt: skip
+    return told
 
 
 def _versions(machine: "Machine") -> "Figures":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from moa.cli import harness as harness_
-from moa.cli.common import Backend, Dtype, Model
+from moa.cli.common import Backend, Dtype, Json, Model, Quiet
 from moa.plans.errors import MoaError
 
 if TYPE_CHECKING:
@@ -44,18 +44,22 @@ def command(
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Results to write (.json).")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Measure perplexity, KL and needle retrieval of the dense model and of plans on the same samples.
 
     With -o, every result is also appended to OUTPUT.jsonl at once: if the command is stopped, run it again to continue.
+
+    Example: moa eval HuggingFaceTB/SmolLM2-135M-Instruct --plan smollm2-135m-instruct-0.25 --lengths 2048 -o eval.json
     """
     from rich.console import Console
 
     import moa
-    from moa.cli.common import Bar, by_name, numbers
+    from moa.cli.common import Bar, by_name, messages, numbers, print_json
     from moa.evaluation.tasks import TASKS
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console, shown = messages(quiet), Console(soft_wrap=True)
     if harness:
         if task or task_data or {needles, four_needles, ppl_windows} != {None} or not uniform:
             raise MoaError("--harness runs the harness's tasks alone: give no samples of moa's own tasks with it")
@@ -64,7 +68,10 @@ def command(
                 model, plan or [], harness, folder=harness_folder, limit=harness_limit, backend=backend, dtype=dtype,
                 output=output, progress=progress,
             )  # fmt: skip
-        Console(soft_wrap=True).print(harness_.table(told))
+        if json_:
+            print_json(told)
+        else:
+            shown.print(harness_.table(told))
         if output is not None:
             console.print(f"wrote {output}")
         return
@@ -79,10 +86,12 @@ def command(
             data=by_name("--task-data is written NAME=FILE", task_data or [], Path), uniform=uniform, backend=backend,
             dtype=dtype, seed=seed, output=output, progress=progress, note=console.print,
         )  # fmt: skip
-    shown = Console(soft_wrap=True)
-    shown.print(table(found))
-    if found["effective_context"] and len({row["length"] for row in found["rows"]}) > 1:
-        shown.print(effective(found))
+    if json_:
+        print_json(found)
+    else:
+        shown.print(table(found))
+        if found["effective_context"] and len({row["length"] for row in found["rows"]}) > 1:
+            shown.print(effective(found))
     if output is not None:
         console.print(f"wrote {output}")
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from moa.cli.common import Backend, Dtype, Model
+from moa.cli.common import Backend, Dtype, Json, Model
 
 
 def command(
@@ -19,14 +19,25 @@ def command(
     max_new_tokens: Annotated[int, typer.Option(help="Largest number of tokens to generate.", min=1)] = 256,
     backend: Backend = None,
     dtype: Dtype = "auto",
+    json_: Json = False,
 ) -> None:
-    """Generate greedily under a plan. The last line gives the speed and the memory of keys and values."""
+    """Generate greedily under a plan. The last line gives the speed and the memory of keys and values.
+
+    Example: moa generate HuggingFaceTB/SmolLM2-135M-Instruct --plan smollm2-135m-instruct-0.25 --prompt-file README.md
+    """
+    from dataclasses import asdict
+
     import moa
+    from moa.cli.common import print_json
+    from moa.plans.progress import silent
 
     found = moa.generate_text(
         model, plan, prompt_file, chat=chat, max_new_tokens=max_new_tokens, backend=backend, dtype=dtype,
-        stream=partial(print, end="", flush=True), note=partial(typer.echo, err=True),
+        stream=silent if json_ else partial(print, end="", flush=True), note=partial(typer.echo, err=True),
     )  # fmt: skip
+    if json_:
+        print_json(asdict(found))
+        return
     prefill, rest = found.seconds
     rate = f"{found.steps / rest:.1f} tokens/s" if found.steps else "no more tokens"
     typer.echo(

@@ -22,7 +22,6 @@ COMMANDS = (
 
 app = typer.Typer(
     name="moa",
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",  # in "rich", what stands in [brackets] is lost
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moa.cli.common import Backend, Dtype, Model
+from moa.cli.common import Backend, Dtype, Json, Model, Quiet
 
 
 def command(
@@ -22,20 +22,25 @@ def command(
     ] = 8,
     backend: Backend = None,
     dtype: Dtype = "auto",
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Time the model under a few plans, and fit costs by which `moa search --costs` predicts the time of any plan."""
-    from rich.console import Console
+    """Time the model under a few plans, and fit costs by which `moa search --costs` predicts the time of any plan.
 
+    Example: moa measure HuggingFaceTB/SmolLM2-135M-Instruct -o costs.json --lengths 1024,4096
+    """
     import moa
-    from moa.cli.common import Bar, numbers
+    from moa.cli.common import Bar, messages, numbers, print_json
     from moa.search.spread import SURE
 
-    with Bar("measuring") as progress:
+    console = messages(quiet)
+    with Bar("measuring", console) as progress:
         costs = moa.measure_costs(
             model, lengths=numbers("lengths", lengths), batches=numbers("batches", batches), rounds=rounds,
             backend=backend, dtype=dtype, output=output, progress=progress,
         )  # fmt: skip
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    if json_:
+        print_json(costs.model_dump(mode="json"))
     for kind, terms in costs.terms.items():
         console.print(f"{kind}: median error of the fit {costs.error[kind]:.1%}; terms in ms:", end=" ")
         console.print(", ".join(f"{name} {ms:.3g}" for name, ms in terms.items()))

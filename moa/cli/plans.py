@@ -1,8 +1,8 @@
 """`moa plans`: list the plans that are known on this machine."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from moa.cli.common import Json
 
 if TYPE_CHECKING:
     from moa.plans.plan import Plan
@@ -11,21 +11,20 @@ SHOWN = {"for texts of up to": ("longest", ","), "density there": ("density", ".
 """Columns of figures: their key and format."""
 
 
-def command(json_: Annotated[bool, typer.Option("--json", help="Print them as JSON.")] = False) -> None:
+def command(json_: Json = False) -> None:
     """List the plans that come with moa, and those that `moa compress` made here; `--plan` takes their names.
 
     Example: moa plans
     """
-    import json
-
     from rich.console import Console
 
     import moa
+    from moa.cli.common import print_json
     from moa.report.figures import Figures
 
     rows = [_row(name, plan) for name, plan in moa.list_plans().items()]
     if json_:
-        typer.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     cells = [
         [row["name"], row["model"], *(f"{row[key]:{form}}" if row[key] else "-" for key, form in SHOWN.values())]

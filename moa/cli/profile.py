@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from moa.cli.common import Dtype, Model
+from moa.cli.common import Dtype, Model, Quiet
 from moa.profiler.calibration import ESTIMATORS, LABELS, LOSSES, Labels, Loss
 from moa.profiler.sources import DEFAULT, SOURCES
 
@@ -73,20 +73,19 @@ def command(
     seed: Annotated[int, typer.Option(help="Seed of the texts and the sampled labels.")] = 0,
     dtype: Dtype = "auto",
     device_map: Annotated[str | None, typer.Option(help="`auto` spreads the model over several devices.")] = None,
+    quiet: Quiet = False,
 ) -> None:
     """Measure the harm of every cut of every KV head on calibration text.
 
     If it is stopped, run the same command again: it continues after the last finished sample. Under `torchrun` the
     processes share the samples.
+
+    Example: moa profile HuggingFaceTB/SmolLM2-135M-Instruct -o profile.safetensors --lengths 1024,2048
     """
-    from rich.console import Console
-
     import moa
-    from moa.cli.common import Bar, numbers
+    from moa.cli.common import Bar, messages, numbers
 
-    console = Console(
-        stderr=True, quiet=int(os.environ.get("RANK", "0")) > 0
-    )  # only the first process of torchrun prints
+    console = messages(quiet or int(os.environ.get("RANK", "0")) > 0)  # of torchrun's processes only the first prints
     old = sinks is not None or keydiff is not None
     with Bar("profiling", console, MOVED if old else "") as bar:
         profile = moa.profile_model(
@@ -98,7 +97,7 @@ def command(
         )  # fmt: skip
     if profile is not None:
         after = "" if loss == "kl" else f"; next: moa search {output} -o plan.yaml --max-density 0.5"
-        console.print(f"wrote {output}{after}", soft_wrap=True)
+        console.print(f"wrote {output}{after}")
 
 
 def _variants(texts: list[str] | None, sinks: str | None, keydiff: str | None) -> "list[Variant] | None":

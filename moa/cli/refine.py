@@ -1,12 +1,13 @@
 """`moa refine PROFILE MODEL -o PLAN.yaml --max-density 0.5`: a search that also runs the model."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from moa.cli import asked
-from moa.cli.common import Dtype
+from moa.cli.common import Dtype, Json, Quiet
 
 if TYPE_CHECKING:
     from moa.search.question import Options
@@ -69,11 +70,15 @@ def command(
     calibrate: Annotated[
         int | None, typer.Option(help="Number of plans to measure, so that harm can be given in nats per token.")
     ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find a plan as `moa search` does, then better plans by measuring them on text held out from calibration.
 
     Trials weigh the profile's harms in other ways; each is solved exactly within all budgets. Rounds profile the model
     around the best plan and search from there.
+
+    Example: moa refine profile.safetensors HuggingFaceTB/SmolLM2-135M-Instruct -o plan.yaml --max-density 0.25
     """
     budgets = asked.budgets(
         density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
@@ -85,23 +90,24 @@ def command(
     improve(
         profile, model, output, budgets, options, trials=trials, rounds=rounds, round_samples=round_samples,
         calibration=calibrate, validate_length=validate_length, storage=storage, seed=seed, dtype=dtype,
-        measure=measure,
+        measure=measure, json_=json_, quiet=quiet,
     )  # fmt: skip
 
 
 def improve(
     profile: Path, model: str, output: Path, budgets: dict[str, list[str]], options: "Options", *, opening: str = "",
-    **how: Any,
+    json_: bool = False, quiet: bool = False, **how: Any,
 ) -> None:  # fmt: skip
     """Run `moa.refine_plan` and print what it found; `opening` is a line to print before the work."""
-    from rich.console import Console
-
     import moa
-    from moa.cli.common import Bar
+    from moa.cli.common import Bar, messages, print_json
 
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = messages(quiet)
     with Bar("refining", console, opening) as bar:
         found = moa.refine_plan(profile, model, output, budgets, **how, progress=bar, note=bar.note, **options)
+    if json_:
+        told = asdict(found.best.measured) | {"length": found.length, "plain_mix": asdict(found.best.base)}
+        print_json(asked.figures(found.plan, found.solution, found.times) | {"held_out": told})
     console.print(f"  {found.best}, on {found.length} tokens of held-out text")
     note = asked.assumed(found.question, profile, options["kv_dtype"])
     asked.show(found.plan, found.question, found.times, note, console)

@@ -7,7 +7,10 @@ import typer
 
 
 def command(folder: Annotated[Path, typer.Argument(help="Folder of `moa compress`.")]) -> None:
-    """Write FOLDER/report.html again: the pictures, tables and figures of one `moa compress`, without a network."""
+    """Write FOLDER/report.html again: the pictures, tables and figures of one `moa compress`, without a network.
+
+    Example: moa report smollm2
+    """
     from rich.console import Console
 
     import moa

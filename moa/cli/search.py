@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from moa.cli import asked, refine
+from moa.cli.common import Json, Quiet
 from moa.plans.errors import MoaError
 
 MOVED = "moa search --validate MODEL is now moa refine PROFILE MODEL; the next release drops the old option"
@@ -54,15 +55,20 @@ def command(
     seed: Annotated[int, _OF_REFINE] = 0,
     dtype: Annotated[str, _OF_REFINE] = "auto",
     calibrate: Annotated[int | None, _OF_REFINE] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
 ) -> None:
     """Find the plan of least harm within all budgets, and print how far it can be from the optimum.
 
     With --front, find a front of plans: by predicted decode time at the longest length if --costs are given, else by
     density there. `moa refine` improves the plan by measuring plans on the model.
+
+    Example: moa search profile.safetensors -o plan.yaml --max-density 0.25
     """
     from rich.console import Console
 
     import moa
+    from moa.cli.common import messages, print_json
     from moa.outputs import writable
     from moa.plans.plan import Plan
     from moa.report.front import table
@@ -85,16 +91,20 @@ def command(
         refine.improve(
             profile, validate, output, budgets, options, opening=MOVED, trials=trials, rounds=rounds,
             round_samples=round_samples, calibration=calibrate, validate_length=validate_length, storage=storage,
-            seed=seed, dtype=dtype, measure=measure is not None,
+            seed=seed, dtype=dtype, measure=measure is not None, json_=json_, quiet=quiet,
         )  # fmt: skip
         return
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    console = messages(quiet)
     if front is not None:
         if measure is not None:
             raise MoaError("--measure times one plan, so it cannot be used with --front")
         row = moa.find_front(profile, front, budgets, **options)
         points = row.save(output, console.print)
-        Console(highlight=False).print(table(points, row.question.lengths.longest, row.question.costs))
+        if json_:
+            plans = {name: asked.figures(point.plan, point.solution) for name, point in points.items()}
+            print_json([{"name": name, **told} for name, told in plans.items()])
+        else:
+            Console(highlight=False).print(table(points, row.question.lengths.longest, row.question.costs))
         console.print(f"wrote {len(points)} plans, front.txt and front.png to {output}")
         if note := asked.assumed(row.question, profile, kv_dtype):
             console.print(note)
@@ -102,6 +112,8 @@ def command(
     writable(output, "plan", Plan.load)
     found = moa.find_plan(profile, budgets, measure=measure, **options)
     found.plan.save(output)
+    if json_:
+        print_json(asked.figures(found.plan, found.solution, found.times))
     console.print(found.question.told(found.solution))
     asked.show(found.plan, found.question, found.times, asked.assumed(found.question, profile, kv_dtype), console)
     console.print(f"wrote {output}; next: moa show {output}, moa eval MODEL --plan {output}")

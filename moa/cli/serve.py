@@ -21,7 +21,10 @@ def command(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
 ) -> None:
-    """Serve a model under a plan, with an OpenAI API. What is set for the server is printed first."""
+    """Serve a model under a plan, with an OpenAI API. What is set for the server is printed first.
+
+    Example: moa serve HuggingFaceTB/SmolLM2-135M-Instruct --plan smollm2-135m-instruct-0.25
+    """
     import moa
 
     note = partial(typer.echo, err=True)

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from moa.cli.common import Json
 from moa.plans.errors import MoaError
 
 
@@ -21,12 +22,18 @@ def command(
         str | None, typer.Option(help="Dtype of the KV cache. Default: that of the plan's search, else bfloat16.")
     ] = None,
     png: Annotated[Path | None, typer.Option(help="Also draw the spans into this PNG file.")] = None,
+    json_: Json = False,
 ) -> None:
-    """Draw the span of every layer and KV head and print what a plan costs; with two plans, compare them."""
+    """Draw the span of every layer and KV head and print what a plan costs; with two plans, compare them.
+
+    With --json, what each plan costs and the rule of every head.
+
+    Example: moa show smollm2-135m-instruct-0.25 --lengths 1024,8192
+    """
     from rich.columns import Columns
     from rich.console import Console
 
-    from moa.cli.common import choice, numbers
+    from moa.cli.common import choice, numbers, print_json
     from moa.outputs import writable
     from moa.plans.file import title
     from moa.plans.model import DTYPES
@@ -47,6 +54,9 @@ def command(
         writable(png, "PNG", _png)
         report.picture(plans, shown, png)
     console = Console(highlight=False)
+    if json_:
+        print_json(report.figures(plans, shown, stored or loaded[0].kv_dtype))
+        return
     costs = report.costs(plans, shown, stored or loaded[0].kv_dtype)
     console.print(costs, *(report.rules(p, shown, name) for name, p in plans.items()), sep="\n")
     maps = [report.span_map(p, shown, name) for name, p in plans.items()]

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
@@ -52,6 +52,25 @@ def same_model(plans: Sequence[Plan]) -> None:
             raise ModelMismatch(f"plans of different models cannot be compared: {'; '.join(differences)}")
 
 
+def figures(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> list[dict[str, Any]]:
+    """Return, in JSON types, what each plan costs at each length, batch 1, and the rule of every head."""
+    return [
+        {
+            "name": name, "fingerprint": plan.fingerprint(), "kv_dtype": dtype,
+            "costs": [
+                {
+                    "length": n, "density": plan.density(n), "read": plan.read_density(n),
+                    "prefill": plan.prefill_fraction(n), "kv_bytes": plan.kv_bytes(n, dtype=dtype),
+                    "dense_kv_bytes": plan.model.dense_kv_bytes(n, dtype=dtype),
+                }
+                for n in lengths
+            ],
+            "plan": plan.to_dict(expand=True),
+        }
+        for name, plan in plans.items()
+    ]  # fmt: skip
+
+
 def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Figures:
     """Return a table of what each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`.
 
@@ -60,12 +79,12 @@ def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Fi
     reads = any(plan.reads() for plan in plans.values())
     headings = "tokens", "plan", "density", *(["read"] if reads else []), "prefill kept", "KV cache, MiB", "KV / dense"
     rows = []
-    for n in lengths:
-        for name, plan in plans.items():
-            kept, whole = plan.kv_bytes(n, dtype=dtype), plan.model.dense_kv_bytes(n, dtype=dtype)
-            read = [plan.read_density(n)] if reads else []
-            shares = [f"{share:.3f}" for share in (plan.density(n), *read, plan.prefill_fraction(n))]
-            rows.append([f"{n:,}", name, *shares, f"{kept / 2**20:.1f}", f"{kept / whole:.3f}"])
+    told = [(each["name"], of) for each in figures(plans, lengths, dtype) for of in each["costs"]]
+    for name, of in sorted(told, key=lambda row: lengths.index(row[1]["length"])):
+        shares = [of["density"], *([of["read"]] if reads else []), of["prefill"]]
+        whole = of["kv_bytes"] / of["dense_kv_bytes"]
+        cells = [*(f"{share:.3f}" for share in shares), f"{of['kv_bytes'] / 2**20:.1f}", f"{whole:.3f}"]
+        rows.append([f"{of['length']:,}", name, *cells])
     made = {name: plan.predicted for name, plan in plans.items() if plan.predicted and plan.predicted.measured_to}
     caption = "\n".join(
         f"{name}: for texts of up to {said.lengths[-1]:,} tokens, profiled up to {said.measured_to:,}"
