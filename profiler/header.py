@@ -26,7 +26,7 @@ def _known(name: str) -> str:
 
 def _ours(name: str) -> str:
     if name != SELECTION:
-        raise ValueError(f"must be {SELECTION!r}, as plans read here, found {brief(name)}: measure again")
+        raise ValueError(f"must be {brief(SELECTION)}, as plans read here, found {brief(name)}: measure again")
     return name
 
 
