@@ -5,6 +5,7 @@ chooses depends on the keys and the query, so its steps are timed on a text's.
 """
 
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from moa.evaluation.tasks.text import windows
+from moa.hf.text import split
+from moa.hf.tokens import encode, start
 from moa.kernels.backend import Backend, load
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.softmax import Softmax
@@ -21,9 +23,6 @@ from moa.plans.model import ModelInfo
 from moa.runtime import stock
 from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
-
-WINDOW = 1024
-"""Held-out text is read in windows of so many tokens."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +48,12 @@ class Context:
 
 def held_out(tokenizer: Any, length: int) -> Tensor:
     """Return held-out text, repeated where there is less of it: ids [1, length]."""
-    ids = [i for window in windows(tokenizer, min(length, WINDOW), -(-length // WINDOW)) for i in window]
-    return torch.tensor([(ids * -(-length // len(ids)))[:length]])
+    ids = start(tokenizer)
+    for text in cycle(split("evaluation")):
+        if len(ids) >= length:
+            break
+        ids = ids + encode(tokenizer, text + "\n\n")
+    return torch.tensor([ids[:length]])
 
 
 def filled(
