@@ -6,7 +6,7 @@ from moa.kernels.torch import SPEC as TORCH
 from moa.kernels.triton import SPEC as TRITON
 from moa.plans.errors import Unsupported, brief
 
-REFERENCE = Spec("reference", module="moa.kernels.reference", can=("prefill", "decode", "read"))
+REFERENCE = Spec("reference", module="moa.kernels.reference", can=("prefill", "decode", "read", "latent"))
 
 BACKENDS = (REFERENCE, TORCH, NUMBA, TRITON)
 """All back-ends; of those that take a device, the last one is its default."""

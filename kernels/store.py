@@ -37,7 +37,7 @@ class Store:
     k: Tensor
     """[slots, D]."""
     v: Tensor
-    """[slots, D]."""
+    """[slots, D]; the same tensor as `k` where one vector of a token is both (`moa.hf.latent`)."""
     base: Tensor
     """int64 [sequences, kv_heads]: first slot of each slab."""
     capacity: Tensor
@@ -59,14 +59,14 @@ class Store:
 
     @property
     def contents(self) -> tuple[Tensor, ...]:
-        """The tensors that hold what is kept: keys, values, and summaries where there are any."""
-        return (self.k, self.v) if self.summaries is None else (self.k, self.v, self.summaries)
+        """The tensors that hold what is kept: keys, values where they are others, and summaries where there are any."""
+        held = (self.k, None if self.v is self.k else self.v, self.summaries)
+        return tuple(x for x in held if x is not None)
 
     @property
     def blocks(self) -> tuple[Tensor, ...]:
         """The same, as views [slots/64, what a block holds]."""
-        keys, values, *summaries = self.contents
-        return keys.view(-1, BLOCK * keys.shape[1]), values.view(-1, BLOCK * values.shape[1]), *summaries
+        return tuple(x if x is self.summaries else x.view(-1, BLOCK * x.shape[1]) for x in self.contents)
 
     @property
     def nbytes(self) -> int:
@@ -88,12 +88,13 @@ def capacities(reach: Reach, lengths: Ints) -> Ints:
 
 
 def allocate(
-    capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str, *, summaries: bool = False
-) -> Store:
+    capacity: Ints, head_size: int, dtype: torch.dtype, device: torch.device | str, *, summaries: bool = False,
+    alone: bool = False,
+) -> Store:  # fmt: skip
     """Return a store with `capacity` slots per slab [sequences, kv_heads], all zeros, so that every slot is finite.
 
     It can be written outside of inference mode even if it was made inside it. With `summaries` it has room for those of
-    its pages.
+    its pages; keys `alone` are their own values.
     """
     capacity = np.ascontiguousarray(capacity, np.int64)  # kernels take pointers to the tables
     assert (capacity % BLOCK == 0).all()
@@ -110,9 +111,10 @@ def allocate(
 
     summary = SUMMARIES * summary_bytes(head_size)
     with torch.inference_mode(False):
+        keys = torch.zeros(slots, head_size, dtype=dtype, device=device)
         return Store(
-            k=torch.zeros(slots, head_size, dtype=dtype, device=device),
-            v=torch.zeros(slots, head_size, dtype=dtype, device=device),
+            k=keys,
+            v=keys if alone else torch.zeros(slots, head_size, dtype=dtype, device=device),
             base=tensor(base.reshape(capacity.shape)),
             capacity=tensor(capacity, torch.int32),
             sequence=tensor(np.repeat(pairs // groups, sizes // BLOCK)),
@@ -184,7 +186,7 @@ def select(store: Store, sequences: Tensor) -> Store:
     """Return a new store whose sequence i is a copy of sequence `sequences[i]` (beam reorder, repeats, subsets)."""
     capacity = store.capacity[sequences].to("cpu", torch.int64).numpy()
     kind, summaries = (store.k.shape[-1], store.k.dtype, store.k.device), store.summaries is not None
-    new = allocate(capacity, *kind, summaries=summaries)
+    new = allocate(capacity, *kind, summaries=summaries, alone=store.v is store.k)
     for run in new.runs:
         rows, groups = run.pairs // store.base.shape[1], run.pairs % store.base.shape[1]
         within = torch.arange(run.slots // BLOCK, device=store.k.device)

@@ -144,9 +144,9 @@ def _check(
         MoaError: A budget is written in another way.
     """
     n = max(lengths)
-    blank = Profile(model, every(), {}, {}, {}, {"max_length": longest, "dtype": str(dtype)})
+    blank = Profile(model, every(model), {}, {}, {}, {"max_length": longest, "dtype": str(dtype)})
     table = {("text", n): np.zeros(blank.shape(n), np.float32)}
-    blank = Profile(model, every(), table, dict.fromkeys(table, 1), dict.fromkeys(table, 1), blank.meta)
+    blank = Profile(model, every(model), table, dict.fromkeys(table, 1), dict.fromkeys(table, 1), blank.meta)
     question = Question.of(blank, budgets, __version__, max_length=max_length, costs=costs)
     known = [limit for limit in question.budgets if costs is not None or not FORMS[limit.kind].times]
     try:

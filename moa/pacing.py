@@ -7,10 +7,11 @@ from time import perf_counter
 from typing import Any
 
 from moa.evaluating import evaluate_plans
+from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Progress
 from moa.profiler.estimate import run_pass, warm_up
-from moa.profiler.settings import Settings, tasks
+from moa.profiler.settings import Settings, every, tasks
 from moa.profiler.sources import DEFAULT, SOURCES
 
 PROBES = (256, 1024)
@@ -64,7 +65,7 @@ class Whole:
 def pass_pace(model: Any, longest: int | None) -> Pace:
     """Return the pace of a profile's passes, from two short ones on random tokens."""
     lengths = {n if longest is None else min(n, longest) for n in PROBES}
-    settings = Settings(tuple(lengths))
+    settings = Settings(tuple(lengths), variants=every(ModelInfo.of(model)))
     warm_up(model, settings)
     return Pace.through({n: run_pass(model, settings, n) for n in sorted(lengths)})
 

@@ -14,6 +14,7 @@ from moa.bench.heap import return_freed
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
 from moa.plans.errors import MoaError, brief
+from moa.plans.model import ModelInfo
 from moa.plans.patterns import Variant
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
@@ -71,16 +72,15 @@ def profile_model(
     names = sources if sources is not None else ([] if data else list(DEFAULT))
     if unknown := [name for name in names if name not in SOURCES]:
         raise MoaError(f"source must be one of {', '.join(SOURCES)}, found {brief(unknown[0])}")
-    settings = Settings(
-        tuple(lengths), samples, seed, every() if variants is None else tuple(variants), estimator, labels, loss, chat,
-        retrieval_score, reads,
-    )  # fmt: skip
     rank, world, barrier = _processes(own_device=device_map is None)
     writable(path, "profile", Profile.load)
     plan = around if around is None or isinstance(around, Plan) else Plan.load(around)
     earlier = None if add is None else Profile.load(Path(add))
     given = {str(file): found.model for file, found in ((around, plan), (add, earlier)) if found is not None}
-    settings.check(check_options(model, given))
+    checked = check_options(model, given)
+    measured = every(ModelInfo.of(checked)) if variants is None else tuple(variants)
+    settings = Settings(tuple(lengths), samples, seed, measured, estimator, labels, loss, chat, retrieval_score, reads)
+    settings.check(checked)
     return_freed()
     network, tokenizer = loaded(model, dtype=dtype, device_map=device_map)
     chosen = [SOURCES[name] for name in names]

@@ -74,15 +74,13 @@ def is_shorter(config: Any, window: int) -> bool:
 
 
 def layer_count(config: Any) -> int:
-    """Return the number of layers; refuse all but decoders whose attention keeps one key and value per KV head."""
+    """Return the number of layers; refuse all but decoders with attention heads, to the text alone."""
     text, named = text_config(config), architecture(config)
     for field in ("num_hidden_layers", "num_attention_heads", "hidden_size"):
         if not getattr(text, field, None):
             raise Unsupported(f"the config of {named} has no {field}: not a decoder with attention heads")
     if getattr(text, "is_encoder_decoder", False):
         raise Unsupported(f"{named} is an encoder-decoder model; plans are for decoder-only models")
-    if getattr(text, "kv_lora_rank", None) is not None:
-        raise Unsupported(f"{named} caches latent vectors; plans are for one key and value per KV head")
     if getattr(text, "cross_attention_layers", None):
         raise Unsupported(f"{named} has layers that attend to pictures (cross-attention); each must attend to the text")
     layers = by_layer(config, "num_hidden_layers", 1)[0]
@@ -184,12 +182,23 @@ def by_layer(config: Any, field: str, layers: int) -> list[int | None]:
 
 
 def shapes(config: Any, layers: int) -> list[Shape]:
-    """Return the shape of each layer's attention."""
-    query, kv, size, width = (
+    """Return the shape of each layer's attention; where latents are cached, all query heads share one vector."""
+    query, kv, size, width, rank, rotary = (
         by_layer(config, field, layers)
-        for field in ("num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size")
-    )
-    return [(q or 0, k or q or 0, d or (w or 0) // (q or 1)) for q, k, d, w in zip(query, kv, size, width, strict=True)]
+        for field in (
+            "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_size", "kv_lora_rank", "qk_rope_head_dim",
+        )
+    )  # fmt: skip
+    found = zip(query, kv, size, width, rank, rotary, strict=True)
+    return [
+        (q or 0, 1, c + (r or 0)) if c else (q or 0, k or q or 0, d or (w or 0) // (q or 1))
+        for q, k, d, w, c, r in found
+    ]
+
+
+def latent_of(config: Any, layer: int, layers: int) -> int | None:
+    """Return how many of the numbers that a layer caches of a token are its latent (MLA); None where it has none."""
+    return by_layer(config, "kv_lora_rank", layers)[layer]
 
 
 def one_shape(named: str, layers: Sequence[tuple[int, Shape]]) -> Shape:

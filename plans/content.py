@@ -34,4 +34,10 @@ class Content(Strict):
         for layer, rules in self.groups.items():
             if len(rules) != self.model.kv_heads:
                 raise ValueError(f"layer {layer} has {len(rules)} rules for {self.model.kv_heads} KV heads")
+            for rule in rules if self.model.latent else ():
+                if rule.moves_keys() or rule.read < 1:
+                    raise ValueError(
+                        f"layer {layer} caches latent vectors: its rules are of patterns that move no keys, and read "
+                        f"all that they keep, found {rule.pattern} with read {rule.read:g}"
+                    )
         return self

@@ -17,6 +17,7 @@ from moa.plans.config import (
     STATES,
     WINDOWS,
     architecture,
+    latent_of,
     layer_count,
     layer_kinds,
     one_shape,
@@ -71,6 +72,10 @@ class ModelInfo(Strict):
     """The layers that attend to the keys, and by the rules, of the last layer that keeps some of this kind."""
     hybrid: tuple[int, ...] | None = None
     """The layers that take rules and keep a state beside their keys."""
+    latent: int | None = Field(default=None, ge=1)
+    """Where layers cache one vector for all heads (MLA), of `head_size` numbers: the first of them, which keys and
+    values are expanded from; the others are the part of the key that is rotated. None where they cache keys and values.
+    """
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -88,6 +93,8 @@ class ModelInfo(Strict):
             raise ValueError(f"a layer is listed twice among {', '.join(parts)}")
         if not self.ruled_layers:
             raise ValueError(f"{', '.join(parts)} must leave a layer that takes rules")
+        if self.latent and (self.kv_heads > 1 or self.latent > self.head_size):
+            raise ValueError(f"latent {self.latent} must be part of the head_size {self.head_size} of one KV head")
         if not set(self.hybrid or ()) <= set(self.ruled_layers):
             raise ValueError(f"hybrid must be some of the layers with rules, {list(self.ruled_layers)}")
         for kind, layers in (self.shared or {}).items():
@@ -147,6 +154,7 @@ class ModelInfo(Strict):
                 keyless=keyless or None,
                 shared=shared or None,
                 hybrid=hybrid or None,
+                latent=latent_of(config, kinds.index(RULED), layers),
             )
         except ValidationError as error:
             raise Unsupported(f"the config of {named}: {problem(error)}") from None
@@ -204,10 +212,15 @@ class ModelInfo(Strict):
         """The number of layers of each kind that takes no rules."""
         return {kind: count for kind, count in Counter(self.kinds).items() if kind != RULED}
 
-    def kv_shape(self, layer: int) -> tuple[int, int]:
-        """Return the number of KV heads of a layer, and their size."""
+    def kv_shape(self, layer: int) -> tuple[int, int, int]:
+        """Return the number of KV heads of a layer, and the sizes of the two tensors that it caches for each.
+
+        They are a key and a value; where latents are cached, the latent and the rotated part of the key.
+        """
         other = self.sliding if self.sliding and layer in self.sliding.layers else None
-        return (other and other.kv_heads) or self.kv_heads, (other and other.head_size) or self.head_size
+        size = (other and other.head_size) or self.head_size
+        sizes = (self.latent, size - self.latent) if self.latent else (size, size)
+        return (other and other.kv_heads) or self.kv_heads, *sizes
 
     def differences(self, other: "ModelInfo") -> list[str]:
         """Return one entry per field that differs, such as `layers: 30 against 32`; names are not compared."""
@@ -238,16 +251,16 @@ class ModelInfo(Strict):
         if self.sliding is None:
             return 0
         stored = min(int(lengths.max()), self.sliding.window - 1) * len(lengths)
-        kv_heads, head_size = self.kv_shape(self.sliding.layers[0])
-        return stored * len(self.sliding.layers) * kv_heads * 2 * head_size * dtype_bytes(dtype)
+        kv_heads, *sizes = self.kv_shape(self.sliding.layers[0])
+        return stored * len(self.sliding.layers) * kv_heads * sum(sizes) * dtype_bytes(dtype)
 
     def ruled_share(self, n: int) -> float:
         """Return the share of the bytes of keys and values at `n` tokens that a plan can reach."""
         return 1 - self.sliding_kv_bytes(batch_lengths(n, 1), 1) / self.dense_kv_bytes(n, dtype=1)
 
     def token_bytes(self, dtype: Any) -> int:
-        """Return the bytes of the key and the value of one token in one KV head."""
-        return 2 * self.head_size * dtype_bytes(dtype)
+        """Return the bytes of one token in one KV head of a layer with rules: key and value, or the latent vector."""
+        return (self.head_size if self.latent else 2 * self.head_size) * dtype_bytes(dtype)
 
 
 def dtype_bytes(dtype: Any) -> int:

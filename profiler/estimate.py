@@ -90,6 +90,8 @@ def peak_bytes(model: PreTrainedModel, length: int, used: int | None = None) -> 
     blocks = (m for m in model.modules() if isinstance(m, GradientCheckpointingLayer))
     widest = max((max(p.shape[-2:]) for block in blocks for p in block.parameters() if p.ndim > 1), default=4 * width)
     layer = length * (8 * width + 4 * widest) * size
+    if info.latent:  # queries as they meet latents, what they mix, and gradients of both
+        layer += 4 * length * info.query_heads * info.head_size * size
     tile = 8 * info.group_size * 64 * length * 4
     rows = 3 * info.kv_heads * length * -(-length // bin_size(length)) * 4 if info.shared else 0
     logits = 4 * HEAD_CHUNK * config.vocab_size * 4

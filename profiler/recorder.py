@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.masking_utils import sdpa_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from moa.hf import own
+from moa.hf import latent, own
 from moa.hf.attention import attention_modules, check_heads, decoder_of, switch
 from moa.hf.limits import check_window, ruled_window
 from moa.hf.logits import check_head
@@ -190,13 +190,19 @@ def _attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if attention_mask is not None:
         raise Unsupported(f"profiling needs causal attention; layer {layer} has a mask of its own")
+    softmax, expansion = softmax_of(module, query, kwargs), None
+    if recorder.model.latent:
+        key = value = latent.joined(key, value)
+        expansion = latent.Expansion.of(module, query)
+        query = expansion.query(query)
     check_heads(module, recorder.model, query, key, value)
     check_window(recorder.window, key.shape[2])
     if recorder.watch is not None:
         recorder.watch(layer, query[0], key[0])
-    softmax = softmax_of(module, query, kwargs)
     source = recorder.sources[layer]
     attended: Tensor = _Recorded.apply(query[0], key[0], value[0], softmax, recorder, source, layer == source)  # type: ignore[no-untyped-call]
+    if expansion is not None:
+        attended = expansion.value(attended)
     return attended.transpose(0, 1)[None], None
 
 
@@ -250,11 +256,14 @@ def recording(
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         for layer, module in attention.items():
             setattr(module, _RECORDER, held[layer])
+            if info.latent and held[layer] is recorder:
+                latent.keep(module)
         yield recorder
     finally:
         decoder.set_attn_implementation(before)
         for module in attention.values():
             module.__dict__.pop(_RECORDER, None)
+            latent.expand(module)
         hook.remove()
         for block, before_block in zip(blocks, state, strict=True):
             for name, value in before_block.items():

@@ -13,9 +13,10 @@ from moa.plans.span import BLOCK
 from moa.profiler.calibration import ESTIMATORS, LABELS, LOSSES, Labels, Loss, Source
 
 
-def every() -> tuple[Variant, ...]:
-    """Return every pattern with a sink of one block."""
-    return tuple((name, BLOCK) for name in PATTERNS)
+def every(model: ModelInfo | None = None) -> tuple[Variant, ...]:
+    """Return every pattern with a sink of one block, or every one that rules of the model may have."""
+    latent = model is not None and model.latent
+    return tuple((name, BLOCK) for name, rule in PATTERNS.items() if not (latent and rule.moves_keys()))
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,12 @@ class Settings:
             check_length(model, length)
         if self.samples < 1:
             raise MoaError(f"samples must be at least 1, found {self.samples}")
+        able = [name for name, _ in every(ModelInfo.of(model))]
         for name, size in self.variants:
             if name not in PATTERNS:
                 raise MoaError(f"patterns to measure are {', '.join(PATTERNS)}, found {brief(name)}")
+            if name not in able:
+                raise MoaError(f"patterns of layers that cache latent vectors are {', '.join(able)}, found {name}")
             if size < BLOCK or size % BLOCK:
                 raise MoaError(f"sinks of {name} must be positive multiples of {BLOCK}, found {size}")
             if size > max(self.lengths):

@@ -58,7 +58,7 @@ _INDEXED = {
 # What single families need in addition, so that their parts fit each other.
 FAMILY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(
-        ("axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note",
+        ("axk1", "axk2", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note",
          "dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "longcat_flash", "minicpm3", "youtu"), _LATENT,
     ),
     **dict.fromkeys(("codegen", "gptj"), _ROTARY),
@@ -67,6 +67,8 @@ FAMILY: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _INDEXED),
     "qwen3_next": _LINEAR | {"head_dim": 32},
     "olmo_hybrid": _LINEAR | {"linear_value_head_dim": 32, "linear_num_value_heads": 2},
+    "bailing_hybrid": _LINEAR | _LATENT | {"num_hidden_layers": 2, "mlp_layer_types": ["dense", "sparse"],
+        "layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 16, "linear_num_heads": 4},
     "kimi_linear": _LINEAR | _LATENT | {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"],
         "mlp_layer_types": ["dense", "sparse"], "linear_head_dim": 16, "linear_num_heads": 4, "q_lora_rank": None},
     "bamba": {"num_hidden_layers": 3, "attn_layer_indices": [1]},

@@ -5,7 +5,7 @@ from moa.kernels.spec import Spec
 SPEC = Spec(
     "numba",
     module="moa.kernels.numba.operations",
-    can=("prefill", "decode", "read", "graph"),
+    can=("prefill", "decode", "read", "latent", "graph"),
     devices=("cpu",),
     title="CPU",
     packages=("numba",),

@@ -2,4 +2,4 @@
 
 from moa.kernels.spec import Spec
 
-SPEC = Spec("torch", module="moa.kernels.torch.operations", can=("prefill", "decode", "read", "graph"))
+SPEC = Spec("torch", module="moa.kernels.torch.operations", can=("prefill", "decode", "read", "latent", "graph"))

@@ -82,21 +82,21 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1, context: Context
     kind = {"dtype": model.dtype, "device": model.device}
     writer = load(ANYWHERE.name)
     store_only = Backend("none", lambda q, *_, **__: q, writer.append, writer.decode, read=writer.read)
-    drawn: dict[tuple[int, int], Tensor] = {}  # random keys and values by shape: drawing them takes longest
+    drawn: dict[tuple[int, ...], list[Tensor]] = {}  # random keys and values by shape: drawing them takes longest
     if info.stateful_layers:
         short = DynamicCache(config=model.config)
         model(torch.zeros(batch, 2, dtype=torch.int64, device=model.device), past_key_values=short, use_cache=True)
         for layer in info.stateful_layers:
             stock.give_state(short.layers[layer], cache.layers[layer])
     for layer in info.keyed_layers:
-        shape = info.kv_shape(layer)
+        heads, *sizes = shape = info.kv_shape(layer)
         if context is not None and layer in info.ruled_layers:
             kept = context.cache.layers[layer]
             k, v = (x[:, :, :length].expand(batch, -1, -1, -1) for x in (kept.keys, kept.values))
         else:
             if shape not in drawn:
-                drawn[shape] = torch.randn((2, 1, shape[0], length, shape[1]), **kind)
-            k, v = drawn[shape].expand(-1, batch, -1, -1, -1)
+                drawn[shape] = [torch.randn((1, heads, length, size), **kind) for size in sizes]
+            k, v = (x.expand(batch, -1, -1, -1) for x in drawn[shape])
         staged, _ = cache.update(k, v, layer)
         if isinstance(cache, KVCache) and layer in info.ruled_layers:
             own = cache.layers[layer]

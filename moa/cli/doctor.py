@@ -53,7 +53,9 @@ def command(
         others = "".join(f", {count} are {kind}" for kind, count in info.others.items())
         console.print(
             f"{info.architecture}: {info.layers} layers, {len(info.ruled_layers)} of them take rules{others}; "
-            f"{info.query_heads} query heads on {info.kv_heads} KV heads of size {info.head_size}"
+            f"{info.query_heads} query heads on "
+            + (f"{info.kv_heads} KV heads" if not info.latent else "one latent vector of all")
+            + f" of size {info.head_size}"
             + ("" if longest is None else f"; texts of up to {longest:,} tokens")
         )
         if info.others:

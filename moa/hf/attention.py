@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from moa.hf import latent
 from moa.plans.config import text_config
 from moa.plans.errors import Unsupported
 from moa.plans.model import ModelInfo
@@ -16,6 +17,10 @@ from moa.plans.model import ModelInfo
 REFUSED: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda module: bool(getattr(module, "is_cross_attention", False)), "attends to another model (cross-attention)"),
     (lambda module: not module.is_causal, "is bidirectional; plans are causal"),
+    (
+        lambda module: getattr(module, "indexer", None) is not None,
+        "chooses the keys of each query itself, by an indexer",
+    ),
     (
         lambda module: "ALL_ATTENTION_FUNCTIONS" not in inspect.unwrap(type(module).forward).__code__.co_names,
         "does not use transformers' attention interface",
@@ -50,6 +55,8 @@ def attention_modules(model: Any, info: ModelInfo) -> dict[int, torch.nn.Module]
         for has, trait in REFUSED:
             if has(module):
                 raise Unsupported(f"{name} {trait}")
+        if info.latent:
+            latent.check(module)
         if layer in modules:
             raise Unsupported(f"layer {layer} has two attentions, {type(modules[layer]).__name__} and {name}")
         modules[layer] = module

@@ -73,7 +73,7 @@ class Applied:
         plan.check(model)
         modules = attention_modules(model, plan.model)
         decoder = decoder_of(model, modules)
-        backends = Backends(backend, reads=plan.reads())
+        backends = Backends(backend, reads=plan.reads(), latent=bool(plan.model.latent))
         if backends.reads and (size := plan.model.head_size) % 4:  # summaries have two channels in a byte
             raise Unsupported(f"rules with read need a head size that is a multiple of 4, found {size}: leave read out")
         softmaxes = {traits(modules[layer]) for layer in plan.model.ruled_layers}

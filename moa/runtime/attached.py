@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from moa.hf import own
+from moa.hf import latent, own
 from moa.hf.attention import switch
 from moa.plans.errors import Unsupported, brief
 from moa.plans.plan import Plan
@@ -59,6 +59,8 @@ class Attached:
         ]
         for module, state in zip(self._modules, self._states, strict=True):
             setattr(module, ATTRIBUTE, state)
+            if plan.model.latent and isinstance(state.attends_by, Rules):
+                latent.keep(module)
 
     def _state(self, plan: Plan, layer: int, module: torch.nn.Module, backends: Backends) -> LayerState:
         source = plan.model.sources[layer]
@@ -91,6 +93,7 @@ class Attached:
             hook.remove()
         for module in self._modules:
             module.__dict__.pop(ATTRIBUTE, None)
+            latent.expand(module)
         self._restore()
 
     def _restore(self) -> None:

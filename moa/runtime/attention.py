@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import bidirectional_mask_function, causal_mask_function, sdpa_mask
 
-from moa.hf import own
+from moa.hf import latent, own
 from moa.hf.attention import check_heads
 from moa.hf.masks import check_2d, is_causal, is_own, is_windowed
 from moa.hf.padding import Packing
@@ -21,8 +21,9 @@ from moa.hf.softmax import softmax_of
 from moa.kernels.backend import Backend, load, pick
 from moa.kernels.call import Packed
 from moa.kernels.dispatch import attend_given
-from moa.kernels.registry import BACKENDS
+from moa.kernels.registry import BACKENDS, find
 from moa.kernels.softmax import Softmax
+from moa.kernels.spec import Ability
 from moa.plans.errors import Unsupported, brief
 from moa.runtime.rules import Rules
 from moa.runtime.staged import ATTRIBUTE, Staged
@@ -34,23 +35,26 @@ NAME = "moa"
 class Backends:
     """The back-end of each device: the one that the user named, or else the device's default."""
 
-    def __init__(self, name: str | None, *, reads: bool = False) -> None:
-        """Name a back-end, or none; it must be able to read less than is kept where `reads`."""
+    def __init__(self, name: str | None, *, reads: bool = False, latent: bool = False) -> None:
+        """Name a back-end, or none; it must read less than is kept where `reads`, attend to latents where `latent`."""
         self._name, self.reads = name, reads
+        needs: dict[Ability, str] = {"read": "read less than a plan keeps"} if reads else {}
+        self._needs = needs | ({"latent": "attend to latent vectors"} if latent else {})
         self._loaded: dict[str, Backend] = {}
 
     def on(self, device: torch.device) -> Backend:
         """Return the back-end for tensors on `device`, which differs from the model's where weights are offloaded.
 
         Raises:
-            Unsupported: It cannot run here, or cannot read less than is kept where it must.
+            Unsupported: It cannot run here, or lacks an ability that the plan needs.
         """
         backend = self._loaded.get(device.type)
         if backend is None:
             backend = load(self._name or pick(device), device)
-            if self.reads and backend.read is None:
-                able = ", ".join(spec.name for spec in BACKENDS if "read" in spec.can and spec.takes(device.type))
-                raise Unsupported(f"back-end {backend.name} cannot read less than a plan keeps: choose {able}")
+            for ability, what in self._needs.items():
+                if ability not in find(backend.name).can:
+                    able = ", ".join(spec.name for spec in BACKENDS if ability in spec.can and spec.takes(device.type))
+                    raise Unsupported(f"back-end {backend.name} cannot {what}: choose {able}")
             self._loaded[device.type] = backend
         return backend
 
@@ -88,8 +92,8 @@ def attention(
     Args:
         module: The attention module, which holds a `LayerState`.
         query: Queries [batch, query_heads, width, D].
-        key: Handle of a `KVCache`, or keys [batch, kv_heads, past + width, D].
-        value: Values, like key.
+        key: Handle of a `KVCache`, or keys [batch, kv_heads, past + width, D]; of layers that cache latents, those.
+        value: Values, like key; of layers that cache latents, the rotated parts of keys.
         attention_mask: The result of `mask`: bool [batch, past + width], or None when no token is padding.
         dropout: Must be 0.
         kwargs: The other arguments that the model passes; those that `softmax_of` reads are honoured.
@@ -119,6 +123,10 @@ def attention(
     k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
     assert isinstance(k, Tensor)
     assert isinstance(v, Tensor)
+    if rules.model.latent:
+        backend = latent.attending(backend, module)
+        if not isinstance(key, Staged):
+            k = v = latent.joined(k, v)
     check_heads(module, rules.model, query, k, v)
     with torch.no_grad(), _exact(query.device):
         q = query.to(v.dtype)  # autocast leaves queries and keys in float32, by their rotary embedding

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from moa.hf import latent
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
 from moa.runtime import hybrid, stock
@@ -96,10 +97,14 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
     ) -> tuple[Any, Any]:
         """Return handles for a layer's new keys and values [batch, kv_heads, new, D]; see `moa.runtime.layer`.
 
+        In layers that cache latents, they are the latents and the rotated parts of keys.
+
         Raises:
             Unsupported: The layers hold different numbers of tokens, because an earlier forward call was cut short.
         """
         layer = self.layers[layer_idx]
+        if self.plan.model.latent and isinstance(layer, PlanLayer):
+            key_states = value_states = latent.joined(key_states, value_states)
         key_states = key_states.to(value_states.dtype)  # autocast leaves keys in float32, by their rotary embedding
         if key_states.device.type == "cpu" and isinstance(layer, PlanLayer) and not layer.is_initialized:
             # All layers are initialized at once, so that the first call allocates all slabs before its large temporary

@@ -193,7 +193,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
     def _allocate(self) -> Store:
         slots = capacities(self.rules.reach, self._room)
         self._ring = (slots - self.rules.reach.sink) // BLOCK
-        return allocate(slots, self._head_size, self.dtype, self.device, summaries=self.rules.reads)
+        kind = self._head_size, self.dtype, self.device
+        return allocate(slots, *kind, summaries=self.rules.reads, alone=bool(self.rules.model.latent))
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns, and the offset, of the mask that the attention function will get."""
@@ -296,4 +297,4 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             return 0
         slots = self.rules.live_slots(self.batch.host_lengths())
         summaries = slots // BLOCK * SUMMARIES * summary_bytes(self._head_size) if self.rules.reads else 0
-        return 2 * self._head_size * self.dtype.itemsize * slots + summaries
+        return self.rules.model.token_bytes(self.dtype.itemsize) * slots + summaries

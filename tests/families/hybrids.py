@@ -42,6 +42,15 @@ THREE_AXES = {
     "partial_rotary_factor": 0.25,
 }  # fmt: skip
 
+LATENT = {
+    "num_hidden_layers": 2, "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 12,
+    "qk_rope_head_dim": 8, "v_head_dim": 16,
+}  # fmt: skip
+ROUTED = {
+    "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1,
+    "first_k_dense_replace": 1, "moe_intermediate_size": 32,
+}  # fmt: skip
+
 _FIELDS: dict[str, dict[str, Any]] = {
     "Qwen3_5Text": DELTA | {"rope_parameters": THREE_AXES},
     "Qwen3_5MoeText": DELTA | EXPERTS | {"rope_parameters": THREE_AXES},
@@ -110,6 +119,16 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "Gemma2": {
         "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "head_dim": 16, "sliding_window": 32,
         "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
+    },
+    "DeepseekV3": LATENT | ROUTED,
+    "MiniCPM3": LATENT | {"dim_model_base": 64, "scale_depth": None, "v_head_dim": 28},  # wider than keys
+    "LongcatFlash": LATENT | {
+        "head_dim": 8,
+        "n_routed_experts": 4, "zero_expert_num": 2, "moe_topk": 2, "ffn_hidden_size": 48, "expert_ffn_hidden_size": 32,
+    },
+    "KimiLinear": LATENT | TWO | {
+        "mlp_layer_types": ["dense", "sparse", "dense"], "num_local_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "linear_head_dim": 16, "linear_num_heads": 4, "q_lora_rank": None,
     },
     "GPTBigCode": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 1024, "n_inner": 48},
 }  # fmt: skip

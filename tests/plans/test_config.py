@@ -67,8 +67,8 @@ def test_gemma4_whose_sliding_layers_have_other_heads() -> None:
     info = ModelInfo.of(config)
     assert info.sliding == Sliding(window=32, layers=(0, 1, 2, 3, 4), kv_heads=4, head_size=16)
     assert (info.kv_heads, info.head_size, info.ruled_layers) == (2, 32, (5,))
-    assert info.kv_shape(0) == (4, 16)
-    assert info.kv_shape(5) == (2, 32)
+    assert info.kv_shape(0) == (4, 16, 16)
+    assert info.kv_shape(5) == (2, 32, 32)
     assert info.dense_kv_bytes(100, dtype="bfloat16") == 2 * 2 * (100 * 2 * 32 + 31 * 5 * 4 * 16)
     assert info.ruled_share(100) == pytest.approx(100 * 2 * 32 / (100 * 2 * 32 + 31 * 5 * 4 * 16))
 

@@ -93,7 +93,7 @@ def test_gemma3_text_and_multimodal():
             "has sliding_attention and chunked_attention layers; plans know one kind of window",
         ),
         (transformers.T5Config(), "encoder-decoder"),
-        (transformers.DeepseekV3Config(), "latent"),
+        (transformers.DeepseekV32Config(), "layer 0 of DeepseekV32ForCausalLM is indexed_attention"),
         (transformers.MambaConfig(), "no num_attention_heads"),
         (transformers.MllamaConfig(), "cross-attention"),
     ],
@@ -119,6 +119,14 @@ def test_layers_that_keep_no_keys_or_a_chunk_take_no_rules():
     assert info.kinds[:4] == ("chunked_attention",) * 3 + ("full_attention",)
     whole = transformers.Llama4TextConfig(num_hidden_layers=8, attention_chunk_size=1024, max_position_embeddings=1024)
     assert ModelInfo.of(whole).ruled_layers == tuple(range(8))
+
+
+def test_where_latents_are_cached_all_query_heads_share_one_vector():
+    info = ModelInfo.of(transformers.DeepseekV3Config())
+    assert (info.layers, info.query_heads, info.kv_heads, info.head_size, info.latent) == (61, 128, 1, 576, 512)
+    assert info.dense_kv_bytes(100, 3, "bfloat16") == 3 * 100 * 61 * 576 * 2
+    assert ModelInfo.of(transformers.LlamaConfig()).latent is None
+    assert ModelInfo.of(transformers.LongcatFlashConfig()).layers == 56  # two attentions in each of 28
 
 
 def test_layers_that_share_keys_take_no_rules_and_keep_none():

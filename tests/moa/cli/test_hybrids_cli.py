@@ -15,6 +15,7 @@ OTHERS = {"Gemma2": {"layer_types": ["sliding_attention", "full_attention"]}}
     [
         "Qwen3_5Text",
         "Bamba",
+        "KimiLinear",
         *(pytest.param(name, marks=pytest.mark.full) for name in ("Lfm3", "Jamba", "Gemma4Text", "GptOss", "Gemma2")),
     ],
 )

@@ -171,7 +171,7 @@ def test_bytes_are_what_the_plan_says_and_states_stand_apart(model):
     kept = plan.kv_bytes(210, 2, "float64")
     assert kept <= growing.nbytes <= kept * 9 / 8
     windowed = plan.model.sliding.layers if plan.model.sliding else ()  # which StaticCache gives one column more
-    more = sum(2 * 2 * heads * size * 8 for heads, size in map(plan.model.kv_shape, windowed))
+    more = sum(2 * heads * sum(sizes) * 8 for heads, *sizes in map(plan.model.kv_shape, windowed))
     assert fixed.nbytes == kept + more
     assert allocated_bytes(stock) == plan.model.dense_kv_bytes(210, 2, "float64")
     states = [layer for layer in stock.layers if hasattr(layer, "conv_states")]
@@ -272,7 +272,7 @@ def test_full_attention_with_wider_heads_than_the_windows(family, backend):
     model, ids = make(family, num_attention_heads=2, global_head_dim=512, num_global_key_value_heads=2), ids_of(2, 160)
     model.float()
     plan = plan_of(model)
-    assert (plan.model.kv_shape(0), plan.model.kv_shape(1)) == ((2, 16), (2, 512))
+    assert (plan.model.kv_shape(0), plan.model.kv_shape(1)) == ((2, 16, 16), (2, 512, 512))
     with Oracle(model, plan):
         expected = feed(model, DynamicCache(config=model.config), ids, [150, 1, 9])
     with moa.apply(model, plan, backend):
@@ -280,7 +280,9 @@ def test_full_attention_with_wider_heads_than_the_windows(family, backend):
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("family", [f for f in FAMILIES if f.startswith(("Qwen3_5T", "Nemotron", "Gemma4", "Falcon"))])
+@pytest.mark.parametrize(
+    "family", [f for f in FAMILIES if f.startswith(("Qwen3_5T", "Nemotron", "Gemma4", "Falcon", "Kimi"))]
+)
 def test_decode_steps_are_timed_from_a_cache_that_is_filled(family):
     model = made(family)
     for variant in (Variant(), Variant(plan_of(model), backend="torch"), Variant(plan_of(model), True, "torch")):

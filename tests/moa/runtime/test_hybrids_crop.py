@@ -15,7 +15,7 @@ from moa.plans.model import ModelInfo
 CLOSE = {"rtol": 0, "atol": 1e-8}
 CROPS = (
     "Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "Gemma4Text", "Gemma4Sharing", "Gemma3nText", "GptOss", "GraniteSWA",
-    "Gemma2", "GPTBigCode",
+    "Gemma2", "GPTBigCode", "DeepseekV3", "MiniCPM3", "LongcatFlash",
 )  # fmt: skip
 """Families whose layers keep keys or convolutions alone."""
 
