@@ -73,9 +73,8 @@ class ModelInfo(Strict):
     hybrid: tuple[int, ...] | None = None
     """The layers that take rules and keep a state beside their keys."""
     latent: int | None = Field(default=None, ge=1)
-    """Where layers cache one vector for all heads (MLA), of `head_size` numbers: the first of them, which keys and
-    values are expanded from; the others are the part of the key that is rotated. None where they cache keys and values.
-    """
+    """Where layers cache one vector of `head_size` numbers for all heads (MLA), how many of them, the first, are its
+    latent; the others are the rotated part of the key. None where they cache keys and values."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

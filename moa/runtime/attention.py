@@ -123,7 +123,7 @@ def attention(
     k, v = (key.k, key.v) if isinstance(key, Staged) else (key, value)
     assert isinstance(k, Tensor)
     assert isinstance(v, Tensor)
-    if rules.model.latent:
+    if rules.latent:
         backend = latent.attending(backend, module)
         if not isinstance(key, Staged):
             k = v = latent.joined(k, v)

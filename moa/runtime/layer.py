@@ -180,11 +180,10 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
 
     def _make_room(self, lengths: Tensor) -> None:
         """Grow the slabs where they have no room for what the call under way adds to sequences of `lengths`."""
-        written = self.batch.written_lengths
-        if self.store is not None and (written <= self._room).all():
+        if self.store is not None and (self.batch.written_lengths <= self._room).all():
             return
         self._note_lost(self.batch.past_lengths)
-        self._room = self.rules.reserve(written)
+        self._room = self.rules.reserve(self.batch.written_lengths)
         store = self._allocate()
         if self.store is not None:
             move(self.store, store, sink=self.rules.visibility(1, self.device).sink, lengths=lengths)
@@ -194,7 +193,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         slots = capacities(self.rules.reach, self._room)
         self._ring = (slots - self.rules.reach.sink) // BLOCK
         kind = self._head_size, self.dtype, self.device
-        return allocate(slots, *kind, summaries=self.rules.reads, alone=bool(self.rules.model.latent))
+        return allocate(slots, *kind, summaries=self.rules.reads, alone=self.rules.latent)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return the number of columns, and the offset, of the mask that the attention function will get."""
@@ -296,5 +295,5 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         if not self.is_initialized:
             return 0
         slots = self.rules.live_slots(self.batch.host_lengths())
-        summaries = slots // BLOCK * SUMMARIES * summary_bytes(self._head_size) if self.rules.reads else 0
-        return self.rules.model.token_bytes(self.dtype.itemsize) * slots + summaries
+        summary = SUMMARIES * summary_bytes(self._head_size) if self.rules.reads else 0
+        return self.rules.model.token_bytes(self.dtype.itemsize) * slots + summary * (slots // BLOCK)
