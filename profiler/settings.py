@@ -75,6 +75,8 @@ class Settings:
             raise MoaError(f"variants must differ, found {', '.join(f'{name}:{size}' for name, size in self.variants)}")
         if self.reads and self.estimator not in (None, "fisher", "effect"):
             raise MoaError(f"reads are measured by the estimators fisher and effect, found {brief(self.estimator)}")
+        if self.reads and ModelInfo.of(model).latent:
+            raise MoaError("rules of layers that cache latent vectors read all that they keep: leave --reads out")
         if self.reads and (size := ModelInfo.of(model).head_size) % 4:
             raise MoaError(f"reads need a head size that is a multiple of 4, found {size}: leave --reads out")
         for name, known in (("estimator", ESTIMATORS), ("labels", LABELS), ("loss", LOSSES)):

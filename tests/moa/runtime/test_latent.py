@@ -89,6 +89,8 @@ def test_a_profile_measures_the_patterns_that_rules_may_have(model):
     Settings((256,), variants=every(info)).check(model)
     with pytest.raises(MoaError, match="patterns of layers that cache latent vectors are sink_window, found keydiff"):
         Settings((256,)).check(model)
+    with pytest.raises(MoaError, match="read all that they keep: leave --reads out"):
+        Settings((256,), variants=every(info), reads=True).check(model)
 
 
 def test_back_ends_that_cannot_attend_to_latents_are_refused_by_name(model, monkeypatch):
