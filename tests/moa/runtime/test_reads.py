@@ -1,6 +1,7 @@
 """Plans that read less than they keep: which tokens read, and that all else stays as it was."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from transformers import DynamicCache
 
 import moa
 from moa import KVCache, Plan, Unsupported
-from moa.kernels.registry import BACKENDS
+from moa.kernels.registry import BACKENDS, TORCH
 from moa.plans.patterns import KeyDiffWindow, Rule
 
 WHOLE = Rule(alpha=0, beta=1, read=1 / 4)
@@ -150,7 +151,8 @@ def test_bytes_predicted_are_those_allocated(model, plan, tokens):
 
 
 def test_a_back_end_that_cannot_read_pages_is_refused_at_once(model, plan, monkeypatch):
-    monkeypatch.setattr("moa.kernels.torch.operations.read", None, raising=False)
+    less = replace(TORCH, can=tuple(ability for ability in TORCH.can if ability != "read"))
+    monkeypatch.setattr("moa.runtime.attention.find", lambda name: less)
     refused = rf"^back-end torch cannot read less than a plan keeps: choose .*{READS[0]}"
     with pytest.raises(Unsupported, match=refused):
         moa.apply(model, plan, "torch")
