@@ -190,7 +190,8 @@ def _attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     if attention_mask is not None:
         raise Unsupported(f"profiling needs causal attention; layer {layer} has a mask of its own")
-    softmax, expansion = softmax_of(module, query, kwargs), None
+    softmax = softmax_of(module, query, kwargs)
+    expansion = None
     if recorder.model.latent:
         key = value = latent.joined(key, value)
         expansion = latent.Expansion.of(module, query)
