@@ -11,6 +11,7 @@ from moa.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from moa.benching import bench_plan
+    from moa.comparing import compare_runs
     from moa.compressing import compress
     from moa.diagnosing import diagnose
     from moa.evaluating import evaluate_plans
@@ -39,6 +40,7 @@ _HOMES = {
     "apply": "moa.runtime.applied",
     "bench_plan": "moa.benching",
     "block_masks": "moa.exporting",
+    "compare_runs": "moa.comparing",
     "compress": "moa.compressing",
     "diagnose": "moa.diagnosing",
     "evaluate_harness": "moa.harnessing",
@@ -57,9 +59,9 @@ _HOMES = {
 
 __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
-    "ProfileError", "Unsupported", "apply", "bench_plan", "block_masks", "compress", "diagnose", "evaluate_harness",
-    "evaluate_plans", "find_front", "find_plan", "generate_text", "list_plans", "load_model", "measure_costs",
-    "profile_model", "refine_plan", "serve_model", "write_report",
+    "ProfileError", "Unsupported", "apply", "bench_plan", "block_masks", "compare_runs", "compress", "diagnose",
+    "evaluate_harness", "evaluate_plans", "find_front", "find_plan", "generate_text", "list_plans", "load_model",
+    "measure_costs", "profile_model", "refine_plan", "serve_model", "write_report",
 ]  # fmt: skip
 
 

@@ -12,10 +12,9 @@ from moa.outputs import writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.replace import read_json, replace
-from moa.report.page import Content, Table, page
+from moa.report.page import Content, Table, is_page, page
 from moa.report.plots import library
 
-MARK = b"<!doctype html>"
 KEYS = ("model", "environment", "plan", "memory", "quality", "speed", "gains", "rows", "asked", "profile", "seconds")
 """What a page needs of `figures.json`."""
 
@@ -38,7 +37,7 @@ def write_report(folder: str | PathLike[str]) -> Path:
     plan = Plan.load(place / "plan.yaml")
     if plan.fingerprint() != figures["plan"]:
         raise MoaError(f"{place / 'plan.yaml'} has other rules than those that figures.json is about")
-    writable(path, "report", _page)
+    writable(path, "report", is_page)
     script = library()
     try:
         text = page(plan, _content(place, plan, figures), script)
@@ -62,12 +61,6 @@ def _figures(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not set(KEYS) <= found.keys():
         raise MoaError(f"{path} is not of moa compress: {', '.join(KEYS)} were expected")
     return found
-
-
-def _page(path: Path) -> None:
-    with path.open("rb") as file:
-        if file.read(len(MARK)) != MARK:
-            raise MoaError("it does not begin as a report does")
 
 
 def _content(folder: Path, plan: Plan, figures: Mapping[str, Any]) -> Content:

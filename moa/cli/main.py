@@ -16,8 +16,8 @@ from moa.plans.errors import MoaError
 LONGEST_WORD = 300
 """Number of characters of one word that an error shows; paths can be longer than the file system allows."""
 COMMANDS = (
-    "compress", "report", "profile", "measure", "search", "refine", "show", "plans", "eval", "generate", "serve",
-    "bench", "doctor",
+    "compress", "report", "compare", "profile", "measure", "search", "refine", "show", "plans", "eval", "generate",
+    "serve", "bench", "doctor",
 )  # fmt: skip
 
 app = typer.Typer(

@@ -1,10 +1,12 @@
-"""Write a page about a plan and its evaluation: one HTML file that needs no network."""
+"""Write pages about plans and their evaluations: one HTML file that needs no network."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
+from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.report import plots
 
@@ -28,8 +30,12 @@ for (const plot of document.querySelectorAll(".plotly-graph-div"))
   new ResizeObserver(() => Plotly.Plots.resize(plot)).observe(plot.parentElement);
 """
 """A picture is drawn before its neighbours take their part of the line."""
+MARK = "<!doctype html>"
+KEEPS = "The share of the text that its last query sees, by layer and KV head; grey layers take no rules."
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """Headings, and the cells of each row."""
+Section = tuple[str, str, str]
+"""Heading, a line about it, and the HTML of its content."""
 
 
 @dataclass(frozen=True)
@@ -61,38 +67,64 @@ def page(plan: Plan, content: Content, script: str) -> str:
     """Return the page; `script` is the JavaScript of its pictures (`plots.library`)."""
     made = plan.predicted
     lengths = made.lengths if made else tuple(sorted({row["length"] for row in content.rows}))
-    cards = "".join(f"<div><b>{escape(figure)}</b>{escape(what)}</div>" for figure, what in content.cards)
-    verdict = "".join(f"<p>{escape(line)}</p>" for line in content.verdict)
-    needles = [row for row in content.rows if any(task in row for task in plots.NEEDLES)]
-    texts = [row for row in content.rows if "text" in row]
     sections = [
-        ("What each head keeps", "The share of the text that its last query sees, by layer and KV head; grey layers "
-         "take no rules.", plots.heat_map(plan, lengths)),
+        ("What each head keeps", KEEPS, plots.heat_map(plan, lengths)),
         ("How windows grow", "Keys that a query sees after so many tokens.", plots.growth(plan, lengths[-1])),
-        ("Needles found", "By length and depth, of one and of four needles in a text.",
-         _grid(plots.needle_maps(needles))),
-        ("Evaluation", "All rows answered the same samples. Rates have 95 % intervals.", _table(content.evaluation)),
-        ("Perplexity by position", "Of held-out text, by quarter of the text.", _grid(plots.perplexities(texts))),
-        ("Predicted and measured", "What was expected beforehand, and what it was.", _table(content.predicted)),
-        ("Where this comes from", "", _table(content.origin)),
+        *evaluated(content.rows, content.evaluation),
+        ("Predicted and measured", "What was expected beforehand, and what it was.", tabled(content.predicted)),
+        ("Where this comes from", "", tabled(content.origin)),
         ("Commands", "", f"<pre>{escape(chr(10).join(content.commands))}</pre>"),
-    ]  # fmt: skip
-    body = "".join(f"<section><h2>{title}</h2><p>{about}</p>{part}</section>\n" for title, about, part in sections)
+    ]
+    return whole(content.title, content.cards, content.verdict, sections, script)
+
+
+def evaluated(rows: Sequence[Mapping[str, Any]], table: Table) -> list[Section]:
+    """Return the sections about rows of an evaluation and their table: of needles and texts where rows have some."""
+    needles = [row for row in rows if any(task in row for task in plots.NEEDLES)]
+    texts = [row for row in rows if any(task in row for task in plots.TEXTS)]
+    sections = [
+        ("Evaluation", "All rows of a run answered the same samples. Rates have 95 % intervals.", tabled(table))
+    ]
+    if needles:
+        about = "By length and depth, of one and of several needles in a text."
+        sections.insert(0, ("Needles found", about, beside(plots.needle_maps(needles))))
+    if texts:
+        about = "Of held-out text, by part of the text."
+        sections.append(("Perplexity by position", about, beside(plots.perplexities(texts))))
+    return sections
+
+
+def whole(
+    title: str, cards: Sequence[tuple[str, str]], verdict: Sequence[str], sections: Sequence[Section], script: str
+) -> str:
+    """Return a page of sections, below cards (each a figure and what it is) and lines."""
+    shown = "".join(f"<div><b>{escape(figure)}</b>{escape(what)}</div>" for figure, what in cards)
+    lines = "".join(f"<p>{escape(line)}</p>" for line in verdict)
+    body = "".join(
+        f"<section><h2>{escape(name)}</h2><p>{escape(about)}</p>{part}</section>\n" for name, about, part in sections
+    )
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'{MARK}\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<link rel="icon" href="data:,"><title>{escape(content.title)}</title><style>{STYLE}</style>'
-        f"<script>{script}</script></head>\n<body><h1>{escape(content.title)}</h1>\n"
-        f'<div class="cards">{cards}</div>\n{verdict}\n{body}<script>{FIT}</script></body></html>\n'
+        f'<link rel="icon" href="data:,"><title>{escape(title)}</title><style>{STYLE}</style>'
+        f"<script>{script}</script></head>\n<body><h1>{escape(title)}</h1>\n"
+        f'<div class="cards">{shown}</div>\n{lines}\n{body}<script>{FIT}</script></body></html>\n'
     )
 
 
-def _grid(parts: Sequence[str]) -> str:
+def is_page(path: Path) -> None:
+    """Raise an error unless a file begins as a page does."""
+    with path.open("rb") as file:
+        if file.read(len(MARK)) != MARK.encode():
+            raise MoaError("it does not begin as a report does")
+
+
+def beside(parts: Sequence[str]) -> str:
     """Return pictures beside each other, as many as the screen is wide enough for."""
     return f'<div class="grid">{"".join(f"<div>{part}</div>" for part in parts)}</div>'
 
 
-def _table(table: Table) -> str:
+def tabled(table: Table) -> str:
     """Return a table that scrolls where the screen is narrow."""
     headings, rows = table
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)

@@ -14,10 +14,14 @@ if TYPE_CHECKING:
 
 COLOURS = {"dense": "#444444", "plan": "#1f6fb4", "uniform like plan": "#d9822b"}
 """Of the rows of an evaluation; told apart with any kind of colour vision, and in grey."""
+MORE = ("#1f6fb4", "#d9822b", "#3a8f5a", "#8c5fbf", "#b5463c", "#7a7a2e", "#2f9ea3", "#c26aa0")
+"""Of rows by other names, in turn."""
 SHADES = [[0.0, "#eef4fa"], [0.5, "#6aa3d5"], [1.0, "#0b3c68"]]
 GREY = "#dddddd"
-NEEDLES = ("single", "four")
+NEEDLES = ("single", "four", "turns")
 """The tasks of an evaluation that ask for needles."""
+TEXTS = {"position": "perplexity_by_position", "text": "perplexity_by_quarter"}
+"""The tasks that measure perplexity along a text, the finest first, and the figures that they have."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -34,8 +38,15 @@ def library() -> str:
     return str(get_plotlyjs())
 
 
-def heat_map(plan: Plan, lengths: Sequence[int]) -> str:
-    """Return what each layer and KV head keeps, as a share of the text, with a slider of lengths."""
+def heat_map(plan: Plan, lengths: Sequence[int], name: str = "heat-map", title: str = "") -> str:
+    """Return what each layer and KV head keeps, as a share of the text, with a slider of lengths.
+
+    Args:
+        plan: The plan.
+        lengths: Tokens.
+        name: The picture's name in its page.
+        title: The line above it.
+    """
     from plotly.graph_objects import Figure, Heatmap
 
     model = plan.model
@@ -52,13 +63,13 @@ def heat_map(plan: Plan, lengths: Sequence[int]) -> str:
         for n, share in zip(lengths, shares, strict=True)
     ]
     slider = {"active": len(lengths) - 1, "steps": steps, "currentvalue": {"prefix": "tokens: "}, "pad": {"t": 45}}
-    figure.update_layout(sliders=[slider], plot_bgcolor=GREY)
+    figure.update_layout(sliders=[slider], plot_bgcolor=GREY, title=title or None)
     figure.update_xaxes(title="KV head", dtick=max(1, model.kv_heads // 8), range=[-0.5, model.kv_heads - 0.5])
     figure.update_yaxes(title="layer", range=[model.layers - 0.5, -0.5])
-    return _html(figure, "heat-map", max(380, 14 * model.layers + 180))
+    return _html(figure, name, max(380, 14 * model.layers + 180))
 
 
-def growth(plan: Plan, longest: int) -> str:
+def growth(plan: Plan, longest: int, name: str = "growth", title: str = "") -> str:
     """Return the keys that heads see as the text grows: the widest, the mean and the narrowest, beside dense."""
     from plotly.graph_objects import Figure, Scatter
 
@@ -71,15 +82,16 @@ def growth(plan: Plan, longest: int) -> str:
     }  # fmt: skip
     figure = Figure(
         [
-            Scatter(x=lengths, y=y.tolist(), name=name, mode="lines", line={"color": colour, "dash": dash})
-            for name, (y, colour, dash) in curves.items()
+            Scatter(x=lengths, y=y.tolist(), name=curve, mode="lines", line={"color": colour, "dash": dash})
+            for curve, (y, colour, dash) in curves.items()
         ]
     )
     powers = [2**power for power in range(6, longest.bit_length())]
     ticks = {"type": "log", "tickvals": powers, "ticktext": [f"{n:,}" for n in powers]}
     figure.update_xaxes(title="tokens of text", **ticks)
     figure.update_yaxes(title="keys seen", **ticks)
-    return _html(figure, "growth", 420, legend=True)
+    figure.update_layout(title=title or None)
+    return _html(figure, name, 420, legend=True)
 
 
 def needle_maps(rows: Rows) -> list[str]:
@@ -109,17 +121,19 @@ def needle_maps(rows: Rows) -> list[str]:
 
 
 def perplexities(rows: Rows) -> list[str]:
-    """Return perplexity by quarter of the text for each length, of all rows."""
+    """Return perplexity by position in the text for each length, of all rows."""
     from plotly.graph_objects import Figure, Scatter
 
     found: list[str] = []
+    others = [name for name in dict.fromkeys(row["row"] for row in rows) if name not in COLOURS]
+    colours = COLOURS | {name: MORE[i % len(MORE)] for i, name in enumerate(others)}
     for n in dict.fromkeys(row["length"] for row in rows):
         own = [row for row in rows if row["length"] == n]
         figure = Figure()
         for row in own:
-            figures = row["text"]["perplexity_by_quarter"]
+            figures = next(row[task][key] for task, key in TEXTS.items() if task in row)
             places = [round((i + 0.5) * n / len(figures)) for i in range(len(figures))]
-            style = {"color": COLOURS.get(row["row"], GREY), "dash": "dot" if row["row"] == "dense" else "solid"}
+            style = {"color": colours[row["row"]], "dash": "dot" if row["row"].endswith("dense") else "solid"}
             figure.add_trace(Scatter(x=places, y=figures, name=row["row"], mode="lines+markers", line=style))
         figure.update_layout(title=f"{n:,} tokens")
         figure.update_xaxes(title="position in the text")

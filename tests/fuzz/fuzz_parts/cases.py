@@ -87,6 +87,7 @@ BASES = (
     _base("show plan.yaml --png new.png", "plan.yaml", model=False, weight=2),
     _base("plans", model=False, weight=1),
     _base("compress model --lengths 576 --minutes 0.001 --budget 0.9", output="new", weight=3),
+    _base("compare plan.yaml dense.yaml", "plan.yaml", "dense.yaml", model=False, weight=2),
     _base("report small", "small/figures.json", "small/plan.yaml", model=False, weight=3),
     _base("doctor", model=False, weight=1),
     _base("doctor model", weight=6),

@@ -49,7 +49,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "source_weight": WEIGHTS,
     "minimise": COSTS,
     **dict.fromkeys(("model", "plan", "other", "profile", "add", "data", "around", "costs", "measure", "validate",
-                     "storage", "prompt_file", "png", "output", "config"), PATHS),
+                     "storage", "prompt_file", "png", "output", "config", "sources", "harness_folder"), PATHS),
 }  # fmt: skip
 
 
