@@ -67,7 +67,7 @@ def find_plan(
 
     Args:
         profile: A profile, or its file.
-        budgets: Figures by kind (`density`, `kv_gb`, `decode_ms`, `prefill_ms`; `harm` with `minimise`): 0.25,
+        budgets: Figures by kind (`density`, `read`, `kv_gb`, `decode_ms`, `prefill_ms`; `harm` with `minimise`): 0.25,
             "0.25@4096", "1.5@4096x8", or several. Without a length a budget holds at the longest intended one.
         measure: Model to time the plan on, to compare with what `costs` predict; a named one gets the costs' dtype.
         **options: As `moa.search.question.Options` describes them.

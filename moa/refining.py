@@ -97,6 +97,11 @@ def refine_plan(
         MoaError: An option is invalid, or a file cannot be read or must not be replaced.
     """
     question, output = Question.of(profile, budgets, __version__, **options), Path(output)
+    if question.reads:
+        raise MoaError(
+            "trials and rounds measure plans by their prefill, which reads all that is kept: budgets of reads are for "
+            "moa search"
+        )
     weighed, bounded = bool(question.mix.sources), question.harm is not None
     trials = (1 if weighed or bounded else TRIALS) if trials is None else trials
     round_samples = SAMPLES if round_samples is None else round_samples

@@ -17,6 +17,8 @@ class Predicted(Strict):
     measured_to: int | None = None
     """The longest length that calibration measured; figures at longer ones are extrapolated."""
     density: tuple[float, ...] | None = None
+    read_density: tuple[float, ...] | None = None
+    """Part of all bytes that a decode step reads, summaries included; None where all that is kept is read."""
     kv_bytes: tuple[int, ...] | None = None
     """Bytes of the cache of one sequence, in `kv_dtype`."""
     kv_dtype: Dtype | None = None
@@ -36,7 +38,7 @@ class Predicted(Strict):
 
     @model_validator(mode="after")
     def _one_figure_per_length(self) -> Self:
-        for field in ("density", "kv_bytes", "harm", "kl", "decode_ms", "prefill_ms"):
+        for field in ("density", "read_density", "kv_bytes", "harm", "kl", "decode_ms", "prefill_ms"):
             figures = getattr(self, field)
             if figures is not None and len(figures) != len(self.lengths):
                 raise ValueError(f"{field} has {len(figures)} figures for {len(self.lengths)} lengths")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from moa.plans.errors import MoaError, brief
 from moa.plans.model import Dtype, ModelInfo
+from moa.plans.reading import READ_STEPS, SUMMARIES, read_bytes, summary_bytes, token_bytes
 from moa.plans.span import BLOCK, LONGEST, Floats
 from moa.search.cost import Costs, Kind, Work
 from moa.search.grid import Grid
@@ -140,12 +141,25 @@ def _density(budget: Budget, grid: Grid, model: ModelInfo, _costs: Costs | None)
     return Limit(str(budget), _every_group(grid.spans(length) / (length * groups), groups), budget.most)
 
 
+def _read(budget: Budget, grid: Grid, model: ModelInfo, _costs: Costs | None) -> Limit:
+    """Return a limit on the mean part of all bytes that a decode step reads, over the groups with rules."""
+    length, size = _placed(budget), model.head_size
+    groups = len(model.ruled_layers) * model.kv_heads
+    read = read_bytes(grid.read256, length, grid.spans(length), grid.given, size)
+    return Limit(str(budget), _every_group(read / (length * token_bytes(size) * groups), groups), budget.most)
+
+
 def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, _costs: Costs | None) -> Limit:
-    """Return a limit on the allocated cache in 10^9 bytes; sliding layers count as the model stores them."""
+    """Return a limit on the allocated cache in 10^9 bytes; sliding layers count as the model stores them.
+
+    Where rules may read, every group counts summaries, though a layer in which none reads has none: a plan never takes
+    more than is counted.
+    """
     length = _placed(budget)
     groups = len(model.ruled_layers) * model.kv_heads
     dtype = budget.dtype or ASSUMED
-    block = BLOCK * model.token_bytes(dtype) * budget.batch / 1e9
+    summaries = SUMMARIES * summary_bytes(model.head_size) if (grid.read256 < READ_STEPS).any() else 0
+    block = (BLOCK * model.token_bytes(dtype) + summaries) * budget.batch / 1e9
     fixed = budget.batch * model.sliding_kv_bytes(np.array([length]), dtype) / 1e9
     return Limit(str(budget), _every_group(grid.cache_blocks(length) * block, groups), budget.most, fixed)
 
@@ -193,6 +207,7 @@ class Form:
 
 FORMS = {
     "density": Form("D[@LENGTH]", _density, largest=1, batched=False),
+    "read": Form("D[@LENGTH]", _read, largest=1, batched=False),
     "kv_gb": Form("G@LENGTH[xBATCH]", _kv_gb),
     "decode_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="decode"),
     "prefill_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="prefill"),

@@ -92,6 +92,7 @@ def choose(
         lengths=lengths.all,
         measured_to=lengths.profiled[-1],
         density=[round(plan.density(n), 4) for n in lengths.all],
+        read_density=[round(plan.read_density(n), 4) for n in lengths.all] if plan.reads() else None,
         kv_bytes=[plan.kv_bytes(n, dtype=kv_dtype) for n in lengths.all],
         kv_dtype=kv_dtype,
         harm=_harms(profile, problem, mix, lengths, solution.choice),
@@ -118,7 +119,7 @@ def pose(
     for budget in (*budgets, *([] if minimise is None else [minimise])):
         if most and budget.length and budget.length > most:
             raise MoaError(f"the length of {budget} must be at most {most}, the longest text that the model takes")
-    rules = candidates(profile, mix, lengths)
+    rules = candidates(profile, mix, lengths, any(b.kind == "read" for b in (*budgets, minimise) if b))
     if costs is not None:
         costs.check(profile.model, rules.rules)
     harms = measured(profile, rules, lengths)

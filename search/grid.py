@@ -36,6 +36,23 @@ class Grid:
         """The reach of the rules, of shape [rules]."""
         return reach(self.rules)
 
+    @cached_property
+    def read256(self) -> Ints:
+        """What the rules read, in 1/256 of all bytes: int64 [rules]."""
+        return np.array([rule.read256 for rule in self.rules], np.int64)
+
+    @cached_property
+    def given(self) -> Ints:
+        """The first keys that the rules always read, tokens: int64 [rules]."""
+        return np.array([rule.given for rule in self.rules], np.int64)
+
+    @cached_property
+    def keeping(self) -> tuple["Grid", Ints]:
+        """The rules that are left without `read`, and which of them each rule is: int64 [rules]."""
+        whole = [rule if rule.read == 1 else rule.model_copy(update={"read": 1.0}) for rule in self.rules]
+        place = {rule: i for i, rule in enumerate(dict.fromkeys(whole))}
+        return Grid(place), np.array([place[rule] for rule in whole], np.int64)
+
     def first(self, length: int) -> Ints:
         """Return the first block kept after the sink, per query block of a text of `length`: int64 [rules, blocks]."""
         return self.reach.first(np.arange(-(-length // BLOCK)))

@@ -3,15 +3,18 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
 from moa.plans.errors import MoaError, shortened
+from moa.plans.reading import READ_STEPS
 from moa.plans.span import Floats
 from moa.profiler.profile import Cut, Profile
 from moa.search.grid import Grid, grid
 from moa.search.harm import harm
 from moa.search.lengths import Lengths
+from moa.search.reads import nearest, read_harm, tables_of, with_reads
 
 RECALL = 0.25
 """Power of the hidden share of the text in what a rule costs a group that recalls facts."""
@@ -66,11 +69,15 @@ class Mix:
 PLAIN = Mix()
 
 
-def candidates(profile: Profile, mix: Mix, lengths: Lengths) -> Grid:
-    """Return the rules that `mix` lets the search choose from, for a plan for these lengths."""
+def candidates(profile: Profile, mix: Mix, lengths: Lengths, reads: bool = False) -> Grid:
+    """Return the rules that `mix` lets the search choose from, for a plan for these lengths.
+
+    With `reads` they are there with every share that the profile has measured too.
+    """
     mix.check(profile, lengths)
     chosen = [(name, size) for name, size in profile.variants if size in (mix.sinks or [size])]
-    return grid(lengths.all, chosen)
+    rules = grid(lengths.all, chosen)
+    return with_reads(profile, rules, lengths) if reads else rules
 
 
 def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None = None) -> Floats:
@@ -80,7 +87,8 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None =
     must see them. There a rule costs the group's harm under the narrowest rule at the shortest length measured, times a
     power of the share of the text that the rule hides at the length where it hides most; the rule's own harm joins as
     `mix.own` says. By other sources a rule costs its own harm, averaged over lengths. Each source is divided by the
-    cost of the narrowest rule everywhere, so that all have one scale; then sources are mixed.
+    cost of the narrowest rule everywhere, so that all have one scale; then sources are mixed. What a rule loses by
+    reading less than it keeps is added to its own harm, or by tasks to what it costs.
 
     Args:
         profile: The profile.
@@ -95,8 +103,16 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None =
     return text + recall
 
 
-Harms = Mapping[Cut, Floats]
-"""Harm of every rule in every group by source and length, [groups, rules] each."""
+class Harms(NamedTuple):
+    """The harms that the objective mixes, [groups, rules] each.
+
+    Attributes:
+        kept: By source and length, the harm of what rules do not keep.
+        read: By source and length, what they lose by reading less than they keep; empty where none does.
+    """
+
+    kept: Mapping[Cut, Floats]
+    read: Mapping[Cut, Floats]
 
 
 def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
@@ -104,6 +120,26 @@ def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
 
     They take nearly all of the time of an objective and are the same for every mix.
     """
+    keeping, which = rules.keeping
+    if len(keeping) < len(rules):
+        kept = _kept(profile, keeping, lengths)
+        return Harms({cut: table[:, which] for cut, table in kept.items()}, _read(profile, rules, lengths, list(kept)))
+    return Harms(_kept(profile, rules, lengths), {})
+
+
+def _read(profile: Profile, rules: Grid, lengths: Lengths, cuts: Sequence[Cut]) -> dict[Cut, Floats]:
+    """Return what rules lose by reading, for the same sources and lengths as what they lose by what they keep.
+
+    Tasks are looked up at the longest length measured, where small shares are not all spent on what is always read.
+    """
+    reads, found = tables_of(profile), {}
+    for source, n in cuts:
+        at = lengths.longest if profile.estimator(source) == "effect" else n
+        found[source, n] = read_harm(profile, rules, nearest(reads, source, at), at)
+    return found
+
+
+def _kept(profile: Profile, rules: Grid, lengths: Lengths) -> dict[Cut, Floats]:
     found: dict[Cut, Floats] = {}
     for source in profile.sources:
         if profile.estimator(source) == "effect":
@@ -131,20 +167,21 @@ def parts(
         raise MoaError(f"length weights must leave one of {_list(lengths.all)} over 0")
     harms = measured(profile, rules, lengths) if harms is None else harms
     reach = _reach(rules, [n for n in lengths.all if share[n]])
+    whole = rules.read256 == READ_STEPS  # of these is the narrowest rule, whatever others read
     layers, groups = len(profile.model.ruled_layers), profile.model.kv_heads
     text, recall = np.zeros((2, layers * groups, len(rules)))
     for source in profile.sources:
         asks = profile.estimator(source) == "effect"
         total = recall if asks else text
-        own = {n: harm for (other, n), harm in harms.items() if other == source}
+        own = {n: (harm, harms.read.get((other, n), 0.0)) for (other, n), harm in harms.kept.items() if other == source}
         if asks:
-            (alone,) = own.values()
-            costs = [((1 - mix.own) * alone.max(1)[:, None] * reach + mix.own * alone, 1.0)]
+            ((alone, read),) = own.values()
+            costs = [((1 - mix.own) * alone.max(1)[:, None] * reach + mix.own * alone + read, 1.0)]
         else:
-            costs = [(harm**mix.power, share[n]) for n, harm in own.items()]
+            costs = [((harm + read) ** mix.power, share[n]) for n, (harm, read) in own.items()]
         counted = sum(weight for _, weight in costs)
         for cost, weight in costs:
-            narrowest = cost.max(1).sum()
+            narrowest = cost[:, whole].max(1).sum()
             if narrowest > 0 and weight > 0:
                 total += mix.sources.get(source, 1.0) * weight / counted * cost / narrowest
     bands = _bands(mix.layers, layers, groups)[:, None]

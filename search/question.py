@@ -151,11 +151,12 @@ class Question:
         lines = []
         for n in self.lengths.all:
             bytes_ = plan.kv_bytes(n, dtype=self.kv_dtype)
+            read = f", reads {plan.read_density(n):.3f}" if plan.reads() else ""
             share = bytes_ / plan.model.dense_kv_bytes(n, dtype=self.kv_dtype)
             beyond = ", longer than any profiled text" if n in self.lengths.ahead else ""
             lines.append(
-                f"{n:>7} tokens: density {plan.density(n):.3f}, KV {share:.3f} of dense, {bytes_ / 1e9:.4g} GB in "
-                f"{self.kv_dtype}{beyond}"
+                f"{n:>7} tokens: density {plan.density(n):.3f}{read}, KV {share:.3f} of dense, {bytes_ / 1e9:.4g} GB "
+                f"in {self.kv_dtype}{beyond}"
             )
         return lines
 
@@ -163,6 +164,11 @@ class Question:
         """Return the same question with another figure for the budget on harm."""
         budgets = (replace(b, most=most) if b.kind == "harm" else b for b in self.budgets)
         return replace(self, budgets=tuple(budgets))
+
+    @property
+    def reads(self) -> bool:
+        """Whether a figure of what is read is limited or minimised, so that rules may read less than they keep."""
+        return any(budget.kind == "read" for budget in (*self.budgets, self.minimise) if budget is not None)
 
     @property
     def harm(self) -> Budget | None:

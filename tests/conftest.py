@@ -10,6 +10,7 @@ from hypothesis import settings
 
 from moa.plans.model import ModelInfo, Sliding
 from moa.profiler.profile import Profile, bin_size
+from moa.profiler.read_tables import ReadTables
 
 # No example may fail for being slow: the machine's load is not the code's fault.
 settings.register_profile("default", deadline=None)
@@ -69,6 +70,7 @@ def model_folder(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def synthetic(
     lengths: Sequence[int] = (512, 1024), sources: Sequence[str] = ("text", "facts"), sinks: Sequence[int] = (64,),
     sliding: Sliding | None = None, layers: int = 2, seed: int = 0, keydiff: Sequence[int] = (),
+    shares: Sequence[int] = (),
 ) -> Profile:  # fmt: skip
     """Return a profile of random harms, monotone or not; the edge at 0, which drops nothing, costs nothing."""
     info = ModelInfo(
@@ -86,7 +88,12 @@ def synthetic(
             table[..., 0] = 0
             cuts[source, n] = table
     tokens = {cut: 10 + i for i, cut in enumerate(cuts)}
-    return Profile(info, variants, cuts, tokens, dict.fromkeys(cuts, 1), {"seed": 3})
+    reads = None
+    if shares:
+        shape = len(variants), len(shares), len(info.ruled_layers), info.kv_heads
+        tables = {cut: rng.exponential(1.0, shape).astype(np.float32) for cut in cuts}
+        reads = ReadTables(tuple(shares), tables, {cut: 5 + i for i, cut in enumerate(cuts)})
+    return Profile(info, variants, cuts, tokens, dict.fromkeys(cuts, 1), {"seed": 3}, reads=reads)
 
 
 @pytest.fixture(scope="session")

@@ -23,6 +23,12 @@ Density = Annotated[
         help="D or D@LENGTH: largest density. D alone holds at the longest length that the plan is for. Repeatable."
     ),
 ]
+Read = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="D or D@LENGTH: largest part of all keys' and values' bytes that a decode step reads. Repeatable."
+    ),
+]
 Memory = Annotated[
     list[str] | None, typer.Option(help="G@LENGTH[xBATCH]: largest KV cache, in 10^9 bytes of --kv-dtype. Repeatable.")
 ]
@@ -35,7 +41,7 @@ Measured = Annotated[Path | None, typer.Option("--costs", help="File of costs, m
 Minimise = Annotated[
     str | None,
     typer.Option(
-        help="KIND@LENGTH[xBATCH]: cost to minimise under --max-harm; density, kv_gb, decode_ms or prefill_ms."
+        help="KIND@LENGTH[xBATCH]: cost to minimise under --max-harm; density, read, kv_gb, decode_ms or prefill_ms."
     ),
 ]
 Lengths = Annotated[
@@ -60,10 +66,10 @@ Seconds = Annotated[float, typer.Option(help="Largest time for the solver, in se
 
 def budgets(
     *, density: list[str] | None, kv_gb: list[str] | None, decode_ms: list[str] | None, prefill_ms: list[str] | None,
-    harm: str | None,
+    harm: str | None, read: list[str] | None = None,
 ) -> dict[str, list[str]]:  # fmt: skip
     """Return the budgets that were given, by kind."""
-    given = {"density": density, "kv_gb": kv_gb, "decode_ms": decode_ms, "prefill_ms": prefill_ms}
+    given = {"density": density, "read": read, "kv_gb": kv_gb, "decode_ms": decode_ms, "prefill_ms": prefill_ms}
     return {kind: texts for kind, texts in {**given, "harm": None if harm is None else [harm]}.items() if texts}
 
 

@@ -17,6 +17,7 @@ def command(
     profile: Annotated[Path, typer.Argument(help="Profile, made by `moa profile`.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Plan to write (.yaml); with --front, a folder.")],
     max_density: asked.Density = None,
+    max_read: asked.Read = None,
     max_kv_gb: asked.Memory = None,
     kv_dtype: asked.Stored = None,
     max_decode_ms: asked.Decode = None,
@@ -81,7 +82,12 @@ def command(
     if validate is None and of_refine != (None, 1, 0, None, None, 0, "auto", None):
         raise MoaError("trials, rounds, storage, seed, dtype and calibrate are options of moa refine PROFILE MODEL")
     budgets = asked.budgets(
-        density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
+        density=max_density,
+        kv_gb=max_kv_gb,
+        decode_ms=max_decode_ms,
+        prefill_ms=max_prefill_ms,
+        harm=max_harm,
+        read=max_read,
     )
     options = asked.options(
         minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,

@@ -17,6 +17,7 @@ LENGTHS = (512, 1024)
     [
         ("density", "0.5", Budget("density", 0.5), "density<=0.5"),
         ("density", "1@4096", Budget("density", 1.0, 4096), "density<=1@4096"),
+        ("read", "0.125@4096", Budget("read", 0.125, 4096), "read<=0.125@4096"),
         ("kv_gb", "1.5@4096x8", Budget("kv_gb", 1.5, 4096, 8), "kv_gb<=1.5@4096x8"),
         ("kv_gb", "2@4096", Budget("kv_gb", 2.0, 4096), "kv_gb<=2@4096"),
         ("decode_ms", "60@4096x4", Budget("decode_ms", 60.0, 4096, 4), "decode_ms<=60@4096x4"),
@@ -32,6 +33,7 @@ def test_parse(kind, text, budget, written):
     ("kind", "text"),
     [(kind, text) for kind in ("density", "kv_gb", "decode_ms", "prefill_ms")
      for text in ("", "half", "0", "-1", "nan", "inf", "0.5@", "0.5@0", "0.5@-5", "0.5@1k", "0.5@1024x0", "0.5@1024x")]
+    + [("read", "1.01"), ("read", "0.5@1024x2")]
     + [("density", "1.01"), ("density", "50"), ("density", "0.5@1024x2"), ("density", "0.5@99999999999999999999"),
        ("kv_gb", "5@4096x100000000000"), ("kv_gb", "5@16777217")],
 )  # fmt: skip
@@ -42,10 +44,10 @@ def test_bad_budgets_are_refused(kind, text):
 
 def test_a_kind_that_is_none_is_refused():
     with pytest.raises(
-        MoaError, match="a budget is one of density, kv_gb, decode_ms, prefill_ms, harm, found 'decode'"
+        MoaError, match="a budget is one of density, read, kv_gb, decode_ms, prefill_ms, harm, found 'decode'"
     ):
         parse("decode", "5@1024")
-    with pytest.raises(MoaError, match="KIND one of density, kv_gb, decode_ms, prefill_ms; found 'harm@1024'"):
+    with pytest.raises(MoaError, match="KIND one of density, read, kv_gb, decode_ms, prefill_ms; found 'harm@1024'"):
         cost("harm@1024")
 
 

@@ -45,7 +45,7 @@ SLOW = {"samples", "needles", "four_needles", "ppl_windows", "rounds", "trials",
         "max_new_tokens", "calibrate"}  # fmt: skip
 KINDS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("lengths", "batches", "sinks", "keydiff"), LISTS),
-    **dict.fromkeys(("max_density", "max_kv_gb", "max_decode_ms", "max_prefill_ms", "max_harm"), BUDGETS),
+    **dict.fromkeys(("max_density", "max_read", "max_kv_gb", "max_decode_ms", "max_prefill_ms", "max_harm"), BUDGETS),
     "source_weight": WEIGHTS,
     "minimise": COSTS,
     **dict.fromkeys(("model", "plan", "other", "profile", "add", "data", "around", "costs", "measure", "validate",

@@ -1,0 +1,82 @@
+"""Let rules read less than they keep: in the grid, and in the harm of each rule.
+
+A profile has the harm of reading a share of all bytes while everything is kept. It stands for every rule that reads
+this share, whatever the rule keeps, and is added to the harm of what the rule does not keep: as much is read from fewer
+keys, so next to no key is missed that would not be missed among all of them. A rule that reads all that it keeps at a
+length loses nothing by it there.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from moa.plans.errors import MoaError
+from moa.plans.reading import INSIDE, READ_STEPS, choices, fetched
+from moa.plans.span import Floats
+from moa.profiler.profile import Cut, Profile
+from moa.profiler.read_tables import ReadTables
+from moa.search.grid import Grid
+from moa.search.lengths import Lengths
+
+
+def tables_of(profile: Profile) -> ReadTables:
+    """Return the profile's tables of reads, which every source has.
+
+    Raises:
+        MoaError: They were not measured, or not of every source.
+    """
+    there = () if profile.reads is None else {source for source, _ in profile.reads.tables}
+    if missing := [source for source in profile.sources if source not in there]:
+        raise MoaError(
+            f"budgets of reads need a profile that has measured them, found none of {', '.join(missing)}: measure with "
+            "moa profile --reads"
+        )
+    assert profile.reads is not None
+    return profile.reads
+
+
+def with_reads(profile: Profile, rules: Grid, lengths: Lengths) -> Grid:
+    """Return the rules, and each at every measured share of which it cannot read all that it keeps at some length."""
+    shares, size, found = tables_of(profile).shares, profile.model.head_size, list(rules.rules)
+    for share in shares:
+        each = Grid(rule.model_copy(update={"read": share / READ_STEPS}) for rule in rules.rules)
+        less = ~np.all([reads_all(each, n, size) for n in lengths.all], axis=0)
+        found += [rule for rule, reads in zip(each.rules, less, strict=True) if reads]
+    return Grid(found)
+
+
+def reads_all(rules: Grid, length: int, head_size: int) -> npt.NDArray[np.bool_]:
+    """Return which rules read all that they keep at a length: [rules]."""
+    kept = rules.spans(length)
+    all_: npt.NDArray[np.bool_] = fetched(rules.read256, length, kept, rules.given, head_size) == INSIDE * choices(
+        kept, rules.given
+    )
+    return all_
+
+
+def read_harm(profile: Profile, rules: Grid, cut: Cut, length: int | None = None) -> Floats:
+    """Return what reading costs every rule in every group, by one source: [groups, rules], in the unit of `harm`.
+
+    A share must never cost more than a smaller one, so a running maximum goes through the shares.
+
+    Args:
+        profile: The profile.
+        rules: The rules.
+        cut: Source and length of the table.
+        length: Tokens of a longer text, for which the table stands: there the same share is of more keys.
+    """
+    reads = tables_of(profile)
+    table = np.maximum.accumulate(np.maximum(reads.tables[cut].astype(np.float64), 0), axis=1)
+    per_row = table.reshape(*table.shape[:2], -1) / (
+        reads.rows[cut] * (2 if profile.estimator(cut[0]) == "fisher" else 1)
+    )
+    found = np.zeros((per_row.shape[2], len(rules)))
+    less = np.flatnonzero(~reads_all(rules, length or cut[1], profile.model.head_size))
+    which = [profile.variants.index(rules.rules[i].variant) for i in less]
+    found[:, less] = per_row[which, [reads.shares.index(int(share)) for share in rules.read256[less]]].T
+    return found
+
+
+def nearest(reads: ReadTables, source: str, length: int) -> Cut:
+    """Return the table of a source that stands for a length: that of the longest measured up to it, else the first."""
+    there = sorted(n for other, n in reads.tables if other == source)
+    return source, max((n for n in there if n <= length), default=there[0])
