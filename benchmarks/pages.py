@@ -30,6 +30,7 @@ LINK = re.compile(r"\]\((?!https:|#)")
 BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "quality": (quality.quality, "elastic"),
     "quality aims": (quality.aims, "elastic"),
+    "quality aims, 8k": (quality.aims, "elastic-8k"),
     "baselines": (quality.baselines, "baselines"),
     "speed": (speed.speed, "cpu"),
     "speed, all": (speed.whole, "cpu"),

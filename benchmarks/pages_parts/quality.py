@@ -64,22 +64,38 @@ def quality(found: Figures) -> str:
 
 def aims(found: Figures) -> str:
     """Return all rows with their differences from dense, effective context and aims."""
-    columns = "tokens", "row", "density", "perplexity / dense", *(f"{task}, minus dense" for task in TASKS.values())
+    tasks = {task: title for task, title in TASKS.items() if any(task in row for row in found["rows"])}
+    columns = "tokens", "row", "density", "perplexity / dense", *(f"{title}, minus dense" for title in tasks.values())
     rows, form = [], "{:+.2f} ({:+.2f} to {:+.2f})"
     for row in (row for row in found["rows"] if row["row"] != DENSE):
-        differences = [form.format(*row[task]["minus_dense"]) if task in row else "-" for task in TASKS]
+        differences = [form.format(*row[task]["minus_dense"]) if task in row else "-" for task in tasks]
         against = f"{row['text']['perplexity_against_dense']:.3f}" if "text" in row else "-"
         rows.append([f"{row['length']:,}", row["row"], f"{row['density']:.2f}", against, *differences])
+    unasked = [
+        f"{row[task]['right']} of {row[task]['questions']} in texts of {row['length']:,} tokens with {TASKS[task]}"
+        for row in found.get("pilots", ())
+        for task in TASKS
+        if task in row and task not in tasks
+    ]
+    parts = [table(columns, rows)]
+    if unasked:
+        parts.append(wrapped(f"Plans were not asked for needles where the dense model finds few: {listed(unasked)}."))
+    if found["effective"]:
+        parts += _effective(found)
+    return "\n\n".join([*parts, claims(found)])
+
+
+def _effective(found: Figures) -> list[str]:
+    """Return what effective context is, and each row's."""
     lengths = [row["length"] for name, row in main_rows(found) if name == DENSE]
     names = dict.fromkeys(row["row"] for row in found["rows"])
     reached = {name: f"{found['effective'][name]:,}" if name in found["effective"] else "-" for name in names}
-    effective = wrapped(
+    says = wrapped(
         "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
         f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands "
         "where a row finds less at the first of them."
     )
-    reach = table(["row", "effective context, tokens"], reached.items())
-    return "\n\n".join([table(columns, rows), effective, reach, claims(found)])
+    return [says, table(["row", "effective context, tokens"], reached.items())]
 
 
 def baselines(found: Figures) -> str:
