@@ -81,7 +81,7 @@ def page(plan: Plan, content: Content, script: str) -> str:
 def evaluated(rows: Sequence[Mapping[str, Any]], table: Table) -> list[Section]:
     """Return the sections about rows of an evaluation and their table: of needles and texts where rows have some."""
     needles = [row for row in rows if any(task in row for task in plots.NEEDLES)]
-    texts = [row for row in rows if any(task in row for task in plots.TEXTS)]
+    texts = [row for row in rows if "text" in row]
     sections = [
         ("Evaluation", "All rows of a run answered the same samples. Rates have 95 % intervals.", tabled(table))
     ]

@@ -20,8 +20,8 @@ SHADES = [[0.0, "#eef4fa"], [0.5, "#6aa3d5"], [1.0, "#0b3c68"]]
 GREY = "#dddddd"
 NEEDLES = ("single", "four", "turns")
 """The tasks of an evaluation that ask for needles."""
-TEXTS = {"position": "perplexity_by_position", "text": "perplexity_by_quarter"}
-"""The tasks that measure perplexity along a text, the finest first, and the figures that they have."""
+PERPLEXITY = ("perplexity_by_position", "perplexity_by_quarter")
+"""The figures of a text along its length, the finest first; results of older versions have the last alone."""
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -131,7 +131,7 @@ def perplexities(rows: Rows) -> list[str]:
         own = [row for row in rows if row["length"] == n]
         figure = Figure()
         for row in own:
-            figures = next(row[task][key] for task, key in TEXTS.items() if task in row)
+            figures = next(row["text"][key] for key in PERPLEXITY if key in row["text"])
             places = [round((i + 0.5) * n / len(figures)) for i in range(len(figures))]
             style = {"color": colours[row["row"]], "dash": "dot" if row["row"].endswith("dense") else "solid"}
             figure.add_trace(Scatter(x=places, y=figures, name=row["row"], mode="lines+markers", line=style))

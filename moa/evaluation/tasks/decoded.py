@@ -30,7 +30,7 @@ class Decoded(Text):
         dense = hidden_by(model, Row("dense", None), ids)[-_tail(content) :]
         for row in rows:
             found = dense if row.plan is None else decoded(model, row, ids, len(dense))[1:]
-            yield row, by_part(model, dense, found, ids, self.parts)
+            yield row, by_part(model, dense, found, ids)
 
 
 def _tail(content: Sequence[int]) -> int:

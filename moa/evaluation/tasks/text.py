@@ -16,19 +16,13 @@ from moa.hf.text import Part, split
 from moa.hf.tokens import encode, start
 from moa.plans.errors import MoaError
 
-QUARTERS = 4
-"""Perplexity and KL are reported by quarter of the window."""
+QUARTERS, POSITIONS = 4, 32
+"""Perplexity and KL are reported by quarter of the window, and by finer parts."""
 
 
 @dataclass(frozen=True)
 class Text(Task):
-    """The task of consecutive windows of held-out text.
-
-    Attributes:
-        parts: Parts of a window, by which figures are reported too.
-    """
-
-    parts: int = QUARTERS
+    """The task of consecutive windows of held-out text."""
 
     dense_besides = True
 
@@ -44,13 +38,20 @@ class Text(Task):
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: list[int]
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's negative log-likelihood and KL, by part of the window."""
-        found = divergence(model, rows, content, self.parts)
+        found = divergence(model, rows, content)
         yield from ((row, found[row.name]) for row in rows)
 
     def score(self, contents: Sequence[list[int]], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
-        """Return perplexity and KL over all windows, and by quarter; every quarter has the same weight."""
+        """Return perplexity and KL over all windows, and by quarter; every quarter has the same weight.
+
+        Figures by position are there unless some result is of an older version, which has none.
+        """
         nll, kl = (np.array([r[measure] for r in results]).mean(0) for measure in ("nll", "kl"))
         base = np.array([r["nll"] for r in dense]).mean()
+        along = {}
+        if all("by_position" in r for r in results):
+            fine = {name: np.array([r["by_position"][name] for r in results]).mean(0) for name in ("nll", "kl")}
+            along = {"perplexity_by_position": np.exp(fine["nll"]).tolist(), "kl_by_position": fine["kl"].tolist()}
         return {
             "windows": len(results),
             "perplexity": math.exp(nll.mean()),
@@ -58,6 +59,7 @@ class Text(Task):
             "kl": float(kl.mean()),
             "perplexity_by_quarter": np.exp(nll).tolist(),
             "kl_by_quarter": kl.tolist(),
+            **along,
         }
 
     def cells(self, score: dict[str, Any]) -> list[str]:
@@ -90,30 +92,31 @@ def windows(tokenizer: Any, length: int, count: int, part: Part = "evaluation") 
 
 
 @torch.inference_mode()
-def divergence(
-    model: Any, rows: Sequence[Row], window: Sequence[int], parts: int = QUARTERS
-) -> dict[str, dict[str, list[float]]]:
+def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[str, dict[str, Any]]:
     """Return negative log-likelihood and KL(dense || row) of one window, nats per token, by part of the window.
 
     Args:
         model: The model.
         rows: The rows to compare with the dense model, which is run in any case.
         window: Token ids.
-        parts: Number of parts.
 
     Returns:
-        A mapping from row name to `nll` and `kl`, one mean per part.
+        A mapping from row name to `nll` and `kl`, one mean per quarter, and both in `by_position` in finer parts.
     """
     ids = torch.tensor([window], device=model.device)
     dense = hidden_by(model, Row("dense", None), ids)
     hidden = ((row, dense if row.plan is None else hidden_by(model, row, ids)) for row in rows)
-    return {row.name: by_part(model, dense, found, ids, parts) for row, found in hidden}
+    return {row.name: by_part(model, dense, found, ids) for row, found in hidden}
 
 
-def by_part(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor, parts: int) -> dict[str, list[float]]:
-    """Return `nll` and `kl` of the end of a text [1, n], by part, from its last hidden states [tokens, d]."""
+def by_part(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> dict[str, Any]:
+    """Return `nll` and `kl` of the end of a text [1, n], by quarter and by position, from hidden states [tokens, d]."""
     kl, given, _ = against(model, dense[:-1], hidden[:-1], ids[0, 1 - len(hidden) :])
-    return {name: [float(q.mean()) for q in x.tensor_split(parts)] for name, x in (("nll", -given), ("kl", kl))}
+    quarters, fine = (
+        {name: [float(part.mean()) for part in x.tensor_split(parts)] for name, x in (("nll", -given), ("kl", kl))}
+        for parts in (QUARTERS, POSITIONS)
+    )
+    return {**quarters, "by_position": fine}
 
 
 @torch.inference_mode()
@@ -138,25 +141,4 @@ def hidden_by(model: Any, row: Row, ids: Tensor) -> Tensor:
         return hidden_of(model, ids)
 
 
-@dataclass(frozen=True)
-class Position(Text):
-    """Windows whose figures are reported by position: where in a long text a plan begins to cost."""
-
-    parts: int = 32
-
-    def score(self, contents: Sequence[list[int]], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
-        """Return perplexity and KL over all windows, and by position."""
-        found = super().score(contents, results, dense)
-        return {name.replace("_by_quarter", "_by_position"): figure for name, figure in found.items()}
-
-    def cells(self, score: dict[str, Any]) -> list[str]:
-        """Return perplexity and KL of the last quarter."""
-        last = self.parts // QUARTERS
-        nll, kl = np.log(score["perplexity_by_position"][-last:]), score["kl_by_position"][-last:]
-        return [f"{math.exp(nll.mean()):.3f}", f"{np.mean(kl):.4f}"]
-
-
-TASKS = (
-    Text("text", ("perplexity", "KL, nats"), 2, "windows of held-out text"),
-    Position("position", ("perplexity at the end", "KL at the end"), 0, "windows of held-out text, by position"),
-)
+TASKS = (Text("text", ("perplexity", "KL, nats"), 2, "windows of held-out text"),)

@@ -90,7 +90,7 @@ def test_plans_of_one_name_are_numbered(run, folder, tmp_path):
         ([".", "--lengths", "many"], "lengths must be whole numbers"),
         ([".", "--needles", "0", "--four-needles", "0", "--ppl-windows", "0"], "one of them at least 1"),
         ([".", "--needles", "-3"], "one needle (-3)"),
-        ([".", "--task", "riddles=3"], "tasks must be of text, position, decoded, "),
+        ([".", "--task", "riddles=3"], "tasks must be of text, decoded, generation, "),
         ([".", "--task", "single"], "--task is written NAME=COUNT, found 'single'"),
         ([".", "--task", "single=1", "--needles", "2"], "each name once; found 'single' twice"),
         ([".", "--backend", "fast"], "unknown back-end 'fast'"),
