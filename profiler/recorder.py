@@ -184,10 +184,15 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     """Return attention [1, N, query_heads, D] of query [1, query_heads, N, D], by transformers' attention interface."""
-    recorder: Recorder | own.Attention = getattr(module, _RECORDER)
-    if not isinstance(recorder, Recorder):  # the layer keeps the window that the model was trained with
-        return recorder(module, query, key, value, attention_mask, **kwargs)
-    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    attend: own.Attention = getattr(module, _RECORDER)
+    return attend(module, query, key, value, attention_mask, **kwargs)
+
+
+def _recorded(
+    recorder: Recorder, layer: int, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """Return the attention of a layer whose cuts are recorded, as `_attention` does."""
     if attention_mask is not None:
         raise Unsupported(f"profiling needs causal attention; layer {layer} has a mask of its own")
     softmax = softmax_of(module, query, kwargs)
@@ -240,9 +245,10 @@ def recording(
     training = model.training
     embeddings = model.get_input_embeddings()
     name = own.name_for(decoder, NAME)
+    ruled = {layer for layer in attention if info.sources[layer] in recorder.layers}  # others keep their windows
     held = {
-        layer: recorder if info.sources[layer] in recorder.layers else own.attention_of(name, m)
-        for layer, m in attention.items()
+        layer: partial(_recorded, recorder, layer) if layer in ruled else own.attention_of(name, module)
+        for layer, module in attention.items()
     }
     before = switch(decoder, name)
     try:
@@ -257,7 +263,7 @@ def recording(
             block._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
         for layer, module in attention.items():
             setattr(module, _RECORDER, held[layer])
-            if info.latent and held[layer] is recorder:
+            if info.latent and layer in ruled:
                 latent.keep(module)
         yield recorder
     finally:

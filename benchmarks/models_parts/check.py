@@ -54,10 +54,12 @@ def written_out(plan: Plan, layer: int, n: int) -> Tensor:
     return torch.from_numpy(seen).permute(2, 0, 1)[None]
 
 
-def _masked(plan: Plan, module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+def _masked(
+    plan: Plan, layers: dict[Any, int], module: Any, q: Tensor, k: Tensor, v: Tensor, attention_mask: Any, **kwargs: Any
+) -> Any:
     """Return plain attention in the model's own dtype; eager attention takes the softmax in float32."""
     heads, mask = q.shape[1] // k.shape[1], attention_mask
-    if (layer := plan.model.sources[module.layer_idx]) in plan.model.ruled_layers:
+    if (layer := plan.model.sources[layers[module]]) in plan.model.ruled_layers:
         mask = written_out(plan, layer, k.shape[2])[:, :, -q.shape[2] :].repeat_interleave(heads, 1)
     k, v = (x.repeat_interleave(heads, 1) for x in (k, v))
     cap, sinks = kwargs.get("softcap"), kwargs.get("s_aux")
@@ -76,7 +78,8 @@ def _every_mask(*args: Any, **kwargs: Any) -> Any:
 
 def masked_logits(model: Any, plan: Plan, ids: Tensor, chunks: bool = False) -> Tensor:
     """Return the logits [n, vocabulary] of a model that knows of no plan, with each head's mask written out."""
-    AttentionInterface.register("written_out", partial(_masked, plan))
+    layers = {module: layer for layer, module in attention_modules(model, plan.model).items()}
+    AttentionInterface.register("written_out", partial(_masked, plan, layers))
     AttentionMaskInterface.register("written_out", _every_mask)
     return attending_by(model, "written_out", ids, chunks)
 

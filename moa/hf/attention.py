@@ -43,13 +43,13 @@ def attention_modules(model: Any, info: ModelInfo) -> dict[int, torch.nn.Module]
     """
     modules: dict[int, torch.nn.Module] = {}
     text = type(text_config(model.config))  # attention to pictures has a config of another type
-    for module in model.modules():
+    for path, module in model.named_modules():
         layer, config = getattr(module, "layer_idx", None), getattr(module, "config", None)
         if not hasattr(module, "is_causal") or not isinstance(config, text):
             continue
         name = type(module).__name__
-        if info.hybrid and layer in (None, -1):  # Zamba tells it in each call
-            raise Unsupported(f"{name} serves several layers with the same weights; each layer must have its own")
+        if info.hybrid and layer in (None, -1):  # Zamba ties the weights of its layers, and tells in each call which
+            layer = next((int(part) for part in reversed(path.split(".")) if part.isdecimal()), None)
         if not isinstance(layer, int):
             continue
         for has, trait in REFUSED:

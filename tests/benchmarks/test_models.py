@@ -1,4 +1,4 @@
-"""`benchmarks/models.py` on 26 families: a new release of transformers shows at once what changed."""
+"""`benchmarks/models.py` on 27 families: a new release of transformers shows at once what changed."""
 
 from importlib import import_module
 
@@ -7,9 +7,9 @@ import pytest
 WORKS = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt",
     "mixtral", "granite", "cohere2", "olmo3", "modernbert-decoder", "qwen3_5_text", "lfm2", "nemotron_h", "llama4_text",
-    "gemma2", "gpt_oss", "falcon_h1", "gemma3n_text", "deepseek_v3", "kimi_linear",
+    "gemma2", "gpt_oss", "falcon_h1", "gemma3n_text", "deepseek_v3", "kimi_linear", "zamba2",
 )  # fmt: skip
-REFUSED = {"deepseek_v32": "is indexed_attention", "zamba": "serves several layers with the same weights"}
+REFUSED = {"deepseek_v32": "is indexed_attention"}
 
 
 @pytest.fixture

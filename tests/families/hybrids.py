@@ -42,6 +42,10 @@ THREE_AXES = {
     "partial_rotary_factor": 0.25,
 }  # fmt: skip
 
+TIED = {
+    "num_hidden_layers": 4, "layers_block_type": ["linear_attention", "hybrid"] * 2, "num_key_value_heads": 4,
+    "mamba_d_state": 8, "head_dim": 32,
+}  # fmt: skip
 LATENT = {
     "num_hidden_layers": 2, "num_key_value_heads": 4, "q_lora_rank": 20, "kv_lora_rank": 24, "qk_nope_head_dim": 12,
     "qk_rope_head_dim": 8, "v_head_dim": 16,
@@ -77,6 +81,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2, "mamba_d_ssm": 128, "lm_head_multiplier": 0.5, "attention_out_multiplier": 2.0,
         "key_multiplier": 0.5,
     },
+    "Zamba": TIED | {"n_mamba_heads": 2, "initializer_range": 0.1},
+    "Zamba2": TIED | {"n_mamba_heads": 4, "mamba_d_state": 16, "chunk_size": 16, "num_mem_blocks": 1},
     "Jamba": {
         "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2,
         "expert_layer_offset": 1, "num_experts": 4, "num_experts_per_tok": 2, "mamba_d_state": 8, "mamba_dt_rank": 8,
@@ -207,6 +213,16 @@ def softmax(
     return powers / (powers.sum(-1, keepdim=True) + sunk).clamp(min=1e-300)  # 1e-300: rows that are padding
 
 
+def layers_of(model: Any) -> dict[Any, int]:
+    """The layer of each attention module, which Zamba's do not know."""
+    found = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "is_causal") and hasattr(module, "layer_idx"):
+            zamba = type(module).__name__.startswith("Zamba")
+            found[module] = int(name.split("layers.")[-1].split(".")[0]) if zamba else module.layer_idx
+    return found
+
+
 class Oracle:
     """A model that knows of no plan, whose layers with rules attend by masks that are written out; a context manager.
 
@@ -215,7 +231,7 @@ class Oracle:
     """
 
     def __init__(self, model: Any, plan: Plan, mask: Tensor | None = None) -> None:
-        self.model, self.plan, self.mask = model, plan, mask
+        self.model, self.plan, self.mask, self.layers = model, plan, mask, layers_of(model)
 
     def __enter__(self) -> Any:
         AttentionInterface.register("written_out", self._attend)
@@ -228,7 +244,7 @@ class Oracle:
         self.model.set_attn_implementation(self._before)
 
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        layer, heads = self.plan.model.sources[module.layer_idx], q.shape[1] // k.shape[1]
+        layer, heads = self.plan.model.sources[self.layers[module]], q.shape[1] // k.shape[1]
         new, columns = q.shape[2], k.shape[2]
         modified = kwargs.get("s_aux") is not None or kwargs.get("softcap") is not None
         if layer not in self.plan.model.ruled_layers and modified:

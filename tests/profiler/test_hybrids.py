@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hybrids import FAMILIES, VOCABULARY, eager, make, softmax
+from hybrids import FAMILIES, VOCABULARY, eager, layers_of, make, softmax
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
@@ -29,7 +29,7 @@ class Direct:
     """
 
     def __init__(self, model: Any) -> None:
-        self.model, info = model, ModelInfo.of(model)
+        self.model, info, self.layers = model, ModelInfo.of(model), layers_of(model)
         self.sources = info.sources
         shape = -(-N // 64), info.kv_heads, N
         self.steps = {i: torch.zeros(shape, dtype=torch.float64, requires_grad=True) for i in info.ruled_layers}
@@ -46,7 +46,7 @@ class Direct:
 
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> tuple[Tensor, None]:
         heads = q.shape[1] // k.shape[1]
-        source = self.sources[module.layer_idx]
+        source = self.sources[self.layers[module]]
         if source not in self.steps and ("s_aux" in kwargs or "softcap" in kwargs):
             return eager(module, q, k, v, mask, **kwargs)
         k, v = (x.repeat_interleave(heads, 1) for x in (k, v))

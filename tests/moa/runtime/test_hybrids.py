@@ -22,7 +22,7 @@ from moa.runtime.variant import Variant, allocated_bytes
 CHUNKS = [70, 1, 1, 64, 70, 4]
 ONES = [205, *[1] * 5]
 CLOSE = {"rtol": 0, "atol": 1e-8}
-STARTS_ANEW = ("Jamba",)
+STARTS_ANEW = ("Jamba", "Zamba")
 """Families whose scan forgets its state in a call of several tokens."""
 
 
@@ -238,17 +238,6 @@ def test_a_cache_of_the_model_s_own_is_refused_by_name():
     )  # fmt: skip
     model = transformers.MiniMaxForCausalLM(config)
     with pytest.raises(Unsupported, match="MiniMaxModel has a cache of its own, MiniMaxCache"):
-        moa.apply(model, Plan.dense(model))
-
-
-@pytest.mark.parametrize("family", ["Zamba", "Zamba2"])
-def test_an_attention_of_several_layers_is_refused_by_name(family):
-    config = getattr(transformers, f"{family}Config")(
-        **SHAPE | {"num_key_value_heads": 4}, num_hidden_layers=4, mamba_d_state=8, n_mamba_heads=2, num_mem_blocks=1,
-        layers_block_type=["linear_attention", "hybrid"] * 2, use_mamba_kernels=False,
-    )  # fmt: skip
-    model = getattr(transformers, f"{family}ForCausalLM")(config)
-    with pytest.raises(Unsupported, match=f"{family}Attention serves several layers with the same weights"):
         moa.apply(model, Plan.dense(model))
 
 
