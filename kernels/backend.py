@@ -26,8 +26,9 @@ class Backend(NamedTuple):
     size, the dtype of the cache, and whether there are a soft-cap, learned sinks, and rows that read only some pages.
     `read` is None where the back-end cannot do that.
 
-    `prefill_keydiff` computes what `moa.kernels.keydiff.prefill` computes, where all changing sinks hold the keys of
-    `moa.kernels.keydiff.selection.scores`; None where the back-end has no such prefill.
+    `prefill_keydiff` computes what `moa.kernels.keydiff.prefill` computes, and `follow_keydiff` before a decode step
+    what `Sinks.follow` computes, where all changing sinks hold the keys of `moa.kernels.keydiff.selection.scores`; both
+    are None where the back-end leaves that to torch.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Backend(NamedTuple):
     warm_up: Callable[[int, int, torch.dtype, bool, bool, bool], None] = _nothing
     read: Read | None = None
     prefill_keydiff: Callable[..., Tensor] | None = None
+    follow_keydiff: Callable[..., None] | None = None
 
 
 def load(name: str, device: torch.device | None = None) -> Backend:
@@ -64,8 +66,8 @@ def load(name: str, device: torch.device | None = None) -> Backend:
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose {others}: {error}") from error
     warm_up = getattr(module, "warm_up", _nothing)
-    read, prefill_keydiff = (getattr(module, name, None) for name in ("read", "prefill_keydiff"))
-    return Backend(name, module.attend, module.append, module.decode, warm_up, read, prefill_keydiff)
+    optional = (getattr(module, name, None) for name in ("read", "prefill_keydiff", "follow_keydiff"))
+    return Backend(name, module.attend, module.append, module.decode, warm_up, *optional)
 
 
 def _visible(device: str) -> bool:

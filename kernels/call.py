@@ -22,8 +22,6 @@ class Packed(NamedTuple):
         past: int64 [sequences], tokens that each sequence had before: the position of its first new token.
         max_seqlen: New tokens of the sequence that has most of them, or an upper bound of that number.
         nonempty: Whether every sequence is known to have a new token; `decode` needs one in each.
-        past_bounds: Upper bounds of `past` [sequences] that the host knows without waiting for the device; None where
-            the host may read `past` itself.
         lengths: `past` and the number of new tokens, two [sequences], where the host knows them; otherwise None.
     """
 
@@ -31,7 +29,6 @@ class Packed(NamedTuple):
     past: Tensor
     max_seqlen: int
     nonempty: bool = False
-    past_bounds: Ints | None = None
     lengths: tuple[Ints, Ints] | None = None
 
     def on_host(self) -> tuple[Ints, Ints]:

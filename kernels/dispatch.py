@@ -10,6 +10,7 @@ from torch import Tensor
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Reading, Visibility
 from moa.kernels.keydiff.prefill import prefill
+from moa.kernels.keydiff.selection import scores
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.paged import calls, summaries
 from moa.kernels.sink_contents import SCORES
@@ -32,8 +33,10 @@ def computed_by(backend: Backend, moving: bool, reads: bool) -> tuple[str, str]:
         prefill = f"{name}, and torch's library attention in groups into whose sinks keys move"
     elif moving:
         prefill = f"{name}, which also chooses the keys of sinks"
-    if moving:
+    if moving and (backend.follow_keydiff is None or reads):
         decode += ", and torch moves keys into sinks when a block ends"
+    elif moving:
+        decode += ", which also moves keys into sinks when a block ends"
     return prefill, decode
 
 
@@ -96,7 +99,10 @@ def _attend(
     if grown is not None and store is not None and few:
         store = grown()
         if sinks is not None:
-            sinks.follow(store, batch)
+            if backend.follow_keydiff is not None and sinks.are_scored_by(scores):
+                backend.follow_keydiff(store, sinks, batch=batch, seen=seen)
+            else:
+                sinks.follow(store, batch, seen)
         return backend.decode(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     if sinks is not None:
         store = store if grown is None else grown()

@@ -27,14 +27,15 @@ TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 INTS32 = {
     "table", "places", "exits", "groups_of", "first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens",
-    "items",
+    "items", "folded", "left",
 }  # fmt: skip
+INTS8 = {"can_undo"}
 INTS64 = {"base", "pasts", "position", "position_kept"}
 FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits", "found", "score", "score_kept"}
 SCALARS = {"scale", "cap"}
 OPTIONAL = {"cap", "sink_logits"}
 """Arguments that are None without a soft-cap and learned sinks."""
-CHANGING = {"table", "places", "moving", "most", "lines"}
+CHANGING = {"table", "places", "folded", "moving", "most", "lines"}
 """Arguments of prefill that are None where all sinks hold the first keys."""
 SPILLS = {
     ("influence q", "bf16"): (256, "Q and dO of 16 rows are operands of every warp: 128 registers, dQ beside them"),
@@ -113,6 +114,8 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
 def _type(arg: str, dtype: str) -> str:
     if arg in INTS32:
         return "*i32"
+    if arg in INTS8:
+        return "*i8"
     if arg in INTS64:
         return "*i64"
     if arg in FLOATS:

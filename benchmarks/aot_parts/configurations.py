@@ -12,8 +12,9 @@ from moa.kernels.triton.changing_sinks import changing_sinks_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
+from moa.kernels.triton.moves import keep_kernel, leave_kernel, put_kernel
 from moa.kernels.triton.prefill import prefill_kernel
-from moa.kernels.triton.selection import exits_kernel, keep_kernel, put_kernel, scores_kernel, table_kernel
+from moa.kernels.triton.selection import exits_kernel, scores_kernel, table_kernel
 from moa.kernels.triton.tiles import (
     Tiles,
     decode_tiles,
@@ -21,6 +22,7 @@ from moa.kernels.triton.tiles import (
     gradient_kv_tiles,
     gradient_q_tiles,
     prefill_tiles,
+    scores_warps,
 )
 
 
@@ -96,11 +98,15 @@ def gradient_kv(target: str, dtype: torch.dtype, dim: int, heads: int = 4, plain
 
 
 def selection(target: str, dtype: torch.dtype, dim: int) -> list[Row]:
-    """Return what chooses and moves the keys of changing sinks in a prefill."""
-    width, t = triton.next_power_of_2(dim), Tiles(64, 4, 3, dim, "")
+    """Return what chooses and moves the keys of changing sinks, in a prefill and in steps."""
+    width = triton.next_power_of_2(dim)
     constants: dict[str, tuple[Any, dict[str, Any]]] = {
         "scores": (scores_kernel, {"D": dim, "WIDTH": width // 2}), "exits": (exits_kernel, {}),
         "table": (table_kernel, {"AT_ONCE": AT_ONCE}), "keep": (keep_kernel, {"D": dim, "WIDTH": width}),
-        "put": (put_kernel, {"D": dim, "WIDTH": width}),
+        "leave": (leave_kernel, {"D": dim, "WIDTH": width}), "put": (put_kernel, {"D": dim, "WIDTH": width}),
     }  # fmt: skip
-    return [build(kernel, name, target, dtype, dim, "", t, given) for name, (kernel, given) in constants.items()]
+    rows = []
+    for name, (kernel, given) in constants.items():
+        t = Tiles(64, scores_warps(dim) if name == "scores" else 4, 3, dim, "")
+        rows.append(build(kernel, name, target, dtype, dim, "", t, given))
+    return rows

@@ -41,13 +41,11 @@ def prefill(
     Returns:
         [tokens, query_heads, D].
     """
+    if backend.prefill_keydiff is not None and sinks.are_scored_by(scores):
+        return backend.prefill_keydiff(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax)
     edges, (begin, counts) = sinks.first_at, batch.on_host()
     here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
     sinks.advance(store, edges(begin), here)
-    if backend.prefill_keydiff is not None and sinks.are_scored_by(scores):
-        out = backend.prefill_keydiff(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax)
-        sinks.settle(edges(last), here)
-        return out
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     rows, results = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
     static = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)

@@ -6,17 +6,29 @@ to spare, so the last block that left can come back unchanged when tokens are re
 """
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from moa.kernels.call import Packed
-from moa.kernels.keydiff.selection import PINNED, Scores, winners
+from moa.kernels.call import Packed, Visibility
+from moa.kernels.keydiff.leaving import leave, places, reorder
+from moa.kernels.keydiff.selection import PINNED, Scores
 from moa.kernels.sink_contents import SCORES
-from moa.kernels.store import Store, slots
+from moa.kernels.store import Store
 from moa.plans.span import BLOCK, Ints
+
+
+class Alike(NamedTuple):
+    """Groups that move together, in one operation."""
+
+    size: int
+    """Slots of each sink."""
+    holds: str
+    """Which keys the sinks hold."""
+    groups: Tensor
+    """int64 [groups], on the device."""
 
 
 class Sinks:
@@ -25,12 +37,15 @@ class Sinks:
     Attributes:
         holds: Which keys each KV head's sink holds, names in `SCORES`.
         groups: KV heads whose sinks these are, those that do not hold the first keys, int64, rising.
+        moving: How many these are.
         first_at: First blocks besides the sink that rows see, on the host: from positions [n] to [n, kv_heads].
-        folded: Blocks before it have left the window for the sink, on the host [sequences, kv_heads].
+        folded: Blocks before it have left the window for the sink, int32 [sequences, kv_heads], on the device.
+        can_undo: 1 where the last block that left can come back, int8 [sequences, kv_heads], on the device.
         score: Scores of the keys in each sink, in their order, then of those that the last block's leaving dropped,
             float32 [sequences, kv_heads, most + 64], where `most` is the slots of the largest sink.
         position: Their places in the text, int64 of the same shape.
-        on_device: `groups`, and for each KV head its place among them or -1, two int32.
+        groups_on_device: `groups`, int32.
+        places: For each KV head its place among `groups` or -1, int32.
     """
 
     def __init__(
@@ -38,26 +53,37 @@ class Sinks:
     ) -> None:
         self.holds, self.first_at = tuple(holds), first_at
         self.groups = np.flatnonzero([SCORES[name] is not None for name in holds])
-        self._sink, self._start = sink, sink // BLOCK
-        self.folded = np.tile(self._start, (sequences, 1))
-        self._can_undo = np.zeros(self.folded.shape, np.bool_)
-        self._alike = [  # groups that move together
-            (size, scores_of, (sink == size) & np.array([name == other for other in holds]))
-            for size, name in sorted({(int(sink[group]), holds[group]) for group in self.groups.tolist()})
-            if (scores_of := SCORES[name]) is not None
-        ]
+        self.moving, self._sink = len(self.groups), sink
         self._still = b""  # the last state in which `follow` found nothing to do
         shape = (sequences, len(sink), int(sink[self.groups].max()) + BLOCK)
+        place = np.full(len(sink), -1)
+        place[self.groups] = np.arange(self.moving)
         with torch.inference_mode(False):
+            self._start = torch.from_numpy((sink // BLOCK).astype(np.int32)).to(device)
+            self.folded = self._start.repeat(sequences, 1)
+            self.can_undo = torch.zeros_like(self.folded, dtype=torch.int8)
             self.score = torch.zeros(shape, dtype=torch.float32, device=device)
             self.position = torch.zeros(shape, dtype=torch.int64, device=device)
-            places = np.full(len(sink), -1, np.int32)
-            places[self.groups] = np.arange(len(self.groups))
-            self.on_device = tuple(torch.from_numpy(x.astype(np.int32)).to(device) for x in (self.groups, places))
+            self.groups_on_device, self.places = (
+                torch.from_numpy(x.astype(np.int32)).to(device) for x in (self.groups, place)
+            )
+            alike: dict[tuple[int, str], list[int]] = {}
+            for group in self.groups.tolist():
+                alike.setdefault((self.sink(group), holds[group]), []).append(group)
+            self._alike = [Alike(*kind, torch.tensor(groups).to(device)) for kind, groups in sorted(alike.items())]
+
+    @property
+    def state(self) -> tuple[Tensor, ...]:
+        """The tensors that change as keys move."""
+        return self.score, self.position, self.folded, self.can_undo
 
     def sink(self, group: int) -> int:
         """Return the slots of a group's sink."""
         return int(self._sink[group])
+
+    def folded_on_host(self) -> Ints:
+        """Return a copy of `folded`, int64; it waits for the device."""
+        return self.folded.cpu().numpy().astype(np.int64)
 
     def known(self, k: Tensor, sequence: int, groups: list[int]) -> tuple[Tensor, Tensor]:
         """Return the scores and positions of keys, two [groups, keys]; in a block that is not full yet scores are -inf.
@@ -70,7 +96,7 @@ class Sinks:
         scores_of = SCORES[self.holds[groups[0]]]
         assert scores_of is not None
         size, begin = self.sink(groups[0]), int(self.folded[sequence, groups[0]])
-        moved = size if begin > self._start[groups[0]] else 0  # keys that are not where the text has them
+        moved = size if begin > size // BLOCK else 0  # keys that are not where the text has them
         whole = (k.shape[1] - moved) // BLOCK * BLOCK + moved
         score = torch.full(k.shape[:2], -torch.inf, device=k.device)
         score[:, moved:whole] = scores_of(k[:, moved:whole])
@@ -92,123 +118,87 @@ class Sinks:
         at = store.base[sequence, groups, None] + torch.arange(size, device=k.device)
         store.k[at], store.v[at] = k, v
         self.score[sequence, groups, :size], self.position[sequence, groups, :size] = score, position
-        self.folded[sequence, groups], self._can_undo[sequence, groups] = folded, False
+        self.folded[sequence, groups], self.can_undo[sequence, groups] = folded, 0
 
     def are_scored_by(self, scores_of: Scores) -> bool:
         """Return whether the keys of all these sinks are chosen by `scores_of`."""
-        return all(SCORES[self.holds[group]] is scores_of for group in self.groups.tolist())
+        return all(SCORES[kind.holds] is scores_of for kind in self._alike)
 
-    def settle(self, first: Ints, sequences: Ints) -> None:
-        """Record that a back-end has updated the sinks of `sequences` to what rows see from blocks `first` on.
+    def follow(self, store: Store, batch: Packed, seen: Visibility) -> None:
+        """Let a block leave the window of every sink whose sequence's one new token is the first not to see it.
 
-        It has left the losers of the last block that left in that block's place, so that the block can come back.
+        On a GPU nothing waits, and in a compiled graph nothing is decided when it is made.
         """
-        moved = np.zeros(first.shape, np.bool_)
-        moved[np.ix_(sequences, self.groups)] = True
-        moved &= self.folded < first
-        self.folded, self._can_undo = np.where(moved, first, self.folded), self._can_undo | moved
-
-    def due(self, first: Ints) -> npt.NDArray[np.bool_]:
-        """Return which sinks hold other keys than rows see from blocks `first` on: bool [sequences, kv_heads]."""
-        there = np.zeros(first.shape, np.bool_)
-        there[:, self.groups] = (self.folded != first)[:, self.groups]
-        return there
+        if self.folded.is_cpu and not torch.compiler.is_compiling():
+            # All that the result depends on; it changes in one step of 64.
+            state = (batch.past.numpy() // BLOCK).tobytes() + self.folded.numpy().tobytes()
+            if state == self._still:
+                return
+            if not self._lags(self.first_at(batch.past.numpy())):
+                self._still = state
+                return
+        self._leave(store, seen.first[:, batch.past // BLOCK].T)
 
     def advance(self, store: Store, first: Ints, sequences: Ints | None = None) -> None:
-        """Update the sinks to the keys that rows see from blocks `first` on, besides the sink.
+        """Let blocks leave the window until sinks are what rows see from blocks `first` on, besides the sink.
 
         Args:
-            store: Holds every block from `folded` on, and the last one that left if it must come back.
+            store: Holds every block from `folded` on.
             first: int64 [sequences, kv_heads].
             sequences: The sequences to update; None for all.
         """
-        due = self.due(first)
-        if sequences is not None:
-            due[np.setdiff1d(np.arange(len(due)), sequences)] = False
-        while due.any():
-            for size, scores_of, groups in self._alike:
-                mine = due & groups
-                leaves, returns = mine & (self.folded < first), mine & (self.folded > first)
-                if leaves.any():
-                    self._fold(store, leaves, size, scores_of)
-                if returns.any():
-                    self._undo(store, returns, size)
-            due &= self.folded != first
+        wanted = np.zeros_like(first)
+        here = slice(None) if sequences is None else sequences
+        wanted[here] = first[here]
+        edge = torch.from_numpy(wanted).to(self.folded.device)
+        for _ in range(self._lags(wanted)):
+            self._leave(store, edge)
 
-    def follow(self, store: Store, batch: Packed) -> None:
-        """Update the sinks to what each sequence's one new token sees; read `past` only where a block may end."""
-        past = batch.past.cpu().numpy() if batch.past_bounds is None else batch.past_bounds
-        # All that the result depends on; it changes in one step of 64.
-        state = (past // BLOCK).tobytes() + self.folded.tobytes()
-        if state == self._still:
-            return
-        if self.due(self.first_at(past)).any():
-            self.advance(store, self.first_at(batch.past.cpu().numpy()))
-        else:
-            self._still = state
+    def take_back(self, store: Store, first: Ints) -> None:
+        """Bring back the last block that left, where rows see it from blocks `first` [sequences, kv_heads] on.
 
-    def check_crop(self, first: Ints) -> bool:
+        Of the keys that were sorted when it left, its own are the newest.
+        """
+        sequence, group = np.nonzero(self._beyond(first) > 0)
+        for size in {self.sink(g) for g in group.tolist()}:
+            mine = self._sink[group] == size
+            s, g = (torch.from_numpy(x[mine]).to(self.folded.device) for x in (sequence, group))
+            at, _ = places(store.base, store.capacity, s, g, self.folded[s, g].long() - 1, size)
+            order = self.position[s, g, : size + BLOCK].argsort(1)
+            for x in (self.score, self.position):
+                x[s, g, : size + BLOCK] = x[s, g, : size + BLOCK].gather(1, order)
+            reorder(store.k, store.v, at, order)
+            self.folded[s, g] -= 1
+            self.can_undo[s, g] = 0
+
+    def can_take_back(self, first: Ints) -> bool:
         """Return whether the sinks can go back to what rows see from blocks `first` [sequences, kv_heads] on."""
-        back = (self.folded - first)[:, self.groups]
-        return bool(((back <= 0) | ((back == 1) & self._can_undo[:, self.groups])).all())
+        back = self._beyond(first)
+        return bool(((back <= 0) | ((back == 1) & (self.can_undo.cpu().numpy() > 0))).all())
+
+    def reset(self) -> None:
+        """Set all sinks to those of empty texts."""
+        self.folded.copy_(self._start.expand_as(self.folded))
+        self.can_undo.zero_()
 
     def select(self, index: Tensor) -> "Sinks":
         """Return new sinks whose sequence i is a copy of sequence `index[i]`."""
-        new, on_host = object.__new__(Sinks), index.cpu().numpy()
+        new = object.__new__(Sinks)
         new.__dict__ |= self.__dict__
-        new.folded, new._can_undo = self.folded[on_host], self._can_undo[on_host]
         with torch.inference_mode(False):
-            new.score, new.position = self.score[index].clone(), self.position[index].clone()
+            new.score, new.position, new.folded, new.can_undo = (x[index].clone() for x in self.state)
         return new
 
-    def _fold(self, store: Store, pairs: npt.NDArray[np.bool_], size: int, scores_of: Scores) -> None:
-        """Let the first block besides the sink leave the window: the sink keeps the best of its own and these keys."""
-        sequence, group = np.nonzero(pairs)
-        s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
-        block = torch.from_numpy(self.folded[sequence, group]).to(s.device)
-        at, position = self._places(store, s, g, block, size)
-        keys = store.k[at]
-        found = scores_of(keys)  # right only for blocks that were never in a sink
-        old = (block > size // BLOCK)[:, None]
-        score = torch.cat([torch.where(old, self.score[s, g, :size], found[:, :size]), found[:, size:]], 1)
-        position[:, :size] = torch.where(old, self.position[s, g, :size], position[:, :size])
-        score = score.masked_fill(position < PINNED, torch.inf)
-        order = _best_first(score, size)
-        self.score[s, g, : size + BLOCK] = score.gather(1, order)
-        self.position[s, g, : size + BLOCK] = position.gather(1, order)
-        _reorder(store, at, order)
-        self.folded[sequence, group] += 1
-        self._can_undo[sequence, group] = True
+    def _leave(self, store: Store, edge: Tensor) -> None:
+        for size, holds, groups in self._alike:
+            leave(store.k, store.v, *self.state, store.base, store.capacity, edge, groups, size, holds)
 
-    def _undo(self, store: Store, pairs: npt.NDArray[np.bool_], size: int) -> None:
-        """Bring back the last block that left: of the keys that were sorted then, its own are the newest."""
-        sequence, group = np.nonzero(pairs)
-        assert self._can_undo[sequence, group].all(), "only the last block that left can come back"
-        s, g = (torch.from_numpy(x).to(store.k.device) for x in (sequence, group))
-        block = torch.from_numpy(self.folded[sequence, group] - 1).to(s.device)
-        at, _ = self._places(store, s, g, block, size)
-        order = self.position[s, g, : size + BLOCK].argsort(1)
-        for x in (self.score, self.position):
-            x[s, g, : size + BLOCK] = x[s, g, : size + BLOCK].gather(1, order)
-        _reorder(store, at, order)
-        self.folded[sequence, group] -= 1
-        self._can_undo[sequence, group] = False
+    def _beyond(self, first: Ints) -> Ints:
+        """Return how many more blocks have left than rows see gone from blocks `first` on; 0 where no key moves."""
+        found = np.zeros_like(first)
+        found[:, self.groups] = (self.folded_on_host() - first)[:, self.groups]
+        return found
 
-    def _places(self, store: Store, s: Tensor, g: Tensor, block: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """Return the slots of the sink and `block`, and the positions that first lay there: [pairs, size + 64] each."""
-        i = torch.arange(size + BLOCK, device=block.device)
-        position = torch.where(i < size, i, BLOCK * block[:, None] + i - size)
-        sink = torch.full_like(block, size)[:, None]
-        return slots(position, sink, store.base[s, g, None], store.capacity[s, g, None]), position
-
-
-def _best_first(score: Tensor, size: int) -> Tensor:
-    """Return a permutation of each row: the `size` best in their order, then the others: [pairs, size + 64]."""
-    best = winners(score, size)
-    lost = torch.ones_like(score, dtype=torch.int8).scatter_(1, best, 0)
-    return lost.argsort(stable=True, dim=1)
-
-
-def _reorder(store: Store, at: Tensor, order: Tensor) -> None:
-    source = at.gather(1, order)
-    store.k[at], store.v[at] = store.k[source], store.v[source]
+    def _lags(self, first: Ints) -> int:
+        """Return how many blocks must leave, of the sink that lags behind `first` most."""
+        return max(0, int(-self._beyond(first).min()))

@@ -83,12 +83,12 @@ def read(
     if sinks is None:
         return backend.read(q, k, v, batch=batch, seen=seen, reading=reading, store=store, softmax=softmax)
     if batch.nonempty and batch.max_seqlen == 1:
-        sinks.follow(store, batch)
+        sinks.follow(store, batch, seen)
         return backend.read(q, k, v, batch=batch, seen=seen, reading=reading, store=store, softmax=softmax)
     counts = batch.cu_seqlens.diff()
     first = torch.minimum(counts, BLOCK - batch.past % BLOCK)  # up to 16 tokens lie in two blocks at most
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for part in (_part(batch, first), _part(batch._replace(past=batch.past + first, past_bounds=None), counts - first)):
+    for part in (_part(batch, first), _part(batch._replace(past=batch.past + first), counts - first)):
         here = part.cu_seqlens.diff().cpu().numpy().nonzero()[0]
         if len(here):
             sinks.advance(store, sinks.first_at(part.past.cpu().numpy()), here)

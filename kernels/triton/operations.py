@@ -11,12 +11,13 @@ from moa.kernels.call import Packed, Visibility
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
+from moa.kernels.triton.changing_decode import follow as follow_keydiff
 from moa.kernels.triton.changing_prefill import prefill as prefill_keydiff
 from moa.kernels.triton.common import require_supported
 from moa.kernels.triton.decode import launch_decode
 from moa.kernels.triton.prefill import launch_prefill
 
-__all__ = ["append", "attend", "decode", "prefill_keydiff"]
+__all__ = ["append", "attend", "decode", "follow_keydiff", "prefill_keydiff"]
 
 FEW = 16
 """Mean new tokens per sequence up to which the keys, not the rows, are what fills the device."""

@@ -54,6 +54,7 @@ class Held(NamedTuple):
     Attributes:
         table: int32 [sequences * groups, lines, most]: candidates, by blocks that have left since the call began.
         places: int32 [kv_heads]: which of these groups each is, -1 for the others.
+        folded: int32 [sequences, kv_heads]: the first block besides the sink as the call began.
         moving: How many groups these are.
         most: Slots of the largest of their sinks.
         lines: Lines of a table.
@@ -61,12 +62,13 @@ class Held(NamedTuple):
 
     table: Tensor
     places: Tensor
+    folded: Tensor
     moving: int
     most: int
     lines: int
 
 
-NOTHING_HELD = (None,) * 5
+NOTHING_HELD = (None,) * 6
 
 
 @triton.jit
@@ -81,7 +83,7 @@ def by_reach(first, blocks, groups, rank, GROUPS: tl.constexpr):
 @triton.jit(do_not_specialize=RUN_TIME)
 def prefill_kernel(
     q, k, v, out, lse, k_store, v_store, first, sink, base, capacity, cu_seqlens, pasts, scale, cap,
-    sink_logits, table, places, moving, most, lines, blocks, sequences, groups, tiles,
+    sink_logits, table, places, folded, moving, most, lines, blocks, sequences, groups, tiles,
     q_token, q_head, k_token, k_head, v_token, v_head,
     HEADS: tl.constexpr, GROUPS: tl.constexpr, D: tl.constexpr, WIDTH: tl.constexpr, BLOCK_M: tl.constexpr,
     HAS_STORE: tl.constexpr, WITH_LSE: tl.constexpr, PRECISION: tl.constexpr,
@@ -124,7 +126,7 @@ def prefill_kernel(
         tl.static_assert(BLOCK_M <= 2 * BLOCK)
         place = tl.load(places + group)
         changed = (place >= 0) & (edge_high > sink_blocks)
-        begin = tl.load(first + past // BLOCK)
+        begin = tl.load(folded + sequence * groups + group)
         table += (sequence * moving + place).to(tl.int64) * lines * most
         for row_block in range(diagonal, tl.where(changed, high // BLOCK + 1, diagonal)):
             row_edge = tl.load(first + row_block)

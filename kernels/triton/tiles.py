@@ -93,6 +93,11 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
     return Tiles(32 if ampere else 64, 4, 2, width, precision(target))
 
 
+def scores_warps(dim: int) -> int:
+    """Return the warps of `scores_kernel`; with 4 up to 128, or 8 above, ptxas spills some words for sm_100."""
+    return 8 if dim <= 128 else 4
+
+
 def gradient_keys(dim: int, dtype: torch.dtype) -> int:
     """Return the keys whose gradients a program of the second influence kernel holds in registers."""
     return 32 if _width(dim) > (64 if dtype == torch.float32 else 128) else 64

@@ -105,4 +105,4 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1, context: Context
                 staged.attend(k, None, softmax=Softmax(1.0), backend=store_only)
             own.sinks = sinks
             if sinks is not None:
-                sinks.folded[:] = own.rules.first(np.full(batch, length - 1))
+                sinks.folded.copy_(torch.from_numpy(own.rules.first(np.full(batch, length - 1))))

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache
 from moa.hf import latent
 from moa.plans.errors import MoaError, Unsupported
 from moa.plans.plan import Plan
+from moa.plans.span import Ints
 from moa.runtime import hybrid, stock
 from moa.runtime.batch import BatchState
 from moa.runtime.layer import PlanLayer
@@ -40,8 +41,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             plan: A plan, the path of a plan file, or the name of a shipped plan.
             max_length: Without it slabs grow with the text, and `nbytes` is at most 1/8 over `plan.kv_bytes`. With it
                 all slabs are allocated at first use, `nbytes` is `plan.kv_bytes(max_length)` and one column more in
-                each layer with a window, a decode step never waits for the device, and `torch.compile` works. Under
-                rules whose pattern moves keys, a step may wait where a block begins, and compiled graphs are refused.
+                each layer with a window, a decode step never waits for the device, and `torch.compile` works.
 
         Raises:
             MoaError: `max_length` is below 1.
@@ -168,20 +168,22 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         self.require("crop")
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
-        columns, cached = -tokens_to_remove, 0
-        for batch in self._batches.values():  # one for each device, equally wide
+        columns, cached, left = -tokens_to_remove, 0, dict[torch.device, Ints]()
+        for device, batch in self._batches.items():  # equally wide
             cached = int(batch.width)
             if columns > cached:
                 raise Unsupported(f"cannot crop {columns} tokens, the cache holds {cached}")
             lengths = batch.host_lengths()
-            left = lengths - batch.tokens_in_last(columns)
+            left[device] = lengths - batch.tokens_in_last(columns)
             for layer in self._ruled:
                 if layer.is_initialized and layer.batch is batch:
-                    layer.check_crop(columns, lengths, left)
+                    layer.check_crop(columns, lengths, left[device])
         for i, layer in enumerate(self.layers):
             stock.check_crop(i, layer, columns, cached)
         for layer in self._ruled:
             layer.crop(tokens_to_remove)
+            if layer.is_initialized:
+                layer.take_back(left[layer.device])
         for _, layer in self._unruled:
             stock.crop(layer, columns)
         self.transcript.crop(columns)

@@ -1,11 +1,9 @@
 """Provide a cache layer of fixed length: it is allocated once, never waits for the device, and can be compiled."""
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from moa.kernels.store import Store, select
-from moa.plans.span import Ints
 from moa.runtime.batch import BatchState, FixedBatchState
 from moa.runtime.layer import PlanLayer
 from moa.runtime.rules import Rules
@@ -26,8 +24,8 @@ class FixedPlanLayer(PlanLayer):
 
     @property
     def is_compileable(self) -> bool:
-        """Whether compiled graphs may hold the layer: not where the host moves keys into sinks or rows choose pages."""
-        return not self.rules.moving_patterns and not self.rules.reads
+        """Whether compiled graphs may hold the layer: not where rows choose pages."""
+        return not self.rules.reads
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""
@@ -36,14 +34,11 @@ class FixedPlanLayer(PlanLayer):
         self.rules.visibility(self.max_length, self.device)
         self.store = self._allocate()
         if not torch.compiler.is_compiling():
-            for tensor in self.store.contents:
+            for tensor in (*self.store.contents, *(self.sinks.state if self.sinks is not None else ())):
                 torch._dynamo.mark_static_address(tensor)
 
     def _new_batch(self, sequences: int) -> BatchState:
         return FixedBatchState(sequences, self.device, self.max_length)
-
-    def _past_bounds(self) -> Ints:
-        return np.full(self.batch.size, self.columns)
 
     def _make_room(self, lengths: Tensor) -> None:
         pass
@@ -66,7 +61,8 @@ class FixedPlanLayer(PlanLayer):
         if self.is_initialized:
             self.batch.reset()
             self._lost[:] = 0
-            self._new_sinks(self.batch.size)
+            if self.sinks is not None:
+                self.sinks.reset()
             self.store.k.zero_()
             self.store.v.zero_()
 
@@ -79,4 +75,5 @@ class FixedPlanLayer(PlanLayer):
             mine.copy_(theirs)
         self._lost = self._lost[index.cpu().numpy()]
         if self.sinks is not None:
-            self.sinks = self.sinks.select(index)
+            for now, then in zip(self.sinks.state, self.sinks.select(index).state, strict=True):
+                now.copy_(then)

@@ -72,7 +72,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self.is_initialized = True
 
     def _new_sinks(self, sequences: int) -> None:
-        if self.rules.moving_patterns:
+        if self.rules.moves_keys:
             self.sinks = Sinks(self.rules.reach.sink, self.rules.holds, self.rules.first, sequences, self.device)
 
     def initialize_early(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -102,7 +102,8 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             raise Unsupported(f"the cache holds a batch of {self.batch_size}, the model got {key_states.shape[0]}")
         if key_states.dtype != self.dtype:
             raise Unsupported(f"the cache holds {self.dtype}, the model's keys are now {key_states.dtype}")
-        staged = Staged(key_states, value_states, self.columns, self.read, self.rules.readers)
+        past = 0 if torch.compiler.is_compiling() else self.columns  # a graph would hold for this number alone
+        staged = Staged(key_states, value_states, past, self.read, self.rules.readers)
         return staged, staged
 
     def read(
@@ -120,13 +121,9 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             for layer in peers or (self,):  # see `KVCache.update`
                 if layer.is_initialized and layer.batch is self.batch:
                     layer.allocate_for(call)
-        if new == 1 and self.sinks is not None and torch.compiler.is_compiling():
-            moving = ", ".join(self.rules.moving_patterns)
-            raise Unsupported(f"rules of pattern {moving} inside a compiled graph: the host moves keys to the sinks")
         if self.rules.reads and torch.compiler.is_compiling():
             raise Unsupported("rules that read less than they keep inside a compiled graph: run the model uncompiled")
         nonempty = call.real is None or new == 1  # a padded token in a single column is packed too
-        past_bounds = None if self.sinks is None else self._past_bounds()
         lengths = None if self.sinks is None or new == 1 else call.on_host  # read once for all layers
 
         def grown() -> Store:
@@ -135,7 +132,7 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             return self.store
 
         out = attend(
-            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, past_bounds, lengths),
+            q, k, v, batch=Packed(packing.cu_seqlens, call.lengths, new, nonempty, lengths),
             seen=self.rules.visibility(call.longest, self.device), store=self.store, sinks=self.sinks, grown=grown,
             softmax=softmax, backend=backend, reading=self.rules.reading(self.device), again=not last,
         )  # fmt: skip
@@ -168,10 +165,6 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self._joined = call
         if not torch.compiler.is_compiling():
             self.columns += call.new
-
-    def _past_bounds(self) -> Ints:
-        """Return the lengths before the call under way, or upper bounds of them, int64 [sequences]."""
-        return self.batch.past_lengths
 
     def allocate_for(self, call: ForwardCall) -> None:
         """Allocate the slabs that the call will need."""
@@ -231,11 +224,16 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
         self._note_lost(lengths)
         first = self.rules.first(left)
         lost = ((first < self._lost) & (BLOCK * first < left[:, None])).any()
-        if lost or (self.sinks is not None and not self.sinks.check_crop(first)):
+        if lost or (self.sinks is not None and not self.sinks.can_take_back(first)):
             raise Unsupported(
                 f"cannot crop {columns} tokens: keys that the plan would need again at that length are gone; "
                 f"up to {BLOCK} tokens at a time can always be cropped"
             )
+
+    def take_back(self, left: Ints) -> None:
+        """Bring the keys back that sequences of lengths `left` [sequences] see again, where keys move into sinks."""
+        if self.sinks is not None and self.store is not None:
+            self.sinks.take_back(self.store, self.rules.first(left))
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove the last `-tokens_to_remove` columns (transformers passes a negative number).

@@ -16,7 +16,7 @@ class Rules:
         model: The model that the plan is for.
         readers: The number of layers that read the layer's keys, itself included.
         holds: Which keys the head's sink holds, names in `moa.plans.span.HOLDS`, [kv_heads].
-        moving_patterns: Patterns of the heads into whose sinks the host moves keys; empty where there are none.
+        moves_keys: Whether keys move into a head's sink.
         reads: Whether a head reads less than it keeps, so that the layer's keys have summaries.
         latent: Whether the layer caches latents, which are key and value at once.
     """
@@ -24,7 +24,7 @@ class Rules:
     def __init__(self, plan: Plan, layer: int) -> None:
         self.reach, self.model, self.holds = plan.reach(layer), plan.model, plan.holds(layer)
         self.readers = int(plan.model.readers[plan.model.ruled_layers.index(layer)])
-        self.moving_patterns = tuple(dict.fromkeys(rule.pattern for rule in plan.groups[layer] if rule.moves_keys()))
+        self.moves_keys = any(rule.moves_keys() for rule in plan.groups[layer])
         self.reads, self.latent = plan.reads(layer), plan.model.latent is not None
         self._share, self._given = ([getattr(r, x) for r in plan.groups[layer]] for x in ("read256", "given"))
         self._tables: dict[torch.device, Visibility] = {}

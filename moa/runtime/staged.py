@@ -23,7 +23,7 @@ class Staged:
     Attributes:
         k: The new keys [batch, kv_heads, new, D].
         v: The new values, of the same shape.
-        columns: The number of columns that the layer will hold, past and new.
+        columns: The number of columns that the layer will hold, past and new; in compiled graphs the new ones alone.
         peers: All layers of the cache that have rules. The handle carries them, since layers that referred to each
             other would form a cycle, and an unused cache would be freed only at Python's next garbage collection.
     """

@@ -151,7 +151,7 @@ class Rule(Strict):
 
     @classmethod
     def moves_keys(cls) -> bool:
-        """Return whether the host moves keys to the sink as the text grows, which no compiled graph can hold."""
+        """Return whether keys move into the sink as the text grows."""
         return cls.holds != FIRST_KEYS
 
     @property

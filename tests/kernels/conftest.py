@@ -237,6 +237,7 @@ def sinks_after(
         )  # fmt: skip
         assert out.isfinite().all()
         past = back
+        sinks.take_back(store, rules.first_at(past))
     sinks.advance(store, rules.first_at(np.maximum(past - 1, 0)))
     found = []
     for s in range(len(keys)):

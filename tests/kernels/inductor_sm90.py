@@ -3,7 +3,7 @@
 The tensors lie on the CPU, and inductor is told that they lie on an H100. So it passes each launch its arguments as it
 would there (an integer of 1 is a constant, a number is float64) and has Triton compile it; nothing is launched.
 
-    python tests/kernels/inductor_sm90.py SEQUENCES KV_HEADS
+    python tests/kernels/inductor_sm90.py SEQUENCES KV_HEADS first|keydiff
 """
 
 import json
@@ -18,7 +18,10 @@ from torch._dynamo.utils import counters
 from torch._inductor.runtime import hints, triton_helpers, triton_heuristics
 from triton.backends.compiler import GPUTarget
 
+from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Visibility
+from moa.kernels.dispatch import attend
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import allocate
 from moa.kernels.triton import operations as kernels
@@ -41,7 +44,7 @@ def precompile(self: triton_heuristics.CachingAutotuner, *_: object, **__: objec
         made.append({"kernel": self.fn.__name__, "target": kernel.metadata.target.arch, "ones": ones})
 
 
-def main(sequences: int, groups: int) -> None:
+def main(sequences: int, groups: int, holds: str) -> None:
     torch.utils._triton.has_triton = lambda: True
     torch._inductor.config.compile_threads = 1
     torch._inductor.config.force_disable_caches = True
@@ -59,10 +62,17 @@ def main(sequences: int, groups: int) -> None:
         torch.arange(sequences + 1, dtype=torch.int32),
         Visibility(torch.zeros(groups, 32, dtype=torch.int32), torch.full((groups,), 64, dtype=torch.int32)),
     )
+    backend = Backend("triton", kernels.attend, kernels.append, kernels.decode, follow_keydiff=kernels.follow_keydiff)
+    sinks = None
+    if holds == "keydiff":
+        sinks = Sinks(np.full(groups, 64), (holds,) * groups, np.zeros_like, sequences, torch.device("cpu"))
 
     def step(past: torch.Tensor) -> torch.Tensor:
         batch = Packed(offsets, past, 1, nonempty=True)
-        return kernels.decode(q, k, v, batch=batch, seen=seen, store=store, softmax=Softmax(0.1))
+        return attend(
+            q, k, v, batch=batch, seen=seen, store=store, softmax=Softmax(0.1), backend=backend, sinks=sinks,
+            grown=lambda: store,
+        )  # fmt: skip
 
     compiled = torch.compile(step, fullgraph=True, dynamic=False)
     for past in (100, 101):
@@ -71,4 +81,4 @@ def main(sequences: int, groups: int) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:]))
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

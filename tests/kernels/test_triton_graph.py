@@ -12,16 +12,21 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).parent / "inductor_sm90.py"
 
 
-@pytest.mark.parametrize(("sequences", "groups", "ones"), [(1, 1, {"groups", "tokens"}), (2, 2, set())])
-def test_a_step_compiles_for_an_h100_in_one_graph(sequences: int, groups: int, ones: set[str]) -> None:
+STEP, MOVES = {"decode_kernel", "join_kernel"}, {"scores_kernel", "leave_kernel", "put_kernel"}
+
+
+@pytest.mark.parametrize(("holds", "kernels"), [("first", STEP), ("keydiff", STEP | MOVES)])
+@pytest.mark.parametrize(("sequences", "groups"), [(1, 1), (2, 2)])
+def test_a_step_compiles_for_an_h100_in_one_graph(sequences: int, groups: int, holds: str, kernels: set[str]) -> None:
     """At batch 1 the number of tokens is a constant to Triton, at any batch the softmax's scale is float64."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), str(sequences), str(groups)]
+    command = [sys.executable, str(SCRIPT), str(sequences), str(groups), holds]
     run = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-5000:]
     found = json.loads(run.stdout.splitlines()[-1])
     assert found["graphs"] == 1
-    assert {row["kernel"] for row in found["made"]} == {"decode_kernel", "join_kernel"}
+    assert {row["kernel"] for row in found["made"]} == kernels
     for row in found["made"]:
         assert row["target"] == 90
-        assert set(row["ones"]) == ones
+        sizes = {"groups", "moving"} if row["kernel"] in MOVES else {"groups", "tokens"}
+        assert set(row["ones"]) == (sizes if sequences == 1 else set())

@@ -30,7 +30,7 @@ def case():
 
 def holds(case, sinks, first):
     k, store, held = case
-    assert (sinks.folded == first).all()
+    assert (sinks.folded.numpy() == first).all()
     for s in range(2):
         for g in range(2):
             at, edge, size = int(store.base[s, g]), first[s, g], int(SINKS[g])
@@ -49,16 +49,16 @@ def test_a_block_that_left_comes_back_and_no_second_one(case):
         sinks.advance(store, first)
         holds(case, sinks, first)
         before = first - [[0, 1], [1, 0]]
-        assert sinks.check_crop(first)
-        assert sinks.check_crop(before)
-        assert not sinks.check_crop(first - 2)
-        assert not sinks.check_crop(first - [[0, 0], [0, 2]])
-        sinks.advance(store, before)
+        assert sinks.can_take_back(first)
+        assert sinks.can_take_back(before)
+        assert not sinks.can_take_back(first - 2)
+        assert not sinks.can_take_back(first - [[0, 0], [0, 2]])
+        sinks.take_back(store, before)
         holds(case, sinks, before)
-        assert sinks.check_crop(before)
-        assert sinks.check_crop(before - [[1, 0], [0, 1]])
-        assert not sinks.check_crop(before - [[0, 1], [0, 0]])  # it came back already
-        assert not sinks.check_crop(before - [[0, 0], [1, 0]])
+        assert sinks.can_take_back(before)
+        assert sinks.can_take_back(before - [[1, 0], [0, 1]])
+        assert not sinks.can_take_back(before - [[0, 1], [0, 0]])  # it came back already
+        assert not sinks.can_take_back(before - [[0, 0], [1, 0]])
 
 
 def test_only_the_sequences_that_matter_move(case):
@@ -71,13 +71,13 @@ def test_what_was_put_cannot_come_back(case):
     k, store, held = case
     sinks = Sinks(SINKS, ("keydiff",) * 2, first_at, 2, torch.device("cpu"))
     sinks.advance(store, np.full((2, 2), 4))
-    assert sinks.check_crop(np.full((2, 2), 3))
+    assert sinks.can_take_back(np.full((2, 2), 3))
     at = held[1][0][4]
     score, position = sinks.score[1, :1, :64].clone(), sinks.position[1, :1, :64].clone()
     sinks.put(store, 1, [0], 4, k[1, :1, at], -k[1, :1, at], score, position)
     holds(case, sinks, np.full((2, 2), 4))
-    assert not sinks.check_crop(np.array([[4, 4], [3, 4]]))
-    assert sinks.check_crop(np.array([[3, 3], [4, 3]]))
+    assert not sinks.can_take_back(np.array([[4, 4], [3, 4]]))
+    assert sinks.can_take_back(np.array([[3, 3], [4, 3]]))
 
 
 def test_a_selection_is_a_copy(case):

@@ -43,7 +43,7 @@ def test_prefill_and_steps_agree_with_the_reference(kit: SimpleNamespace) -> Non
             past = past + torch.tensor(counted)
         found.append(torch.cat(out).double())
         sinks_of.append(sinks)
-    assert (sinks_of[0].folded == sinks_of[1].folded).all()
+    assert torch.equal(sinks_of[0].folded, sinks_of[1].folded)
     assert torch.equal(sinks_of[0].position, sinks_of[1].position)
     whole = kit.Text(*([torch.cat(part)] for part in zip(*tokens, strict=True)))
     torch.testing.assert_close(found[1], found[0], rtol=0, atol=kit.rounding(whole, 0.3, torch.float32))

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 from feeding import feed, padded, positions_of
-from transformers import DynamicCache
+from torch._dynamo.utils import counters
+from transformers import CompileConfig, DynamicCache
 
 import moa
 from moa import KVCache, Plan, Unsupported
@@ -167,15 +168,69 @@ def test_bytes_allocated_are_the_plans(model, keydiff_plan, tokens):
             assert due <= cache.nbytes <= due * 9 / 8
 
 
-def test_a_compiled_graph_is_refused(model, keydiff_plan, tokens):
-    plan, ids = keydiff_plan(model, 1), tokens(1, 100)
-    assert not KVCache(plan, max_length=200).is_compileable
-    cache = KVCache(plan, max_length=200)
+@pytest.mark.parametrize("compiler", ["aot_eager", pytest.param("inductor", marks=pytest.mark.full)])
+def test_a_compiled_step_moves_keys(fresh, keydiff_plan, tokens, compiler):
+    """Blocks end at other steps in each row; a crop, a reordering and a reset between steps need no other graph."""
+    model = fresh(dtype=torch.float32)
+    plan, mask, after = keydiff_plan(model, 1), torch.ones(3, 420, dtype=torch.int64), []
+    mask[1, :43], mask[2, 100:120] = 0, 0
+    torch._dynamo.reset()
+    counters.clear()
     with moa.apply(model, plan), torch.no_grad():
-        feed(model, cache, ids, [99])
-        step = torch.compile(model, backend="eager", fullgraph=True)
-        with pytest.raises(Exception, match="pattern keydiff_window inside a compiled graph"):
-            step(ids[:, 99:], past_key_values=cache, position_ids=torch.tensor([[99]]))
+        caches = KVCache(plan, max_length=420), KVCache(plan, max_length=420)
+        forwards = model.forward, torch.compile(model.forward, backend=compiler, fullgraph=True)
+        assert caches[0].is_compileable
+        for forward, cache in zip(forwards, caches, strict=True):
+            ids, logits = tokens(3, 420), []
+
+            def step(ids, end, forward=forward, cache=cache):
+                inputs = model.prepare_inputs_for_generation(
+                    ids[:, :end], next_sequence_length=1, past_key_values=cache, attention_mask=mask[:, :end],
+                    position_ids=positions_of(mask)[:, :end], use_cache=True,
+                )  # fmt: skip
+                return forward(**inputs).logits
+
+            feed(model, cache, ids, [120, 180], mask)
+            logits += [step(ids, end) for end in range(301, 371)]
+            before = [layer.sinks.folded.tolist() for layer in cache.layers]
+            cache.crop(-64)
+            assert before != [layer.sinks.folded.tolist() for layer in cache.layers]
+            ids[:, 306:] = tokens(3, 114, seed=4)
+            logits += [step(ids, end) for end in range(307, 320)]
+            cache.reorder_cache(torch.tensor([0, 1, 1]))
+            mask[2], ids[2] = mask[1], ids[1]
+            logits += [step(ids, end) for end in range(320, 345)]
+            cache.reset()
+            mask[:] = 1
+            feed(model, cache, ids, [190], mask)
+            logits += [step(ids, end) for end in range(191, 260)]
+            after.append(torch.cat(logits, 1))
+            mask[1, :43], mask[2, 100:120] = 0, 0
+    torch.testing.assert_close(*after, rtol=0, atol=1e-4)
+    for mine, theirs in zip(caches[1].layers, caches[0].layers, strict=True):
+        assert torch.equal(mine.sinks.folded, theirs.sinks.folded)
+        assert torch.equal(mine.sinks.position, theirs.sinks.position)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_generate_compiles_with_a_fixed_cache(fresh, keydiff_plan, tokens):
+    model, ids = fresh(dtype=torch.float32), tokens(2, 250)
+    plan = keydiff_plan(model, 1)
+    torch._dynamo.reset()
+    counters.clear()
+    with moa.apply(model, plan):
+        config = CompileConfig(backend="aot_eager", fullgraph=True, mode=None)
+        config._compile_all_devices = True  # transformers compiles for GPUs alone
+        found = [
+            model.generate(
+                ids, past_key_values=KVCache(plan, max_length=400), max_new_tokens=80, do_sample=False, pad_token_id=0,
+                eos_token_id=None, **extra,
+            )
+            for extra in ({"disable_compile": True}, {"compile_config": config})
+        ]  # fmt: skip
+    assert torch.equal(*found)
+    assert counters["stats"]["unique_graphs"] == 1
 
 
 @pytest.mark.parametrize("family", ["Mistral", "Qwen2", "Qwen3", "Phi3", "Gemma3"])
