@@ -75,9 +75,8 @@ def matrix() -> Iterator[Row]:
         yield gradient_q(target, bf16, 128, squared=False)
         yield from (gradient_q(target, bf16, 128, sinks=sinks) for sinks in (2, 8))
         yield from (prefill(target, bf16, dim, store=True, changing=True) for dim in (64, 128, 256))
-        yield from (
-            row for dtype, dim in ((bf16, 64), (bf16, 80), (bf16, 128), (fp32, 128)) for row in selection(target, dtype, dim)
-        )
+        for dtype, dim in ((bf16, 64), (bf16, 80), (bf16, 128), (fp32, 128)):
+            yield from selection(target, dtype, dim)
         for heads in HEADS if target == "sm_90" else HEADS[::4]:
             yield from (prefill(target, bf16, 128, store=True, heads=heads), decode(target, bf16, 128, heads=heads))
             yield from (gradient_q(target, bf16, 128, heads=heads), gradient_kv(target, bf16, 128, heads=heads))

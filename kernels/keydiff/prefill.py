@@ -45,7 +45,6 @@ def prefill(
         return backend.prefill_keydiff(q, k, v, batch=batch, seen=seen, store=store, sinks=sinks, softmax=softmax)
     edges, (begin, counts) = sinks.first_at, batch.on_host()
     here, last = np.flatnonzero(counts), begin + np.maximum(counts, 1) - 1
-    sinks.advance(store, edges(begin), here)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
     rows, results = (x.unflatten(1, (k.shape[1], -1)) for x in (q, out))
     static = torch.from_numpy(np.setdiff1d(np.arange(k.shape[1]), sinks.groups)).to(k.device)
