@@ -29,9 +29,18 @@ def test_plans_keep_the_budgets_of_their_rows_at_every_length(script, profile):
         assert not whole.reads()
         assert np.array_equal(whole.spans(4096), found[row.name].spans(4096))
     assert list(script.plans(profile, [2048])) == ["everything, 1/8 read"]
-    names = [name for _, name, _ in script.rows_at(found, 4096)]
+    rows = {name: plan for _, name, plan in script.rows_at(found, 4096)}
+    for name in ("everything, 1/16 read", "1/4 kept, 1/16 read"):
+        twin = rows[f"uniform like {name}"]
+        assert rows[name].read_density(4096) <= twin.read_density(4096) <= rows[name].read_density(4096) + 0.01
+        assert len({rule for rules in twin.groups.values() for rule in rules}) == 1
+    assert rows["uniform like everything, 1/16 read"].density(4096) == 1
+    assert twin.density(4096) <= rows["1/4 kept, 1/16 read"].density(4096)
+    names = list(rows)
     assert names == [
-        "everything, 1/8 read", "everything, 1/16 read", "1/4 kept, 1/16 read", "1/4 kept, 1/16 read: all of it",
+        "everything, 1/8 read", "uniform like everything, 1/8 read", "everything, 1/16 read",
+        "uniform like everything, 1/16 read", "1/4 kept, 1/16 read", "uniform like 1/4 kept, 1/16 read",
+        "1/4 kept, 1/16 read: all of it",
     ]  # fmt: skip
 
 
