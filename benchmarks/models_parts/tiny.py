@@ -78,7 +78,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "nemotron_h": {"layers_block_type": ["linear_attention", "full_attention", "mlp", "full_attention"]},
     "recurrent_gemma": {"num_hidden_layers": 3, "lru_width": 64, "attention_window_size": 32},
     "zamba": _HYBRID | {"n_mamba_heads": 2},
-    "zamba2": _HYBRID | {"mamba_d_state": 16, "num_mem_blocks": 1},
+    "zamba2": _HYBRID | {"initializer_range": 0.1, "mamba_d_state": 16, "num_mem_blocks": 1},
     "lfm2": _CONV, "lfm2_moe": _CONV | {"num_dense_layers": 1},
     "lfm3": {"num_hidden_layers": 4, "layer_types": ["conv", "sliding_attention", "full_attention", "conv"]},
     "mimo_v2_flash": {"num_hidden_layers": 3, "v_head_dim": 8, "mlp_layer_types": ["dense"] * 3,

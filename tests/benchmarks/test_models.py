@@ -7,7 +7,7 @@ import pytest
 WORKS = (
     "llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "phi3", "gemma3_text", "gemma4_text", "gpt2", "gpt_neox", "opt",
     "mixtral", "granite", "cohere2", "olmo3", "modernbert-decoder", "qwen3_5_text", "lfm2", "nemotron_h", "llama4_text",
-    "gemma2", "gpt_oss", "falcon_h1", "gemma3n_text", "deepseek_v3", "kimi_linear", "zamba",
+    "gemma2", "gpt_oss", "falcon_h1", "gemma3n_text", "deepseek_v3", "kimi_linear", "zamba2",
 )  # fmt: skip
 REFUSED = {"deepseek_v32": "is indexed_attention"}
 
