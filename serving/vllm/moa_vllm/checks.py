@@ -32,6 +32,10 @@ def engine(config: Any, plan: Plan, version: str) -> None:
     if others := plan.model.others:
         kinds = ", ".join(f"{count} of {kind}" for kind, count in others.items())
         raise Unsupported(f"vLLM under a plan: all layers must be full attention, found {kinds}")
+    if plan.model.latent:
+        raise Unsupported(
+            "vLLM under a plan: layers must cache keys and values, found latents (MLA): use the model without a plan"
+        )
     if reading := [layer for layer in plan.groups if plan.reads(layer)]:
         raise Unsupported(
             f"vLLM under a plan with reads (layer {reading[0]}): it builds block tables before queries exist"

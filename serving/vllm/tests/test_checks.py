@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
-from transformers import LlamaConfig
+from transformers import DeepseekV3Config, LlamaConfig
 
 from moa.plans.errors import MoaError, ModelMismatch, Unsupported
 from moa.plans.patterns import Rule
@@ -73,6 +73,12 @@ def test_plans_with_reads(model):
     rules = {layer: [Rule(alpha=256, beta=0, read=0.25)] * 2 for layer in range(3)}
     with pytest.raises(Unsupported, match=r"a plan with reads \(layer 0\)"):
         checks.engine(config(model), Plan.from_rules(LlamaConfig.from_pretrained(model), rules), "0.32.0")
+
+
+def test_models_that_cache_latents(model):
+    latent = DeepseekV3Config()
+    with pytest.raises(Unsupported, match=r"must cache keys and values, found latents \(MLA\)"):
+        checks.engine(config(model, model_config__hf_config=latent), Plan.dense(latent), "0.32.0")
 
 
 USUAL = {"attn_type": "decoder", "head_size": 64, "head_size_v": None}
