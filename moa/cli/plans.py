@@ -30,7 +30,11 @@ def command(json_: Json = False) -> None:
         [row["name"], row["model"], *(f"{row[key]:{form}}" if row[key] else "-" for key, form in SHOWN.values())]
         for row in rows
     ]
-    Console(soft_wrap=True, highlight=False).print(Figures(["plan", "model", *SHOWN], cells, names=2))
+    needed = sum(
+        max(len(cell) for cell in column) + 4 for column in zip(["plan", "model", *SHOWN], *cells, strict=True)
+    )
+    width = max(needed, Console().width)  # a file's name is copied: the terminal may wrap it, the table must not
+    Console(soft_wrap=True, highlight=False, width=width).print(Figures(["plan", "model", *SHOWN], cells, names=2))
 
 
 def _row(name: str, plan: "Plan") -> dict[str, Any]:

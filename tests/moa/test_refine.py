@@ -207,7 +207,7 @@ def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, mo
         "seed": "10", "dtype": "float32", "calibrate": "11",
     }  # fmt: skip
     taken = set(signature(import_module("moa.cli.refine").command).parameters)
-    assert taken == {*asked, "profile", "model", "output", "measure"}
+    assert taken == {*asked, "profile", "model", "output", "measure", "json_", "quiet"}
     calls = []
 
     def record(*args, progress, note, **options):

@@ -30,3 +30,4 @@ def test_shipped_plans_and_those_made_here_are_listed(fresh) -> None:
     for row in rows:
         assert Plan.load(row["name"]).fingerprint() == row["fingerprint"]
     assert str(path) in run(app, ["plans"]).output
+    assert str(path) in CliRunner(env={"COLUMNS": "60"}).invoke(app, ["plans"]).output
