@@ -10,7 +10,9 @@ READY := $(VENV)/.ready
 MODEL := .model/SmolLM2-135M-Instruct
 # bfloat16 is the faster one on CPUs with AVX-512, float32 by far (seven times) on those with AVX2 alone.
 DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,float32)
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+# Tests run in so many processes, of about 1.5 GB each.
+WORKERS ?= 2
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DELETE_ON_ERROR:
 .PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench gpu pages clean vllm-env vllm-test
