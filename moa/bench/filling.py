@@ -4,8 +4,8 @@ The time of a step depends on how much it reads, not on what it reads. But which
 chooses depends on the keys and the query, so its steps are timed on a text's.
 """
 
+import random
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from moa.hf.text import split
-from moa.hf.tokens import encode, start
+from moa.hf.text import prose
+from moa.hf.tokens import start
 from moa.kernels.backend import Backend, load
 from moa.kernels.registry import ANYWHERE
 from moa.kernels.softmax import Softmax
@@ -48,12 +48,8 @@ class Context:
 
 def held_out(tokenizer: Any, length: int) -> Tensor:
     """Return held-out text, repeated where there is less of it: ids [1, length]."""
-    ids = start(tokenizer)
-    for text in cycle(split("evaluation")):
-        if len(ids) >= length:
-            break
-        ids = ids + encode(tokenizer, text + "\n\n")
-    return torch.tensor([ids[:length]])
+    first = start(tokenizer)
+    return torch.tensor([first + prose(tokenizer, length - len(first), random.Random(0), "evaluation")])
 
 
 def filled(
