@@ -25,14 +25,9 @@ def text_of(tokenizer, name, length=LENGTH, seed=0):
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_samples_are_as_long_as_their_length_allows(tokenizer, name):
+def test_samples_are_as_long_as_their_length_allows(two_samples, tokenizer, name):
     task = TASKS[name]
-    first, second = task.samples(tokenizer, LENGTH, 2, 0)
-    assert [first, second] == task.samples(tokenizer, LENGTH, 2, 0)
-    assert first != second
-    assert first != task.samples(tokenizer, LENGTH, 1, 1)[0]
-    for prompt in (first, second):
-        assert LENGTH - 600 < len(prompt.ids) + task.new_tokens <= LENGTH  # bytes are tokens here: a sentence is many
+    for prompt in two_samples(task, LENGTH, 600):  # a sentence is many tokens
         assert all(answer in tokenizer.decode(list(prompt.ids)) for answer in prompt.answers)
         assert task.mark(f"\x07{' '.join(prompt.answers).upper()}", prompt.answers) == 1.0
         assert task.mark("nothing of it", prompt.answers) == 0.0
