@@ -142,6 +142,7 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
 	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)
+	$(BIN)/python benchmarks/reads_truth.py $(MODEL)
 	$(BIN)/python benchmarks/profile_cost.py $(MODEL)
 	$(BIN)/python benchmarks/attention_cpu.py --json benchmarks/results/attention_cpu.json
 	$(BIN)/python benchmarks/roofline.py
