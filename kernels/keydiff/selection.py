@@ -33,13 +33,13 @@ def scores(k: Tensor) -> Tensor:
         float32 [..., n], -1 to 1.
     """
     slow = k.unflatten(-1, (2, -1))[..., k.shape[-1] // 4 :].flatten(-2)
-    unit = _unit(slow.float().unflatten(-2, (-1, BLOCK)))  # [..., blocks, 64, D/2]
-    mean = _unit(_total(unit.transpose(-1, -2)).transpose(-1, -2))
-    return -_total(unit * mean).flatten(-3)
+    unit = _unit(slow.flatten(0, -2).T.contiguous().float()).unflatten(1, (-1, BLOCK))  # [D/2, blocks, 64]
+    mean = _unit(_total(unit.movedim(2, 0)).movedim(0, 2))
+    return -_total(unit * mean).view(k.shape[:-1])
 
 
 def _unit(x: Tensor) -> Tensor:
-    """Return vectors [..., D] scaled to length 1; zeros stay zeros.
+    """Return vectors [D, ...] scaled to length 1; zeros stay zeros.
 
     A library's square root of float32 may be off by the last bit; that of float64 is exact once it is rounded.
     """
@@ -47,17 +47,17 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def _total(x: Tensor) -> Tensor:
-    """Return sums over the last dimension, which stays; one half is added to the other until one number is left.
+    """Return sums over the first dimension, which stays; one half is added to the other until one number is left.
 
     Halves are those of the next power of two, as if zeros followed. A library's sum goes in an order that depends on
     shape, strides, processor and device, and rounds accordingly; additions number by number round alike everywhere, so
     equal keys have equal scores in every call.
     """
-    while x.shape[-1] > 1:
-        half = 1 << (x.shape[-1] - 1).bit_length() - 1
-        later = x[..., half:]
-        both = x[..., : later.shape[-1]] + later
-        x = torch.cat([both, x[..., later.shape[-1] : half]], -1) if later.shape[-1] < half else both
+    while len(x) > 1:
+        half = 1 << (len(x) - 1).bit_length() - 1
+        later = x[half:]
+        both = x[: len(later)] + later
+        x = torch.cat([both, x[len(later) : half]]) if len(later) < half else both
     return x
 
 
@@ -67,19 +67,24 @@ def winners(score: Tensor, sink: int) -> Tensor:
     return order[..., :sink].sort(-1).values
 
 
-def kept(score: Tensor, before: Tensor, left: Tensor) -> Tensor:
-    """Return which keys a sink holds next, of those that it held before and those that leave the window.
+def held(score: Tensor, sink: int) -> Tensor:
+    """Return which keys a sink holds at first, and after each block of more that leaves the window.
 
     Args:
-        score: Of all keys [kv_heads, keys]; those of the text's first `PINNED` are infinite.
-        before: int64 [kv_heads, sink], indices of the keys that it held, rising.
-        left: int64 [keys], indices of keys after those, which now leave the window.
+        score: [kv_heads, keys]: of the keys that it holds at first, then of those that leave. The text's first `PINNED`
+            have infinite ones.
+        sink: Slots.
 
     Returns:
-        int64 like `before`.
+        int64 [1 + blocks, kv_heads, sink], indices of keys, rising.
     """
-    candidates = torch.cat([before, left.expand(len(before), -1)], 1)
-    return candidates.gather(1, winners(score.gather(1, candidates), before.shape[1]))
+    order = score.sort(stable=True, descending=True).indices
+    place = torch.arange(score.shape[1], device=score.device).expand_as(order)
+    rank = torch.empty_like(order).scatter_(1, order, place)  # none equals another
+    states = [rank[:, :sink]]
+    for left in rank[:, sink:].split(BLOCK, 1)[: (score.shape[1] - sink) // BLOCK]:
+        states.append(torch.cat([states[-1], left], 1).topk(sink, largest=False, sorted=False).values)
+    return order.expand(len(states), -1, -1).gather(2, torch.stack(states)).sort().values
 
 
 def history(k: Tensor, sink: int, bin_size: int, *, scores_of: Scores) -> Tensor:
@@ -96,13 +101,11 @@ def history(k: Tensor, sink: int, bin_size: int, *, scores_of: Scores) -> Tensor
         than `sink` have left: those the window still has are among them.
     """
     groups, n, _ = k.shape
-    whole = n // BLOCK * BLOCK
-    score = torch.cat([scores_of(k[:, :whole]), k.new_zeros(groups, n - whole, dtype=torch.float32)], 1)
-    score[:, :PINNED] = torch.inf
-    keys = torch.arange(sink, device=k.device).expand(groups, sink)
-    steps = []
-    for edge in range(0, n, bin_size):
-        if edge > sink:
-            keys = kept(score, keys, torch.arange(max(edge - bin_size, sink), edge, device=k.device))
-        steps.append(keys)
-    return torch.stack(steps)
+    last = (n - 1) // bin_size * bin_size
+    if last > sink:
+        score = scores_of(k[:, :last])
+        score[:, :PINNED] = torch.inf
+        states = held(score, sink)
+    else:
+        states = torch.arange(sink, device=k.device).expand(1, groups, sink)
+    return states[[max(0, edge - sink) // BLOCK for edge in range(0, n, bin_size)]]

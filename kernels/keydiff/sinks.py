@@ -86,10 +86,10 @@ class Sinks:
         return self.folded.cpu().numpy().astype(np.int64)
 
     def known(self, k: Tensor, sequence: int, groups: list[int]) -> tuple[Tensor, Tensor]:
-        """Return the scores and positions of keys, two [groups, keys]; in a block that is not full yet scores are -inf.
+        """Return the scores and positions of keys, two [groups, keys].
 
         Args:
-            k: The sink's keys, then those from the first block besides it on [groups, keys, D].
+            k: The sink's keys, then those of whole blocks from the first besides it on [groups, keys, D].
             sequence: The sequence whose keys they are.
             groups: The groups whose keys they are; they see the same.
         """
@@ -97,13 +97,9 @@ class Sinks:
         assert scores_of is not None
         size, begin = self.sink(groups[0]), int(self.folded[sequence, groups[0]])
         moved = size if begin > size // BLOCK else 0  # keys that are not where the text has them
-        whole = (k.shape[1] - moved) // BLOCK * BLOCK + moved
-        score = torch.full(k.shape[:2], -torch.inf, device=k.device)
-        score[:, moved:whole] = scores_of(k[:, moved:whole])
         position = (torch.arange(k.shape[1], device=k.device) + BLOCK * begin - size).repeat(len(groups), 1)
-        if moved:
-            score[:, :size] = self.score[sequence, groups, :size]
-            position[:, :size] = self.position[sequence, groups, :size]
+        position[:, :moved] = self.position[sequence, groups, :moved]
+        score = torch.cat([self.score[sequence, groups, :moved], scores_of(k[:, moved:])], 1)
         return score.masked_fill(position < PINNED, torch.inf), position
 
     def put(

@@ -8,6 +8,8 @@ of a fresh text that see all of it are one causal call.
 `moa.kernels.call` documents the operations and their arguments.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
@@ -42,10 +44,11 @@ def attend(
                 at = torch.where(at < BLOCK * sinks, at, at + BLOCK * (edges[0] - sinks))
                 place = slots(at, *(x[groups, None] for x in (seen.sink, store.base[s], store.capacity[s])))
                 keys, values = torch.cat([store.k[place], keys], 1), torch.cat([store.v[place], values], 1)
-            rows, result = (x[new, groups].flatten(1, 2).transpose(0, 1) for x in (by_group, out_by_group))
-            _attend_alike(rows, keys, values, result, past, edges, sinks, softmax.part(groups, k.shape[1]))
-            if not isinstance(groups, slice):  # then `result` is no view
-                out_by_group[new, groups] = result.transpose(0, 1).unflatten(1, (len(keys), -1))
+            held = torch.arange(min(BLOCK * sinks, keys.shape[1]), device=q.device)[None, None]
+            attend_alike(
+                by_group[new, groups], keys, values, out_by_group[new], groups, past, edges, edges[0], held,
+                softmax.part(groups, k.shape[1]),
+            )  # fmt: skip
     return out
 
 
@@ -69,75 +72,108 @@ def _alike(seen: Visibility, begin: int, end: int) -> list[tuple[slice | list[in
         sees_all = edges[-1] <= sinks[group]
         key = ((0,) * len(edges), 0) if sees_all else (tuple(edges), sinks[group])
         sets.setdefault(key, []).append(group)
-    return [(_index(groups), *key) for key, groups in sets.items()]
+    return [(index(groups), *key) for key, groups in sets.items()]
 
 
-def _index(groups: list[int]) -> slice | list[int]:
+def index(groups: list[int]) -> slice | list[int]:
     """Return the groups as a slice where they are adjacent, so that indexing gives a view."""
     adjacent = groups[-1] - groups[0] == len(groups) - 1
     return slice(groups[0], groups[-1] + 1) if adjacent else groups
 
 
-def _attend_alike(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, past: int, edges: tuple[int, ...], sinks: int, softmax: Softmax
-) -> None:
-    """Write the attention of groups that see the same to `out`.
+def attend_alike(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, groups: slice | list[int], past: int, edges: Sequence[int],
+    begin: int, held: Tensor, softmax: Softmax,
+) -> None:  # fmt: skip
+    """Write the attention of groups that see the same blocks to `out`.
 
     A chunk of rows is one block: then only half the diagonal block is computed in vain. It is more blocks where the
     heads alone would not give every thread two tiles of 32 rows.
 
     Args:
-        q: [query heads, rows, D], at positions past, past + 1, ….
-        k: [KV heads, keys, D], contiguous: the sink's keys, then those from block edges[0] on; overwritten.
+        q: [rows, KV heads, heads of a group, D], at positions past, past + 1, ….
+        k: [KV heads, keys, D], contiguous: the sink's keys, then those from block `begin` on; overwritten.
         v: The values, like the keys.
-        out: Like q; filled.
+        out: [rows, all KV heads, heads of a group, D]; filled at `groups`.
+        groups: Which KV heads these are.
         past: Position of the first row.
         edges: First block kept besides the sink, per query block.
-        sinks: Blocks of the sink.
+        begin: At most edges[0].
+        held: Indices of the keys that the sink holds when blocks before begin, begin + 1, … have left the window,
+            int64 [states, 1 or KV heads, slots]; one state where they stay the same.
         softmax: How scores become weights.
     """
-    heads, rows, _ = q.shape
-    keys = k.shape[1]
+    rows, _, heads, _ = q.shape
+    keys, size = k.shape[1], held.shape[2]
 
-    def some(begin: int, end: int, lead: int, bias: Tensor | None) -> None:
+    def some(start: int, end: int, lead: int, bias: Tensor | None) -> None:
         stop = keys - rows + end
-        mine, theirs, values = q[:, begin:end], k[:, lead:stop], v[:, lead:stop]
+        mine, theirs, values = q[start:end].permute(1, 2, 0, 3), k[:, lead:stop], v[:, lead:stop]
         if softmax.is_plain:
-            out[:, begin:end] = scaled_dot_product_attention(
-                mine[None], theirs[None], values[None], bias,
-                is_causal=bias is None, scale=softmax.scale, enable_gqa=heads != len(k),
-            )[0]  # fmt: skip
+            hidden = bias  # library attention is slow with a mask of three dimensions
+            if bias is not None:
+                hidden = (bias if len(bias) == 1 else bias.repeat_interleave(heads, 0))[None]
+            found = scaled_dot_product_attention(
+                mine.flatten(0, 1)[None], theirs[None], values[None], hidden,
+                is_causal=bias is None, scale=softmax.scale, enable_gqa=heads > 1,
+            )[0].unflatten(0, (len(k), heads))  # fmt: skip
         else:
-            by_group = mine.unflatten(0, (len(k), -1))
-            out[:, begin:end] = tiled.attend(by_group, theirs, values, bias, softmax).flatten(0, 1)
+            found = tiled.attend(mine, theirs, values, bias, softmax)
+        out[start:end, groups] = found.permute(2, 0, 1, 3)
+
+    def state(edge: int) -> int:
+        return min(edge - begin, len(held) - 1)
 
     done = 0
     if past == 0:
-        done = min(rows, BLOCK * sum(edge <= sinks for edge in edges))
+        done = min(rows, BLOCK * sum(edge <= begin for edge in edges))  # the sink has moved nowhere yet
         if done:
             some(0, done, 0, None)
         if done == rows:
             return
-    chunk = max(1 if q.dtype.itemsize > 2 else HALF_CHUNK, -(-threads() // heads))
-    causal = torch.zeros(BLOCK * chunk, keys + BLOCK * chunk, dtype=q.dtype, device=q.device)
-    causal[:, keys:] = torch.full_like(causal[:, keys:], -torch.inf).triu(1)
-    sink_keys, sink_values = k[:, : BLOCK * sinks].clone(), v[:, : BLOCK * sinks].clone()
+    chunk = max(1 if q.dtype.itemsize > 2 else HALF_CHUNK, -(-threads() // (heads * len(k))))
+    causal = torch.zeros(1, BLOCK * chunk, keys + BLOCK * chunk, dtype=q.dtype, device=q.device)
+    causal[..., keys:] = torch.full_like(causal[..., keys:], -torch.inf).triu(1)
+    which, states = torch.arange(len(k), device=k.device)[:, None], list(held)
+    sink_keys, sink_values = k[which, held], v[which, held]  # [states, KV heads, slots, D]
     while done < rows:
         block = (past + done) // BLOCK
         edge, *later = edges[block - past // BLOCK :][:chunk]
         end = min(rows, BLOCK * (block + chunk) - past)
-        lead = BLOCK * (edge - edges[0])
+        lead = BLOCK * (edge - begin)
         if lead:
-            k[:, lead : lead + BLOCK * sinks], v[:, lead : lead + BLOCK * sinks] = sink_keys, sink_values
-        bias = causal[: end - done, end - done + rows - end + lead : keys + end - done]
-        some(done, end, lead, _hide(bias, later, edge, sinks, BLOCK * (block + 1) - past - done))
+            k[:, lead : lead + size], v[:, lead : lead + size] = sink_keys[state(edge)], sink_values[state(edge)]
+        bias = causal[:, : end - done, end - done + rows - end + lead : keys + end - done]
+        if later and later[-1] > edge:
+            kept = [states[state(e)] for e in (edge, *later)]
+            bias = _hide(bias, kept, [own - edge for own in later], lead, BLOCK * (block + 1) - past - done)
+        some(done, end, lead, bias)
         done = end
 
 
-def _hide(bias: Tensor, later: list[int], edge: int, sinks: int, row: int) -> Tensor:
-    """Return `bias` that also hides, from the chunk's later blocks (rows from `row` on), blocks before their first."""
-    if later and later[-1] > edge:
-        bias = bias.clone()
-        for i, own in enumerate(later):
-            bias[row + BLOCK * i : row + BLOCK * (i + 1), BLOCK * sinks : BLOCK * (sinks + own - edge)] = -torch.inf
+def _hide(bias: Tensor, kept: list[Tensor], gone: list[int], lead: int, row: int) -> Tensor:
+    """Return `bias` that also hides, from a chunk's later blocks, keys that have left the window but for the sink's.
+
+    Args:
+        bias: [1, rows, keys].
+        kept: Indices of the keys that the sink holds for each block of the chunk [1 or KV heads, slots].
+        gone: How many blocks more than for the first of them have left the window for each later one.
+        lead: Index of the first key that the chunk reads.
+        row: First row of the second block.
+
+    Returns:
+        [1 or KV heads, rows, keys].
+    """
+    here, *later = kept
+    size = here.shape[1]
+    left = torch.arange(lead + size, lead + size + BLOCK * gone[-1], device=bias.device)
+    index = torch.cat([here, left.expand(len(here), -1)], 1)
+    bias = bias.repeat(len(here), 1, 1)
+    for i, (blocks, mine) in enumerate(zip(gone, later, strict=True)):
+        rows, end = slice(row + BLOCK * i, row + BLOCK * (i + 1)), size + BLOCK * blocks
+        if mine is here:  # a sink that never changes
+            bias[:, rows, size:end] = -torch.inf
+        else:
+            hidden = (index[:, :end, None] != mine[:, None]).all(-1)
+            bias[:, rows, :end].masked_fill_(hidden[:, None], -torch.inf)
     return bias

@@ -16,7 +16,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, softmax: Softma
         q: [groups, heads, rows, D].
         k: [groups, keys, D].
         v: [groups, keys, D].
-        bias: -inf where a row does not see a key, else 0: [rows, keys]; None where row i sees keys 0 to i.
+        bias: -inf where a row does not see a key, else 0: [1 or groups, rows, keys]; None where row i sees keys 0 to i.
         softmax: How scores become weights; learned sinks are [groups * heads].
     """
     groups, heads, rows, _ = q.shape
@@ -36,7 +36,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, softmax: Softma
                 later = torch.ones(end - begin, stop - begin, dtype=torch.bool, device=q.device).triu(1)
                 scores[..., begin:].masked_fill_(later, -torch.inf)
             else:
-                scores += bias[begin:end]
+                scores += (bias if len(bias) == 1 else bias[some])[:, None, begin:end]
             weight, _ = weights(scores, None if sinks is None else sinks[some, :, None])
             out[some, :, begin:end] = (weight.flatten(1, 2) @ values[:, :stop]).unflatten(1, (heads, -1)).to(q.dtype)
     return out

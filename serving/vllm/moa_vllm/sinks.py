@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from moa.kernels.keydiff.selection import PINNED, Scores, kept
+from moa.kernels.keydiff.selection import PINNED, Scores, held
 from moa.plans.span import BLOCK
 from moa_vllm import pages
 
@@ -63,16 +63,13 @@ class Text:
             self.score[0, begin:leaving] = scores_of(self.k[begin:leaving])
         if first == sink:
             self.score[0, :PINNED] = torch.inf
-        self._held = {first: torch.arange(BLOCK * sink)[None]}
+        self._held = torch.arange(BLOCK * sink)[None, None]  # [edges, 1, sink]
+        if request.edges[-1] > first:
+            self._held = held(self.score[:, :leaving], BLOCK * sink)
 
     def held(self, edge: int) -> Tensor:
         """Return which keys the sink holds when `edge` is the first block besides it: indices, int64 [64 * sink]."""
-        last = max(self._held)
-        while last < edge:
-            start = BLOCK * (self.sink + last - self.request.edges[0])
-            self._held[last + 1] = kept(self.score, self._held[last], torch.arange(start, start + BLOCK))
-            last += 1
-        return self._held[edge][0]
+        return self._held[edge - self.request.edges[0], 0]
 
     def attend(self, query: Tensor, scale: float) -> Tensor:
         """Return the attention of the new tokens, [new, query heads, head size] like `query`."""

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from moa.kernels.backend import load
+from moa.kernels.dispatch import attend
+from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.softmax import Softmax
+from moa.kernels.store import allocate, capacities
 from moa.kernels.torch import decode
 from moa.kernels.torch import operations as ours
 
@@ -25,6 +29,27 @@ def test_chunk_size_follows_the_threads_and_changes_nothing(kit, rules, monkeypa
     store = kit.store_of(whole, rules, [past])
     out = ours.attend(**whole.new([past], [900]), seen=rules.seen(900), store=store, softmax=Softmax(SCALE))
     torch.testing.assert_close(out, kit.oracle(whole, rules, SCALE)[0][past:], atol=1e-10, rtol=0)
+
+
+@pytest.mark.parametrize("past", [0, 300])
+@pytest.mark.parametrize("threads", [7, 64])
+def test_a_chunks_later_rows_do_not_see_what_their_sinks_have_dropped(kit, monkeypatch, threads, past):
+    """Two groups are alike, but their sinks hold other keys; a chunk of one block is what all other tests look at."""
+    rules, n = kit.Rules(np.array([64, 128, 128]), np.array([200, 256, 256]), np.array([0, 30, 30])), 900
+    whole = kit.text([n], 6, 3, 4, 0)
+
+    def run(threads):
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        store = allocate(capacities(rules.reach, np.array([n])), 4, torch.float64, "cpu")
+        sinks, out = Sinks(rules.sink, ["keydiff"] * 3, rules.first_at, 1, torch.device("cpu")), None
+        for begin, end in ((0, past), (past, n)) if past else ((0, n),):
+            out = attend(
+                **whole.new([begin], [end]), seen=rules.seen(n), store=store, sinks=sinks, grown=lambda: store,
+                softmax=Softmax(SCALE), backend=load("torch"),
+            )  # fmt: skip
+        return out
+
+    torch.testing.assert_close(run(threads), run(1), atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
