@@ -52,11 +52,12 @@ def prefill(
             seen=Visibility(seen.first[at], seen.sink[at]), store=part(store, at),
             softmax=softmax.part(at, k.shape[1]),
         ).unflatten(1, (len(static), -1))  # fmt: skip
+    folded = sinks.folded_on_host()
     offsets, moves = np.concatenate([[0], np.cumsum(counts)]).tolist(), []
     for s in here.tolist():
         new = slice(offsets[s], offsets[s + 1])
         edges = first_at(BLOCK * np.arange(past[s] // BLOCK, last[s] // BLOCK + 1))
-        for begin, groups in _begun_alike(s, sinks):
+        for begin, groups in _begun_alike(folded[s], sinks):
             size, leaving = sinks.sink(groups[0]), int(edges[-1, groups].max()) - begin
             place = _places(store, s, groups, int(past[s]), size, begin)
             keys, values = (
@@ -100,12 +101,14 @@ def _at(at: Tensor, *texts: Tensor) -> Iterator[Tensor]:
     return (x[which, at] for x in texts)
 
 
-def _begun_alike(sequence: int, sinks: Sinks) -> list[tuple[int, list[int]]]:
-    """Return the groups of `sinks` whose sinks hold as many keys of a kind from before a block, and that block."""
+def _begun_alike(folded: Ints, sinks: Sinks) -> list[tuple[int, list[int]]]:
+    """Return the groups of `sinks` whose sinks hold as many keys of a kind from before a block, and that block.
+
+    `folded` is that of one sequence [kv_heads].
+    """
     sets: dict[tuple[int, int, str], list[int]] = {}
     for group in sinks.groups.tolist():
-        begin = int(sinks.folded[sequence, group])
-        sets.setdefault((begin, sinks.sink(group), sinks.holds[group]), []).append(group)
+        sets.setdefault((int(folded[group]), sinks.sink(group), sinks.holds[group]), []).append(group)
     return [(begin, groups) for (begin, *_), groups in sets.items()]
 
 
