@@ -15,13 +15,14 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check demo models fuzz fuzz-cli mutants profile absolute bench gpu pages clean vllm-env vllm-test
+.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute bench gpu pages clean vllm-env vllm-test
 
 help:
 	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
 	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
+	@echo "make docs       the site of the documentation, in build/site"
 	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.12, 6 GiB, 10 minutes)"
 	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
@@ -75,6 +76,14 @@ check: $(READY)
 	ln -s $(addprefix $(CURDIR)/,$(wildcard moa/*) kernels plans profiler search) build/mypy/moa/
 	MYPYPATH=build/mypy:serving/vllm $(BIN)/mypy -p moa -p moa_vllm
 	$(BIN)/python -m pytest -q tests/test_docs.py
+
+# The site of the documentation, of README.md and docs; mkdocs is installed on first use.
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e ".[docs]"
+	touch $@
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo: $(READY) $(MODEL)/config.json
 	mkdir -p demo

@@ -16,14 +16,26 @@ _RULE: TypeAdapter[Rule] = TypeAdapter(AnyRule)
 
 
 class _Document(Strict):
-    """The top level. Entries of layers are not checked here: `_rules` merges them first."""
+    """The top level of a plan file."""  # entries of layers are not checked here: `_rules` merges them first
 
     version: Literal[1]
+    """The version of this format."""
     model: ModelInfo
+    """The model that the plan is for."""
     defaults: AnyRule
+    """The rule of all layers and heads that are not named below; all its keys."""
     layers: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    """By layer, counted from 0: the keys of its rule that differ from the defaults, and `heads`, a list with an entry
+    per KV head: `default`, or the keys that differ from the layer's rule."""
     predicted: Predicted | None = None
+    """What the plan was predicted to keep and cost."""
     provenance: Provenance | None = None
+    """Where the plan came from."""
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a plan's document; its `Rule` stands for a rule of any pattern."""
+    return _Document.model_json_schema()
 
 
 def from_document(document: Any) -> Content:

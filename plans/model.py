@@ -47,6 +47,7 @@ class Sliding(Strict):
     window: int = Field(ge=2)
     """Most keys that a query sees, itself included."""
     layers: tuple[int, ...] = Field(min_length=1)
+    """Their numbers."""
     kv_heads: int | None = Field(default=None, ge=1)
     """None where it is that of the layers with rules."""
     head_size: int | None = Field(default=None, ge=1)
@@ -59,13 +60,21 @@ class ModelInfo(Strict):
     """The shape of a model's attention: its fingerprint in plans and profiles."""
 
     architecture: str
+    """Its class in transformers, such as `LlamaForCausalLM`."""
     layers: int = Field(ge=1)
+    """Number of all layers, those without rules too."""
     query_heads: int = Field(ge=1)
+    """Query heads of a layer."""
     kv_heads: int = Field(ge=1)
+    """KV heads of a layer, each of which has a rule."""
     head_size: int = Field(ge=1)
+    """Numbers in a key."""
     rope: dict[str, RopeValue]
+    """How positions are encoded, in transformers' words."""
     name: str = "unnamed"
+    """What people call the model; it is not compared."""
     sliding: Sliding | None = None
+    """The layers with a sliding window of the model's own; they take no rules."""
     keyless: dict[Keyless, tuple[int, ...]] | None = None
     """The layers that keep no keys, by kind, in transformers' words: they take no rules."""
     shared: dict[Keyed, tuple[int, ...]] | None = None

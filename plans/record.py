@@ -17,6 +17,7 @@ class Predicted(Strict):
     measured_to: int | None = None
     """The longest length that calibration measured; figures at longer ones are extrapolated."""
     density: tuple[float, ...] | None = None
+    """Share of the keys that is kept, mean over the groups with rules."""
     read_density: tuple[float, ...] | None = None
     """Part of all bytes that a decode step reads, summaries included; None where all that is kept is read."""
     kv_bytes: tuple[int, ...] | None = None
@@ -49,9 +50,16 @@ class Provenance(Strict):
     """The origin of a plan. `note` holds whatever has no key of its own."""
 
     tool: str | None = None
+    """The program that made the plan, or its version."""
     profile: str | None = None
+    """The profile that was searched, by its digest."""
     calibration: str | None = None
+    """The texts that the profile was measured on."""
     budget: str | None = None
+    """What the plan had to keep to."""
     seed: int | None = None
+    """Seed of all that was drawn at random."""
     date: datetime.date | None = None
+    """The day on which it was made."""
     note: str | None = None
+    """Anything else."""

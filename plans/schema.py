@@ -9,9 +9,9 @@ from moa.plans.errors import brief, shortened
 
 
 class Strict(BaseModel):
-    """Base of every part of the plan file: it is immutable and refuses unknown keys."""
+    """Base of every part of the plan file: it is immutable and refuses unknown keys; docstrings go into the schema."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 class ProblemError(Exception):

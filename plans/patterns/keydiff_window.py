@@ -17,6 +17,7 @@ class KeyDiffWindow(ElasticRule):
     """
 
     pattern: Literal["keydiff_window"] = "keydiff_window"
+    """What the sink holds: here the first 4 keys of the text and those most unlike the others of their block."""
 
     holds: ClassVar[str] = KEYDIFF
     terms: ClassVar[Terms] = Terms(

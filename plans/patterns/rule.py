@@ -66,8 +66,6 @@ class Rule(Strict):
 
     Attributes:
         pattern: The pattern's name.
-        sink: Tokens that are always seen, in addition to the window; a positive multiple of 64.
-        read: Part of the bytes of all keys and values that a row of a short call reads (`moa.plans.reading`).
         window: Function from `numbers` to the window's size at a length (`moa.plans.span`).
         holds: Which keys the sink holds, a name in `moa.plans.span.HOLDS`.
         terms: What a group's time is made of; those of `sink_window`, unless a pattern is computed in another way.
@@ -77,7 +75,9 @@ class Rule(Strict):
 
     pattern: str
     sink: Annotated[int, BeforeValidator(_sink)] = BLOCK
+    """Tokens that are always seen, in addition to the window; a positive multiple of 64."""
     read: Annotated[Share, Field(gt=0)] = 1.0
+    """Part of the bytes of all keys and values that a token of a short call reads, over 0 to 1 in steps of 1/256."""
 
     window: ClassVar[Window] = staticmethod(linear)
     holds: ClassVar[str] = FIRST_KEYS

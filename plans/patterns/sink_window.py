@@ -11,3 +11,4 @@ class SinkWindow(ElasticRule):
     """A rule whose sink holds the first keys, as in StreamingLLM (arXiv 2309.17453)."""
 
     pattern: Literal["sink_window"] = "sink_window"
+    """What the sink holds: here the first keys of the text."""
