@@ -75,7 +75,7 @@ check: $(READY)
 	rm -rf build/mypy && mkdir -p build/mypy/moa
 	ln -s $(addprefix $(CURDIR)/,$(wildcard moa/*) kernels plans profiler search) build/mypy/moa/
 	MYPYPATH=build/mypy:serving/vllm $(BIN)/mypy -p moa -p moa_vllm
-	$(BIN)/python -m pytest -q tests/test_docs.py
+	$(BIN)/python -m pytest -q tests/test_docs.py tests/docs/test_shell.py
 
 # The site of the documentation, of README.md and docs; mkdocs is installed on first use.
 $(VENV)/.docs: $(READY)
