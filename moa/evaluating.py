@@ -10,6 +10,7 @@ from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.samples import Part
 from moa.evaluation.tasks import TASKS
+from moa.evaluation.tasks.longbench.rows import Published
 from moa.evaluation.tasks.ruler.documents import Answering
 from moa.evaluation.tasks.task import Task
 from moa.hf.load import Given, check_options, loaded
@@ -83,7 +84,7 @@ def _with_data(data: Mapping[str, str | PathLike[str]]) -> dict[str, Task]:
     Raises:
         MoaError: A task takes no file, or there is none.
     """
-    takes = [name for name, task in TASKS.items() if isinstance(task, Answering)]
+    takes = [name for name, task in TASKS.items() if isinstance(task, Answering | Published)]
     for name, path in data.items():
         if name not in takes:
             raise MoaError(f"task data is for {', '.join(takes)}, found {brief(name)}")

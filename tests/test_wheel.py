@@ -10,6 +10,7 @@ import tarfile
 import tomllib
 import venv
 import zipfile
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -95,8 +96,13 @@ def imports(path: Path, *, top_only: bool) -> set[str]:
     return names - sys.stdlib_module_names - {"moa"}
 
 
+@cache
+def installed() -> dict[str, list[str]]:
+    return dict(packages_distributions())
+
+
 def distributions(names: set[str]) -> set[str]:
-    owners = packages_distributions()
+    owners = installed()
     return {normal(owner) for name in names for owner in owners.get(name, [name])}
 
 

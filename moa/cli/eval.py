@@ -27,8 +27,8 @@ def command(
     task_data: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME=FILE: local file of a task about a data set: SQuAD's JSON for qa_1, HotpotQA's for qa_2. "
-            "Default: the hub's. Repeatable."
+            help="NAME=FILE: local file of a task about a data set, as its authors publish it: SQuAD's JSON for qa_1, "
+            "HotpotQA's for qa_2, LongBench's JSON lines for longbench:NAME. Default: the hub's. Repeatable."
         ),
     ] = None,
     needles: Annotated[int | None, typer.Option(help="Contexts with one needle: --task single=COUNT.")] = None,

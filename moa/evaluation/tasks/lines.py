@@ -2,9 +2,9 @@
 
 import random
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from moa.evaluation.tasks.answered import Prompt
 from moa.evaluation.tasks.prompted import Prompted, Words
 from moa.evaluation.tasks.ruler.vocabulary import distinct, draw
 
@@ -29,11 +29,11 @@ class Lines(Prompted):
             f"The REGISTER_CONTENT in line {asked} is", (str(numbers[asked]),),
         )  # fmt: skip
 
-    def mark(self, text: str, answers: Sequence[str]) -> float:
+    def mark(self, text: str, prompt: Prompt) -> float:
         """Return 1 if the first number of the text is the answer: shorter numbers are in longer ones."""
-        return float(re.findall(r"\d+", text)[:1] == list(answers))
+        return float(re.findall(r"\d+", text)[:1] == list(prompt.answers))
 
-    def known(self, text: str, answers: Sequence[str]) -> bool:
+    def known(self, text: str, prompt: Prompt) -> bool:
         """Return whether the first number has ended."""
         return re.search(r"\d\D", text) is not None
 

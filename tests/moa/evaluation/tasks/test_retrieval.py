@@ -9,6 +9,7 @@ import torch
 from moa.evaluation.haystack import haystack
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks import TASKS
+from moa.evaluation.tasks.answered import Prompt
 from moa.evaluation.tasks.needles import ask
 from moa.plans.plan import Plan
 
@@ -64,8 +65,9 @@ def test_lines_are_those_of_longeval_and_one_is_asked_for(tokenizer):
 )  # fmt: skip
 def test_the_first_number_is_the_answer_once_it_has_ended(text, right, known):
     task = TASKS["line_retrieval"]
-    assert task.mark(text, ("318",)) == right
-    assert task.known(text, ("318",)) is known
+    prompt = Prompt((), ("318",))
+    assert task.mark(text, prompt) == right
+    assert task.known(text, prompt) is known
 
 
 def test_turns_follow_the_right_answers_to_those_before(tokenizer):
