@@ -61,3 +61,8 @@ def test_contributing_names_files_that_exist():
     assert [path for path in sorted(folders) if not (ROOT / path).is_dir()] == []
     for link in re.findall(r"\[([\w/]+/[\w./]+)\]\(([^)\s]+)\)", text):  # a link that reads as a path leads there
         assert link[1].startswith(link[0])
+
+
+def test_each_guide_has_its_place_in_the_site():
+    named = set(re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} <= named, "name it in mkdocs.yml"
