@@ -56,8 +56,9 @@ def test_of_equals_the_earlier_wins() -> None:
     assert winners(torch.tensor([0.0, 1, 1, 1, 2]), 3).tolist() == [1, 2, 4]
 
 
-def test_history_is_the_best_of_all_that_left() -> None:
-    k, sink = keys(500), 64
+@pytest.mark.parametrize("k", [keys(500), keys(64).repeat(1, 8, 1)[:, :500]], ids=["others", "equals"])
+def test_history_is_the_best_of_all_that_left(k) -> None:
+    sink = 64
     score = scores(k[:, :448])
     score[:, :PINNED] = torch.inf
     found = history(k, sink, 64, scores_of=scores)
