@@ -9,12 +9,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from moa.evaluation.summary import table
-from moa.outputs import writable
+from moa.outputs import read_result, writable
 from moa.plans.errors import MoaError, ModelMismatch, brief
 from moa.plans.file import title
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
-from moa.plans.replace import read_json, replace
+from moa.plans.replace import replace
 from moa.report import page, plots
 from moa.report import plan as told
 
@@ -134,16 +134,8 @@ def _source(source: Source) -> tuple[Plan | None, Mapping[str, Any] | None]:
     return Plan.load(source), None
 
 
-def _run(path: Path) -> Mapping[str, Any]:
-    try:
-        found = read_json(path)
-    except FileNotFoundError:
-        raise MoaError(f"{path.parent} has no {path.name}: run moa compress to its end") from None
-    except (OSError, ValueError) as error:
-        raise MoaError(f"cannot read {path}: {error}") from None
-    if not isinstance(found, dict) or not {"model", "environment", "rows"} <= found.keys():
-        raise MoaError(f"{path} is no result of moa eval or moa compress: model, environment and rows were expected")
-    return found
+def _run(path: Path) -> dict[str, Any]:
+    return read_result(path, ("model", "environment", "rows"), "moa eval or moa compress")
 
 
 def _page(found: Compared, script: str) -> str:

@@ -1,8 +1,9 @@
-"""Refuse outputs that cannot be written before work starts."""
+"""Refuse outputs that cannot be written before work starts, and read the results of earlier commands."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import Any
 
 from moa.plans.errors import MoaError
 from moa.plans.replace import read_json
@@ -40,3 +41,27 @@ def results(*names: str) -> Callable[[Path], None]:
             raise MoaError(f"a JSON object with {', '.join(names)} was expected")
 
     return read
+
+
+def read_result(path: Path, names: Iterable[str], made_by: str) -> dict[str, Any]:
+    """Return a result that a command wrote.
+
+    Args:
+        path: The file.
+        names: What it must hold.
+        made_by: The command, for the message.
+
+    Raises:
+        MoaError: It cannot be read, or lacks one of the names.
+    """
+    try:
+        found = read_json(path)
+    except FileNotFoundError:
+        raise MoaError(
+            f"{path.parent} has no {path.name}: run moa compress MODEL -o {path.parent} to its end"
+        ) from None
+    except (OSError, ValueError) as error:
+        raise MoaError(f"cannot read {path}: {error}") from None
+    if not isinstance(found, dict) or not set(names) <= found.keys():
+        raise MoaError(f"{path} is no result of {made_by}: {', '.join(names)} were expected")
+    return found

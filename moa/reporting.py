@@ -8,10 +8,10 @@ from typing import Any
 
 from moa.evaluation.summary import table
 from moa.outcome import numbers, verdict
-from moa.outputs import writable
+from moa.outputs import read_result, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.plans.replace import read_json, replace
+from moa.plans.replace import replace
 from moa.report.page import Content, Table, is_page, page
 from moa.report.plots import library
 
@@ -33,7 +33,7 @@ def write_report(folder: str | PathLike[str]) -> Path:
     """
     place = Path(folder)
     path = place / "report.html"
-    figures = _figures(place)
+    figures = read_result(place / "figures.json", KEYS, "moa compress")
     plan = Plan.load(place / "plan.yaml")
     if plan.fingerprint() != figures["plan"]:
         raise MoaError(f"{place / 'plan.yaml'} has other rules than those that figures.json is about")
@@ -48,19 +48,6 @@ def write_report(folder: str | PathLike[str]) -> Path:
         ) from None
     replace(path, text.encode())
     return path
-
-
-def _figures(folder: Path) -> dict[str, Any]:
-    path = folder / "figures.json"
-    try:
-        found = read_json(path)
-    except FileNotFoundError:
-        raise MoaError(f"{folder} has no figures.json: run moa compress MODEL -o {folder} to its end") from None
-    except ValueError as error:
-        raise MoaError(f"{path} is not JSON: {error}") from None
-    if not isinstance(found, dict) or not set(KEYS) <= found.keys():
-        raise MoaError(f"{path} is not of moa compress: {', '.join(KEYS)} were expected")
-    return found
 
 
 def _content(folder: Path, plan: Plan, figures: Mapping[str, Any]) -> Content:

@@ -106,7 +106,7 @@ def test_files_that_are_not_there_or_of_something_else(folder: Path) -> None:
     with pytest.raises(MoaError, match=r"report.html is not a report"):
         moa.write_report(folder)
     (folder / "figures.json").write_text("{}")
-    with pytest.raises(MoaError, match=r"figures.json is not of moa compress"):
+    with pytest.raises(MoaError, match=r"figures.json is no result of moa compress"):
         moa.write_report(folder)
     (folder / "figures.json").unlink()
     with pytest.raises(MoaError, match=r"run moa compress MODEL -o .* to its end"):
