@@ -178,7 +178,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = Profile.load(options.profile)
-        network, _ = load_model(options.model, dtype="float32", device="cpu")
+        network, tokenizer = load_model(options.model, dtype="float32", device="cpu")
         Plan.dense(profile.model).check(network)
         tested, own = plans(profile), probes(profile.model, max(FIT))
     except MoaError as error:
@@ -196,7 +196,9 @@ def main() -> int:
     for work in asked:
         cells.setdefault(work, {}).update(tested)
     run = provenance(network) | {"seeds": [SEED + i for i in range(RANDOM)]}
-    journal, visits, plain = Journal(options.output.with_suffix(".jsonl")), Counter[str](), runner(network, None)
+    journal, visits, plain = (
+        Journal(options.output.with_suffix(".jsonl")), Counter[str](), runner((network, tokenizer), None)
+    )  # fmt: skip
     where = place(run)
 
     def visit(plan: Plan, work: Work) -> list[float]:

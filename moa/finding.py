@@ -98,8 +98,7 @@ def runner(question: Question, model: Given) -> Runner:
     costs, dtype = timed_by(question, model)
     question.check()
     check_options(model, {"the profile": question.profile.model})
-    network, _ = loaded(model, dtype=dtype)
-    return runner_of(costs, network)
+    return runner_of(costs, loaded(model, dtype=dtype))
 
 
 def timed_by(question: Question, model: Given, dtype: str = "auto") -> tuple[Costs, str]:

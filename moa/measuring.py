@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from moa.bench import timing
+from moa.bench.filling import Context, held_out
 from moa.hf.environment import environment
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
@@ -16,6 +17,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Progress, silent
 from moa.plans.replace import replace_json
+from moa.runtime.attention import Backends
 from moa.runtime.variant import Variant
 from moa.search.cost import PLACE, Costs, Work
 from moa.search.fit import measure
@@ -23,7 +25,7 @@ from moa.search.fit import measure
 
 def measure_costs(
     model: Given, *, lengths: Sequence[int] = (1024, 4096), batches: Sequence[int] = (1, 4), rounds: int = 8,
-    backend: str | None = None, dtype: str = "auto", output: str | PathLike[str] | None = None,
+    reads: bool = False, backend: str | None = None, dtype: str = "auto", output: str | PathLike[str] | None = None,
     progress: Progress = silent,
 ) -> Costs:  # fmt: skip
     """Time the model under a few plans and fit costs, for budgets in milliseconds.
@@ -34,6 +36,8 @@ def measure_costs(
         batches: Batch sizes of decode steps; a prefill has one sequence.
         rounds: Largest number of rounds in which everything is measured in turn; fewer are run once medians are
             precise enough (`moa.search.fit.in_turn`).
+        reads: Whether to time decode steps of plans that read less than they keep, too, so that a search may choose
+            reads within a budget of milliseconds.
         backend: Name of a back-end, None for the device's own.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
         output: Costs to write (.json).
@@ -49,39 +53,53 @@ def measure_costs(
     if path is not None:
         writable(path, "file of costs", Costs.read)
     check_options(model, {}, lengths=lengths, backend=backend)
-    network, _ = loaded(model, dtype=dtype)
+    pair = loaded(model, dtype=dtype)
+    network, _ = pair
+    if reads:
+        Backends(backend, reads=True).on(network.device)
     works = [Work("decode", n, batch) for n in lengths for batch in batches] + [Work("prefill", n) for n in lengths]
     costs = measure(
-        ModelInfo.of(network), works, runner(network, backend),
-        environment=environment(network, backend), rounds=rounds, progress=progress,
+        ModelInfo.of(network), works, runner(pair, backend),
+        environment=environment(network, backend), rounds=rounds, reads=reads, progress=progress,
     )  # fmt: skip
     if path is not None:
         replace_json(path, costs.model_dump(mode="json"))
     return costs
 
 
-def runner(model: Any, backend: str | None) -> Callable[[Plan, Work], list[float]]:
-    """Return a function that times a plan on `model`: several decode steps on random keys, or one prefill, in ms."""
+def runner(model: tuple[Any, Any], backend: str | None) -> Callable[[Plan, Work], list[float]]:
+    """Return a function that times a plan on a model: several decode steps, or one prefill, in milliseconds.
+
+    Decode steps are on random keys; where the plan reads less than it keeps, on those of a text.
+    """
+    network, tokenizer = model
+    contexts: list[Context] = []  # the longest so far
+
+    def context(length: int) -> Context:
+        if not contexts or contexts[0].ids.shape[1] < length:
+            contexts[:] = [Context.read(network, held_out(tokenizer, length).to(network.device))]
+        return contexts[0]
 
     def run(plan: Plan, work: Work) -> list[float]:
         variant = Variant(plan, backend=backend)
         if work.kind == "decode":
-            seconds = timing.decode(model, variant, work.length, work.batch)
+            text = context(work.length + timing.STEPS + 1) if plan.reads() else None
+            seconds = timing.decode(network, variant, work.length, work.batch, context=text)
         else:
-            vocabulary = model.get_input_embeddings().num_embeddings
-            ids = torch.randint(vocabulary, (work.batch, work.length), device=model.device)
-            seconds = timing.prefill(model, variant, ids)
+            vocabulary = network.get_input_embeddings().num_embeddings
+            ids = torch.randint(vocabulary, (work.batch, work.length), device=network.device)
+            seconds = timing.prefill(network, variant, ids)
         return [1e3 * s for s in seconds]
 
     return run
 
 
-def runner_of(costs: Costs, network: Any) -> Callable[[Plan, Work], list[float]]:
+def runner_of(costs: Costs, model: tuple[Any, Any]) -> Callable[[Plan, Work], list[float]]:
     """Return the `runner` of the model that `costs` belong to, in the environment they were measured in."""
-    backend = str(costs.environment["backend"])
+    backend, network = str(costs.environment["backend"]), model[0]
     costs.check(ModelInfo.of(network))
     check_place(costs, environment(network, backend))
-    return runner(network, backend)
+    return runner(model, backend)
 
 
 def check_place(costs: Costs, here: dict[str, str | int]) -> None:

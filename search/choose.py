@@ -19,6 +19,7 @@ from moa.search.descent import Descent
 from moa.search.grid import Grid
 from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, Harms, Mix, candidates, measured, parts
+from moa.search.reads import may_read
 from moa.search.solver import Limit, Solution, check, solve
 
 
@@ -119,7 +120,7 @@ def pose(
     for budget in (*budgets, *([] if minimise is None else [minimise])):
         if most and budget.length and budget.length > most:
             raise MoaError(f"the length of {budget} must be at most {most}, the longest text that the model takes")
-    rules = candidates(profile, mix, lengths, any(b.kind == "read" for b in (*budgets, minimise) if b))
+    rules = candidates(profile, mix, lengths, may_read(profile, (*budgets, minimise), costs))
     if costs is not None:
         costs.check(profile.model, rules.rules)
     harms = measured(profile, rules, lengths)

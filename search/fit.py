@@ -14,6 +14,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan, Rule
 from moa.plans.progress import Progress, silent
+from moa.plans.reading import READ_STEPS
 from moa.plans.span import BLOCK
 from moa.search.cost import Costs, Kind, Measured, Work, counts, term_names
 from moa.search.spread import SURE, iqr, standard_error
@@ -25,11 +26,13 @@ Taken = dict[tuple[str, Work], list[float]]
 
 LEAST = 4
 """Rounds that a standard error takes."""
+ENDS, SHARES = (64, 16), (READ_STEPS, 64, 32, 16)
+"""What rules of `reading_probes` read, in 1/256: all groups the same, and each group its own."""
 
 
 def measure(
     model: ModelInfo, works: Sequence[Work], run: Run, *, environment: Mapping[str, str | int], rounds: int = 8,
-    progress: Progress = silent,
+    reads: bool = False, progress: Progress = silent,
 ) -> Costs:  # fmt: skip
     """Measure the probes and return the fitted costs.
 
@@ -39,6 +42,7 @@ def measure(
         run: Runs a plan.
         environment: The environment that the figures hold for.
         rounds: See `in_turn`.
+        reads: Whether to measure decode steps of plans that read less than they keep, too.
         progress: See `in_turn`.
 
     Raises:
@@ -48,8 +52,10 @@ def measure(
         if len({work.length for work in works if work.kind == kind}) < 2:
             raise MoaError(f"{kind} must be measured at two lengths or more")
     plans = probes(model, max(work.length for work in works))
-    taken = in_turn(dict.fromkeys(works, plans), run, lambda _: rounds, progress)
-    return fit(plans, taken, environment)
+    choosing = reading_probes(plans) if reads else {}
+    cells = {work: plans | choosing if work.kind == "decode" else plans for work in works}
+    taken = in_turn(cells, run, lambda _: rounds, progress)
+    return fit(plans | choosing, taken, environment)
 
 
 def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
@@ -74,6 +80,20 @@ def probes(model: ModelInfo, longest: int) -> dict[str, Plan]:
     drawn = np.random.default_rng(0).integers(len(rules), size=(len(model.ruled_layers), model.kv_heads))
     mixed = {layer: [rules[i] for i in row] for layer, row in zip(model.ruled_layers, drawn, strict=True)}
     return {**found, "mixed": Plan.from_rules(model, mixed)}
+
+
+def reading_probes(plans: Mapping[str, Plan]) -> dict[str, Plan]:
+    """Return the plans to measure whose groups read less than they keep, made of `probes`."""
+    model, mixed = plans["dense"].model, plans["mixed"]
+    shares = np.random.default_rng(1).choice(SHARES, size=(len(model.ruled_layers), model.kv_heads))
+    rows = zip(model.ruled_layers, shares.tolist(), strict=True)
+    each = {layer: list(map(_reading, mixed.groups[layer], row)) for layer, row in rows}
+    found = {f"dense, {share}/256 read": Plan.from_rules(model, {}, defaults=_reading(FULL, share)) for share in ENDS}
+    return {**found, "mixed, read": Plan.from_rules(model, each)}
+
+
+def _reading(rule: Rule, share: int) -> Rule:
+    return rule.model_copy(update={"read": share / READ_STEPS})
 
 
 def in_turn(
@@ -137,11 +157,12 @@ def fit(plans: Mapping[str, Plan], taken: Taken, environment: Mapping[str, str |
 def _terms(kind: Kind, plans: Mapping[str, Plan], taken: Taken) -> dict[str, float]:
     """Return the terms of least squared relative error, none negative (Lawson and Hanson's NNLS)."""
     rows, times = [], []
+    names = term_names(kind, reads=any(plan.reads() for plan in plans.values()))
     for (name, work), ms in taken.items():
         if work.kind == kind:
-            rows.append(counts(plans[name], work, term_names(kind)))
+            rows.append(counts(plans[name], work, names))
             times.append(median(ms))
     table = np.array(rows) / np.array(times)[:, None]
     scale = np.maximum(table.max(0), 1e-300)
     found, _ = nnls(table / scale, np.ones(len(times)))
-    return dict(zip(term_names(kind), (found / scale).tolist(), strict=True))
+    return dict(zip(names, (found / scale).tolist(), strict=True))

@@ -15,6 +15,7 @@ from moa.search.choose import choose
 from moa.search.cost import Costs
 from moa.search.lengths import Lengths
 from moa.search.objective import PLAIN, Mix, candidates
+from moa.search.reads import may_read
 from moa.search.solver import Solution
 
 
@@ -62,7 +63,7 @@ def front(
         raise MoaError(f"a front has 2 plans or more, found {count}")
     harm, lengths = np.inf, lengths or Lengths.of(profile)
     axis = axis.stored(kv_dtype or profile.dtype or ASSUMED)
-    for figure in np.geomspace(*_range(profile, axis, costs, lengths), count):
+    for figure in np.geomspace(*_range(profile, axis, budgets, costs, lengths), count):
         budget = replace(axis, most=_round_up(float(figure)))
         plan, solution = choose(
             profile, [budget, *budgets], mix=mix, costs=costs, lengths=lengths, time_limit=time_limit, kv_dtype=kv_dtype
@@ -72,9 +73,12 @@ def front(
             yield Point(plan, budget, solution)
 
 
-def _range(profile: Profile, axis: Budget, costs: Costs | None, lengths: Lengths) -> tuple[float, float]:
+def _range(
+    profile: Profile, axis: Budget, budgets: Sequence[Budget], costs: Costs | None, lengths: Lengths
+) -> tuple[float, float]:
     """Return the least budget that some plan keeps, and what full attention takes."""
-    kept = limit(axis, candidates(profile, PLAIN, lengths), profile.model, lengths.longest, costs)
+    rules = candidates(profile, PLAIN, lengths, may_read(profile, (axis, *budgets), costs))
+    kept = limit(axis, rules, profile.model, lengths.longest, costs)
     total = kept.fixed + kept.cost.sum(0)  # the same rule in every group
     return float(total.min()), float(total.max())
 

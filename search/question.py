@@ -10,12 +10,13 @@ from moa.plans.errors import MoaError, brief
 from moa.plans.model import DTYPES, Dtype
 from moa.plans.plan import Plan, Provenance
 from moa.profiler.profile import Profile
-from moa.search.budget import ASSUMED, Budget, cost, parse
+from moa.search.budget import ASSUMED, FORMS, Budget, cost, parse
 from moa.search.choose import choose, pose, record
 from moa.search.cost import Costs
 from moa.search.descent import Descent
 from moa.search.lengths import Lengths
 from moa.search.objective import Mix
+from moa.search.reads import may_read
 from moa.search.solver import Solution
 
 Figures = float | str | Sequence[float | str]
@@ -167,8 +168,18 @@ class Question:
 
     @property
     def reads(self) -> bool:
-        """Whether a figure of what is read is limited or minimised, so that rules may read less than they keep."""
-        return any(budget.kind == "read" for budget in (*self.budgets, self.minimise) if budget is not None)
+        """Whether rules may read less than they keep."""
+        return may_read(self.profile, (*self.budgets, self.minimise), self.costs)
+
+    @property
+    def left_out(self) -> str:
+        """A line where steps are limited in time, and costs or profile know nothing of reads; else empty."""
+        limits = [limit for limit in (*self.budgets, self.minimise) if limit is not None]
+        if self.reads or self.costs is None or not any(FORMS[limit.kind].times == "decode" for limit in limits):
+            return ""
+        missing = [] if self.costs.know_reads else ["costs (moa measure --reads)"]
+        missing += [] if self.profile.reads else ["profile (moa profile --reads)"]
+        return f"every rule reads all that it keeps: reads need {' and '.join(missing)} that know them"
 
     @property
     def harm(self) -> Budget | None:

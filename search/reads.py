@@ -6,6 +6,8 @@ keys, so next to no key is missed that would not be missed among all of them. A 
 length loses nothing by it there.
 """
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -14,6 +16,8 @@ from moa.plans.reading import INSIDE, READ_STEPS, choices, fetched
 from moa.plans.span import Floats
 from moa.profiler.profile import Cut, Profile
 from moa.profiler.read_tables import ReadTables
+from moa.search.budget import FORMS, Budget
+from moa.search.cost import Costs
 from moa.search.grid import Grid
 from moa.search.lengths import Lengths
 
@@ -32,6 +36,17 @@ def tables_of(profile: Profile) -> ReadTables:
         )
     assert profile.reads is not None
     return profile.reads
+
+
+def may_read(profile: Profile, limits: Iterable[Budget | None], costs: Costs | None) -> bool:
+    """Return whether a search lets rules read less than they keep.
+
+    It does where what is read is limited or minimised. So it does where the time of decode steps is, if profile and
+    costs know what reads take: without them every rule reads all that it keeps.
+    """
+    kinds = {limit.kind for limit in limits if limit is not None}
+    timed = any(FORMS[kind].times == "decode" for kind in kinds)
+    return "read" in kinds or (timed and profile.reads is not None and costs is not None and costs.know_reads)
 
 
 def with_reads(profile: Profile, rules: Grid, lengths: Lengths) -> Grid:

@@ -20,6 +20,14 @@ def command(
     rounds: Annotated[
         int, typer.Option(help="Largest number of rounds; fewer are run if all medians are certain before.")
     ] = 8,
+    reads: Annotated[
+        bool,
+        typer.Option(
+            "--reads",
+            help="Also time plans that read less than they keep, so that a search within milliseconds may "
+            "choose reads.",
+        ),
+    ] = False,
     backend: Backend = None,
     dtype: Dtype = "auto",
     json_: Json = False,
@@ -36,7 +44,7 @@ def command(
     console = messages(quiet)
     with Bar("measuring", console) as progress:
         costs = moa.measure_costs(
-            model, lengths=numbers("lengths", lengths), batches=numbers("batches", batches), rounds=rounds,
+            model, lengths=numbers("lengths", lengths), batches=numbers("batches", batches), rounds=rounds, reads=reads,
             backend=backend, dtype=dtype, output=output, progress=progress,
         )  # fmt: skip
     if json_:

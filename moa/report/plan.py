@@ -61,7 +61,7 @@ def figures(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> 
                 {
                     "length": n, "density": plan.density(n), "read": plan.read_density(n),
                     "prefill": plan.prefill_fraction(n), "kv_bytes": plan.kv_bytes(n, dtype=dtype),
-                    "dense_kv_bytes": plan.model.dense_kv_bytes(n, dtype=dtype),
+                    "dense_kv_bytes": plan.model.dense_kv_bytes(n, dtype=dtype), **_step(plan, n),
                 }
                 for n in lengths
             ],
@@ -71,23 +71,43 @@ def figures(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> 
     ]  # fmt: skip
 
 
+def _step(plan: Plan, length: int) -> dict[str, float]:
+    """Return the milliseconds that the plan predicts of a decode step, if it does so at this length."""
+    said = plan.predicted
+    if said is None or said.decode_ms is None or length not in said.lengths:
+        return {}
+    return {"decode_ms": said.decode_ms[said.lengths.index(length)]}
+
+
 def costs(plans: Mapping[str, Plan], lengths: Sequence[int], dtype: Dtype) -> Figures:
     """Return a table of what each plan keeps at each length, batch 1, beside the dense model; the cache in `dtype`.
 
     Where a plan reads less than it keeps, `read` is the part of the bytes of all keys and values that a step reads.
+    Where a plan predicts the time of a step, it is there.
     """
-    reads = any(plan.reads() for plan in plans.values())
-    headings = "tokens", "plan", "density", *(["read"] if reads else []), "prefill kept", "KV cache, MiB", "KV / dense"
-    rows = []
     told = [(each["name"], of) for each in figures(plans, lengths, dtype) for of in each["costs"]]
+    reads, timed = any(plan.reads() for plan in plans.values()), any("decode_ms" in of for _, of in told)
+    headings = [
+        "tokens",
+        "plan",
+        "density",
+        *(["read"] if reads else []),
+        "prefill kept",
+        "KV cache, MiB",
+        "KV / dense",
+    ]
+    headings += ["step predicted, ms"] if timed else []
+    rows = []
     for name, of in sorted(told, key=lambda row: lengths.index(row[1]["length"])):
         shares = [of["density"], *([of["read"]] if reads else []), of["prefill"]]
         whole = of["kv_bytes"] / of["dense_kv_bytes"]
         cells = [*(f"{share:.3f}" for share in shares), f"{of['kv_bytes'] / 2**20:.1f}", f"{whole:.3f}"]
+        cells += [f"{of['decode_ms']:.1f}" if "decode_ms" in of else "-"] if timed else []
         rows.append([f"{of['length']:,}", name, *cells])
     made = {name: plan.predicted for name, plan in plans.items() if plan.predicted and plan.predicted.measured_to}
     caption = "\n".join(
         f"{name}: for texts of up to {said.lengths[-1]:,} tokens, profiled up to {said.measured_to:,}"
+        + (f"; times predicted for {said.device}" if timed and said.device else "")
         for name, said in made.items()
     )
     return Figures(headings, rows, f"Costs, KV cache in {dtype}", caption, names=2)

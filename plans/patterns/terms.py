@@ -15,12 +15,13 @@ class Terms(NamedTuple):
     """How often a group pays each term, by the term's name; patterns that are computed alike share their terms.
 
     Attributes:
-        decode: Per term, a function of the blocks that a decode step reads of the cache, over all sequences.
+        decode: Per term, a function of the blocks that a decode step reads of the cache, over all sequences; where it
+            chooses what it reads, of those that it reads in any case.
         prefill: Per term, a function of the (query, key) pairs of each query block of a text, float64 [blocks], and of
             whether the block sees less than everything, bool [blocks].
     """
 
-    decode: Mapping[str, Callable[[int], float]]
+    decode: Mapping[str, Callable[[float], float]]
     prefill: Mapping[str, Callable[[Floats, Bools], float]]
 
 

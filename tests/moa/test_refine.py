@@ -127,7 +127,7 @@ def test_a_plan_is_timed_at_the_lengths_it_is_for(
     path, plan, asked = tmp_path / "profile.safetensors", tmp_path / "plan.yaml", []
     made_up.save(path)
 
-    def runner(network, backend):
+    def runner(model, backend):
         assert not plan.exists()  # loaded before anything is solved
         return lambda plan, work: asked.append(str(work)) or [2.0]
 
@@ -143,7 +143,7 @@ def test_a_plan_is_timed_at_the_lengths_it_is_for(
 def test_a_model_named_for_timing_is_loaded_as_the_costs_were(model_folder, made_up, costs, tmp_path, monkeypatch):
     known, dtypes = Costs.load(costs), []
     half = known.model_copy(update={"environment": {**known.environment, "dtype": "bfloat16"}})
-    monkeypatch.setattr("moa.measuring.runner", lambda model, _: dtypes.append(model.dtype) or (lambda *_: [2.0]))
+    monkeypatch.setattr("moa.measuring.runner", lambda model, _: dtypes.append(model[0].dtype) or (lambda *_: [2.0]))
     asked = {"costs": half, "lengths": [512]}
     found = moa.find_plan(made_up, {"density": 0.5}, measure=model_folder, **asked)
     plan, budgets = tmp_path / "plan.yaml", {"density": 0.5}

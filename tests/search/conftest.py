@@ -23,3 +23,10 @@ def known(info):
     """Costs of a made-up device."""
     place = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32"}
     return Costs(model=info, environment=place, terms=COSTS, error={"decode": 0.0, "prefill": 0.0}, measured=())
+
+
+@pytest.fixture
+def reading(known):
+    """The same costs, of reads too."""
+    decode = known.terms["decode"] | {"page": 0.002, "summary": 0.0001}
+    return known.model_copy(update={"terms": known.terms | {"decode": decode}})

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from moa.plans.errors import BudgetInfeasible, MoaError, ModelMismatch
 from moa.plans.patterns import KeyDiffWindow
 from moa.plans.plan import Plan, Rule
+from moa.plans.reading import choices, read_bytes, summary_bytes, token_bytes
 from moa.search.budget import Budget, limit, parse
 from moa.search.choose import choose
 from moa.search.cost import Costs, Measured, Work
@@ -115,6 +116,50 @@ def test_files_from_before_a_pattern_price_the_others(make_profile, known, tmp_p
             choose(other, [budget], costs=old)
     with pytest.raises(MoaError, match=r"lack keydiff, keydiff_chunk, prefill terms of keydiff_window: measure again"):
         old.per_group(Work("prefill", 1024), [KeyDiffWindow(alpha=128, beta=0)])
+
+
+@settings(max_examples=40)
+@given(st.data(), st.integers(17, 4000), st.integers(1, 4))
+def test_a_step_that_reads_less_pays_for_the_bytes_that_it_reads(make_profile, data, n, batch):
+    info, token, summary = make_profile(layers=1).model, token_bytes(64), summary_bytes(64)
+    terms = {"step": 0, "sequence": 0, "block": 64 * token, "page": 4 * token, "summary": summary}
+    known = Costs(model=info, environment={}, error={}, measured=(), terms={"decode": terms})
+    rules = [
+        Rule(
+            alpha=data.draw(st.integers(0, 3000)), beta=data.draw(st.integers(0, 256)) / 256,
+            read=data.draw(st.sampled_from([1, 8, 32, 200])) / 256,
+        ) for _ in range(2)
+    ]  # fmt: skip
+    spans = Plan.from_rules(info, {0: rules}).spans(n)[0]
+    read = [int(read_bytes(rule.read256, n, kept, rule.given, 64)) for rule, kept in zip(rules, spans, strict=True)]
+    each = known.per_group(Work("decode", n, batch), rules)
+    for rule, kept, bytes_, found in zip(rules, spans, read, each, strict=True):
+        if bytes_ < kept * token and choices(kept, rule.given):
+            assert found == pytest.approx(batch * bytes_)
+        else:  # all that is kept, in whole blocks
+            whole = rule.model_copy(update={"read": 1.0})
+            assert found == known.per_group(Work("decode", n, batch), [whole])[0]
+
+
+def test_costs_without_reads_say_so_and_predict_what_they_did(make_profile, known, reading, tmp_path):
+    info, path = known.model, tmp_path / "costs.json"
+    assert reading.know_reads
+    assert not known.know_reads
+    path.write_text(reading.model_dump_json())
+    assert Costs.load(path) == reading
+    for plan in (Plan.dense(info), Plan.uniform(info, 0.3, at=1024)):
+        for work in (Work("decode", 1024, 2), Work("prefill", 1024)):
+            assert reading.predict(plan, work) == known.predict(plan, work)
+    less = Plan.from_rules(info, {}, defaults=Rule(alpha=0, beta=1, read=1 / 16))
+    assert reading.predict(less, Work("decode", 4096)) < known.predict(Plan.dense(info), Work("decode", 4096))
+    assert known.predict(less, Work("prefill", 4096)) == known.predict(Plan.dense(info), Work("prefill", 4096))
+    says = (
+        r"^these costs know nothing of rules that read less than they keep: measure again with `moa measure --reads`$"
+    )
+    with pytest.raises(MoaError, match=says):
+        known.predict(less, Work("decode", 4096))
+    with pytest.raises(MoaError, match=says):
+        choose(make_profile(layers=4, shares=(64, 16)), [parse("read", "0.5")], costs=known)
 
 
 def test_refusals(make_profile, known):

@@ -29,6 +29,25 @@ def test_terms_are_found_again(info, known):
     assert {(row.iqr, row.standard_error, row.is_sure) for row in found.measured} == {(0.0, 0.0, True)}
 
 
+def test_reads_are_measured_where_asked_for_in_decode_steps_alone(info, known, reading):
+    ran = []
+
+    def run(plan, work):
+        ran.append((work.kind, plan.reads()))
+        return [reading.predict(plan, work)]
+
+    found = measure(info, WORKS, run, environment={}, reads=True)
+    assert found.know_reads
+    assert {kind for kind, reads in ran if reads} == {"decode"}
+    for kind, terms in reading.terms.items():
+        assert found.terms[kind] == pytest.approx(terms, rel=1e-4)
+    ran.clear()
+    plain = measure(info, WORKS, run, environment={})
+    assert not any(reads for _, reads in ran)
+    assert not plain.know_reads
+    assert set(plain.terms["decode"]) == set(known.terms["decode"])
+
+
 def test_noise_is_averaged_and_reported(info, known):
     rng = np.random.default_rng(0)
     noisy = measure(

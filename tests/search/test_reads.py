@@ -11,7 +11,9 @@ from moa.plans.plan import Plan
 from moa.plans.reading import read_bytes, token_bytes
 from moa.search.budget import Budget, cost, limit, parse
 from moa.search.choose import choose
+from moa.search.cost import Work
 from moa.search.descent import _of
+from moa.search.front import front
 from moa.search.grid import Grid
 from moa.search.harm import harm
 from moa.search.lengths import Lengths
@@ -149,6 +151,39 @@ def test_without_a_budget_of_reads_the_same_bytes_are_written(profile, tmp_path)
     for i in range(2):
         assert (tmp_path / f"with-{i}.yaml").read_bytes() == (tmp_path / f"without-{i}.yaml").read_bytes()
         assert "read" not in (tmp_path / f"with-{i}.yaml").read_text()
+
+
+def test_a_budget_of_time_chooses_reads_where_costs_and_profile_know_them(profile, known, reading, tmp_path):
+    known, reading = (each.model_copy(update={"model": profile.model}) for each in (known, reading))
+    work = Work("decode", 4096)
+    most = reading.fixed(work) + 0.2 * (reading.predict(Plan.dense(profile.model), work) - reading.fixed(work))
+    budgets = [Budget("decode_ms", most, 4096)]
+    plan, solution = choose(profile, budgets, costs=reading)
+    assert plan.reads()
+    assert reading.predict(plan, work) <= most * (1 + 1e-8)
+    assert plan.predicted.decode_ms[-1] == pytest.approx(reading.predict(plan, work), abs=0.01)
+    plain, without = choose(profile, budgets, costs=known)
+    assert solution.value < without.value
+    for known_of, costs in ((replace(profile, reads=None), reading), (profile, known)):
+        other, _ = choose(known_of, budgets, costs=costs)
+        assert not other.reads()
+        assert other.groups == plain.groups
+    least, _ = choose(profile, [parse("harm", "0.3")], minimise=cost("decode_ms@4096"), costs=reading)
+    assert least.reads()
+    assert not choose(profile, [parse("prefill_ms", "9e9")], costs=reading)[0].reads()
+    ends = [point.plan for point in front(profile, 3, Budget("decode_ms", 1, 4096), costs=reading)]
+    assert any(found.reads() for found in ends)
+    floor = limit(budgets[0], candidates(profile, PLAIN, Lengths.of(profile), reads=True), profile.model, 4096, reading)
+    assert reading.predict(ends[0], work) == pytest.approx(floor.fixed + floor.cost.min(1).sum(), rel=1e-4)
+    says = "every rule reads all that it keeps: reads need {} that know them"
+    for known_of, costs, line in (
+        (profile, reading, ""),
+        (profile, known, says.format("costs (moa measure --reads)")),
+        (replace(profile, reads=None), reading, says.format("profile (moa profile --reads)")),
+    ):
+        question = moa.find_plan(known_of, {"decode_ms": f"{most}@4096"}, costs=costs).question
+        assert question.left_out == line
+    assert moa.find_plan(profile, {"density": 0.5}, costs=known).question.left_out == ""
 
 
 def test_a_descent_tells_rules_apart_by_what_they_read(profile, rules):

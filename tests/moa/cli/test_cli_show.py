@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -54,6 +55,19 @@ def test_what_is_read_has_columns_where_a_plan_reads_less_than_it_keeps(show):
     assert code == 0
     assert "1 → 0.125" in out
     assert "of 4 groups differ: 0 at 1,024, 0 at 4,096, 1 in what they read" in " ".join(out.split())
+
+
+def test_the_time_of_a_step_has_a_column_where_a_plan_predicts_it(show):
+    times = {"decode_ms": (21.25, 48.5), "device": "abacus"}
+    predicted = Predicted(lengths=(1024, 2048), measured_to=1024, **times)
+    Plan.from_rules(INFO, {0: [NARROW] * 2, 1: [NARROW] * 2}, predicted=predicted).save("timed.yaml")
+    code, out, err = show("timed.yaml", "half.yaml", "--lengths", "2048")
+    assert (code, err) == (0, "")
+    assert "step predicted, ms" in out
+    assert "48.5" in out
+    assert "times predicted for abacus" in " ".join(out.split())
+    assert json.loads(show("timed.yaml", "--json")[1])[0]["costs"][0]["decode_ms"] == 21.25
+    assert "predicted, ms" not in show("half.yaml")[1]
 
 
 def test_default_lengths_are_those_the_plan_was_made_for(show):

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from moa.cli import main as cli
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
+from moa.profiler.read_tables import ReadTables
 from moa.search.cost import Costs, Work
 
 
@@ -94,6 +96,35 @@ def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
     assert code == 2
     assert "costs measured elsewhere" in err
     assert "abacus" in err
+
+
+def test_reads_within_milliseconds_are_measured_on_a_text(run, folder, tmp_path):
+    path = tmp_path / "costs.json"
+    options = ("--lengths", "256,512", "--batches", "1", "--rounds", "1", "--reads")
+    code, out, _ = run("measure", str(folder), "-o", str(path), *options, "--json")
+    assert code == 0
+    costs = Costs.load(path)
+    assert costs.know_reads
+    assert json.loads(out)["terms"]["decode"].keys() == costs.terms["decode"].keys()
+    works = {(row.kind, row.length) for row in costs.measured if row.plan.endswith("read")}
+    assert works == {("decode", 256), ("decode", 512)}
+    # Figures made up: those of a tiny model are all noise.
+    terms = {"step": 1.0, "sequence": 0.1, "block": 0.1, "keydiff": 0.0, "page": 0.0, "summary": 0.0}
+    path.write_text(costs.model_copy(update={"terms": costs.terms | {"decode": terms}}).model_dump_json())
+    profile = Profile.load(folder / "profile.safetensors")
+    table = np.ones((1, 2, 2, 2), np.float32)
+    reads = ReadTables((64, 16), {("text", 512): table}, {("text", 512): 9})
+    replace(profile, reads=reads).save(tmp_path / "reads.safetensors")
+    plan = tmp_path / "plan.yaml"
+    args = ("-o", str(plan), "--costs", str(path), "--max-decode-ms", "3@2048")
+    code, _, err = run("search", str(tmp_path / "reads.safetensors"), *args, "--measure", str(folder))
+    assert code == 0
+    assert Plan.load(plan).reads()
+    assert "ms measured, prediction off by" in err
+    assert "every rule reads" not in err
+    code, _, err = run("search", "profile.safetensors", *args)
+    assert code == 0
+    assert "every rule reads all that it keeps: reads need profile (moa profile --reads) that know them" in err
 
 
 def test_a_front_by_time(run, costs, tmp_path):
