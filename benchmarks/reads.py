@@ -76,7 +76,7 @@ def plans(profile: Profile, lengths: list[int]) -> dict[str, Plan]:
 
 def reading_all(plan: Plan) -> Plan:
     """Return the same plan, reading all that it keeps."""
-    rules = {layer: [rule.model_copy(update={"read": 1.0}) for rule in rules] for layer, rules in plan.groups.items()}
+    rules = {layer: [rule.whole for rule in rules] for layer, rules in plan.groups.items()}
     return Plan.from_rules(plan.model, rules)
 
 

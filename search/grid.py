@@ -49,7 +49,7 @@ class Grid:
     @cached_property
     def keeping(self) -> tuple["Grid", Ints]:
         """The rules that are left without `read`, and which of them each rule is: int64 [rules]."""
-        whole = [rule if rule.read == 1 else rule.model_copy(update={"read": 1.0}) for rule in self.rules]
+        whole = [rule.whole for rule in self.rules]
         place = {rule: i for i, rule in enumerate(dict.fromkeys(whole))}
         return Grid(place), np.array([place[rule] for rule in whole], np.int64)
 

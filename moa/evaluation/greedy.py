@@ -11,30 +11,29 @@ from moa.hf.calls import parts
 
 @torch.inference_mode()
 def greedy(
-    model: Any, tokenizer: Any, cache: Any, ids: Sequence[int], cached: int, most: int, known: Callable[[str], bool]
+    model: Any, tokenizer: Any, cache: Any, logits: Tensor, cached: int, most: int, known: Callable[[str], bool]
 ) -> str:
-    """Return the greedy text after `ids`, up to the checkpoint's end token, or to where the answer is known.
+    """Return the greedy text behind a cache, up to the checkpoint's end token, or to where the answer is known.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
         cache: Its cache, which the new tokens join.
-        ids: What the text follows.
-        cached: Tokens in the cache, which come before `ids`.
+        logits: The logits after its last token [vocabulary].
+        cached: Tokens in the cache.
         most: Tokens to generate at most.
         known: Tells of a text whether more of it would say nothing more.
     """
     stops = model.generation_config.eos_token_id
     stops = {stops} if isinstance(stops, int) else set(stops or ())
     out: list[int] = []
-    text, new = "", list(ids)
-    while len(out) < most and not known(text):
-        token = int(last_logits(model, cache, new, cached).argmax())
-        cached += len(new)
-        if token in stops:
-            break
+    text, token = "", int(logits.argmax())
+    while len(out) < most and token not in stops and not known(text):
         out.append(token)
-        text, new = tokenizer.decode(out), [token]
+        text = tokenizer.decode(out)
+        if len(out) < most and not known(text):
+            token = int(last_logits(model, cache, [token], cached).argmax())
+            cached += 1
     return text
 
 

@@ -32,7 +32,8 @@ class Row:
 def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backend: str | None) -> list[Row]:
     """Return the dense row, then each plan's and, if asked, its least uniform window that keeps as much at `length`.
 
-    Beside a plan that reads less than it keeps, the uniform window reads as much as the plan, all groups alike.
+    Beside a plan that reads less than it keeps, the uniform window reads as much as the plan, all groups alike. One as
+    long as the text is then full attention.
     """
     rows = [Row("dense", None)]
     for name, plan in plans:
@@ -41,6 +42,7 @@ def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backe
             span = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)  # what a window can keep
             twin = Plan.uniform(plan.model, span / length, at=length)
             if plan.reads():
+                twin = Plan.dense(plan.model) if span == length else twin
                 twin = _reading(twin, plan.read_density(length), length)
             rows.append(Row(f"uniform like {name}", twin, backend))
     return rows

@@ -1,6 +1,7 @@
 """Provide the KV cache of a model under a plan, as one of transformers' caches."""
 
 import copy
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -157,6 +158,27 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         memo[id(self)] = new
         with torch.inference_mode(False):
             new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
+
+    def copy_for(self, plan: Plan) -> "KVCache":
+        """Return a copy for a plan that keeps what this cache's plan keeps, and reads another part of it.
+
+        Raises:
+            Unsupported: The plan keeps something else, or reads less than it keeps in a layer without summaries.
+        """
+        mine, its = ([[rule.whole for rule in of] for _, of in sorted(x.groups.items())] for x in (self.plan, plan))
+        if mine != its or plan.model != self.plan.model:
+            raise Unsupported("a copy of a cache must be for a plan that keeps the same; this one keeps something else")
+        if lacking := [n for n in plan.model.ruled_layers if plan.reads(n) and not self.plan.reads(n)]:
+            raise Unsupported(f"layer {lacking[0]} of the cache has no summaries, which the copy's plan reads")
+        new = copy.deepcopy(self)
+        new.plan = plan
+        for index in plan.model.ruled_layers:
+            layer = new.layers[index]
+            layer.rules = Rules(plan, index)
+            if layer.store is not None:
+                kept = layer.store.summaries if layer.rules.reads else None
+                layer.store = replace(layer.store, summaries=kept, scratch={})
         return new
 
     def crop(self, tokens_to_remove: int) -> None:

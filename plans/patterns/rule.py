@@ -4,7 +4,7 @@ import math
 import operator
 from collections.abc import Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
@@ -138,6 +138,11 @@ class Rule(Strict):
     def read256(self) -> int:
         """What it reads, in steps of 1/256, 1 to 256."""
         return int(self.read * READ_STEPS)
+
+    @property
+    def whole(self) -> Self:
+        """The same rule, reading all that it keeps."""
+        return self if self.read == 1 else self.model_copy(update={"read": 1.0})
 
     @property
     def given(self) -> int:

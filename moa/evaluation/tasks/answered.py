@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import Any
 
-from moa.evaluation.greedy import greedy
+from moa.evaluation.greedy import greedy, last_logits
 from moa.evaluation.interval import wilson
+from moa.evaluation.prefills import Prefills
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.hf.chat import MARK, has_template, pieces
@@ -45,11 +46,13 @@ class Answered(Task):
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: Prompt
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's answer and its score."""
+        length = len(content.ids)
+        read = Prefills(model, rows, length + self.new_tokens, lambda cache: last_logits(model, cache, content.ids, 0))
         for row in rows:
+            cache, logits = read.under(row)
             with row.variant.on(model):
-                cache = row.variant.cache(model, len(content.ids) + self.new_tokens)
                 text = greedy(
-                    model, tokenizer, cache, content.ids, 0, self.new_tokens, lambda said: self.known(said, content)
+                    model, tokenizer, cache, logits, length, self.new_tokens, lambda said: self.known(said, content)
                 )
                 yield row, {"score": self.mark(text, content), "answer": text, "cache_bytes": allocated_bytes(cache)}
 

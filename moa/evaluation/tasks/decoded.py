@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moa.evaluation.prefills import Prefills
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.text import Text, by_part, hidden_by
 from moa.hf.calls import parts
@@ -26,30 +27,43 @@ class Decoded(Text):
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: list[int]
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's negative log-likelihood and KL, by quarter of the tokens that are decoded."""
-        ids = torch.tensor([content], device=model.device)
-        dense = hidden_by(model, Row("dense", None), ids)[-_tail(content) :]
+        ids, count = torch.tensor([content], device=model.device), tail(content)
+        dense, read = hidden_by(model, Row("dense", None), ids)[-count:], begun(model, rows, ids, count)
         for row in rows:
-            found = dense if row.plan is None else decoded(model, row, ids, len(dense))[1:]
+            found = dense if row.plan is None else decoded(model, row, ids, count, read)[1:]
             yield row, by_part(model, dense, found, ids)
 
 
-def _tail(content: Sequence[int]) -> int:
+def tail(content: Sequence[int]) -> int:
+    """Return how many tokens at the end of a window are decoded."""
     return min(TAIL, len(content) // 2)
 
 
-def decoded(model: Any, row: Row, ids: Tensor, tail: int) -> Tensor:
-    """Return the last hidden states [tail + 1, d] of a text [1, n], whose last `tail` tokens come in calls that read.
+@torch.inference_mode()
+def decoded(model: Any, row: Row, ids: Tensor, count: int, read: Prefills[Tensor] | None = None) -> Tensor:
+    """Return the last hidden states [count + 1, d] of a text [1, n], whose last `count` tokens come in calls that read.
 
-    The first state is that of the last token before them.
+    The first state is that of the last token before them. `read` gives the cache of what is before them; by default
+    the row reads it for itself.
     """
-    begin, found = ids.shape[1] - tail, []
+    (cache, last), cached = (read or begun(model, [row], ids, count)).under(row), ids.shape[1] - count
+    found = [last]
     with row.variant.on(model):
-        cache, cached = row.variant.cache(model, ids.shape[1]), 0
-        for call in (ids[:, :begin], *ids[:, begin:].split(SHORT, 1)):
-            for part, where in parts(model, call, cached):
-                found.append(hidden_of(model, part, cache, **where))
+        for call in ids[:, cached:].split(SHORT, 1):
+            found += _states(model, call, cache, cached)
             cached += call.shape[1]
-    return torch.cat(found)[-tail - 1 :]
+    return torch.cat(found)
+
+
+def begun(model: Any, rows: Sequence[Row], ids: Tensor, count: int) -> Prefills[Tensor]:
+    """Return what reads a text but for its last `count` tokens, for each of some rows, and its last state [1, d]."""
+    begin = ids.shape[1] - count
+    return Prefills(model, rows, ids.shape[1], lambda cache: _states(model, ids[:, :begin], cache, 0)[-1][-1:])
+
+
+def _states(model: Any, ids: Tensor, cache: Any, cached: int) -> list[Tensor]:
+    """Return the last hidden states of new tokens [1, new], in the parts in which they are given."""
+    return [hidden_of(model, part, cache, **where) for part, where in parts(model, ids, cached)]
 
 
 TASKS = (Decoded("decoded", ("perplexity decoded", "KL decoded"), 0, "windows of held-out text, their ends decoded"),)

@@ -10,7 +10,7 @@ import torch
 
 from moa.evaluation.greedy import last_logits
 from moa.evaluation.rows import Row
-from moa.evaluation.tasks.decoded import decoded
+from moa.evaluation.tasks.decoded import begun, decoded
 from moa.evaluation.tasks.task import Task
 from moa.evaluation.tasks.text import against, hidden_by, sampled
 
@@ -56,8 +56,9 @@ class Generation(Task):
         ids = torch.tensor([[*content.ids, *new[:-1]]], device=model.device)
         wanted = torch.tensor(new, device=model.device)
         dense = hidden_by(model, Row("dense", None), ids)[-count:]
+        read = begun(model, rows, ids, count - 1)
         for row in rows:
-            found = dense if row.plan is None else decoded(model, row, ids, count - 1)
+            found = dense if row.plan is None else decoded(model, row, ids, count - 1, read)
             kl, _, agrees = against(model, dense, found, wanted)
             strays = (~agrees).nonzero()
             yield row, {

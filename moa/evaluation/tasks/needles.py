@@ -8,10 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from moa.evaluation.greedy import greedy, last_logits
 from moa.evaluation.haystack import FORMATS, Format, Haystack, haystack
 from moa.evaluation.interval import paired, wilson
+from moa.evaluation.prefills import Prefills
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.plans.errors import Unsupported
@@ -49,8 +51,9 @@ class Needles(Task):
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: Haystack
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's answers as they come."""
+        read = text_read(model, rows, content)
         for row in rows:
-            yield row, ask(model, tokenizer, row, content, self.chat)
+            yield row, ask(model, tokenizer, row, content, self.chat, read)
 
     def cached(self, content: Haystack) -> int:
         """Return the length of the text, whose cache is measured."""
@@ -67,13 +70,23 @@ class Needles(Task):
 
 
 @torch.inference_mode()
-def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack, chat: bool = False) -> dict[str, Any]:
+def ask(
+    model: Any, tokenizer: Any, row: Row, hay: Haystack, chat: bool = False, read: Prefills[Tensor] | None = None
+) -> dict[str, Any]:
     """Return greedy answers to every question, each from a copy of a cache that has read the text once.
 
     In a chat, each question also follows the questions before it and the right answers to them.
 
     Under a plan that reads less than it keeps, questions come in calls of as many tokens as do read, as answers are
     decoded: in one call a question would read everything, and its last token would choose the answer's first.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        row: How it is run.
+        hay: The text and its questions.
+        chat: Whether the questions are turns of one chat.
+        read: Gives the text's cache; by default the row reads it for itself.
 
     Returns:
         `right`: one bool per question; `answers`: the generated texts; `cache_bytes`: the size of the text's cache.
@@ -82,9 +95,8 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack, chat: bool = False)
         Unsupported: The model rotates keys in another way after the answer than before the question.
     """
     check_answers(model, hay, chat)
+    (cache, _), cached = (read or text_read(model, [row], hay)).under(row), len(hay.ids)
     with row.variant.on(model):
-        cache, cached = row.variant.cache(model, len(hay.ids)), len(hay.ids)
-        last_logits(model, cache, hay.ids, 0)
         allocated = allocated_bytes(cache)
         answers = []
         for q in hay.questions:
@@ -94,13 +106,17 @@ def ask(model: Any, tokenizer: Any, row: Row, hay: Haystack, chat: bool = False)
             for some in before:
                 last_logits(model, own, some, there)
                 there += len(some)
+            logits, there = last_logits(model, own, last, there), there + len(last)
             known = partial(_decided, answer=q.answer)
-            answers.append(greedy(model, tokenizer, deepcopy(own) if chat else own, last, there, ANSWER_TOKENS, known))
-            if chat:
-                last_logits(model, cache, last, there)
-                cached = there + len(last)
+            own, cached = (deepcopy(own), there) if chat else (own, cached)
+            answers.append(greedy(model, tokenizer, own, logits, there, ANSWER_TOKENS, known))
     right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
     return {"right": right, "answers": answers, "cache_bytes": allocated}
+
+
+def text_read(model: Any, rows: Sequence[Row], hay: Haystack) -> Prefills[Tensor]:
+    """Return what reads the text for each of some rows."""
+    return Prefills(model, rows, len(hay.ids), lambda cache: last_logits(model, cache, hay.ids, 0))
 
 
 def check_answers(model: Any, hay: Haystack, chat: bool = False) -> None:
