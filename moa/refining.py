@@ -24,6 +24,7 @@ from moa.rounds import Round
 from moa.search.calibrate import Scale, calibrate
 from moa.search.objective import Mix
 from moa.search.question import Figures, Options, Question
+from moa.search.reads import tables_of
 from moa.search.rounds import descend
 from moa.search.solver import Solution
 from moa.search.storage import open_storage, starts_again
@@ -97,11 +98,6 @@ def refine_plan(
         MoaError: An option is invalid, or a file cannot be read or must not be replaced.
     """
     question, output = Question.of(profile, budgets, __version__, **options), Path(output)
-    if question.reads:
-        raise MoaError(
-            "trials and rounds measure plans by their prefill, which reads all that is kept: budgets of reads are for "
-            "moa search"
-        )
     weighed, bounded = bool(question.mix.sources), question.harm is not None
     trials = (1 if weighed or bounded else TRIALS) if trials is None else trials
     round_samples = SAMPLES if round_samples is None else round_samples
@@ -129,7 +125,7 @@ def refine_plan(
     if measure:
         _, dtype = timed_by(question, model, dtype)
     network, tokenizer = _loaded(question.profile, model, dtype, length)
-    check = Validation(network, tokenizer, length, seed=seed)
+    check = Validation(network, tokenizer, length, seed=seed, reads=question.reads)
     run = runner(question, (network, tokenizer)) if measure else None
     scale, asked = None, question
     if calibration is not None:
@@ -225,7 +221,17 @@ def _name(question: Question, network: Any, length: int, seed: int) -> str:
         "costs": None if costs is None else costs.model_dump(mode="json"), "lengths": question.lengths.all,
         "length": length, "seed": seed, "sources": dict(question.mix.sources), "tables": _tables(question.profile),
     }  # fmt: skip
+    if question.reads:
+        about["reads"] = _read_tables(question.profile)
     return sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _read_tables(profile: Profile) -> str:
+    """Return a digest of what the profile says of reads."""
+    told = sha256(json.dumps(tables_of(profile).header(), sort_keys=True).encode())
+    for _, table in sorted(tables_of(profile).tensors().items()):
+        told.update(table.tobytes())
+    return told.hexdigest()
 
 
 def _tables(profile: Profile) -> str:

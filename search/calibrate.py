@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from moa.plans.errors import MoaError
-from moa.search.budget import Budget
+from moa.search.budget import Budget, limit
 from moa.search.choose import choose
 from moa.search.objective import candidates
 from moa.search.question import Question
@@ -69,6 +69,8 @@ def fit(points: Sequence[tuple[float, float]]) -> Scale:
 def calibrate(question: Question, evaluate: Evaluate, count: int, progress: Callable[[int, int, str], None]) -> Scale:
     """Solve for `count` densities between the least and 0.8, measure each plan's KL, and fit the scale.
 
+    Where rules may read less than they keep, the densities are those of what is read.
+
     Args:
         question: Names the profile, its mix and the lengths.
         evaluate: Measures a plan.
@@ -78,15 +80,15 @@ def calibrate(question: Question, evaluate: Evaluate, count: int, progress: Call
     Raises:
         MoaError: As `fit` does.
     """
-    rules = candidates(question.profile, question.mix, question.lengths)
-    longest = question.lengths.longest
-    least = float(rules.spans(longest).min()) / longest
+    profile, longest, axis = question.profile, question.lengths.longest, "read" if question.reads else "density"
+    rules = candidates(profile, question.mix, question.lengths, question.reads)
+    least = float(limit(Budget(axis, 1), rules, profile.model, longest).cost.sum(0).min())
     points = []
     for i, density in enumerate(np.geomspace(least * 1.05, 0.8, count)):
-        budget = Budget("density", float(density))
-        plan, solution = choose(question.profile, [budget], mix=question.mix, lengths=question.lengths)
+        budget = Budget(axis, float(density))
+        plan, solution = choose(profile, [budget], mix=question.mix, lengths=question.lengths)
         *_, measured = evaluate(plan)
         points.append((solution.value, measured.kl))
-        what = f"density {density:.2f}: objective {solution.value:.3g}, KL {measured.kl:.4f}"
+        what = f"{axis} {density:.2f}: objective {solution.value:.3g}, KL {measured.kl:.4f}"
         progress(i + 1, count, f"calibration: {what}")
     return fit(points)

@@ -77,7 +77,8 @@ def choose(
     problem = pose(profile, budgets, mix=mix, costs=costs, minimise=minimise, lengths=lengths, kv_dtype=kv_dtype)
     rules, whole = problem.rules, problem.text + problem.recall
     if descent is not None:
-        goal = descent.objective(problem.text, problem.recall, rules, mix)
+        keeping = parts(profile, rules, mix, lengths, Harms(problem.harms.kept, {}))[0]
+        goal = descent.objective(problem.text, problem.recall, rules, mix, problem.text - keeping)
     else:
         goal = whole if problem.least is None else problem.least.cost
     solution = solve(goal, problem.limits, time_limit=time_limit)

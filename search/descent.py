@@ -10,7 +10,8 @@ where `text` and `recall` are the objective's parts. This is a Newton step whose
 quantity of second order. At the dense model, where all slopes are 0, it is the search by the profile. When a plan is no
 better than the last, the step is tried again with more damping, as in the method of Levenberg and Marquardt. Slopes are
 means over the rounds so far, since each is noisy. Recall keeps the profile's harm: slopes of the divergence on answers
-follow the form of the questions, and lose what other questions need (docs/experiments/rounds.md).
+follow the form of the questions, and lose what other questions need (docs/experiments/rounds.md). So does what rules
+lose on text by reading less than they keep, since slopes are those of passes that read all that is kept.
 """
 
 from dataclasses import dataclass, replace
@@ -51,13 +52,17 @@ class Descent:
         """Return the same descent with twice the damping."""
         return replace(self, damping=2 * self.damping)
 
-    def objective(self, text: Floats, recall: Floats, rules: Grid, mix: Mix) -> Floats:
-        """Return what the next plan minimises, given the objective's parts: [groups, rules], the least of a group 0."""
+    def objective(self, text: Floats, recall: Floats, rules: Grid, mix: Mix, read: Floats | float = 0.0) -> Floats:
+        """Return what the next plan minimises, given the objective's parts: [groups, rules], the least of a group 0.
+
+        `read` is the part of `text` that rules lose by reading less than they keep.
+        """
+        kept = text - read
         cuts = [(p, cut) for p in self.rounds for cut in p.cuts]
         weights = [mix.sources.get(source, 1.0) * mix.lengths.get(n, 1.0) for _, (source, n) in cuts]
         slopes = np.average([slope(p, rules, cut) for p, cut in cuts], axis=0, weights=weights)
         change = slopes * self._per_nat(text, rules)
-        total = recall + change + self.damping * np.abs(text - _of(self.plan, text, rules)[:, None])
+        total = recall + read + change + self.damping * np.abs(kept - _of(self.plan, kept, rules)[:, None])
         least: Floats = total - total.min(1, keepdims=True)
         return least
 

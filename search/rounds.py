@@ -29,7 +29,7 @@ def descend(
     Returns:
         The best plan; it is `start` if no step was better.
     """
-    best, rules = start, candidates(question.profile, start.mix, question.lengths)
+    best, rules = start, candidates(question.profile, start.mix, question.lengths, question.reads)
     harms = parts(question.profile, rules, start.mix, question.lengths)
     descent = Descent(best.plan, best.plan, (), max(best.measured.kl, 1e-9))
     for number in range(1, count + 1):

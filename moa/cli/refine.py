@@ -21,6 +21,7 @@ def command(
     ],
     *,
     max_density: asked.Density = None,
+    max_read: asked.Read = None,
     max_kv_gb: asked.Memory = None,
     kv_dtype: asked.Stored = None,
     max_decode_ms: asked.Decode = None,
@@ -81,8 +82,9 @@ def command(
     Example: moa refine profile.safetensors HuggingFaceTB/SmolLM2-135M-Instruct -o plan.yaml --max-density 0.25
     """
     budgets = asked.budgets(
-        density=max_density, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms, harm=max_harm
-    )
+        density=max_density, read=max_read, kv_gb=max_kv_gb, decode_ms=max_decode_ms, prefill_ms=max_prefill_ms,
+        harm=max_harm,
+    )  # fmt: skip
     options = asked.options(
         minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
         pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,

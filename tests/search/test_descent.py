@@ -9,11 +9,11 @@ from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.choose import choose
-from moa.search.descent import Descent
+from moa.search.descent import Descent, _of
 from moa.search.grid import grid
 from moa.search.harm import harm, slope
 from moa.search.lengths import Lengths
-from moa.search.objective import PLAIN, parts
+from moa.search.objective import PLAIN, candidates, measured, parts
 
 N = 1024
 BUDGET = [parse("density", "0.5")]
@@ -126,3 +126,28 @@ def test_slopes_keep_their_sign(make_profile):
     assert slope(signed, rules, cut).min() < 0
     twice = 2 if profile.estimator(cut[0]) == "fisher" else 1
     assert slope(profile, rules, cut) * twice == pytest.approx(-slope(signed, rules, cut) * twice)
+
+
+def test_what_is_read_has_no_slope_and_is_not_held_back(make_asking):
+    profile, lengths = make_asking(shares=(64, 16)), Lengths((N,))
+    rules = candidates(profile, PLAIN, lengths, reads=True)
+    budgets = [parse("read", "0.2"), parse("density", "0.6")]
+    plan, _ = choose(profile, budgets, lengths=lengths)
+    harms = measured(profile, rules, lengths)
+    text, recall = parts(profile, rules, PLAIN, lengths, harms)
+    kept = parts(profile, rules, PLAIN, lengths, harms._replace(read={}))[0]
+    steep = around(profile, {(0, 0): 2.0})
+    step = descent(profile, plan, steep, kl=0.5)
+    read = text - kept
+    assert read.min() >= 0
+    assert read.max() > 0
+    found = step.objective(text, recall, rules, PLAIN, read)
+    alone, now = step.objective(kept, 0 * recall, rules, PLAIN), _of(plan, text, rules).sum()
+    slopes = slope(steep, rules, ("text", N)) * now / 0.5
+    stays = kept - _of(plan, kept, rules)[:, None]
+    wanted = recall + read + slopes + np.abs(stays)
+    np.testing.assert_allclose(found, wanted - wanted.min(1, keepdims=True), atol=1e-9)
+    assert not np.allclose(found, alone)
+    after, solution = choose(profile, budgets, lengths=lengths, descent=step)
+    assert after.read_density(N) <= 0.2
+    assert solution.value == pytest.approx(_of(after, found, rules).sum())
