@@ -16,8 +16,11 @@ from moa.kernels.sink_contents import History, Sink
 from moa.kernels.softmax import Softmax, weights
 from moa.plans.span import BLOCK
 
-NO_MASS = 1e-6
-"""Kept attention mass below which a cut is taken to remove the whole output."""
+NO_MASS = 1e-30
+"""Kept attention mass below which a cut is taken to remove the whole output: products with it underflow in float32.
+
+Weights are sums of positive numbers, so a smaller one than their sum's rounding still has its own precision.
+"""
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,11 @@ how all rank against the truth.
 
 from torch import Tensor
 
-from moa.kernels.influence import NO_MASS, Estimator, Tile, change
+from moa.kernels.influence import Estimator, Tile, change
 from moa.profiler.calibration import ESTIMATORS as NAMES
+
+ROUNDING = 1e-6
+"""Least value of 1 - A: where one weight is nearly everything, float32 rounds the difference."""
 
 
 def fisher(tile: Tile) -> Tensor:
@@ -53,7 +56,7 @@ def _delta(tile: Tile) -> Tensor:
 
 def _taylor(tile: Tile) -> Tensor:
     """Return the change of the loss when one entry is masked and its row renormalised: A (D - dP) / (1 - A)."""
-    return tile.a * (tile.d - tile.dp) / (1 - tile.a).clamp_min(NO_MASS)
+    return tile.a * (tile.d - tile.dp) / (1 - tile.a).clamp_min(ROUNDING)
 
 
 def _cut(tile: Tile, x: Tensor) -> Tensor:

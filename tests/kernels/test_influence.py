@@ -145,6 +145,11 @@ def test_table_of_scores_that_are_capped_beside_learned_sinks(name: str) -> None
     check_table(name, 64, 64, True, Softmax(0.3, 1.5, LOGITS[:4]))
 
 
+def test_table_of_cuts_that_keep_little_mass() -> None:
+    """Large weights lie on few keys; what is left of the others is renormalised all the same."""
+    check_table("fisher", 64, 64, False, Softmax(8.0))
+
+
 def test_a_cut_that_keeps_no_mass_removes_the_output() -> None:
     a, dp = torch.zeros(1, 1, 192), torch.ones(1, 1, 192)
     a[..., 80] = 1.0

@@ -12,7 +12,7 @@ from moa.kernels.sink_contents import sinks as sinks_of
 from moa.kernels.softmax import Softmax
 from moa.kernels.triton.influence import forward, influence_backward
 
-NO_MASS = 1e-6
+NO_MASS = 1e-30
 
 
 def effect(tile: plain.Tile) -> Tensor:
