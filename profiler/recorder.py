@@ -244,7 +244,7 @@ def recording(
     state = [{name: vars(b).get(name) for name in _CHECKPOINTING} for b in blocks]
     training = model.training
     embeddings = model.get_input_embeddings()
-    name = own.name_for(decoder, NAME)
+    name = own.name_for(decoder, attention.values(), NAME)
     ruled = {layer for layer in attention if info.sources[layer] in recorder.layers}  # others keep their windows
     held = {
         layer: partial(_recorded, recorder, layer) if layer in ruled else own.attention_of(name, module)

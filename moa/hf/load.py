@@ -75,6 +75,9 @@ def load_model(
         raise MoaError(f"model '{name}': its tokenizer makes no tokens of text: its vocabulary is empty or broken")
     for config in (model.config, model.config.get_text_config()):  # a checkpoint may say otherwise
         config.return_dict, config.output_attentions, config.output_hidden_states = True, False, False
+    capped = getattr(model.config.get_text_config(), "attn_logit_softcapping", None) is not None
+    if capped and model.config._attn_implementation == "sdpa":  # which drops it; transformers 5.17 loads Gemma-2 so
+        model.set_attn_implementation("eager")
     absent = sorted(loading["missing_keys"]) + sorted(key for key, *_ in loading["mismatched_keys"])
     if absent:
         raise MoaError(f"model '{name}': {len(absent)} weights missing or misshapen, first {absent[0]}")

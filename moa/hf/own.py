@@ -5,7 +5,7 @@ masks. So each of our implementations has two names, one for each way in which t
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, sdpa_mask
 
+from moa.hf.softmax import traits
 from moa.plans.errors import Unsupported
 
 EAGER = "_eager"
@@ -35,10 +36,18 @@ def register(name: str, attention: Attention, mask: Callable[..., Any]) -> None:
         AttentionMaskInterface.register(name + end, partial(mask, windowed=own))
 
 
-def name_for(decoder: PreTrainedModel, name: str) -> str:
-    """Return the name of our implementation `name` by which the other layers of `decoder` attend as they do now."""
+def name_for(decoder: PreTrainedModel, modules: Iterable[torch.nn.Module], name: str) -> str:
+    """Return the name of our implementation `name` by which the other layers of `decoder` attend as they do now.
+
+    Attention by torch would drop soft-caps and learned sinks in silence, as transformers 5.17 lets it do for Gemma-2.
+
+    Args:
+        decoder: The model.
+        modules: Its attention modules.
+        name: The shorter name.
+    """
     eager = decoder.config._attn_implementation in (None, "eager") or not decoder._supports_sdpa
-    return name + EAGER if eager else name
+    return name + EAGER if eager or any(any(traits(module)) for module in modules) else name
 
 
 def attention_of(name: str, module: torch.nn.Module) -> Attention:

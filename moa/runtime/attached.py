@@ -45,7 +45,7 @@ class Attached:
         self._decoder, self._modules = decoder, list(modules.values())
         self._before_call, self._after_call = before_call, after_call
         self._before = [(config, config._attn_implementation) for config in self._configs()]
-        self._name = own.name_for(decoder, NAME)
+        self._name = own.name_for(decoder, self._modules, NAME)
         self._states = [self._state(plan, layer, module, backends) for layer, module in modules.items()]
         switch(decoder, self._name)
         if other := self._other():

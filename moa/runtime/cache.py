@@ -188,6 +188,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
             Unsupported: Keys that the plan would need again are gone. Up to 64 tokens can always be removed.
         """
         self.require("crop")
+        tokens_to_remove = int(tokens_to_remove)  # transformers 5.17 counts drafts in a tensor
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
         columns, cached, left = -tokens_to_remove, 0, dict[torch.device, Ints]()

@@ -63,6 +63,16 @@ class Staged:
             last=not self._left,
         )  # fmt: skip
 
+    def to(self, device: torch.device) -> "Staged":
+        """Return the handle itself: transformers 5.17 asks keys that layers share to be on the reader's device.
+
+        Raises:
+            Unsupported: They are on another one.
+        """
+        if device != self.k.device:
+            raise Unsupported(f"layers on {self.k.device} and {device} share keys: put them on one device")
+        return self
+
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)

@@ -126,7 +126,9 @@ _FIELDS: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 2, "layer_types": ["full_attention"] * 2, "head_dim": 16, "sliding_window": 32,
         "query_pre_attn_scalar": 16, "attn_logit_softcapping": 2.0,
     },
+    "DeepseekV2": LATENT | ROUTED | {"topk_method": "greedy"},
     "DeepseekV3": LATENT | ROUTED,
+    "Glm4MoeLite": LATENT | {name: value for name, value in ROUTED.items() if name != "first_k_dense_replace"},
     "MiniCPM3": LATENT | {"dim_model_base": 64, "scale_depth": None, "v_head_dim": 28},  # wider than keys
     "LongcatFlash": LATENT | {
         "head_dim": 8,
@@ -167,6 +169,8 @@ def make(family: str, **changes: Any) -> PreTrainedModel:
     model = AutoModelForCausalLM.from_config(config)
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the others have no float64
+    if family in SINGLE:
+        model.set_attn_implementation("eager")  # the default of transformers 5.17 for Gemma-2 drops its soft-cap
     for name, parameter in model.named_parameters():
         if name.endswith(".sinks"):
             torch.nn.init.normal_(parameter, std=2.0)  # some families begin with zeros, others with little more

@@ -2,7 +2,8 @@ import json
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from hybrids import make
+from transformers import Gemma2PreTrainedModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging
 
 from moa.hf.load import load_config, load_model
@@ -44,6 +45,13 @@ def test_dtype(folder, dtype):
 def test_device_map_keeps_the_checkpoints_dtype(folder):
     model, _ = load_model(folder, device_map="cpu")
     assert model.dtype == torch.bfloat16
+
+
+def test_a_soft_cap_is_not_left_to_torch_s_attention_which_would_drop_it(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(Gemma2PreTrainedModel, "_supports_sdpa", True)  # as transformers 5.17 has it
+    make("Gemma2", vocab_size=len(tokenizer)).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load_model(tmp_path)[0].config._attn_implementation == "eager"
 
 
 def test_config_alone_needs_no_weights(folder):

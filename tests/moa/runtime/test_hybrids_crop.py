@@ -15,7 +15,7 @@ from moa.plans.model import ModelInfo
 CLOSE = {"rtol": 0, "atol": 1e-8}
 CROPS = (
     "Lfm2", "Lfm2Moe", "Lfm3", "Llama4Text", "Gemma4Text", "Gemma4Sharing", "Gemma3nText", "GptOss", "GraniteSWA",
-    "Gemma2", "GPTBigCode", "DeepseekV3", "MiniCPM3", "LongcatFlash",
+    "Gemma2", "GPTBigCode", "DeepseekV2", "DeepseekV3", "Glm4MoeLite", "MiniCPM3", "LongcatFlash",
 )  # fmt: skip
 """Families whose layers keep keys or convolutions alone."""
 
@@ -44,8 +44,9 @@ def test_tokens_are_taken_back_whole_or_not_at_all(family, model):
                 cropped.crop(-5)
             return
         feed(model, cropped, ids_of(1, 205), [5])
-        cropped.crop(-5)
+        cropped.crop(torch.tensor(-5))  # as transformers 5.17 counts drafts
         assert cropped.get_seq_length() == 200
+        assert isinstance(cropped.get_seq_length(), int)
         torch.testing.assert_close(feed(model, cropped, ids, [20]), feed(model, kept, ids, [20]), **CLOSE)
         cropped.crop(0)
         held = cropped.state_bytes
@@ -60,7 +61,7 @@ def test_tokens_are_taken_back_whole_or_not_at_all(family, model):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["Lfm2", "Lfm3"])
+@pytest.mark.parametrize("family", sorted({"Lfm2", "Lfm3"} & FAMILIES.keys()))
 def test_a_short_text_that_a_convolution_holds_whole_can_be_taken_back(family):
     model, ids = make(family), torch.full((1, 2), 7)
     options = {

@@ -82,7 +82,9 @@ def test_logits_of_some_positions_are_those_of_all(model, keep, left):
 
 
 @torch.no_grad()
-@pytest.mark.skipif("Gemma4Sharing" not in SHARING, reason="of a later transformers")
+@pytest.mark.skipif(
+    not hasattr(transformers.modeling_utils, "slice_logits_to_keep"), reason="transformers 5.17 computes all of them"
+)
 @pytest.mark.parametrize("backend", ["reference", "torch", "numba"])
 def test_layers_that_share_keys_compute_the_last_token_of_a_prompt_alone(backend):
     """As without a plan, so that a prefill costs no more; keys are then stored before these layers read them."""
@@ -164,6 +166,15 @@ def test_a_handle_is_read_as_often_as_the_config_says():
             staged.attend(k, None, softmax=None, backend=None)
         with pytest.raises(Unsupported, match=f"{width} queries to keys of 4 new tokens"):
             staged.attend(k[:, :, :width], mask, softmax=None, backend=None)
+
+
+def test_a_handle_is_on_the_device_of_its_keys():
+    """Transformers 5.17 asks that of each reader."""
+    k = torch.zeros(1, 1, 4, 2)
+    staged = Staged(k, k, 0, lambda *_, **__: None, 2)
+    assert staged.to(k.device) is staged
+    with pytest.raises(Unsupported, match="layers on cpu and meta share keys: put them on one device"):
+        staged.to(torch.device("meta"))
 
 
 @pytest.mark.skipif(not SHARING, reason="of a later transformers")

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from feeding import feed, padded
 from hybrids import FAMILIES, SINGLE, Oracle, ids_of, make, plan_of
 from transformers import DynamicCache
@@ -43,3 +44,14 @@ def test_soft_caps_and_learned_sinks_in_single_precision(family):
         found = feed(model, KVCache(plan), ids, CHUNKS, mask) * mask[..., None]
         assert torch.equal(model.generate(ids, **options), tokens)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@torch.no_grad()
+def test_layers_without_rules_keep_a_soft_cap_that_torch_s_attention_would_drop(monkeypatch):
+    """Transformers 5.17 lets Gemma-2 attend so, and drops it in silence; 5.23 would raise an error."""
+    model, ids = make("Gemma2", **SLIDING), ids_of(1, 100)
+    expected = model(ids).logits
+    monkeypatch.setattr(transformers.Gemma2PreTrainedModel, "_supports_sdpa", True)
+    model.set_attn_implementation("sdpa")
+    with moa.apply(model, Plan.dense(model), "torch"):
+        torch.testing.assert_close(model(ids).logits, expected, rtol=0, atol=SINGLE["Gemma2"])
