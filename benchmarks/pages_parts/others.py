@@ -35,7 +35,9 @@ def models(found: Figures) -> str:
 SHARES = wrapped(
     "Of models that work and whose layers are of several kinds, the table says what a plan can reach: the KV cache of "
     "one text in bfloat16, and the share of it in the layers that take rules. It counts the default config of each "
-    "type, and needs no profile; `moa doctor MODEL` says the same of a model. States come on top, of a constant size."
+    "type, and needs no profile; `moa doctor MODEL` says the same of a model. States come on top, of a constant size. "
+    "A type is left out if its default config has one kind of layers, all of which take rules or none: where all do, a "
+    "plan reaches the whole cache."
 )
 _LENGTHS = ("at 32,768 tokens", "at 131,072 tokens")
 

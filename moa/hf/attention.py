@@ -89,6 +89,11 @@ def check_heads(module: torch.nn.Module, info: ModelInfo, query: Tensor, key: Te
     """
     found = query.shape[1], key.shape[1], key.shape[3], value.shape[1], value.shape[3]
     said = info.query_heads, info.kv_heads, info.head_size, info.kv_heads, info.head_size
+    if found[2] != found[4]:
+        raise Unsupported(
+            f"{type(module).__name__} has keys of size {found[2]} and values of size {found[4]}; plans need one size "
+            "of both: use the model without a plan"
+        )
     if found != said:
         raise Unsupported(
             f"{type(module).__name__} has {found[0]} query heads, {found[1]} key heads of size {found[2]} and "

@@ -130,3 +130,19 @@ def test_gemma3_keeps_its_windows_with_padding(tiny, tokens, random_plan, oracle
         found = model.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False)
         alone = model.generate(ids[:1, 23:], max_new_tokens=8, do_sample=False)
     assert torch.equal(found[0, 23:], alone[0])
+
+
+@pytest.mark.skipif(not hasattr(transformers, "MiMoV2FlashConfig"), reason="of a later transformers")
+def test_values_of_another_size_than_keys_are_refused_by_name(tokens):
+    config = transformers.MiMoV2FlashConfig(
+        vocab_size=61, hidden_size=64, num_attention_heads=4, num_key_value_heads=2, intermediate_size=96,
+        num_hidden_layers=2, layer_types=["full_attention"] * 2, mlp_layer_types=["dense"] * 2, head_dim=16,
+        v_head_dim=8, sliding_window=32, pad_token_id=0, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with (
+        moa.apply(model, Plan.dense(model), "torch"),
+        torch.no_grad(),
+        pytest.raises(moa.Unsupported, match="keys of size 16 and values of size 8; plans need one size of both"),
+    ):
+        model(tokens(1, 20), use_cache=False)
