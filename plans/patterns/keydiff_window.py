@@ -21,7 +21,7 @@ class KeyDiffWindow(ElasticRule):
 
     holds: ClassVar[str] = KEYDIFF
     terms: ClassVar[Terms] = Terms(
-        decode={**IN_PLACE.decode, "keydiff": lambda blocks: 1},  # the host asks whether keys move
+        decode={**IN_PLACE.decode, "keydiff": lambda blocks: 1},  # a step asks whether keys move
         prefill={  # every query block is a call of its own, on a copy of its keys
             "keydiff": lambda pairs, windowed: pairs.sum(),
             "keydiff_chunk": lambda pairs, windowed: len(pairs),
