@@ -7,6 +7,8 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from moa.hf.softmax import traits
+
 VOCABULARY = 61
 POSITIONS = 1024
 
@@ -133,4 +135,6 @@ def tiny_model(kind: str, **changes: Any) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_config(tiny_config(kind, **changes))
     if model._can_set_experts_implementation():
         model.set_experts_implementation("eager")  # the others have no float64
+    if any(any(traits(module)) for module in model.modules()):
+        model.set_attn_implementation("eager")  # the default of transformers 5.17 for Gemma-2 drops its soft-cap
     return model.double().eval()
