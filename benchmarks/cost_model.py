@@ -5,8 +5,9 @@ at every length and batch, from caches of random keys, and prefill at every leng
 the same rounds, at the lengths that `moa measure` takes by default, so that drift of the machine affects all alike and
 only the model's error is left. A cell is repeated until the standard error of each of its medians is 2 % or less, at
 most `--rounds` times; a cell without that precision is listed as unresolved, and the aim for its order is not met.
-Writes benchmarks/results/cost_model.json, .md and .png. If it is stopped, the same command of the same commit
-continues.
+With `--reads` and a profile that has them, three plans that read less than they keep decode too, on a held-out text,
+and the fit measures its own. Writes benchmarks/results/cost_model.json, .md and .png. If it is stopped, the same
+command of the same commit continues.
 
     python benchmarks/cost_model.py MODEL PROFILE
 """
@@ -30,17 +31,19 @@ from moa.measuring import runner
 from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS
-from moa.plans.plan import Plan, Rule
+from moa.plans.plan import FULL, Plan, Rule
 from moa.profiler.profile import Profile
 from moa.report.plan import save
 from moa.search.budget import Budget
 from moa.search.choose import choose
 from moa.search.cost import PLACE, Costs, Kind, Work
-from moa.search.fit import fit, in_turn, probes
+from moa.search.fit import fit, in_turn, probes, reading_probes
 from moa.search.spread import SURE, iqr, standard_error
 
 RESULTS = Path(__file__).parent / "results"
 DENSITIES = (0.75, 0.5, 0.25, 0.125)
+SHARES = (0.125, 0.0625)
+"""What steps of plans of `reading` read."""
 SEED, RANDOM = 100, 2
 """Seed of the first random plan, and their number."""
 FIT = 1024, 4096
@@ -72,6 +75,13 @@ def plans(profile: Profile) -> dict[str, Plan]:
     found = {f"searched {density}": choose(profile, [Budget("density", density)])[0] for density in DENSITIES}
     found |= {f"uniform {d} at {n}": Plan.uniform(model, d, at=n) for d, n in ((0.5, longest), (0.125, longest // 4))}
     return found | {f"random {i}": random_plan(model, longest, SEED + i) for i in range(RANDOM)}
+
+
+def reading(profile: Profile) -> dict[str, Plan]:
+    """Return the plans under test that read less than they keep: two of searches, and a uniform one."""
+    found = {f"reading {share}": choose(profile, [Budget("read", share)])[0] for share in SHARES}
+    rule = FULL.model_copy(update={"read": SHARES[0]})
+    return found | {f"reading {SHARES[0]} everywhere": Plan.from_rules(profile.model, {}, defaults=rule)}
 
 
 def apart(predicted: Sequence[float]) -> list[int]:
@@ -155,7 +165,7 @@ def scatter(rows: Sequence[dict[str, Any]], path: Path) -> None:
     kinds = list(dict.fromkeys(row["kind"] for row in rows))
     figure = Figure(figsize=(4 * len(kinds), 4), layout="constrained")
     for panel, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
-        for family in ("searched", "uniform", "random"):
+        for family in dict.fromkeys(row["plan"].split()[0] for row in rows):
             here = [row for row in rows if row["kind"] == kind and row["plan"].startswith(family)]
             panel.loglog([r["predicted"] for r in here], [r["ms"] for r in here], "o", markersize=4, label=family)
         ends = [f(r[k] for r in rows if r["kind"] == kind for k in ("predicted", "ms")) for f in (min, max)]
@@ -174,6 +184,7 @@ def main() -> int:
     parser.add_argument("--prefill-lengths", type=int, nargs="*", default=[2048, 8192])
     parser.add_argument("--rounds", type=int, default=20, help="of decode steps, at most")
     parser.add_argument("--prefill-rounds", type=int, default=5, help="of prefills, at most")
+    parser.add_argument("--reads", action="store_true", help="plans that read less than they keep, too")
     parser.add_argument("--output", type=Path, default=RESULTS / "cost_model", help="without its ending")
     options = parser.parse_args()
     try:
@@ -181,6 +192,7 @@ def main() -> int:
         network, tokenizer = load_model(options.model, dtype="float32", device="cpu")
         Plan.dense(profile.model).check(network)
         tested, own = plans(profile), probes(profile.model, max(FIT))
+        read = {"tested": reading(profile), "own": reading_probes(own)} if options.reads else {"tested": {}, "own": {}}
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
@@ -192,9 +204,13 @@ def main() -> int:
     asked = works({"decode": options.decode_lengths, "prefill": options.prefill_lengths})
     kinds = dict.fromkeys(work.kind for work in asked)
     fitted = [work for work in works(dict.fromkeys(("decode", "prefill"), FIT)) if work.kind in kinds]
-    cells: Cells = {work: {f"fit: {name}": plan for name, plan in own.items()} for work in fitted}
-    for work in asked:
-        cells.setdefault(work, {}).update(tested)
+    cells: Cells = {}
+    for whose, known, works_of in (("own", own, fitted), ("tested", tested, asked)):
+        for work in works_of:
+            mine = known | (read[whose] if work.kind == "decode" else {})
+            named = mine if whose == "tested" else {f"fit: {name}": plan for name, plan in mine.items()}
+            cells.setdefault(work, {}).update(named)
+    tested, own = tested | read["tested"], own | read["own"]
     run = provenance(network) | {"seeds": [SEED + i for i in range(RANDOM)]}
     journal, visits, plain = (
         Journal(options.output.with_suffix(".jsonl")), Counter[str](), runner((network, tokenizer), None)
@@ -214,8 +230,8 @@ def main() -> int:
 
     most = {"decode": options.rounds, "prefill": options.prefill_rounds}
     taken = in_turn(cells, visit, lambda work: most[work.kind], said("cost_model"))
-    mine = {(name.removeprefix("fit: "), work): ms for (name, work), ms in taken.items() if name.startswith("fit: ")}
-    costs: Costs = fit(own, mine, {name: run[name] for name in PLACE})
+    times = {(name.removeprefix("fit: "), work): ms for (name, work), ms in taken.items() if name.startswith("fit: ")}
+    costs: Costs = fit(own, times, {name: run[name] for name in PLACE})
     rows = [{
         "kind": work.kind, "length": work.length, "batch": work.batch, "plan": name, "ms": median(ms), "iqr": iqr(ms),
         "standard_error": standard_error(ms), "rounds": len(ms), "predicted": costs.predict(tested[name], work),

@@ -6,6 +6,7 @@ from importlib import import_module
 
 import pytest
 
+from moa.plans.plan import Plan, Rule
 from moa.search.cost import Costs
 
 PLACE = {"device": "abacus", "threads": 1, "backend": "torch", "dtype": "float32"}
@@ -18,6 +19,8 @@ TERMS = {
         "keydiff_chunk": 0.02,
     },
 }  # fmt: skip
+READS = {"page": 0.05, "summary": 0.005}
+"""Terms of plans that read less than they keep, which only runs with `--reads` find."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +39,8 @@ def cost_model(searched, monkeypatch, tmp_path):
     module = import_module("cost_model")
     profile, plans = searched
     profile.save(tmp_path / "p.safetensors")
-    costs = Costs(model=profile.model, environment=PLACE, terms=TERMS, error={}, measured=())
+    terms = {"decode": TERMS["decode"] | READS, "prefill": TERMS["prefill"]}
+    costs = Costs(model=profile.model, environment=PLACE, terms=terms, error={}, measured=())
     truth, calls, stop_after, times = {}, [], [10**6], [lambda work, ms, visit: ms]
     fitted = {plan.fingerprint() for plan in module.probes(profile.model, max(module.FIT)).values()}
 
@@ -88,6 +92,21 @@ def test_cost_model(cost_model, capsys):
     assert found["run"]["command"] == "python benchmarks/cost_model.py"
     assert "Unresolved, with the largest standard error of a median: none." in capsys.readouterr().out
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plans_that_read_less_decode_too_where_asked_for(cost_model, make_profile, monkeypatch):
+    module, (main, calls, _) = import_module("cost_model"), cost_model
+    found = module.reading(make_profile((512, 1024), shares=(32, 16)))
+    assert list(found) == ["reading 0.125", "reading 0.0625", "reading 0.125 everywhere"]
+    assert all(plan.reads() and plan.read_density(4096) <= 0.125 for plan in found.values())
+    model = make_profile(lengths=(2048, 8192), keydiff=(64,)).model
+    few = {"reading 0.125 everywhere": Plan.from_rules(model, {}, defaults=Rule(alpha=0, beta=1, read=0.125))}
+    monkeypatch.setattr(module, "reading", lambda _: few)
+    result = main("--decode-lengths", "8192", "--prefill-lengths", "2048", "--reads")
+    assert result["terms"]["decode"] == pytest.approx(TERMS["decode"] | READS, rel=1e-3)
+    assert {(row["kind"], row["length"]) for row in result["rows"] if row["plan"] in few} == {("decode", 8192)}
+    assert len(calls) == 4 * ((6 + 3) * 4 + 6 * 2 + (8 + 1) * 2 + 8)
+    assert all(row["predicted"] == pytest.approx(row["ms"], rel=1e-3) for row in result["rows"])
 
 
 def test_times_of_another_commit_are_measured_again(cost_model, monkeypatch):
