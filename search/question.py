@@ -171,11 +171,17 @@ class Question:
         """Whether rules may read less than they keep."""
         return may_read(self.profile, (*self.budgets, self.minimise), self.costs)
 
-    @property
-    def left_out(self) -> str:
-        """A line where steps are limited in time, and costs or profile know nothing of reads; else empty."""
-        limits = [limit for limit in (*self.budgets, self.minimise) if limit is not None]
-        if self.reads or self.costs is None or not any(FORMS[limit.kind].times == "decode" for limit in limits):
+    def left_out(self, *more: Budget) -> str:
+        """Return a line where the time of steps is limited, and costs or profile know nothing of reads; else nothing.
+
+        `more` are further budgets, as that which a front varies.
+        """
+        limits = [limit for limit in (*self.budgets, self.minimise, *more) if limit is not None]
+        if (
+            may_read(self.profile, limits, self.costs)
+            or self.costs is None
+            or not any(FORMS[limit.kind].times == "decode" for limit in limits)
+        ):
             return ""
         missing = [] if self.costs.know_reads else ["costs (moa measure --reads)"]
         missing += [] if self.profile.reads else ["profile (moa profile --reads)"]

@@ -126,5 +126,5 @@ def show(plan: "Plan", question: "Question", times: "tuple[Timed, ...]", note: s
     if question.costs is not None:
         errors = ", ".join(f"{kind} {error:.1%}" for kind, error in question.costs.error.items())
         console.print(f"  costs of {question.costs.place}; median error of the fit {errors}")
-        if question.left_out:
-            console.print(f"  {question.left_out}")
+        if said := question.left_out():
+            console.print(f"  {said}")

@@ -112,7 +112,7 @@ def command(
         else:
             Console(highlight=False).print(table(points, row.question.lengths.longest, row.question.costs))
         console.print(f"wrote {len(points)} plans, front.txt and front.png to {output}")
-        if note := asked.assumed(row.question, profile, kv_dtype):
+        for note in filter(None, (asked.assumed(row.question, profile, kv_dtype), row.question.left_out(row.axis))):
             console.print(note)
         return
     writable(output, "plan", Plan.load)

@@ -182,8 +182,10 @@ def test_a_budget_of_time_chooses_reads_where_costs_and_profile_know_them(profil
         (replace(profile, reads=None), reading, says.format("profile (moa profile --reads)")),
     ):
         question = moa.find_plan(known_of, {"decode_ms": f"{most}@4096"}, costs=costs).question
-        assert question.left_out == line
-    assert moa.find_plan(profile, {"density": 0.5}, costs=known).question.left_out == ""
+        assert question.left_out() == line
+        row = moa.find_front(known_of, 2, costs=costs)
+        assert row.question.left_out(row.axis) == line
+    assert moa.find_plan(profile, {"density": 0.5}, costs=known).question.left_out() == ""
 
 
 def test_a_descent_tells_rules_apart_by_what_they_read(profile, rules):
