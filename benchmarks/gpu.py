@@ -1,7 +1,7 @@
 """Check the Triton kernels on a GPU, and time them and decoding under a plan.
 
     python benchmarks/gpu.py                           all parts in 25 minutes, the most valuable first (`make gpu`)
-    python benchmarks/gpu.py --part correctness|decode|prefill|end-to-end|influence
+    python benchmarks/gpu.py --part correctness|decode|reads|prefill|end-to-end|influence
     python benchmarks/gpu.py --dry                     every code path, tiny, interpreted: no figure counts
 
 It first checks the kernels against the reference and stops if one disagrees. It writes the results after every row, and
@@ -19,7 +19,7 @@ from typing import Any
 
 from moa.plans.replace import replace, replace_json
 
-PARTS = {"correctness": 4, "decode": 5, "prefill": 4, "end-to-end": 8, "influence": 3}
+PARTS = {"correctness": 4, "decode": 4, "reads": 4, "prefill": 3, "end-to-end": 6, "influence": 3}
 """Minutes after which no new measurement of a part starts; what one leaves is there for the next."""
 
 
@@ -46,14 +46,14 @@ def main() -> int:
     args = arguments()
     if args.dry:
         os.environ["TRITON_INTERPRET"] = "1"  # read when triton is imported, hence the imports below
-    from gpu_parts import correctness, end_to_end, influence, kernels
+    from gpu_parts import correctness, end_to_end, influence, kernels, reads
     from gpu_parts.measure import Bench, Row
 
     bench = Bench(dry=args.dry)
     brief = args.part not in (None, "correctness")
     parts: dict[str, Callable[[Bench, dict[str, Any]], Iterable[Row]]] = {
         "correctness": lambda bench, _: correctness.run(bench, brief), "decode": kernels.run_decode,
-        "prefill": kernels.run_prefill, "end-to-end": end_to_end.run, "influence": influence.run,
+        "reads": reads.run, "prefill": kernels.run_prefill, "end-to-end": end_to_end.run, "influence": influence.run,
     }  # fmt: skip
     chosen = [part for part in PARTS if args.part in (None, part) or part == "correctness"]
     about, ceilings = bench.about(), dict[str, float]()

@@ -13,13 +13,18 @@ from pathlib import Path
 from provenance import about, provenance
 
 from moa.plans.plan import Plan
+from moa.plans.reading import COARSE, INSIDE, READ_STEPS, SUMMARIES, choices, fetched, opened, read_bytes, summary_bytes
 from moa.plans.replace import replace, replace_json
+from moa.plans.span import BLOCK
 
 DEVICES = {
     "H100 SXM 80 GB": (3.35e12, 989e12, 80e9), "A100 SXM 80 GB": (2.039e12, 312e12, 80e9),
     "B200 180 GB": (8e12, 2.25e15, 180e9),
 }  # fmt: skip
 """Bytes/s, bf16 flop/s, bytes of memory."""
+READ_LENGTHS = (8192, 32768, 131072)
+SHARES = (READ_STEPS, 32, 16, 8)
+"""Of the bytes of all keys and values that a step reads, in 1/256."""
 SHIPPED = {"smollm2-135m-instruct": 134.5e6}
 """Models with shipped plans, and their parameters."""
 SHIPPED_LENGTHS = (2048, 4096, 8192)
@@ -82,6 +87,32 @@ def rows() -> list[dict[str, object]]:
     ]  # fmt: skip
 
 
+def reads() -> list[dict[str, object]]:
+    """Return steps that keep all keys and read a share of their bytes, with what their scores add.
+
+    A score takes 4 bytes per page and query head; it is written and read once, if caches hold it from then on.
+    """
+    found: list[dict[str, object]] = []
+    shape = SHAPES[0]
+    groups, per = shape.layers * shape.kv_heads, shape.query_heads // shape.kv_heads
+    summary = SUMMARIES * summary_bytes(shape.head_size) / BLOCK
+    for device in DEVICES:
+        for length in READ_LENGTHS:
+            dense, among = shape.kv_bytes(length), int(choices(length, COARSE))
+            for share in SHARES:
+                read = groups * int(read_bytes(share, length, length, COARSE, shape.head_size))
+                open_ = int(opened(fetched(share, length, length, COARSE, shape.head_size), among))
+                pages = 0 if share == READ_STEPS else (among if open_ < among else 0) + INSIDE * open_
+                scores = 8 * groups * per * pages
+                held = dense + groups * summary * length * (share < READ_STEPS)
+                found.append({
+                    "device": device, "model": shape.name, "length": length, "read": share / READ_STEPS,
+                    "bytes": read / dense, "scores": scores / dense,
+                    **decode(shape, device, length, (read + scores) / dense, held),
+                })  # fmt: skip
+    return found
+
+
 def shipped() -> list[dict[str, object]]:
     """Return the same of the shipped plans, and of their models without a plan."""
     found: list[dict[str, object]] = []
@@ -102,7 +133,9 @@ def shipped() -> list[dict[str, object]]:
     return found
 
 
-def markdown(table: list[dict[str, object]], plans: list[dict[str, object]], run: str) -> str:
+def markdown(
+    table: list[dict[str, object]], read: list[dict[str, object]], plans: list[dict[str, object]], run: str
+) -> str:  # fmt: skip
     lines = [
         "Calculated from datasheet rates, not measured (`python benchmarks/roofline.py`). Decode: bf16, largest batch "
         "that fits beside the weights, one step reads weights and kept keys once. Prefill: one layer's attention, "
@@ -126,6 +159,22 @@ def markdown(table: list[dict[str, object]], plans: list[dict[str, object]], run
         )
     lines += [
         "",
+        "Steps that keep all keys and read a share of them, calculated likewise: `bytes` is what a step reads of keys, "
+        "values and summaries, `scores` what it writes and reads of scores, both as shares of all keys and values.",
+        "",
+        "| device | model | length | read | bytes | scores | batch | decode step ms | decode tokens/s | over dense |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    whole = {(row["device"], row["length"]): float(str(row["tokens_per_s"])) for row in read if row["read"] == 1}
+    for row in read:
+        speed, base_speed = float(str(row["tokens_per_s"])), whole[row["device"], row["length"]]
+        lines.append(
+            f"| {row['device']} | {row['model']} | {row['length']:,} | {row['read']} | {row['bytes']:.4f} | "
+            f"{row['scores']:.4f} | {row['batch']} | {row['step_ms']:.1f} | {speed:,.0f} | "
+            f"{speed / base_speed:.2f} |"
+        )
+    lines += [
+        "",
         "Shipped plans, calculated likewise: the batch is the largest whose slabs fit, a step reads the keys that the "
         "plan keeps.",
         "",
@@ -146,9 +195,10 @@ def markdown(table: list[dict[str, object]], plans: list[dict[str, object]], run
 def main() -> None:
     results = Path(__file__).parent / "results"
     results.mkdir(exist_ok=True)
-    table, plans, run = rows(), shipped(), provenance()
-    replace_json(results / "roofline.json", {"kind": "calculated", "run": run, "rows": table, "plans": plans})
-    page = markdown(table, plans, about(run))
+    table, read, plans, run = rows(), reads(), shipped(), provenance()
+    found = {"kind": "calculated", "run": run, "rows": table, "reads": read, "plans": plans}
+    replace_json(results / "roofline.json", found)
+    page = markdown(table, read, plans, about(run))
     replace(results / "roofline.md", page.encode())
     print(page)
 

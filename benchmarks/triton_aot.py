@@ -1,7 +1,7 @@
 """Compile every Triton kernel without a device, and report registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the 39 that the tests check, printed unless --out names a folder
+    python benchmarks/triton_aot.py --quick         the 57 that the tests check, printed unless --out names a folder
 
 The exit code is 1 if a configuration spills that is not in `SPILLS`, exceeds the shared memory, or lacks a tensor-core
 instruction where it should.
@@ -16,7 +16,17 @@ from pathlib import Path
 import torch
 import triton
 from aot_parts.build import SPILLS, TARGETS, Row
-from aot_parts.configurations import append, changing_sinks, decode, gradient_kv, gradient_q, join, prefill, selection
+from aot_parts.configurations import (
+    append,
+    changing_sinks,
+    decode,
+    gradient_kv,
+    gradient_q,
+    join,
+    prefill,
+    reads,
+    selection,
+)
 from provenance import about, provenance
 
 from moa.plans.replace import replace, replace_json
@@ -33,6 +43,8 @@ def quick() -> list[Row]:
         rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
         rows += [gradient_q(target, half, 64, squared=False), gradient_kv(target, half, 128, heads=7)]
         rows += [changing_sinks(target, half, 64), *modified(target)[:2]]
+    for target in ("sm_90", "gfx942"):
+        rows += reads(target, half, 128)
     return rows
 
 
@@ -42,6 +54,7 @@ def graphs(target: str) -> list[Row]:
     return [
         prefill(target, half, 128, store=True, ones=True), decode(target, half, 128, ones=True),
         join(target, half, 128, ones=True), append(target, half, 128, ones=True),
+        *reads(target, half, 128, ones=True),
     ]  # fmt: skip
 
 
@@ -51,6 +64,7 @@ def modified(target: str) -> list[Row]:
     return [
         prefill(target, half, 128, store=True, plain=False), decode(target, half, 128, plain=False),
         prefill(target, half, 256, store=True, plain=False), decode(target, half, 256, plain=False),
+        *reads(target, half, 128, plain=False)[-2:],
         gradient_q(target, half, 64, squared=True, plain=False), gradient_kv(target, half, 64, plain=False),
         changing_sinks(target, half, 64, plain=False),
     ]  # fmt: skip
@@ -77,11 +91,17 @@ def matrix() -> Iterator[Row]:
         yield from (prefill(target, bf16, dim, store=True, changing=True) for dim in (64, 128, 256))
         for dtype, dim in ((bf16, 64), (bf16, 80), (bf16, 128), (fp32, 128)):
             yield from selection(target, dtype, dim)
+        for dtype, dims in ((bf16, (64, 80, 96, 128, 256, 512)), (fp16, (128,)), (fp32, (64, 128, 256))):
+            for dim in dims:
+                yield from (*reads(target, dtype, dim), append(target, dtype, dim, summaries=True))
+        yield from reads(target, bf16, 128, tokens=16)
         for heads in HEADS if target == "sm_90" else HEADS[::4]:
             yield from (prefill(target, bf16, 128, store=True, heads=heads), decode(target, bf16, 128, heads=heads))
             yield from (gradient_q(target, bf16, 128, heads=heads), gradient_kv(target, bf16, 128, heads=heads))
             yield changing_sinks(target, bf16, 128, heads=heads)
-        yield from (join(target, bf16, 128), append(target, bf16, 128), *modified(target), *graphs(target))
+            yield from reads(target, bf16, 128, heads=heads)
+        yield from (join(target, bf16, 128), join(target, bf16, 128, reads=True), append(target, bf16, 128))
+        yield from (*modified(target), *graphs(target))
 
 
 def markdown(rows: list[Row]) -> str:
@@ -100,7 +120,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="39 compilations")
+    parser.add_argument("--quick", action="store_true", help="57 compilations")
     parser.add_argument("--out", type=Path, help="folder of the table; benchmarks/results for the whole matrix")
     args = parser.parse_args()
     rows = []

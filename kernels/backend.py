@@ -24,7 +24,9 @@ class Backend(NamedTuple):
 
     `warm_up` prepares what the first step would otherwise wait for. It takes the query heads per KV head, the head
     size, the dtype of the cache, and whether there are a soft-cap, learned sinks, and rows that read only some pages.
-    `read` is None where the back-end cannot do that.
+    `read` is None where the back-end cannot do that. `summarises` says that `append` and `decode` also write the
+    summaries of pages that the tokens fill, where the store has them, and that `read` decides on the device whether a
+    row chooses; otherwise `moa.kernels.paged.calls` does both.
 
     `prefill_keydiff` computes what `moa.kernels.keydiff.prefill` computes, and `follow_keydiff` before a decode step
     what `Sinks.follow` computes, where all changing sinks hold the keys of `moa.kernels.keydiff.selection.scores`; both
@@ -39,6 +41,7 @@ class Backend(NamedTuple):
     read: Read | None = None
     prefill_keydiff: Callable[..., Tensor] | None = None
     follow_keydiff: Callable[..., None] | None = None
+    summarises: bool = False
 
 
 def load(name: str, device: torch.device | None = None) -> Backend:
@@ -66,8 +69,11 @@ def load(name: str, device: torch.device | None = None) -> Backend:
     except ImportError as error:  # such as a numba that refuses the numpy there is
         raise Unsupported(f"back-end {name} cannot be imported, choose {others}: {error}") from error
     warm_up = getattr(module, "warm_up", _nothing)
-    optional = (getattr(module, name, None) for name in ("read", "prefill_keydiff", "follow_keydiff"))
-    return Backend(name, module.attend, module.append, module.decode, warm_up, *optional)
+    optional = {name: getattr(module, name, None) for name in ("read", "prefill_keydiff", "follow_keydiff")}
+    summarises = getattr(module, "SUMMARISES", False)
+    return Backend(
+        name, module.attend, module.append, module.decode, warm_up, summarises=summarises, **optional
+    )  # fmt: skip
 
 
 def _visible(device: str) -> bool:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Reading, Visibility
+from moa.kernels.keydiff.following import follow
 from moa.kernels.keydiff.prefill import prefill
-from moa.kernels.keydiff.selection import scores
 from moa.kernels.keydiff.sinks import Sinks
-from moa.kernels.paged import calls, summaries
+from moa.kernels.paged import calls
 from moa.kernels.sink_contents import SCORES
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, allocate, select
@@ -29,14 +29,14 @@ def computed_by(backend: Backend, moving: bool, reads: bool) -> tuple[str, str]:
     """
     name = backend.name
     prefill, decode = name, f"{name}, by pages that it chooses" if reads else name
-    if moving and (backend.prefill_keydiff is None or reads):
+    if moving and (backend.prefill_keydiff is None or (reads and not backend.summarises)):
         prefill = f"{name}, and torch's library attention in groups into whose sinks keys move"
     elif moving:
         prefill = f"{name}, which also chooses the keys of sinks"
-    if moving and (backend.follow_keydiff is None or reads):
+    if moving and backend.follow_keydiff is None:
         decode += ", and torch moves keys into sinks when a block ends"
     elif moving:
-        decode += ", which also moves keys into sinks when a block ends"
+        decode += ", and its own kernels move keys into sinks when a block ends"
     return prefill, decode
 
 
@@ -72,7 +72,7 @@ def attend(
     whole = partial(_attend, seen=seen, softmax=softmax, backend=backend)
     if reading is None or store is None:
         return whole(q, k, v, batch=batch, store=store, grown=grown, again=again, sinks=sinks)
-    short, long = calls.parts(batch, seen, reading, k.shape[2])
+    short, long = calls.parts(batch, seen, reading, k.shape[2], decides=backend.summarises and sinks is None)
     if short is None:
         return whole(q, k, v, batch=batch, store=store, grown=grown, again=again, sinks=sinks)
     store = store if grown is None else grown()
@@ -99,10 +99,7 @@ def _attend(
     if grown is not None and store is not None and few:
         store = grown()
         if sinks is not None:
-            if backend.follow_keydiff is not None and sinks.are_scored_by(scores):
-                backend.follow_keydiff(store, sinks, batch=batch, seen=seen)
-            else:
-                sinks.follow(store, batch, seen)
+            follow(store, sinks, batch=batch, seen=seen, backend=backend)
         return backend.decode(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
     if sinks is not None:
         store = store if grown is None else grown()
@@ -143,15 +140,14 @@ def attend_given(
     store, sinks = None, None
     if past is None:
         reading = None
+    writer = backend if reading is None else calls.summarising(backend)
     if past is not None or moving:
         room = (0 if past is None else past[2].max_seqlen) + (batch.max_seqlen if moving or reading is not None else 0)
         slots = np.full((len(batch.past), k.shape[1]), -(-room // BLOCK) * BLOCK)
         store = allocate(slots, k.shape[2], k.dtype, k.device, summaries=reading is not None)
         if past is not None:
             keys, values, packed = past
-            backend.append(store, keys, values, batch=packed, seen=seen)
-            if reading is not None:
-                summaries.update(store, batch=packed, seen=seen)
+            writer.append(store, keys, values, batch=packed, seen=seen)
     if moving:  # the store holds the whole past, so its keys are chosen at once
         first, sink = (x.cpu().numpy().astype(np.int64) for x in seen)
         sinks = Sinks(sink, holds, lambda position: first[:, position // BLOCK].T, len(batch.past), k.device)

@@ -32,6 +32,11 @@ def find(name: str) -> Spec:
     raise Unsupported(f"unknown back-end {brief(name)}: choose one of {names()}")
 
 
+def reads_in_graphs(name: str) -> bool:
+    """Return whether graphs of `torch.compile` may hold decode steps of a back-end that read only some pages."""
+    return "read-graph" in find(name).can
+
+
 def preferred(device: str | None) -> list[Spec]:
     """Return the back-ends for a type of device, or for any (None): the best first, `ANYWHERE` last."""
     return [spec for spec in reversed(BACKENDS) if spec.takes(device) and spec is not REFERENCE]

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Literal
 
-Ability = Literal["prefill", "decode", "read", "latent", "influence", "graph"]
+Ability = Literal["prefill", "decode", "read", "latent", "influence", "graph", "read-graph"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Spec:
         can: What it does: `prefill`, `decode`, `read` (decode steps that read only some pages), `latent` (it takes
             stores whose keys are their own values, and heads of more than 512 channels), `influence` (the profiler's
             backward pass in fused kernels, in `influence.py` beside the module), `graph` (its `decode` may lie in a
-            graph of `torch.compile`).
+            graph of `torch.compile`), `read-graph` (its `read` may, too).
         devices: Types of device that it computes on, as torch calls them; none means any.
         title: What errors and pages call one of these devices, such as GPU; empty where it computes on any.
         packages: The packages that it needs besides those that moa always needs.

@@ -27,11 +27,13 @@ TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 INTS32 = {
     "table", "places", "exits", "groups_of", "first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens",
-    "items", "folded", "left",
+    "items", "folded", "left", "share", "given", "listed", "chosen",
 }  # fmt: skip
 INTS8 = {"can_undo"}
+BYTES = {"summaries"}
 INTS64 = {"base", "pasts", "position", "position_kept"}
-FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits", "found", "score", "score_kept"}
+FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits", "found", "score", "score_kept", "scores", "tops",
+          "totals"}  # fmt: skip
 SCALARS = {"scale", "cap"}
 OPTIONAL = {"cap", "sink_logits"}
 """Arguments that are None without a soft-cap and learned sinks."""
@@ -46,6 +48,9 @@ SPILLS = {
     ("decode", "bf16"): (512, "K and V of 64 keys from two sources, 20 bytes on gfx942"),
     ("prefill", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("decode", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
+    ("page scores", "bf16"): (512, "numbers of 64 quads of 128 channels, 32 bytes on sm_100"),
+    ("read", "fp32"): (256, "as decode"),
+    ("page scores", "fp32"): (256, "numbers of 64 quads, twice for three TF32 passes: up to 24 bytes on sm_80"),
 }
 """Kernels by type that may spill from a head size on, and why: what a thread of 255 registers would have to hold."""
 
@@ -69,7 +74,7 @@ class Row:
 
     def faults(self) -> list[str]:
         """Return what makes this configuration unfit to ship."""
-        attends = self.kernel in ("prefill", "decode") or self.kernel.startswith("influence")
+        attends = self.kernel in ("prefill", "decode", "read", "page scores") or self.kernel.startswith("influence")
         found = []
         if self.spills and self.head_size < SPILLS.get((self.kernel, self.dtype), (1 << 30, ""))[0]:
             found.append(f"spills {self.spills} bytes")
@@ -87,7 +92,7 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
     signature, attributes = {}, {}
     if ones:
         variant += ", sizes of 1"
-        constants = constants | dict.fromkeys(set(RUN_TIME).intersection(kernel.arg_names), 1)
+        constants = constants | dict.fromkeys(set(RUN_TIME).intersection(kernel.arg_names) - {"begin"}, 1)
     if plain:
         constants = constants | dict.fromkeys(OPTIONAL.intersection(kernel.arg_names))
     else:
@@ -116,6 +121,8 @@ def _type(arg: str, dtype: str) -> str:
         return "*i32"
     if arg in INTS8:
         return "*i8"
+    if arg in BYTES:
+        return "*u8"
     if arg in INTS64:
         return "*i64"
     if arg in FLOATS:

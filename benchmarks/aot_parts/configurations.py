@@ -7,16 +7,22 @@ import triton
 from aot_parts.build import CHANGING, Row, build
 
 from moa.kernels.triton.append import append_kernel
-from moa.kernels.triton.changing_prefill import AT_ONCE
+from moa.kernels.triton.changing_prefill import AT_ONCE as CANDIDATES
 from moa.kernels.triton.changing_sinks import changing_sinks_kernel
 from moa.kernels.triton.decode import decode_kernel, join_kernel
 from moa.kernels.triton.gradient_kv import gradient_kv_kernel
 from moa.kernels.triton.gradient_q import gradient_q_kernel
 from moa.kernels.triton.moves import keep_kernel, leave_kernel, put_kernel
+from moa.kernels.triton.page_choice import page_choice_kernel
+from moa.kernels.triton.page_scores import AT_ONCE, page_scores_kernel
 from moa.kernels.triton.prefill import prefill_kernel
+from moa.kernels.triton.read import read_kernel
 from moa.kernels.triton.selection import exits_kernel, scores_kernel, table_kernel
+from moa.kernels.triton.summaries import even_part
 from moa.kernels.triton.tiles import (
     Tiles,
+    append_warps,
+    choice_size,
     decode_tiles,
     gradient_keys,
     gradient_kv_tiles,
@@ -42,26 +48,56 @@ def prefill(target: str, dtype: torch.dtype, dim: int, *, store: bool, heads: in
 
 
 def decode(target: str, dtype: torch.dtype, dim: int, *, tokens: int = 1, heads: int = 4, plain: bool = True,
-           split: bool = True, append: bool = True, ones: bool = False) -> Row:  # fmt: skip
+           split: bool = True, append: bool = True, ones: bool = False, reads: bool = False) -> Row:  # fmt: skip
     t = decode_tiles(dim, dtype, tokens * heads, target)
     constants = {
         "HEADS": heads, "D": dim, "WIDTH": t.width, "BLOCK_M": t.block_m, "APPEND": append, "SPLIT": split,
         "PRECISION": t.precision,
     }  # fmt: skip
+    constants |= {} if reads else {"share": None, "given": None}
     pointers = {"out": "*fp32"} if split else {}
     variant = f"group of {heads}, {tokens} tokens{'' if split else ', one piece'}{'' if append else ', no append'}"
+    variant += ", reads" if reads else ""
     return build(decode_kernel, "decode", target, dtype, dim, variant, t, constants, pointers, plain, ones)
 
 
-def join(target: str, dtype: torch.dtype, dim: int, ones: bool = False) -> Row:
+def join(target: str, dtype: torch.dtype, dim: int, *, ones: bool = False, reads: bool = False) -> Row:
     t, constants = Tiles(0, 1, 3, dim, ""), {"HEADS": 4, "D": dim, "COLUMNS": 32, "AT_ONCE": 32}
-    return build(join_kernel, "join", target, dtype, dim, "", t, constants, ones=ones)
+    constants |= {} if reads else {"share": None, "given": None}
+    return build(join_kernel, "join", target, dtype, dim, "reads" if reads else "", t, constants, ones=ones)
 
 
-def append(target: str, dtype: torch.dtype, dim: int, ones: bool = False) -> Row:
-    t = Tiles(64, 4, 3, triton.next_power_of_2(dim), "")
-    constants = {"D": dim, "WIDTH": t.width, "ROWS": 64}
-    return build(append_kernel, "append", target, dtype, dim, "", t, constants, ones=ones)
+def reads(target: str, dtype: torch.dtype, dim: int, *, heads: int = 4, tokens: int = 1, plain: bool = True,
+          ones: bool = False) -> list[Row]:  # fmt: skip
+    """Return what a step launches whose rows choose pages, but for the new keys: scores and choice at both levels."""
+    shape = decode_tiles(dim, dtype, tokens * heads, target)
+    up, rows, variant = triton.next_power_of_2(heads), list[Row](), f"group of {heads}"
+    shared = {"HEADS": heads, "D": dim, "AT_ONCE": AT_ONCE}
+    for level, listed in (("coarse", {"listed": None}), ("fine", {})):
+        t = Tiles(max(16, up), 4, 3, max(16, triton.next_power_of_2(dim // 4)), shape.precision)
+        constants = {**shared, **listed, "UP": t.block_m, "WIDTH": t.width, "PRECISION": t.precision}
+        rows.append(build(page_scores_kernel, "page scores", target, dtype, dim, f"{variant}, {level}", t, constants,
+                          ones=ones))  # fmt: skip
+        t = Tiles(choice_size(up), 8, 3, dim, "")
+        constants = {**shared, **listed, "UP": up, "SIZE": t.block_m}
+        rows.append(build(page_choice_kernel, "page choice", target, dtype, dim, f"{variant}, {level}", t, constants,
+                          ones=ones))  # fmt: skip
+    constants = {
+        "HEADS": heads, "D": dim, "WIDTH": shape.width, "SPLIT": True, "PRECISION": shape.precision,
+    }  # fmt: skip
+    variant, pointers = f"{variant}, {tokens} tokens", {"out": "*fp32"}
+    rows.append(decode(target, dtype, dim, tokens=tokens, heads=heads, plain=plain, append=False, ones=ones,
+                       reads=True))  # fmt: skip
+    rows.append(build(read_kernel, "read", target, dtype, dim, variant, shape, constants, pointers, plain, ones))
+    return rows
+
+
+def append(target: str, dtype: torch.dtype, dim: int, *, ones: bool = False, summaries: bool = False) -> Row:
+    t = Tiles(64, append_warps(summaries), 3, triton.next_power_of_2(dim), "")
+    constants = {"D": dim, "WIDTH": t.width, "EVEN": even_part(dim), "ROWS": 64}
+    variant = "with summaries" if summaries else ""
+    constants |= {} if summaries else {"summaries": None}
+    return build(append_kernel, "append", target, dtype, dim, variant, t, constants, ones=ones)
 
 
 def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool = True, heads: int = 4, plain: bool = True,
@@ -102,7 +138,7 @@ def selection(target: str, dtype: torch.dtype, dim: int) -> list[Row]:
     width = triton.next_power_of_2(dim)
     constants: dict[str, tuple[Any, dict[str, Any]]] = {
         "scores": (scores_kernel, {"D": dim, "WIDTH": width // 2}), "exits": (exits_kernel, {}),
-        "table": (table_kernel, {"AT_ONCE": AT_ONCE}), "keep": (keep_kernel, {"D": dim, "WIDTH": width}),
+        "table": (table_kernel, {"AT_ONCE": CANDIDATES}), "keep": (keep_kernel, {"D": dim, "WIDTH": width}),
         "leave": (leave_kernel, {"D": dim, "WIDTH": width}), "put": (put_kernel, {"D": dim, "WIDTH": width}),
     }  # fmt: skip
     rows = []

@@ -57,7 +57,7 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
             again = replace(store, k=store.k.clone(), v=store.v.clone())
             replay_out: list[Tensor] = []
             bench.graph(lambda: replay_out.append(kernels.decode(q, k, v, store=again, **call)))()
-            rows.append({"what": "decode in a graph", **name, **_compare(replay_out[-1], want, dtype)})
+            rows.append({"what": "decode in a graph", **name, **compare(replay_out[-1], want, dtype)})
             got = kernels.decode(q, k, v, store=store, **call)
         else:
             got = kernels.attend(q, k, v, store=store, **call)
@@ -66,7 +66,7 @@ def attention(bench: Bench, heads: int, dim: int, dtype: torch.dtype) -> list[Ro
             reference.append(twin, k, v, **where)
             same = all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in ((store.k, twin.k), (store.v, twin.v)))
             rows.append({"what": f"append after {what}", **name, "error": 0.0 if same else 1.0, "agrees": same})
-        rows.append({"what": what, **name, **_compare(got, want, dtype)})
+        rows.append({"what": what, **name, **compare(got, want, dtype)})
         past = past + torch.from_numpy(new).to(bench.device)
     return rows
 
@@ -80,7 +80,7 @@ def fisher(bench: Bench, dim: int, dtype: torch.dtype) -> Row:
     call = {"softmax": Softmax(dim**-0.5), "sinks": sinks("first", 64, 128) + sinks("keydiff", 64), "bin_size": 64}
     got = influence_backward(q, k, v, *forward(q, k, v, softmax=call["softmax"]), dout, **call)
     want = plain.influence_backward(q.double(), k.double(), v.double(), dout.double(), estimator=_fisher, **call)
-    results = [_compare(mine, theirs, dtype, 2.0) for mine, theirs in zip(got, want, strict=True)]
+    results = [compare(mine, theirs, dtype, 2.0) for mine, theirs in zip(got, want, strict=True)]
     worst = max(results, key=lambda result: result["error"])
     return {"what": "influence", "dtype": str(dtype), "head size": dim, "group": heads, **worst}
 
@@ -91,7 +91,7 @@ def _fisher(tile: plain.Tile) -> Tensor:
     return delta.square()
 
 
-def _compare(got: Tensor, want: Tensor, dtype: torch.dtype, slack: float = 1.0) -> Row:
+def compare(got: Tensor, want: Tensor, dtype: torch.dtype, slack: float = 1.0) -> Row:
     error = float((got.double() - want.double()).norm() / want.double().norm())
     return {"error": error, "agrees": error <= slack * LIMIT[dtype]}
 

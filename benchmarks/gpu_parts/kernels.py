@@ -68,7 +68,7 @@ def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:
     whole = [x.transpose(0, 1)[None].contiguous() for x in (q, k, v)]
     wide = [whole[0], *(x.repeat_interleave(heads // groups, 1) for x in whole[1:])]
     calls: dict[str, Call] = {"ours": lambda: kernels.attend(q, k, v, **call)}
-    calls |= _sdpa(bench, wide, is_causal=True)
+    calls |= library(bench, wide, is_causal=True)
     if flex := flex_call(bench, *whole, *seen):
         calls["flex"] = flex
     times = bench.time(calls)
@@ -95,7 +95,7 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
     calls = {
         "ours": bench.graph(lambda: kernels.decode(q, k, v, batch=new, seen=seen, store=store, softmax=Softmax(scale)))
     }
-    calls |= {f"{n} dense": bench.graph(f) for n, f in _sdpa(bench, [queries, keys, values], enable_gqa=True).items()}
+    calls |= {f"{n} dense": bench.graph(f) for n, f in library(bench, [queries, keys, values], enable_gqa=True).items()}
     if flex := flex_call(bench, queries, keys, values, *seen):
         calls["flex"] = bench.graph(flex)
     if other := flashinfer_call(bench, q, keys, values):
@@ -108,7 +108,7 @@ def decode(bench: Bench, mix: Mix, length: int, batch: int, heads: int, dim: int
     return row
 
 
-def _sdpa(bench: Bench, qkv: list[Tensor], **options: bool) -> dict[str, Call]:
+def library(bench: Bench, qkv: list[Tensor], **options: bool) -> dict[str, Call]:
     """Return library attention by each fast back-end that takes these tensors; note those that refuse."""
     backends = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
     if bench.dry:

@@ -3,20 +3,22 @@
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from moa.kernels.backend import Backend
 from moa.kernels.call import Packed, Reading, Visibility
+from moa.kernels.keydiff.following import follow
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.paged import summaries
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store, find_tokens
 from moa.plans.reading import INSIDE, SHORT, choices, fetched
-from moa.plans.span import BLOCK, keys_seen
+from moa.plans.span import BLOCK, Ints, keys_seen
 
 
 def summarising(backend: Backend) -> Backend:
     """Return the back-end whose `append` and `decode` also write the summaries of pages that the tokens fill."""
+    if backend.summarises:
+        return backend
 
     def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
         backend.append(store, k, v, batch=batch, seen=seen)
@@ -32,26 +34,32 @@ def summarising(backend: Backend) -> Backend:
     return backend._replace(append=append, decode=decode, prefill_keydiff=None)
 
 
-def parts(batch: Packed, seen: Visibility, reading: Reading, head_size: int) -> tuple[Packed | None, Packed | None]:
+def parts(
+    batch: Packed, seen: Visibility, reading: Reading, head_size: int, decides: bool
+) -> tuple[Packed | None, Packed | None]:
     """Return the part of the batch that reads pages, and the part whose sequences have too many new tokens for it.
 
     Each has all sequences, with no new tokens where they are in the other part; None where it has none. A batch in
-    which no row would choose pages does not read them.
+    which no row would choose pages does not read them; where the back-end `decides` that for a call of few tokens, the
+    host does not ask.
     """
     if batch.max_seqlen == 1:
         return batch, None
-    counts = batch.cu_seqlens.diff()
+    past, counts = batch.on_host()
     few = counts <= SHORT
-    short, long = _part(batch, counts * few), _part(batch, counts * ~few)
-    if not _chooses(short, seen, reading, head_size):
+    decided = decides and (few & (counts > 0)).all()
+    if not decided and not _chooses(past[few], counts[few], seen, reading, head_size):
         return None, batch
-    return short, long if long.max_seqlen else None
+    if few.all():
+        return batch._replace(max_seqlen=int(counts.max()), nonempty=bool(counts.all())), None
+    return _part(batch, past, counts * few), _part(batch, past, counts * ~few)
 
 
-def _chooses(batch: Packed, seen: Visibility, reading: Reading, head_size: int) -> bool:
-    """Return whether some row does not read all that it sees."""
-    _, position = find_tokens(batch.cu_seqlens, batch.past, int(batch.cu_seqlens[-1]))
-    at = position.cpu().numpy()
+def _chooses(past: Ints, counts: Ints, seen: Visibility, reading: Reading, head_size: int) -> bool:
+    """Return whether some row does not read all that it sees, of sequences with so many new tokens."""
+    if not counts.any():
+        return False
+    at = np.concatenate([np.arange(begin, begin + count) for begin, count in zip(past, counts, strict=True)])
     first, sink, share, given = (x.cpu().numpy().astype(np.int64) for x in (*seen, *reading))
     kept = keys_seen(first[:, at // BLOCK], sink[:, None], at + 1)  # [kv_heads, tokens]
     pages = fetched(share[:, None], at + 1, kept, given[:, None], head_size)
@@ -61,7 +69,8 @@ def _chooses(batch: Packed, seen: Visibility, reading: Reading, head_size: int) 
 def tokens_of(part: Packed, batch: Packed) -> Tensor:
     """Return which of the batch's tokens are in the part: int64, in order."""
     begin = batch.cu_seqlens[:-1] + (part.past - batch.past)
-    owner, at = find_tokens(part.cu_seqlens, torch.zeros_like(part.past), int(part.cu_seqlens[-1]))
+    tokens = int(part.on_host()[1].sum())
+    owner, at = find_tokens(part.cu_seqlens, torch.zeros_like(part.past), tokens)
     return begin[owner] + at
 
 
@@ -83,15 +92,15 @@ def read(
     if sinks is None:
         return backend.read(q, k, v, batch=batch, seen=seen, reading=reading, store=store, softmax=softmax)
     if batch.nonempty and batch.max_seqlen == 1:
-        sinks.follow(store, batch, seen)
+        follow(store, sinks, batch=batch, seen=seen, backend=backend)
         return backend.read(q, k, v, batch=batch, seen=seen, reading=reading, store=store, softmax=softmax)
-    counts = batch.cu_seqlens.diff()
-    first = torch.minimum(counts, BLOCK - batch.past % BLOCK)  # up to 16 tokens lie in two blocks at most
+    past, counts = batch.on_host()
+    first = np.minimum(counts, BLOCK - past % BLOCK)  # up to 16 tokens lie in two blocks at most
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    for part in (_part(batch, first), _part(batch._replace(past=batch.past + first), counts - first)):
-        here = part.cu_seqlens.diff().cpu().numpy().nonzero()[0]
+    for begin, new in ((past, first), (past + first, counts - first)):
+        part, here = _part(batch, begin, new), np.flatnonzero(new)
         if len(here):
-            sinks.advance(store, sinks.first_at(part.past.cpu().numpy()), here)
+            sinks.advance(store, sinks.first_at(begin), here)
             mine = tokens_of(part, batch)
             out[mine] = backend.read(
                 q[mine], k[mine], v[mine], batch=part, seen=seen, reading=reading, store=store, softmax=softmax
@@ -99,7 +108,10 @@ def read(
     return out
 
 
-def _part(batch: Packed, counts: Tensor) -> Packed:
-    """Return the batch with only `counts` [sequences] new tokens."""
-    offsets = pad(counts.cumsum(0), (1, 0)).to(torch.int32)
-    return batch._replace(cu_seqlens=offsets, max_seqlen=int(counts.max()), nonempty=bool(counts.all()), lengths=None)
+def _part(batch: Packed, past: Ints, counts: Ints) -> Packed:
+    """Return the batch with only `counts` [sequences] new tokens, the first of them at positions `past`."""
+    offsets, begin = (
+        torch.from_numpy(x).to(batch.past.device)
+        for x in (np.concatenate([[0], np.cumsum(counts)]).astype(np.int32), past)
+    )
+    return Packed(offsets, begin, int(counts.max()), bool(counts.all()), (past, counts))

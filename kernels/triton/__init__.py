@@ -5,7 +5,7 @@ from moa.kernels.spec import Spec
 SPEC = Spec(
     "triton",
     module="moa.kernels.triton.operations",
-    can=("prefill", "decode", "influence", "graph"),
+    can=("prefill", "decode", "read", "influence", "graph", "read-graph"),
     devices=("cuda",),
     title="GPU",
     packages=("triton",),

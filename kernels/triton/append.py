@@ -1,4 +1,7 @@
-"""Append new keys and values to their slabs. Each kept row is moved once: 4 * D * bytes per row and group."""
+"""Append new keys and values to their slabs, and summarise the pages that they fill where rows choose pages.
+
+Each kept row is moved once: 4 * D * bytes per row and group. Its key is read once more for the summaries.
+"""
 
 import triton
 import triton.language as tl
@@ -17,6 +20,8 @@ from moa.kernels.triton.common import (
     slot_of,
 )
 from moa.kernels.triton.pieces import pieces
+from moa.kernels.triton.summaries import even_part, summarise_rows
+from moa.kernels.triton.tiles import append_warps
 
 
 @triton.jit
@@ -42,10 +47,10 @@ def append_rows(
 
 @triton.jit(do_not_specialize=RUN_TIME)
 def append_kernel(
-    k, v, k_store, v_store, sink, base, capacity, cu_seqlens, pasts, sequences, groups,
-    k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr,
+    k, v, k_store, v_store, summaries, sink, base, capacity, cu_seqlens, pasts, sequences, groups,
+    k_token, k_head, v_token, v_head, D: tl.constexpr, WIDTH: tl.constexpr, EVEN: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Write ROWS new tokens of one sequence and group."""
+    """Write ROWS new tokens of one sequence and group, and the summaries of pages unless `summaries` is None."""
     group = tl.program_id(1).to(tl.int64)
     sequence, tile = find_sequence(cu_seqlens, sequences, tl.program_id(0), 1, ROWS)
     start = tl.load(cu_seqlens + sequence)
@@ -57,16 +62,26 @@ def append_kernel(
             k + group * k_head, v + group * v_head, k_store, v_store, k_token, v_token, start, count, past,
             tile * ROWS, slot0, sink_blocks, ring, D, WIDTH, ROWS,
         )  # fmt: skip
+        if summaries is not None:
+            summarise_rows(
+                k + group * k_head, k_store, summaries, k_token, start, count, past, tile * ROWS, slot0, sink_blocks,
+                ring, D, EVEN, ROWS,
+            )  # fmt: skip
 
 
 def append(store: Store, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility) -> None:
-    """Write the new tokens into their slabs: those of the sink, and the newest that the ring has room for."""
+    """Write the new tokens into their slabs: those of the sink, and the newest that the ring has room for.
+
+    Where the store has summaries, those of the pages that the tokens fill are written too.
+    """
     require_supported(k, v)
     pieces(store)  # the next step may lie in a graph, which must not make the list
     tokens, groups, dim = k.shape
     sequences, rows = len(batch.cu_seqlens) - 1, 64
     with on_device(k):
         append_kernel[(tokens // rows + sequences, groups)](
-            k, v, store.k, store.v, seen.sink, store.base, store.capacity, batch.cu_seqlens, batch.past, sequences,
-            groups, *k.stride()[:2], *v.stride()[:2], D=dim, WIDTH=triton.next_power_of_2(dim), ROWS=rows,
+            k, v, store.k, store.v, store.summaries, seen.sink, store.base, store.capacity, batch.cu_seqlens,
+            batch.past, sequences, groups, *k.stride()[:2], *v.stride()[:2], D=dim,
+            WIDTH=triton.next_power_of_2(dim), EVEN=even_part(dim), ROWS=rows,
+            num_warps=append_warps(store.summaries is not None),
         )  # fmt: skip

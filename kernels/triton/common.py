@@ -22,7 +22,8 @@ LOG2E = tl.constexpr(1.4426950408889634)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
-RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens", "moving", "most", "room", "lines"]
+RUN_TIME = ["blocks", "sequences", "groups", "tiles", "per_piece", "tokens", "moving", "most", "room", "lines",
+            "width", "begin"]  # fmt: skip
 """Arguments of the kernels that must not be specialised."""
 
 

@@ -7,7 +7,7 @@ the device knows.
 import torch
 from torch import Tensor
 
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Packed, Reading, Visibility
 from moa.kernels.softmax import Softmax
 from moa.kernels.store import Store
 from moa.kernels.triton.append import append
@@ -16,9 +16,11 @@ from moa.kernels.triton.changing_prefill import prefill as prefill_keydiff
 from moa.kernels.triton.common import require_supported
 from moa.kernels.triton.decode import launch_decode
 from moa.kernels.triton.prefill import launch_prefill
+from moa.kernels.triton.read import launch_read
 
-__all__ = ["append", "attend", "decode", "follow_keydiff", "prefill_keydiff"]
+__all__ = ["append", "attend", "decode", "follow_keydiff", "prefill_keydiff", "read"]
 
+SUMMARISES = True
 FEW = 16
 """Mean new tokens per sequence up to which the keys, not the rows, are what fills the device."""
 
@@ -41,8 +43,11 @@ def attend(
 def decode(
     q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, store: Store, softmax: Softmax
 ) -> Tensor:
-    """Attend with 1 to 64 new tokens of every sequence, and append them, in one call."""
-    if not _few(q, batch):
+    """Attend with 1 to 64 new tokens of every sequence, and append them, in one call.
+
+    A store with summaries is appended to by a launch of its own, which writes those of the pages that the tokens fill.
+    """
+    if not _few(q, batch) or store.summaries is not None:
         out = attend(q, k, v, batch=batch, seen=seen, store=store, softmax=softmax)
         append(store, k, v, batch=batch, seen=seen)
         return out
@@ -50,6 +55,18 @@ def decode(
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     if len(q):
         launch_decode(q, k, v, out, batch=batch, seen=seen, store=store, softmax=softmax, write=True)
+    return out
+
+
+def read(
+    q: Tensor, k: Tensor, v: Tensor, *, batch: Packed, seen: Visibility, reading: Reading, store: Store,
+    softmax: Softmax,
+) -> Tensor:  # fmt: skip
+    """Append up to 16 new tokens of each sequence and summarise the pages that they fill; attend to chosen pages."""
+    require_supported(q, k, v)
+    out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+    if len(q):
+        launch_read(q, k, v, out, batch=batch, seen=seen, reading=reading, store=store, softmax=softmax)
     return out
 
 

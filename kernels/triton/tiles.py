@@ -98,6 +98,16 @@ def scores_warps(dim: int) -> int:
     return 8 if dim <= 128 else 4
 
 
+def append_warps(summaries: bool) -> int:
+    """Return the warps of `append_kernel`; with 4 ptxas spills some words for sm_80 where it writes summaries."""
+    return 8 if summaries else 4
+
+
+def choice_size(heads: int) -> int:
+    """Return the pages that `page_choice_kernel` looks at in one step, for groups of so many query heads (padded)."""
+    return max(128, min(1024, 8192 // heads))
+
+
 def gradient_keys(dim: int, dtype: torch.dtype) -> int:
     """Return the keys whose gradients a program of the second influence kernel holds in registers."""
     return 32 if _width(dim) > (64 if dtype == torch.float32 else 128) else 64

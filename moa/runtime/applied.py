@@ -82,7 +82,7 @@ class Applied:
         window = ruled_window(decoder.config, plan.model)
         before, after = partial(_check_call, plan, backends, softmaxes, decoder, window), partial(_end_call, decoder)
         self._attached = Attached(decoder, modules, plan, backends, before, partial(_enter_layers, plan), after)
-        self._generator, self._removed = Generator(model, plan), False
+        self._generator, self._removed = Generator(model, plan, self.backend), False
         self.model, self.plan = model, plan
         for used in backends.loaded():
             LOG.info("prefill of this plan: %s; decode: %s", *computed_by(used, plan.moves_keys(), plan.reads()))

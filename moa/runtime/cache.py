@@ -1,6 +1,7 @@
 """Provide the KV cache of a model under a plan, as one of transformers' caches."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import replace
 from os import PathLike
 from typing import Any
@@ -126,6 +127,11 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
                 f"{self._first_ruled} held {cached}: an earlier call was cut short; reset the cache"
             )
         return staged  # type: ignore[no-any-return]
+
+    def serve(self, backends: Collection[str]) -> None:
+        """Learn before the first call by which back-ends it will be read, on which `is_compileable` may depend."""
+        for layer in self._ruled:
+            layer.rules.serve(backends)
 
     def check_in_step(self) -> None:
         """Refuse to go on if an earlier call stored tokens in some layers and then failed.

@@ -24,8 +24,11 @@ class FixedPlanLayer(PlanLayer):
 
     @property
     def is_compileable(self) -> bool:
-        """Whether compiled graphs may hold the layer: not where rows choose pages."""
-        return not self.rules.reads
+        """Whether compiled graphs may hold the layer: where rows choose pages, if the back-end can do that in them.
+
+        That is known from the first call on, or once a model under a plan generates with the cache.
+        """
+        return self.rules.reads_in_graphs or not self.rules.reads
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Allocate everything, for the first keys' batch size, dtype and device."""

@@ -1,6 +1,7 @@
 """Make `generate` on a model under a plan use a `KVCache`, and check that the model does not replace it."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from torch import Tensor
@@ -22,7 +23,7 @@ PREFIXES = "PREFIX_TUNING", "CARTRIDGE"
 class Generator:
     """Replace three methods of the model instance that generates, if there is one, until `remove` is called."""
 
-    def __init__(self, model: Any, plan: Plan) -> None:
+    def __init__(self, model: Any, plan: Plan, backends: Sequence[str]) -> None:
         self._model = next((m for m in model.modules() if isinstance(m, GenerationMixin)), None)
         if self._model is not None:
             theirs = getattr(type(self._model), PREPARE_INPUTS)
@@ -30,7 +31,7 @@ class Generator:
             # transformers reads the signature to know which arguments the model takes
             setattr(self._model, PREPARE_INPUTS, functools.wraps(theirs.__get__(self._model))(ours))
             prefix = str(getattr(getattr(model, "active_peft_config", None), "peft_type", "")).endswith(PREFIXES)
-            cache = refuse_prefix if prefix else functools.partial(prepare_cache, self._model, plan)
+            cache = refuse_prefix if prefix else functools.partial(prepare_cache, self._model, plan, backends)
             setattr(self._model, PREPARE_CACHE, cache)
             setattr(self._model, BATCHING, refuse_batching)
 
@@ -44,6 +45,7 @@ class Generator:
 def prepare_cache(
     model: Any,
     plan: Plan,
+    backends: Sequence[str],
     generation_config: Any,
     model_kwargs: dict[str, Any],
     generation_mode: Any,
@@ -72,6 +74,7 @@ def prepare_cache(
     columns = getattr(generation_config, "_mask_length", None) if mask is None else mask.shape[-1]
     if isinstance(given, KVCache):
         given.transcript.check_pending = True
+        given.serve(backends)
     if given is not None:
         _check_given(given, columns, generation_config, generation_mode, max_cache_length)
     limit, drafts = (

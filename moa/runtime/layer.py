@@ -121,10 +121,10 @@ class PlanLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers has no t
             for layer in peers or (self,):  # see `KVCache.update`
                 if layer.is_initialized and layer.batch is self.batch:
                     layer.allocate_for(call)
-        if self.rules.reads and torch.compiler.is_compiling():
-            raise Unsupported("rules that read less than they keep inside a compiled graph: run the model uncompiled")
+        self.rules.serve([backend.name])
         nonempty = call.real is None or new == 1  # a padded token in a single column is packed too
-        lengths = None if self.sinks is None or new == 1 else call.on_host  # read once for all layers
+        waits = new > 1 and (self.sinks is not None or self.rules.reads)
+        lengths = call.on_host if waits else None  # read once for all layers
 
         def grown() -> Store:
             self._make_room(call.lengths)

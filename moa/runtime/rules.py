@@ -1,9 +1,13 @@
 """Hold the rules of one layer: as arrays for the host, and as tables on the device for the back-ends."""
 
+from collections.abc import Collection
+
 import numpy as np
 import torch
 
 from moa.kernels.call import Reading, Visibility
+from moa.kernels.registry import reads_in_graphs
+from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK, Ints
 
@@ -18,6 +22,7 @@ class Rules:
         holds: Which keys the head's sink holds, names in `moa.plans.span.HOLDS`, [kv_heads].
         moves_keys: Whether keys move into a head's sink.
         reads: Whether a head reads less than it keeps, so that the layer's keys have summaries.
+        reads_in_graphs: Whether the back-ends, as far as they are known, read less than is kept in compiled graphs too.
         latent: Whether the layer caches latents, which are key and value at once.
     """
 
@@ -26,6 +31,7 @@ class Rules:
         self.readers = int(plan.model.readers[plan.model.ruled_layers.index(layer)])
         self.moves_keys = any(rule.moves_keys() for rule in plan.groups[layer])
         self.reads, self.latent = plan.reads(layer), plan.model.latent is not None
+        self.reads_in_graphs = False
         self._share, self._given = ([getattr(r, x) for r in plan.groups[layer]] for x in ("read256", "given"))
         self._tables: dict[torch.device, Visibility] = {}
         self._readings: dict[torch.device, Reading] = {}
@@ -47,6 +53,23 @@ class Rules:
             share, given = (torch.tensor(x, dtype=torch.int32, device=device) for x in (self._share, self._given))
             self._readings[device] = Reading(share, given)
         return self._readings.get(device)
+
+    def serve(self, backends: Collection[str]) -> None:
+        """Learn by which back-ends the layer is read.
+
+        Raises:
+            Unsupported: A compiled graph of a back-end that cannot read less than is kept in it.
+        """
+        if not self.reads:
+            return
+        able = all(map(reads_in_graphs, backends))
+        if not torch.compiler.is_compiling():
+            self.reads_in_graphs = able
+        elif not able:
+            raise Unsupported(
+                f"rules that read less than they keep inside a compiled graph of back-end {', '.join(backends)}: "
+                "run the model uncompiled"
+            )
 
     def first(self, lengths: Ints) -> Ints:
         """Return the first block after the sink that queries at positions `lengths` see, [sequences, kv_heads]."""

@@ -13,7 +13,7 @@ pytest.importorskip("triton")
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 
 
-PARTS = ["correctness", "decode", "prefill", "end-to-end", "influence"]
+PARTS = ["correctness", "decode", "reads", "prefill", "end-to-end", "influence"]
 
 
 def test_dry_run(tmp_path: Path) -> None:

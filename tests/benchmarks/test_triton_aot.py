@@ -30,7 +30,7 @@ def check(rows: list[dict[str, Any]]) -> None:
             assert row["spills"] == 0
             if row["kernel"] == "decode" and row["target"].startswith("sm_") and row["head_size"] in (64, 128):
                 assert row["registers"] <= (168 if row["warps"] == 4 else 255)
-        if row["dtype"] == "bf16" and (row["kernel"] in ("prefill", "decode") or "influence" in row["kernel"]):
+        if row["dtype"] == "bf16" and (row["kernel"] in ("prefill", "decode", "read") or "influence" in row["kernel"]):
             assert set(row["tensor_cores"].split("+")) <= CORES.get(row["target"], {"v_mfma"})
     hopper = [r for r in rows if r["kernel"] == "prefill" and r["target"] == "sm_90" and r["dtype"] == "bf16"]
     hopper = [r for r in hopper if r["head_size"] <= 256]  # above, tiles have fewer rows than the instruction needs

@@ -3,7 +3,7 @@
 The tensors lie on the CPU, and inductor is told that they lie on an H100. So it passes each launch its arguments as it
 would there (an integer of 1 is a constant, a number is float64) and has Triton compile it; nothing is launched.
 
-    python tests/kernels/inductor_sm90.py SEQUENCES KV_HEADS first|keydiff
+    python tests/kernels/inductor_sm90.py SEQUENCES KV_HEADS first|keydiff|reads
 """
 
 import json
@@ -19,7 +19,7 @@ from torch._inductor.runtime import hints, triton_helpers, triton_heuristics
 from triton.backends.compiler import GPUTarget
 
 from moa.kernels.backend import Backend
-from moa.kernels.call import Packed, Visibility
+from moa.kernels.call import Packed, Reading, Visibility
 from moa.kernels.dispatch import attend
 from moa.kernels.keydiff.sinks import Sinks
 from moa.kernels.softmax import Softmax
@@ -55,15 +55,20 @@ def main(sequences: int, groups: int, holds: str) -> None:
     triton_heuristics.CachingAutotuner.precompile = precompile
     triton_heuristics.CachingAutotuner.run = lambda *_, **__: None
 
-    store = allocate(np.full((sequences, groups), 1024), SIZE, torch.bfloat16, "cpu")
+    reads = holds == "reads"
+    store = allocate(np.full((sequences, groups), 1024), SIZE, torch.bfloat16, "cpu", summaries=reads)
     pieces(store)
     q, k, v = (torch.zeros(sequences, heads, SIZE, dtype=torch.bfloat16) for heads in (HEADS * groups, groups, groups))
     offsets, seen = (
         torch.arange(sequences + 1, dtype=torch.int32),
         Visibility(torch.zeros(groups, 32, dtype=torch.int32), torch.full((groups,), 64, dtype=torch.int32)),
     )
-    backend = Backend("triton", kernels.attend, kernels.append, kernels.decode, follow_keydiff=kernels.follow_keydiff)
+    backend = Backend(
+        "triton", kernels.attend, kernels.append, kernels.decode, read=kernels.read,
+        follow_keydiff=kernels.follow_keydiff, summarises=True,
+    )  # fmt: skip
     sinks = None
+    reading = Reading(*(torch.full((groups,), n, dtype=torch.int32) for n in (32, 64))) if reads else None
     if holds == "keydiff":
         sinks = Sinks(np.full(groups, 64), (holds,) * groups, np.zeros_like, sequences, torch.device("cpu"))
 
@@ -71,7 +76,7 @@ def main(sequences: int, groups: int, holds: str) -> None:
         batch = Packed(offsets, past, 1, nonempty=True)
         return attend(
             q, k, v, batch=batch, seen=seen, store=store, softmax=Softmax(0.1), backend=backend, sinks=sinks,
-            grown=lambda: store,
+            grown=lambda: store, reading=reading,
         )  # fmt: skip
 
     compiled = torch.compile(step, fullgraph=True, dynamic=False)

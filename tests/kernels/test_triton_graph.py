@@ -13,9 +13,15 @@ SCRIPT = Path(__file__).parent / "inductor_sm90.py"
 
 
 STEP, MOVES = {"decode_kernel", "join_kernel"}, {"scores_kernel", "leave_kernel", "put_kernel"}
+PAGES = STEP | {"append_kernel", "page_scores_kernel", "page_choice_kernel", "read_kernel"}
+ONES = {
+    **{kernel: {"groups", "moving"} for kernel in MOVES}, **{kernel: {"groups", "tokens"} for kernel in STEP},
+    "append_kernel": {"sequences", "groups"}, "page_scores_kernel": {"groups", "width"},
+    "page_choice_kernel": {"groups", "width"}, "read_kernel": {"groups", "tokens", "width"},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("holds", "kernels"), [("first", STEP), ("keydiff", STEP | MOVES)])
+@pytest.mark.parametrize(("holds", "kernels"), [("first", STEP), ("keydiff", STEP | MOVES), ("reads", PAGES)])
 @pytest.mark.parametrize(("sequences", "groups"), [(1, 1), (2, 2)])
 def test_a_step_compiles_for_an_h100_in_one_graph(sequences: int, groups: int, holds: str, kernels: set[str]) -> None:
     """At batch 1 the number of tokens is a constant to Triton, at any batch the softmax's scale is float64."""
@@ -28,5 +34,5 @@ def test_a_step_compiles_for_an_h100_in_one_graph(sequences: int, groups: int, h
     assert {row["kernel"] for row in found["made"]} == kernels
     for row in found["made"]:
         assert row["target"] == 90
-        sizes = {"groups", "moving"} if row["kernel"] in MOVES else {"groups", "tokens"}
-        assert set(row["ones"]) == (sizes if sequences == 1 else set())
+        sizes = ONES[row["kernel"]] & (ONES[row["kernel"]] if sequences == 1 else {"width"})
+        assert set(row["ones"]) - {"lines"} == sizes  # of coarse pages there is one line

@@ -3,6 +3,8 @@
 import pytest
 
 import moa
+from moa.kernels.backend import Backend
+from moa.kernels.dispatch import computed_by
 from moa.plans.patterns import KeyDiffWindow, Rule
 
 
@@ -32,6 +34,15 @@ def test_what_computes_a_plan_is_said_and_logged(model_folder, caplog, monkeypat
     with caplog.at_level("INFO", "moa"):
         moa.apply(moa.load_model(model_folder)[0], plan, backend="torch").remove()
     assert caplog.messages == [f"prefill of this plan: {prefill}; decode: {decode}"]
+
+
+def test_what_serves_reads_is_said():
+    fake = Backend("gpu", *[None] * 3, prefill_keydiff=print, follow_keydiff=print, summarises=True)
+    assert computed_by(fake, False, True) == ("gpu", "gpu, by pages that it chooses")
+    prefill, decode = computed_by(fake, True, True)
+    assert prefill == "gpu, which also chooses the keys of sinks"
+    assert decode.startswith("gpu, by pages that it chooses, and its own kernels move keys")
+    assert "library" in computed_by(fake._replace(summarises=False), True, True)[0]
 
 
 @pytest.mark.parametrize("asked", [{"length": 512}, {"plan": "smollm2-135m-instruct-0.5"}])

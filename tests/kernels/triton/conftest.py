@@ -10,6 +10,10 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))  # the tests share `piecewise.py`
+sys.path.insert(0, str(Path(__file__).parents[1] / "paged"))
+
+from page_oracle import paged  # noqa: F401  (pytest finds fixtures by their names here)
+
 collect_ignore_glob = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["test_*.py"]
 FAR = 1 << 30
 
@@ -66,4 +70,9 @@ def far_apart(tmp_path: Path) -> Callable[[Tensor, int], Tensor]:
 @pytest.fixture
 def nothing_is_zero_by_luck(monkeypatch: pytest.MonkeyPatch) -> None:
     plain: Callable[..., Tensor] = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *a, **k: plain(*a, **k).fill_(torch.nan))
+
+    def garbage(*args: Any, **kwargs: Any) -> Tensor:
+        found = plain(*args, **kwargs)
+        return found.fill_(torch.nan if found.is_floating_point() else 1)
+
+    monkeypatch.setattr(torch, "empty", garbage)

@@ -173,8 +173,17 @@ def test_compiled_graphs_are_refused(model, plan, tokens):
     with moa.apply(model, plan, "reference"), torch.no_grad():
         run(model, cache, tokens(1, 20))
         step = torch.compile(model, backend="eager", fullgraph=True)
-        with pytest.raises(Exception, match="rules that read less than they keep inside a compiled graph"):
+        with pytest.raises(Exception, match="inside a compiled graph of back-end reference: run the model uncompiled"):
             step(tokens(1, 1), past_key_values=cache)
+
+
+def test_a_fixed_cache_compiles_where_the_back_end_reads_in_graphs(model, plan):
+    """It learns of the back-end when a model generates with it, or by the first call."""
+    fixed, growing = KVCache(plan, max_length=64), KVCache(plan)
+    for backends, compiles in ((["triton"], True), (["torch", "triton"], False), (["numba"], False)):
+        for cache in (fixed, growing):
+            cache.serve(backends)
+        assert (fixed.is_compileable, growing.is_compileable) == (compiles, False)
 
 
 def without_reads(plan):
