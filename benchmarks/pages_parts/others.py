@@ -92,7 +92,19 @@ def roofline(found: Figures) -> str:
             over = row["tokens_per_s"] / own[1.0]["tokens_per_s"]
             figures = f"{row['step_ms']:.1f}", f"{row['tokens_per_s']:,.0f}", f"{over:.2f}"
             cells.append([device, f"{density:g}", str(row["batch"]), *figures])
+    reads = [row for row in found["reads"] if row["length"] == 2 * length]
+    shares = []
+    for row in reads:
+        whole = next(x for x in reads if x["device"] == row["device"] and x["read"] == 1)
+        moved, over = row["bytes"] + row["scores"], row["tokens_per_s"] / whole["tokens_per_s"]
+        figures = f"{moved:.3f}", str(row["batch"]), f"{row['step_ms']:.1f}", f"{over:.2f}"
+        shares.append([row["device"], f"{row['read']:g}", *figures])
     return "\n\n".join([
         f"The table is for a model of Llama-3-8B's shape at {length:,} tokens, with the largest batch that fits.",
         table(["device", "density", "batch", "step, ms", "tokens/s", "over dense"], cells),
+        wrapped(
+            f"At {2 * length:,} tokens, steps that keep all keys and read a share of their bytes: bytes are those of "
+            "keys, values, summaries and scores, as a share of all keys and values."
+        ),
+        table(["device", "read", "bytes", "batch", "step, ms", "tokens/s over dense"], shares),
     ])  # fmt: skip
