@@ -154,6 +154,7 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/python benchmarks/reads_truth.py $(MODEL)
 	$(BIN)/python benchmarks/profile_cost.py $(MODEL)
 	$(BIN)/python benchmarks/attention_cpu.py --json benchmarks/results/attention_cpu.json
+	$(BIN)/python benchmarks/pass_through.py
 	$(BIN)/python benchmarks/roofline.py
 	$(BIN)/python benchmarks/triton_aot.py
 	$(BIN)/python benchmarks/pages.py

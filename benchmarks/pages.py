@@ -44,6 +44,7 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "truth": (profile.truth, "influence_truth"),
     "profile cost": (profile.cost, "profile_cost"),
     "models": (others.models, "models"),
+    "pass through": (others.pass_through, "pass_through"),
     "fuzz": (others.fuzz, "fuzz_cli"),
     "compiled": (others.compiled, "triton-aot"),
     "roofline": (others.roofline, "roofline"),

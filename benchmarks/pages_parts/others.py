@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 
-from pages_parts.common import Figures, listed, span, table, wrapped
+from pages_parts.common import Figures, claims, listed, percent, span, table, wrapped
 
 SAYS = {"wrong": "WRONG", "works": "works", "refused": "refused by name", "not built": "cannot be built or run here"}
 
@@ -48,6 +48,20 @@ def _shares(shares: dict[str, Figures]) -> Iterator[list[str]]:
         others = ", ".join(f"{count} {name}" for name, count in one["others"].items())
         cells = (f"{size / 2**30:.2f} GiB, {one['share'][n]:.0%}" for n, size in one["kv_bytes"].items())
         yield [f"`{kind}`", f"{ruled} of {one['layers']}", others, *cells]
+
+
+def pass_through(found: Figures) -> str:
+    """Return what a hybrid takes under the dense plan, beside the bare model."""
+
+    def ms(times: Figures) -> str:
+        return f"{1000 * times['median']:,.0f} ({percent(times['iqr'])})"
+
+    rows = [
+        [f"{row['length']:,}", row["phase"], ms(row["bare"]), ms(row["dense plan"]), f"{row['ratio']:.3f}"]
+        for row in found["rows"]
+    ]
+    columns = "tokens", "phase", "bare, ms (IQR)", "dense plan, ms (IQR)", "ratio"
+    return "\n\n".join([table(columns, rows), claims(found)])
 
 
 def fuzz(found: Figures) -> str:
