@@ -25,7 +25,8 @@ FIGURE = re.compile(
 UNSEEN = re.compile(
     r"^```.*?^```|^ {4}.*?$|<!-- figures: .*?<!-- end -->|`[^`]*`|\]\([^)]*\)"
     r"|arXiv:? ?\d{4}\.\d{5}"
-    r"|(?:Python|[Tt]orch|PyTorch|Triton|CUDA|transformers|numpy|section|Phi-|Apache-)\s?\d+(?:\.\d+)*(?: or \d+\.\d+)?"
+    r"|(?:Python|[Tt]orch|PyTorch|Triton|CUDA|[Tt]ransformers|numpy|section|Phi-|Apache-)"
+    r"\s?\d+(?:\.\d+)*(?: or \d+\.\d+)?"
     r"|(?<![\d.])0\.(?:5|25|125)(?!\d)|density 1\.0",
     re.MULTILINE | re.DOTALL,
 )
