@@ -21,7 +21,7 @@ from moa.plans.reading import choices, fetched
 
 pytestmark = pytest.mark.usefixtures("nothing_is_zero_by_luck")
 SCALE = 0.3
-CALLS = [[30, 1], [5, 60], [1, 1], [1, 2], [3, 0], [16, 1], [70, 140], [1, 1]]
+CALLS = [[30, 1], [5, 9], [1, 1], [1, 2], [3, 0], [16, 1], [70, 230], [1, 1]]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(16, torch.float32), (64, torch.bfloat16), (80, torch.float16)])
@@ -30,6 +30,9 @@ def test_summaries_are_the_reference_s(kit: Any, size: int, dtype: torch.dtype) 
     rules = kit.Rules(np.array([64, 0]), np.array([64, 64]), np.array([0, 0]))
     lengths = np.sum(CALLS, 0)
     keys, seen = kit.text(lengths.tolist(), 2, 2, size, 0), rules.seen(400)
+    for x in keys.k if dtype == torch.float32 else ():  # the order of sums decides what is left of these
+        x[0::4] += 2.0**27
+        x[2::4] -= 2.0**27
     mine, theirs = (allocate(capacities(rules.reach, lengths), size, dtype, "cpu", summaries=True) for _ in range(2))
     for store in (mine, theirs):
         store.k.fill_(torch.nan)
