@@ -48,9 +48,8 @@ SPILLS = {
     ("decode", "bf16"): (512, "K and V of 64 keys from two sources, 20 bytes on gfx942"),
     ("prefill", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("decode", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
-    ("page scores", "bf16"): (512, "numbers of 64 quads of 128 channels, 32 bytes on sm_100"),
     ("read", "fp32"): (256, "as decode"),
-    ("page scores", "fp32"): (256, "numbers of 64 quads, twice for three TF32 passes: up to 24 bytes on sm_80"),
+    ("page scores", "fp32"): (256, "numbers of 64 quads, twice for three TF32 passes, up to 24 bytes on sm_80"),
 }
 """Kernels by type that may spill from a head size on, and why: what a thread of 255 registers would have to hold."""
 
