@@ -18,7 +18,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 .PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute bench gpu pages clean vllm-env vllm-test
 
 help:
-	@echo "make demo       a small real model: profile, search, apply, evaluate (10 minutes on 2 cores)"
+	@echo "make demo       a small real model: moa compress, a question answered, a page of results (10 minutes on 2 cores)"
 	@echo "make test       the tests that need no model (15 minutes on 2 cores)"
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
@@ -86,13 +86,9 @@ docs: $(VENV)/.docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 demo: $(READY) $(MODEL)/config.json
-	mkdir -p demo
-	$(BIN)/moa profile $(MODEL) -o demo/profile.safetensors --lengths 1024,2048 --samples 4
-	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.5.yaml --max-density 0.5
-	$(BIN)/moa search demo/profile.safetensors -o demo/plan-0.25.yaml --max-density 0.25
-	$(BIN)/python examples/demo.py $(MODEL) demo/plan-0.25.yaml
-	$(BIN)/moa eval $(MODEL) --plan demo/plan-0.5.yaml --plan demo/plan-0.25.yaml --lengths 2048 --needles 8 --four-needles 1 --ppl-windows 1 -o demo/eval.json
-	$(BIN)/moa show demo/plan-0.25.yaml --png demo/plan.png
+	$(BIN)/moa compress $(MODEL) -o demo --budget 0.25 --minutes 8
+	$(BIN)/python examples/demo.py $(MODEL) demo/plan.yaml
+	@echo "All of it, with pictures: demo/report.html"
 
 # Each of transformers' causal language models, tiny, in a process of its own.
 models: $(READY)

@@ -45,8 +45,8 @@ def world(model_folder, make_profile, tmp_path_factory):
         (folder / name).parent.mkdir(exist_ok=True)
         shutil.copytree(model_folder, folder / name)
     config = AutoConfig.from_pretrained(model_folder)
-    (folder / "demo").mkdir()
-    for name in ("plan.yaml", "demo/plan-0.25.yaml"):
+    for name in ("plan.yaml", "demo/plan.yaml", "steps/plan-0.25.yaml"):
+        (folder / name).parent.mkdir(exist_ok=True)
         moa.Plan.uniform(config, 0.5, at=1024).save(folder / name)
     made = make_profile(lengths=(512, 1024), keydiff=(64,))
     replace(made, model=ModelInfo.of(config)).save(folder / "profile.safetensors")
