@@ -77,7 +77,7 @@ def fill(cache: Cache, model: Any, length: int, batch: int = 1, context: Context
     info = ModelInfo.of(model)
     kind = {"dtype": model.dtype, "device": model.device}
     writer = load(ANYWHERE.name)
-    store_only = Backend("none", lambda q, *_, **__: q, writer.append, writer.decode, read=writer.read)
+    store_only = Backend(writer.name, lambda q, *_, **__: q, writer.append, writer.decode, read=writer.read)
     drawn: dict[tuple[int, ...], list[Tensor]] = {}  # random keys and values by shape: drawing them takes longest
     if info.stateful_layers:
         short = DynamicCache(config=model.config)

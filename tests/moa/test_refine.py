@@ -200,7 +200,7 @@ def test_the_old_spelling_gives_the_same_plan_and_names_the_new_one(refine, sear
 
 def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, monkeypatch):
     asked = {
-        "max_density": "0.5", "max_kv_gb": "1@512", "kv_dtype": "float16", "max_decode_ms": "2@512",
+        "max_density": "0.5", "max_read": "0.3", "max_kv_gb": "1@512", "kv_dtype": "float16", "max_decode_ms": "2@512",
         "max_prefill_ms": "3@512", "costs": "costs.json", "max_harm": "4", "minimise": "density@512", "lengths": "512",
         "max_length": "1024", "source_weight": "text=5", "pattern": "sink_window", "time_limit": "6",
         "validate_length": "512", "trials": "7", "rounds": "8", "round_samples": "9", "storage": "trials.log",
@@ -223,7 +223,8 @@ def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, mo
     args, given = calls[0]
     assert list(map(str, args[:3])) == ["profile", "MODEL", "plan.yaml"]
     assert args[3] == {
-        "density": ["0.5"], "kv_gb": ["1@512"], "decode_ms": ["2@512"], "prefill_ms": ["3@512"], "harm": ["4"],
+        "density": ["0.5"], "read": ["0.3"], "kv_gb": ["1@512"], "decode_ms": ["2@512"], "prefill_ms": ["3@512"],
+        "harm": ["4"],
     }  # fmt: skip
     assert given | {"costs": str(given["costs"])} == {
         "minimise": "density@512", "costs": "costs.json", "lengths": (512,), "max_length": 1024,
