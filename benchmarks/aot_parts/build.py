@@ -50,7 +50,6 @@ SPILLS = {
     ("decode", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("read", "fp32"): (256, "as decode"),
     ("page scores", "fp32"): (256, "numbers of 64 quads, twice for three TF32 passes, up to 24 bytes on sm_80"),
-    ("page choice", "bf16"): (128, "the scores of 7 heads for 1,024 pages at once, 8 bytes on sm_80 alone"),
 }
 """Kernels by type that may spill from a head size on, and why: what a thread of 255 registers would have to hold."""
 
