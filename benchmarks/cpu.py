@@ -42,6 +42,7 @@ from cpu_parts.report import (
     markdown,
 )
 from provenance import place, provenance, write
+from resumed import kept
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
@@ -183,10 +184,7 @@ def run(bench: Bench, journal: Journal) -> dict[str, Any]:
 
     def cell(measure: Callable[..., dict[str, Any]], **what: Any) -> Any:
         name = key(**identity, measure=measure.__name__, what=what)
-        if journal.get(name) is None:
-            journal.put(name, measure(**what), measure=measure.__name__, **what)
-            print("measured", measure.__name__, what, file=sys.stderr, flush=True)
-        return journal.get(name)
+        return kept(journal, name, partial(measure, **what), measure=measure.__name__, **what)
 
     def rounds(measure: Callable[..., dict[str, Any]], **what: Any) -> dict[str, Any]:
         found = [cell(measure, **what, round_=i) for i in range(ROUNDS[measure.__name__])]

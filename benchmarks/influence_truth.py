@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from provenance import about, provenance, write
+from resumed import kept
 from scipy.stats import spearmanr
 from tables import claim, claimed, head, line
 
@@ -84,11 +85,7 @@ class Bench:
 
     def kept(self, measure: Callable[[], Any], **what: Any) -> Any:
         """Return the journal's result, or a new one."""
-        name = key(**self.about, **what)
-        if self.journal.get(name) is None:
-            self.journal.put(name, measure(), **what)
-            print("measured", *what.values(), file=sys.stderr, flush=True)
-        return self.journal.get(name)
+        return kept(self.journal, key(**self.about, **what), measure, **what)
 
     def truth(self, kind: str) -> dict[str, np.ndarray]:
         """Return what each group's cut does, as a mean over a text's answers, then texts: [layers * kv_heads] each."""

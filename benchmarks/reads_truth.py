@@ -13,6 +13,8 @@ from `reads_truth.partial`. It takes half an hour on one core.
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ import numpy as np
 import torch
 from influence_truth import TRUTHS, margins, rank, samples, size
 from provenance import about, provenance, said, write
+from resumed import kept
 from tables import claim, claimed, head, line
 from transformers import DynamicCache
 
@@ -85,10 +88,7 @@ class Bench:
 
     def truth(self, i: int, share: int) -> dict[str, list[float]]:
         """Return what each group's reading does to the answers of a text: [layers * kv_heads] each."""
-        name = key(**self.about, text=i, share=share)
-        if self.journal.get(name) is None:
-            self.journal.put(name, self.harm(self.samples[i], share), text=i, share=share)
-        return self.journal.get(name)  # type: ignore[no-any-return]
+        return self.kept(partial(self.harm, self.samples[i], share), text=i, share=share)  # type: ignore[no-any-return]
 
     def harm(self, sample: Sample, share: int) -> dict[str, list[float]]:
         cache = DynamicCache(config=self.model.config)
@@ -115,16 +115,21 @@ class Bench:
 
     def estimate(self, i: int, measure: str) -> list[list[float]]:
         """Return the profile's figures of a text by share, per row measured: [shares, layers * kv_heads]."""
-        name = key(**self.about, text=i, measure=measure)
-        if self.journal.get(name) is None:
-            estimator, labels, loss = MEASURES[measure]
-            effects = Effects(self.samples[i], [VARIANT])
-            with recording(self.model, [VARIANT], estimator) as recorder:
-                recorder.pulled = effects
-                run_backward(self.model, self.samples[i], labels, loss, torch.Generator().manual_seed(i))
-            table = effects.table(squared=estimator is fisher)[0] / effects.rows
-            self.journal.put(name, table.reshape(len(SHARES), -1).tolist(), text=i, measure=measure)
-        return self.journal.get(name)  # type: ignore[no-any-return]
+        return self.kept(partial(self.figures, i, measure), text=i, measure=measure)  # type: ignore[no-any-return]
+
+    def figures(self, i: int, measure: str) -> list[list[float]]:
+        estimator, labels, loss = MEASURES[measure]
+        effects = Effects(self.samples[i], [VARIANT])
+        with recording(self.model, [VARIANT], estimator) as recorder:
+            recorder.pulled = effects
+            run_backward(self.model, self.samples[i], labels, loss, torch.Generator().manual_seed(i))
+        table = effects.table(squared=estimator is fisher)[0] / effects.rows
+        found: list[list[float]] = table.reshape(len(SHARES), -1).tolist()
+        return found
+
+    def kept(self, measure: Callable[[], Any], /, **what: Any) -> Any:
+        """Return the journal's result, or a new one."""
+        return kept(self.journal, key(**self.about, **what), measure, **what)
 
 
 def measured(bench: Bench, length: int, progress: Any) -> list[dict[str, Any]]:

@@ -20,18 +20,8 @@ def script(model_folder, tmp_path, monkeypatch):
     return import_module("influence_truth")
 
 
-def test_rows_truths_and_going_on(script, tmp_path, monkeypatch):
-    measured = script.Bench.harm
-
-    def stop(bench, kind, layer, head):
-        if kind == "keydiff_window":
-            raise KeyboardInterrupt
-        return measured(bench, kind, layer, head)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script.Bench, "harm", stop)
-        with pytest.raises(KeyboardInterrupt):
-            script.main()
+def test_rows_truths_and_going_on(script, tmp_path, monkeypatch, interrupt):
+    interrupt(script, lambda kind, *_: kind == "keydiff_window")
     monkeypatch.setattr(script, "run_backward", None)  # measured before
     assert script.main() == 0
     found = json.loads((tmp_path / "influence_truth.json").read_text())

@@ -23,18 +23,8 @@ def script(model_folder, tmp_path, monkeypatch):
     return found
 
 
-def test_rows_truths_and_going_on(script, tmp_path, monkeypatch):
-    measured = script.Bench.harm
-
-    def stop(bench, sample, share):
-        if share == 32:
-            raise KeyboardInterrupt
-        return measured(bench, sample, share)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(script.Bench, "harm", stop)
-        with pytest.raises(KeyboardInterrupt):
-            script.main()
+def test_rows_truths_and_going_on(script, tmp_path, monkeypatch, interrupt):
+    interrupt(script, lambda _, share: share == 32)
     monkeypatch.setattr(script, "run_backward", None)  # measured before
     assert script.main() == 0
     found = json.loads((tmp_path / "reads_truth.json").read_text())
