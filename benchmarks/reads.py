@@ -83,7 +83,7 @@ def reading_all(plan: Plan) -> Plan:
 def uniform(plan: Plan, row: Budget, length: int) -> Plan:
     """Return the plan of one rule that keeps everything, or as much as the plan, and reads no less than the plan."""
     keeps = Plan.dense(plan.model) if row.kept == 1 else Plan.uniform(plan.model, plan.density(length), at=length)
-    rules = (keeps.defaults.model_copy(update={"read": k / READ_STEPS}) for k in range(1, READ_STEPS + 1))
+    rules = (keeps.defaults.reading(k) for k in range(1, READ_STEPS + 1))
     made = (Plan.from_rules(plan.model, {}, defaults=rule) for rule in rules)
     return next((twin for twin in made if twin.read_density(length) >= plan.read_density(length)), keeps)
 

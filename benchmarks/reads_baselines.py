@@ -116,7 +116,7 @@ def _searched(profile: Profile, share: float, kept: float, length: int) -> Plan:
 
 def _uniform(model: Any, whole: dict[int, list[Rule]], steps: int) -> Plan:
     """Return the plan of full attention that reads a share in 1/256, but for layers that are given."""
-    return Plan.from_rules(model, whole, defaults=FULL.model_copy(update={"read": steps / READ_STEPS}))
+    return Plan.from_rules(model, whole, defaults=FULL.reading(steps))
 
 
 def quest(model: Any, share: float, length: int) -> Entry:
@@ -155,7 +155,7 @@ def read_by(selector: Selector, plan: Plan, length: int) -> float:
 def reading(plan: Plan, share: float, length: int) -> Plan:
     """Return the plan whose rules all have the greatest `read` that keeps it within a share of the bytes."""
     (rule,) = {rule for rules in plan.groups.values() for rule in rules}
-    shares = (rule.model_copy(update={"read": k / READ_STEPS}) for k in range(READ_STEPS, 0, -1))
+    shares = (rule.reading(k) for k in range(READ_STEPS, 0, -1))
     made = (Plan.from_rules(plan.model, {}, defaults=each) for each in shares)
     found = next((found for found in made if found.read_density(length) <= share), None)
     if found is None:
@@ -173,7 +173,7 @@ def window(like: Plan, kind: type[Rule], length: int) -> Plan:
 
 def reads(rule: Rule) -> Rule:
     """Return the rule with some `read`, so that its bytes have those of summaries."""
-    return rule.model_copy(update={"read": 1 / READ_STEPS})
+    return rule.reading(1)
 
 
 def main() -> int:

@@ -94,7 +94,7 @@ class Bench:
         cache = DynamicCache(config=self.model.config)
         with torch.inference_mode():
             hidden_of(self.model, torch.tensor([sample.ids]), cache)
-        little = FULL.model_copy(update={"read": share / READ_STEPS})
+        little = FULL.reading(share)
         kl, fall = [], []
         for span in reversed(spans(sample.response)):
             cache.crop(span[0] - 1 - cache.get_seq_length())

@@ -87,13 +87,12 @@ def reading_probes(plans: Mapping[str, Plan]) -> dict[str, Plan]:
     model, mixed = plans["dense"].model, plans["mixed"]
     shares = np.random.default_rng(1).choice(SHARES, size=(len(model.ruled_layers), model.kv_heads))
     rows = zip(model.ruled_layers, shares.tolist(), strict=True)
-    each = {layer: list(map(_reading, mixed.groups[layer], row)) for layer, row in rows}
-    found = {f"dense, {share}/256 read": Plan.from_rules(model, {}, defaults=_reading(FULL, share)) for share in ENDS}
+    each = {
+        layer: [rule.reading(share) for rule, share in zip(mixed.groups[layer], row, strict=True)]
+        for layer, row in rows
+    }
+    found = {f"dense, {share}/256 read": Plan.from_rules(model, {}, defaults=FULL.reading(share)) for share in ENDS}
     return {**found, "mixed, read": Plan.from_rules(model, each)}
-
-
-def _reading(rule: Rule, share: int) -> Rule:
-    return rule.model_copy(update={"read": share / READ_STEPS})
 
 
 def in_turn(

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from moa.plans.errors import MoaError
-from moa.plans.reading import INSIDE, READ_STEPS, choices, fetched
+from moa.plans.reading import INSIDE, choices, fetched
 from moa.plans.span import Floats
 from moa.profiler.profile import Cut, Profile
 from moa.profiler.read_tables import ReadTables
@@ -53,7 +53,7 @@ def with_reads(profile: Profile, rules: Grid, lengths: Lengths) -> Grid:
     """Return the rules, and each at every measured share of which it cannot read all that it keeps at some length."""
     shares, size, found = tables_of(profile).shares, profile.model.head_size, list(rules.rules)
     for share in shares:
-        each = Grid(rule.model_copy(update={"read": share / READ_STEPS}) for rule in rules.rules)
+        each = Grid(rule.reading(share) for rule in rules.rules)
         less = ~np.all([reads_all(each, n, size) for n in lengths.all], axis=0)
         found += [rule for rule, reads in zip(each.rules, less, strict=True) if reads]
     return Grid(found)

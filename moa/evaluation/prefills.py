@@ -10,7 +10,6 @@ import torch
 from moa.evaluation.rows import Row
 from moa.plans.patterns import FULL
 from moa.plans.plan import Plan
-from moa.plans.reading import READ_STEPS
 from moa.runtime.cache import KVCache
 from moa.runtime.variant import Variant
 
@@ -38,7 +37,7 @@ class Prefills(Generic[T]):
         alike = [row for row in rows if keeps_all(row)]
         self._left = Counter(row.backend for row in alike)
         reads = any(row.plan.reads() for row in alike if row.plan is not None)
-        self._rule = FULL.model_copy(update={"read": 1 / READ_STEPS}) if reads else FULL
+        self._rule = FULL.reading(1) if reads else FULL
         self._shared: dict[str | None, tuple[KVCache, T]] = {}
 
     @torch.inference_mode()

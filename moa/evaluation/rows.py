@@ -50,8 +50,5 @@ def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backe
 
 def _reading(plan: Plan, share: float, length: int) -> Plan:
     """Return the uniform plan with the least `read` that reads at least `share` of the bytes; all it keeps if none."""
-    made = (
-        Plan.from_rules(plan.model, {}, defaults=plan.defaults.model_copy(update={"read": k / READ_STEPS}))
-        for k in range(1, READ_STEPS + 1)
-    )
+    made = (Plan.from_rules(plan.model, {}, defaults=plan.defaults.reading(k)) for k in range(1, READ_STEPS + 1))
     return next((found for found in made if found.read_density(length) >= share - 1e-9), plan)

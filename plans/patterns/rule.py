@@ -144,6 +144,10 @@ class Rule(Strict):
         """The same rule, reading all that it keeps."""
         return self if self.read == 1 else self.model_copy(update={"read": 1.0})
 
+    def reading(self, read256: int) -> Self:
+        """Return the same rule, reading the share `read256` / 256 of all bytes."""
+        return self.model_copy(update={"read": read256 / READ_STEPS})
+
     @property
     def given(self) -> int:
         """The first keys that a row always reads, tokens: the sink's where keys move into it, else a page."""
