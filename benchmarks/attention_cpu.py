@@ -11,10 +11,9 @@ step that reads all, over their own. Keys are random, so the pages chosen lie fu
 """
 
 import argparse
-import statistics
 import sys
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ import torch
 from provenance import provenance
 from torch.nn.functional import scaled_dot_product_attention
 
+from moa.bench import timing
 from moa.kernels.backend import load
 from moa.kernels.call import Decode, Packed, Reading, Visibility
 from moa.kernels.paged import summaries
@@ -31,7 +31,6 @@ from moa.kernels.torch.operations import attend
 from moa.plans.reading import COARSE, READ_STEPS, read_bytes, token_bytes
 from moa.plans.replace import replace_json
 from moa.plans.span import Reach, first_block, linear, span
-from moa.search.spread import iqr
 
 HEADS, GROUPS, SIZE = 9, 3, 64
 MIXES = {  # sink, alpha, beta256 per group; density at 8,192 about what the name says
@@ -45,14 +44,13 @@ Rules = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def timed(variants: dict[str, Callable[[], object]], repeats: int) -> dict[str, dict[str, float]]:
     """Return the median milliseconds of each call, run in turns, and their IQR as a share of the median."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for i in range(repeats + 1):
-        for name, run in variants.items():
-            begin = time.perf_counter()
-            run()
-            if i:  # the first round warms up
-                times[name].append(1e3 * (time.perf_counter() - begin))
-    return {n: {"median": statistics.median(t), "iqr": iqr(t)} for n, t in times.items()}
+
+    def measure(run: Callable[[], object]) -> list[float]:
+        return [1e3 * timing.timed(run, torch.device("cpu"))]
+
+    calls = {name: partial(measure, run) for name, run in variants.items()}
+    timing.alternate(calls, 1)  # warm up
+    return {name: {"median": t.median, "iqr": t.iqr} for name, t in timing.alternate(calls, repeats).items()}
 
 
 def visibility(rules: Rules, length: int) -> Visibility:

@@ -14,8 +14,8 @@ import argparse
 import random
 import statistics
 import sys
-import time
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,8 +26,8 @@ from provenance import about, place, provenance, write
 from tables import claim, claimed, head, line
 from torch import nn
 
+from moa.bench import timing
 from moa.bench.heap import return_freed
-from moa.bench.timing import peak_bytes, reset_peak
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
@@ -57,11 +57,11 @@ def measure(model: Any, length: int) -> dict[str, Any]:
     for name in ("plain", "fisher"):
         place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
         with place, recording(model, [("sink_window", 64), ("keydiff_window", 64)]):
-            reset_peak(model.device)
-            before = peak_bytes(model.device)  # what is in use now
-            start = time.perf_counter()
-            run_backward(model, sample, "given", "nll", torch.Generator())
-            found[name] = {"seconds": time.perf_counter() - start, "bytes": peak_bytes(model.device) - before}
+            timing.reset_peak(model.device)
+            before = timing.peak_bytes(model.device)  # what is in use now
+            run = partial(run_backward, model, sample, "given", "nll", torch.Generator())
+            seconds = timing.timed(run, model.device)
+            found[name] = {"seconds": seconds, "bytes": timing.peak_bytes(model.device) - before}
     return found
 
 
