@@ -126,14 +126,15 @@ profile: build/profile.safetensors
 build/profile.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
 	$(BIN)/moa profile $(MODEL) -o build/recall.safetensors --source facts --source pairs --lengths 1024 --samples 16 --dtype $(DTYPE) --retrieval-score
-	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --add build/recall.safetensors
-	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --add build/short.safetensors
+	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --reads --add build/recall.safetensors
+	$(BIN)/moa profile $(MODEL) -o build/far.safetensors --source facts --source pairs --lengths 4096 --samples 4 --dtype $(DTYPE) --reads --add build/short.safetensors
+	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --reads --add build/far.safetensors
 
 absolute: build/absolute.safetensors
 
 build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
-	$(BIN)/moa profile $(MODEL) -o $@ --lengths 2048,4096 --samples 4 --dtype $(DTYPE) --estimator first-order-abs --variant sink_window:64
+	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048 --samples 4 --dtype $(DTYPE) --estimator first-order-abs --variant sink_window:64
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
 bench: build/profile.safetensors build/absolute.safetensors
@@ -145,7 +146,9 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --max-density 0.5
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --max-density 0.25
 	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
-	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors
+	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors --reads
+	$(BIN)/python benchmarks/reads.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 2048 4096 8192 --needles 40 40 25 --windows 4
+	$(BIN)/python benchmarks/reads_baselines.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)
 	$(BIN)/python benchmarks/reads_truth.py $(MODEL)
 	$(BIN)/python benchmarks/profile_cost.py $(MODEL)

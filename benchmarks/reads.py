@@ -4,11 +4,11 @@ Plans are found from a profile with reads (`moa profile --reads`), within budget
 Beside each stand uniform reads of at least as many bytes, of everything or, under a budget of memory, of one window for
 all; beside a plan with such a budget also the same plan reading all that it keeps. A claim about needles is made only
 where the dense model finds 0.9 of them. Writes reads.json and reads.md to `--results`. If it is stopped, the same
-command continues from `reads.partial`. By default it asks few questions; the figures to report need `--needles 40
---windows 4`, and hours.
+command continues from `reads.partial`. By default it asks few questions; the figures to report need the options that
+`make bench` gives, and hours.
 
-    moa profile .model/SmolLM2-135M-Instruct -o build/reads.safetensors --lengths 1024,2048,4096 --reads
-    python benchmarks/reads.py .model/SmolLM2-135M-Instruct build/reads.safetensors
+    make profile
+    python benchmarks/reads.py .model/SmolLM2-135M-Instruct build/profile.safetensors
 """
 
 import argparse
@@ -124,22 +124,33 @@ def main() -> int:
     parser.add_argument("model")
     parser.add_argument("profile", type=Path, help="made with --reads")
     parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], choices=[2048, 4096, 8192])
-    parser.add_argument("--needles", type=int, default=8, help="contexts with one needle, and half as many with four")
+    parser.add_argument(
+        "--needles",
+        type=int,
+        nargs="+",
+        default=[8],
+        help="contexts with one needle and with four, or one for each length",
+    )
     parser.add_argument("--windows", type=int, default=1, help="windows of held-out text")
     parser.add_argument("--seed", type=int, default=51, help="of the needles")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    counts = {"single": options.needles, "four": -(-options.needles // 2), "decoded": options.windows}
     rows, made = [], []
     try:
+        lengths = sorted(set(options.lengths))
+        needles = options.needles * len(lengths) if len(options.needles) == 1 else options.needles
+        if len(needles) != len(lengths):
+            raise MoaError(
+                f"--needles takes one number, or one for each of {len(lengths)} lengths, found {len(needles)}"
+            )
         profile = Profile.load(options.profile)
-        found = plans(profile, options.lengths)
+        found = plans(profile, lengths)
         options.results.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         journal = Journal(options.results / "reads.partial")
-        for length in sorted(set(options.lengths)):
-            asked = rows_at(found, length)
+        for length, count in zip(lengths, needles, strict=True):
+            asked, counts = rows_at(found, length), {"single": count, "four": count, "decoded": options.windows}
             measured = compare(
                 model, tokenizer, [(name, plan) for _, name, plan in asked], [Part(length, counts)], uniform=False,
                 seed=options.seed, journal=journal, progress=said(f"{length:,} tokens"),

@@ -1,19 +1,18 @@
 """Provide `moa.compress`, which goes from a model to a measured plan in the minutes that the user gives."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from math import ceil, inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from moa.diagnosing import SPAN, diagnose
+from moa.diagnosing import diagnose
 from moa.evaluating import evaluate_plans
 from moa.evaluation.samples import Part
 from moa.evaluation.tasks.needles import check_answers
+from moa.feasibility import aimed_lengths, check_budgets
 from moa.finding import find_plan
 from moa.hf.fingerprint import fingerprint
 from moa.hf.known import remember
@@ -23,31 +22,28 @@ from moa.measuring import measure_costs
 from moa.outcome import outcome
 from moa.pacing import Pace, Whole, evaluation_counts, pass_pace, profile_seconds, profile_sizes
 from moa.plans.config import longest_text
-from moa.plans.errors import BudgetInfeasible, MoaError, Unsupported
+from moa.plans.errors import MoaError, Unsupported
 from moa.plans.model import ModelInfo
-from moa.plans.patterns import Rule
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
 from moa.plans.replace import read_json, replace_json
-from moa.plans.span import BLOCK
-from moa.profiler.profile import Profile
-from moa.profiler.settings import every
+from moa.profiler.settings import no_reads
 from moa.profiling import profile_model
 from moa.reporting import write_report
 from moa.resuming import Chosen, Job, Solved, Time, check_folder
 from moa.search.budget import FORMS, Budget
 from moa.search.cost import Costs
-from moa.search.fit import probes
-from moa.search.question import Figures, Question
+from moa.search.fit import probes, reading_probes
+from moa.search.question import Figures
 from moa.version import __version__
 
-LENGTHS, SAMPLES = (1024, 2048, 4096), 4
-"""The profile that is aimed at, as large as `moa.profile_model` makes it by default."""
+SAMPLES = 4
+"""Samples per source and length that are aimed at, as many as `moa.profile_model` takes by default."""
 SHARES = {"costs": 0.2, "profile": 0.5, "search": 0.02}
 """Largest part of the minutes that each stage is given; the evaluation has the rest."""
-ROUNDS, WORKS = 8, 3
+ROUNDS, WORKS, STEPS = 8, 3, 2
 """Largest number of rounds in which costs are measured, and what they are measured of at each length, at about the
-same time each: decode steps of one and of four sequences, and a prefill."""
+same time each: decode steps of one and of four sequences, and a prefill; of plans that read little, the steps."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +76,8 @@ def compress(
         model: The model: its name, or what `moa.load_model` returned.
         output: The folder for everything; it is made if it is not there.
         budget: Largest density at the longest text that the plan is for, or budgets as `moa.find_plan` takes them. For
-            budgets in milliseconds, costs are measured first.
+            budgets in milliseconds, costs are measured first. Within budgets of what steps read or take, rules may read
+            less than they keep, if the model can.
         minutes: What all of it may take.
         lengths: Lengths to profile and evaluate at, tokens; None for 1,024, 2,048 and 4,096, as far as model and
             minutes allow.
@@ -104,9 +101,9 @@ def compress(
     check_folder(folder)
     budgets = {"density": budget} if isinstance(budget, int | float) else dict(budget)
     config = check_options(model, {}, lengths=lengths or ()).config
-    aimed = _aimed(lengths, longest_text(config))
+    aimed = aimed_lengths(lengths, longest_text(config))
     stored = model[0].dtype if isinstance(model, tuple) else dtype
-    limits = _check(budgets, ModelInfo.of(config), aimed, longest_text(config), max_length, stored)
+    limits = check_budgets(budgets, ModelInfo.of(config), aimed, longest_text(config), max_length, stored)
     if not (backend := diagnose().backend).right:
         raise Unsupported(f"no back-end computes right here ({backend.why or backend.name}); moa doctor says more")
     network, tokenizer = loaded(model, dtype=dtype)
@@ -120,50 +117,6 @@ def compress(
     }  # fmt: skip
     run = _Run(network, tokenizer, budgets, limits, max_length, seed, 60 * minutes, Job(folder, asked), progress, note)
     return run.all(aimed, fixed=lengths is not None)
-
-
-def _aimed(lengths: Sequence[int] | None, longest: int | None) -> tuple[int, ...]:
-    """Return the lengths to measure at if time allows, ascending; those of a short model end at its longest text."""
-    if lengths:
-        return tuple(sorted(set(lengths)))
-    if longest is not None and longest < SHORTEST:
-        raise MoaError(f"the model's longest text has {longest} tokens; shorter than {SHORTEST}, a plan gains nothing")
-    return tuple(n for n in LENGTHS if longest is None or n <= longest) or (int(longest or 0),)
-
-
-def _check(
-    budgets: Mapping[str, Figures], model: ModelInfo, lengths: Sequence[int], longest: int | None,
-    max_length: int | None, dtype: Any, costs: Costs | None = None,
-) -> tuple[Budget, ...]:  # fmt: skip
-    """Return the budgets, of which no plan keeps none: they are refused before anything is profiled.
-
-    Those in milliseconds are refused once costs are known.
-
-    Raises:
-        BudgetInfeasible: No plan keeps a budget.
-        MoaError: A budget is written in another way.
-    """
-    n = max(lengths)
-    blank = Profile(model, every(model), {}, {}, {}, {"max_length": longest, "dtype": str(dtype)})
-    table = {("text", n): np.zeros(blank.shape(n), np.float32)}
-    blank = Profile(model, every(model), table, dict.fromkeys(table, 1), dict.fromkeys(table, 1), blank.meta)
-    question = Question.of(blank, budgets, __version__, max_length=max_length, costs=costs)
-    known = [limit for limit in question.budgets if costs is not None or not FORMS[limit.kind].times]
-    try:
-        if known or not question.budgets:
-            replace(question, budgets=tuple(known)).check()
-    except BudgetInfeasible as error:
-        raise BudgetInfeasible(f"{error}{_too_short(question.budgets, model)}") from None
-    return question.budgets
-
-
-def _too_short(budgets: Sequence[Budget], model: ModelInfo) -> str:
-    """Return from which length on some plan keeps a density; empty for other budgets."""
-    narrowest = Plan.from_rules(model, {}, defaults=Rule(alpha=2 * BLOCK, beta=0))
-    n = next((n for n in SPAN if narrowest.density(n) <= min(budget.most for budget in budgets)), None)
-    if n is None or any(budget.kind != "density" for budget in budgets):
-        return ""
-    return f"; the texts are too short for it, some plan keeps it from {n:,} tokens on"
 
 
 @dataclass(frozen=True)
@@ -194,7 +147,9 @@ class _Run:
         whole = Whole(parts, self.progress)
         costs = self._costs(lengths, Pace(*chosen.pace), parts["costs"], whole) if timed else None
         longest = longest_text(self.network.config)
-        _check(self.budgets, ModelInfo.of(self.network), lengths, longest, self.max_length, self.network.dtype, costs)
+        check_budgets(
+            self.budgets, ModelInfo.of(self.network), lengths, longest, self.max_length, self.network.dtype, costs
+        )
         if self.job.state.profile is None:  # nothing is refused from here on, so the folder is made
             self._announce(chosen, aimed)
             self.job.keep(profile=chosen)
@@ -204,7 +159,8 @@ class _Run:
             with self.job.timed("profile"):
                 profile_model(
                     self.pair, folder / "profile.safetensors", lengths=lengths, samples=chosen.samples,
-                    seed=self.seed, progress=whole.stage("profile"), note=lambda line: self.note(f"profile: {line}"),
+                    reads=self.reads, seed=self.seed, progress=whole.stage("profile"),
+                    note=lambda line: self.note(f"profile: {line}"),
                 )  # fmt: skip
         plan, solved = self._search(costs, whole)
         try:
@@ -224,6 +180,12 @@ class _Run:
         return Compressed(plan, folder, figures)
 
     @property
+    def reads(self) -> bool:
+        """Whether rules may read less than they keep: where what steps read or take is limited."""
+        limited = any(limit.kind == "read" or FORMS[limit.kind].times == "decode" for limit in self.limits)
+        return limited and not no_reads(ModelInfo.of(self.network))
+
+    @property
     def pair(self) -> tuple[Any, Any]:
         """The model as public functions take it."""
         return self.network, self.tokenizer
@@ -231,9 +193,9 @@ class _Run:
     def _calibrate(self, aimed: Sequence[int], fixed: bool) -> Chosen:
         """Return the lengths and number of samples of the profile, which a measured pace lets fit."""
         with self.job.timed("calibrate"):
-            pace = pass_pace(self.network, longest_text(self.network.config))
+            pace = pass_pace(self.network, longest_text(self.network.config), self.reads)
         room = SHARES["profile"] * self.room
-        sizes = [(*size, profile_seconds(pace, *size)) for size in profile_sizes(aimed, SAMPLES, fixed)]
+        sizes = [(*size, profile_seconds(pace, *size, self.reads)) for size in profile_sizes(aimed, SAMPLES, fixed)]
         lengths, samples, seconds = next((size for size in sizes if size[2] <= room), sizes[-1])
         return Chosen(lengths=lengths, samples=samples, seconds=round(seconds, 1), pace=(pace.linear, pace.square))
 
@@ -244,7 +206,8 @@ class _Run:
         samples = "1 sample" if chosen.samples == 1 else f"{chosen.samples} samples"
         self.note(f"profile: {samples} per source at {named} tokens, {minutes}")
         if (chosen.lengths, chosen.samples) != (tuple(aimed), SAMPLES):
-            wanted = ceil(profile_seconds(Pace(*chosen.pace), aimed, SAMPLES) / SHARES["profile"] / 60)
+            seconds = profile_seconds(Pace(*chosen.pace), aimed, SAMPLES, self.reads)
+            wanted = ceil(seconds / SHARES["profile"] / 60)
             self.note(f"profile: --minutes {wanted} would do for {SAMPLES} samples of up to {aimed[-1]:,} tokens")
 
     def _costs(self, lengths: Sequence[int], pace: Pace, room: float, whole: Whole) -> Costs:
@@ -254,11 +217,13 @@ class _Run:
             return Costs.load(path)
         ends = sorted({max(SHORTEST, lengths[0] // 2) if len(lengths) == 1 else lengths[0], lengths[-1]})
         each = sum(map(pace, ends)) / 3  # a forward pass, which a third of a profile's is
-        rounds = int(room / (len(probes(ModelInfo.of(self.network), ends[-1])) * each * WORKS))
+        plans = probes(ModelInfo.of(self.network), ends[-1])
+        runs = WORKS * len(plans) + STEPS * len(reading_probes(plans)) * self.reads
         with self.job.timed("costs"):
             return measure_costs(
-                self.pair, lengths=ends, rounds=min(max(rounds, 1), ROUNDS), progress=whole.stage("costs")
-            )
+                self.pair, lengths=ends, rounds=min(max(int(room / (runs * each)), 1), ROUNDS), reads=self.reads,
+                progress=whole.stage("costs"),
+            )  # fmt: skip
 
     def _search(self, costs: Costs | None, whole: Whole) -> tuple[Plan, Solved]:
         """Return the plan, and what the search said of it."""

@@ -42,7 +42,10 @@ def outcome(
 
 
 def quality_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the needles of all lengths and tasks, dense's on the same questions, and the worst perplexity."""
+    """Return the needles of all lengths and tasks, dense's on the same questions, and the worst perplexity.
+
+    Where the plan reads less than it keeps, text was decoded too, and the worst of both counts.
+    """
     mine, dense = ([row for row in rows if row["row"] == name] for name in ("plan", "dense"))
     found, base = (
         [answer == "1" for row in of for task in ("single", "four") for answer in row[task]["by_question"]]
@@ -51,7 +54,9 @@ def quality_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {
         "questions": len(found), "right": sum(found), "dense_right": sum(base),
         "minus_dense": list(paired(found, base)),
-        "perplexity_against_dense": max(row["text"]["perplexity_against_dense"] for row in mine),
+        "perplexity_against_dense": max(
+            row[task]["perplexity_against_dense"] for row in mine for task in ("text", "decoded") if task in row
+        ),
     }  # fmt: skip
 
 

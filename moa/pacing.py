@@ -62,17 +62,17 @@ class Whole:
         return tell
 
 
-def pass_pace(model: Any, longest: int | None) -> Pace:
-    """Return the pace of a profile's passes, from two short ones on random tokens."""
+def pass_pace(model: Any, longest: int | None, reads: bool = False) -> Pace:
+    """Return the pace of a profile's passes, with `reads` or without, from two short ones on random tokens."""
     lengths = {n if longest is None else min(n, longest) for n in PROBES}
-    settings = Settings(tuple(lengths), variants=every(ModelInfo.of(model)))
+    settings = Settings(tuple(lengths), variants=every(ModelInfo.of(model)), reads=reads)
     warm_up(model, settings)
     return Pace.through({n: run_pass(model, settings, n) for n in sorted(lengths)})
 
 
-def profile_seconds(pace: Pace, lengths: Sequence[int], samples: int) -> float:
+def profile_seconds(pace: Pace, lengths: Sequence[int], samples: int, reads: bool = False) -> float:
     """Return the seconds of a profile of the default sources."""
-    todo = tasks(Settings(tuple(lengths), samples), [SOURCES[name] for name in DEFAULT])
+    todo = tasks(Settings(tuple(lengths), samples, reads=reads), [SOURCES[name] for name in DEFAULT])
     return sum(pace(task.length) for task in todo)
 
 
@@ -89,19 +89,19 @@ def evaluation_counts(model: tuple[Any, Any], plan: Plan, lengths: Sequence[int]
     """Return how many samples of each task per length take `room` seconds, from one sample each at short lengths.
 
     One needle and four needles get the same number of contexts, at least one; held-out text gets one window, or two
-    where they take a quarter of the time at most.
+    where they take a quarter of the time at most. Where the plan reads less than it keeps, as much text is decoded too.
     """
-    clock = [perf_counter()]
-    short = sorted(lengths)[:2]
+    texts = ["text", "decoded"] if plan.reads() else ["text"]
+    clock, short, each = [perf_counter()], sorted(lengths)[:2], len(texts) + 1
     evaluate_plans(
-        model, {"plan": plan}, lengths=short, tasks={"text": 1, "four": 1},
+        model, {"plan": plan}, lengths=short, tasks=dict.fromkeys([*texts, "four"], 1),
         progress=lambda *_: clock.append(perf_counter()),
     )  # fmt: skip
     took = [after - before for before, after in pairwise(clock)]
-    needles = Pace.through(dict(zip(short, took[1::2], strict=True)))
-    text = took[-2] / took[-1]  # of the last length: the very first sample pays for what is done once
+    needles = Pace.through(dict(zip(short, took[each - 1 :: each], strict=True)))
+    text = sum(took[-each:-1]) / took[-1]  # of the last length: the very first sample pays for what is done once
     one = sum(map(needles, lengths))
     windows = 2 if 2 * text * one <= room / 4 else 1
     contexts = int((room - (clock[-1] - clock[0]) - windows * text * one) / (2 * one))
     count = min(max(contexts, 1), MOST)
-    return {"text": windows, "single": count, "four": count}
+    return {**dict.fromkeys(texts, windows), "single": count, "four": count}

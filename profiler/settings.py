@@ -19,6 +19,15 @@ def every(model: ModelInfo | None = None) -> tuple[Variant, ...]:
     return tuple((name, BLOCK) for name, rule in PATTERNS.items() if not (latent and rule.moves_keys()))
 
 
+def no_reads(model: ModelInfo) -> str:
+    """Return why rules of a model cannot read less than they keep; nothing where they can."""
+    if model.latent:
+        return "rules of layers that cache latent vectors read all that they keep"
+    if model.head_size % 4:
+        return f"reads need a head size that is a multiple of 4, found {model.head_size}"
+    return ""
+
+
 @dataclass(frozen=True)
 class Settings:
     """The settings of a profile: what is measured, and how. A change starts a new profile.
@@ -75,10 +84,8 @@ class Settings:
             raise MoaError(f"variants must differ, found {', '.join(f'{name}:{size}' for name, size in self.variants)}")
         if self.reads and self.estimator not in (None, "fisher", "effect"):
             raise MoaError(f"reads are measured by the estimators fisher and effect, found {brief(self.estimator)}")
-        if self.reads and ModelInfo.of(model).latent:
-            raise MoaError("rules of layers that cache latent vectors read all that they keep: leave --reads out")
-        if self.reads and (size := ModelInfo.of(model).head_size) % 4:
-            raise MoaError(f"reads need a head size that is a multiple of 4, found {size}: leave --reads out")
+        if self.reads and (why := no_reads(ModelInfo.of(model))):
+            raise MoaError(f"{why}: leave --reads out")
         for name, known in (("estimator", ESTIMATORS), ("labels", LABELS), ("loss", LOSSES)):
             if (given := getattr(self, name)) is not None and given not in known:
                 raise MoaError(f"{name} must be one of {', '.join(known)}, found {brief(given)}")

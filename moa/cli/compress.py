@@ -29,6 +29,7 @@ def command(
         list[str] | None,
         typer.Option(help="G@LENGTH[xBATCH]: largest KV cache, in 10^9 bytes of the model's dtype. Repeatable."),
     ] = None,
+    max_read: asked.Read = None,
     max_decode_ms: Annotated[
         list[str] | None,
         typer.Option(
@@ -66,7 +67,7 @@ def command(
     import moa
     from moa.cli.common import Bar, messages, numbers, print_json
 
-    budgets = asked.budgets(density=density if density is None else [str(density)], kv_gb=max_kv_gb,
+    budgets = asked.budgets(density=density if density is None else [str(density)], kv_gb=max_kv_gb, read=max_read,
                             decode_ms=max_decode_ms, prefill_ms=None, harm=None)  # fmt: skip
     with Bar("compressing", messages(quiet)) as bar:
         found = moa.compress(

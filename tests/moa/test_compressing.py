@@ -13,6 +13,9 @@ from moa import compressing
 from moa.outcome import numbers, quality_of, verdict
 from moa.pacing import Pace, Whole, evaluation_counts, profile_sizes
 from moa.plans.errors import BudgetInfeasible, MoaError
+from moa.plans.patterns import Rule
+from moa.profiler.profile import Profile
+from moa.search.cost import Costs
 
 LEAST = {"lengths": (576, 640), "minutes": 0.001, "seed": 3}
 """So little time that every stage does its least."""
@@ -144,6 +147,20 @@ def test_a_file_of_other_work_is_not_taken_for_a_stage(whole: Any, model_folder:
         moa.compress(model_folder, tmp_path, budget=0.3, **LEAST)
 
 
+def test_a_budget_of_reads_lets_rules_read_less_than_they_keep(model_folder: Path, tmp_path: Path) -> None:
+    found = moa.compress(model_folder, tmp_path / "out", budget={"read": 0.25}, **LEAST)
+    assert Profile.load(found.folder / "profile.safetensors").reads is not None
+    assert found.plan.read_density(2560) <= 0.25
+    assert found.figures["speed"]["read"] == found.plan.read_density(2560)
+
+
+def test_reads_that_a_model_cannot_are_refused_at_once(save_tiny: Any, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "model", head_dim=6)
+    with pytest.raises(MoaError, match="head size that is a multiple of 4, found 6, so nothing less can be asked for"):
+        moa.compress(tmp_path / "model", tmp_path / "out", budget={"read": 0.25}, **LEAST)
+    assert not (tmp_path / "out").exists()
+
+
 def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path, tmp_path: Path) -> None:
     pair, budget = moa.load_model(model_folder), {"density": 0.6, "decode_ms": "1000@640x2"}
     found = moa.compress(pair, tmp_path / "out", budget=budget, **LEAST)
@@ -151,6 +168,7 @@ def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path,
     assert {(row["kind"], row["batch"]) for row in json.loads(costs)["measured"]} == {
         ("decode", 1), ("decode", 4), ("prefill", 1),
     }  # fmt: skip
+    assert Costs.model_validate_json(costs).know_reads
     [time] = found.figures["speed"]["times"]
     assert (time["kind"], time["length"], time["batch"]) == ("decode", 640, 2)
     assert 0 < time["predicted"] <= 1000
@@ -186,6 +204,8 @@ def test_more_time_asks_for_more(whole: Any, model_folder: Path) -> None:
     little, much = (evaluation_counts(pair, whole.plan, (576, 640, 704), room) for room in (0.0, 1e6))
     assert little == {"text": 1, "single": 1, "four": 1}
     assert much == {"text": 2, "single": 20, "four": 20}
+    reading = moa.Plan.from_rules(pair[0], {}, defaults=Rule(alpha=0, beta=1, read=0.25))
+    assert evaluation_counts(pair, reading, (576, 640), 0.0) == {"text": 1, "decoded": 1, "single": 1, "four": 1}
 
 
 def test_the_whole_is_as_long_as_its_stages() -> None:
@@ -227,3 +247,5 @@ def test_quality_is_the_plans() -> None:
     assert (found["questions"], found["right"], found["dense_right"]) == (10, 6, 9)
     assert found["minus_dense"][0] == pytest.approx(-0.3)
     assert found["perplexity_against_dense"] == 1.3
+    decoded = row("plan", "1", "1111", 1.1) | {"decoded": {"perplexity_against_dense": 1.4}}
+    assert quality_of([row("dense", "1", "1111", 1.0), decoded])["perplexity_against_dense"] == 1.4
