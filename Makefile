@@ -8,14 +8,14 @@ VENV ?= .venv$(patsubst constraints%.txt,%,$(CONSTRAINTS))
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 MODEL := .model/SmolLM2-135M-Instruct
-# bfloat16 is the faster one on CPUs with AVX-512, float32 by far (seven times) on those with AVX2 alone.
-DTYPE ?= $(if $(shell grep -m1 -o avx512bw /proc/cpuinfo 2>/dev/null),bfloat16,float32)
+# bfloat16 is the faster one on CPUs that multiply it in hardware, float32 by far (four to seven times) on the others.
+DTYPE ?= $(if $(shell grep -m1 -oE 'amx_bf16|avx512_bf16' /proc/cpuinfo 2>/dev/null),bfloat16,float32)
 # Tests run in so many processes, of about 1.5 GB each.
 WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute bench gpu pages clean vllm-env vllm-test
+.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute reads bench gpu pages clean vllm-env vllm-test
 
 help:
 	@echo "make demo       a small real model: moa compress, a question answered, a page of results (10 minutes on 2 cores)"
@@ -30,6 +30,7 @@ help:
 	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (10 minutes)"
 	@echo "make fuzz-cli   3,000 generated command lines: right, or one clear line (10 minutes on 2 cores); resumable"
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
+	@echo "make reads      one with the harm of reads, for the tables about them: build/reads.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
 	@echo "make bench      measure everything anew: benchmarks/results, and the figures in README.md and docs"
 	@echo "make gpu        on a machine with a GPU, 25 minutes: correctness, decode, prefill, whole models, influence"
@@ -126,9 +127,14 @@ profile: build/profile.safetensors
 build/profile.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
 	$(BIN)/moa profile $(MODEL) -o build/recall.safetensors --source facts --source pairs --lengths 1024 --samples 16 --dtype $(DTYPE) --retrieval-score
-	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --reads --add build/recall.safetensors
-	$(BIN)/moa profile $(MODEL) -o build/far.safetensors --source facts --source pairs --lengths 4096 --samples 4 --dtype $(DTYPE) --reads --add build/short.safetensors
-	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --reads --add build/far.safetensors
+	$(BIN)/moa profile $(MODEL) -o build/short.safetensors --source text --lengths 1024,2048,4096 --samples 6 --dtype $(DTYPE) --add build/recall.safetensors
+	$(BIN)/moa profile $(MODEL) -o $@ --source text --lengths 8192 --samples 2 --dtype $(DTYPE) --add build/short.safetensors
+
+reads: build/reads.safetensors
+
+build/reads.safetensors: $(READY) $(MODEL)/config.json
+	mkdir -p build
+	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048,4096 --dtype $(DTYPE) --reads
 
 absolute: build/absolute.safetensors
 
@@ -137,7 +143,7 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048 --samples 4 --dtype $(DTYPE) --estimator first-order-abs --variant sink_window:64
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
-bench: build/profile.safetensors build/absolute.safetensors
+bench: build/profile.safetensors build/absolute.safetensors build/reads.safetensors
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
@@ -146,9 +152,9 @@ bench: build/profile.safetensors build/absolute.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --max-density 0.5
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --max-density 0.25
 	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
-	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors --reads
-	$(BIN)/python benchmarks/reads.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 2048 4096 8192 --needles 40 40 25 --windows 4
-	$(BIN)/python benchmarks/reads_baselines.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
+	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/profile.safetensors
+	$(BIN)/python benchmarks/reads.py $(MODEL) build/reads.safetensors --dtype $(DTYPE) --lengths 2048 4096 8192 --needles 40 40 25 --windows 4
+	$(BIN)/python benchmarks/reads_baselines.py $(MODEL) build/reads.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/influence_truth.py $(MODEL)
 	$(BIN)/python benchmarks/reads_truth.py $(MODEL)
 	$(BIN)/python benchmarks/profile_cost.py $(MODEL)

@@ -7,8 +7,8 @@ where the dense model finds 0.9 of them. Writes reads.json and reads.md to `--re
 command continues from `reads.partial`. By default it asks few questions; the figures to report need the options that
 `make bench` gives, and hours.
 
-    make profile
-    python benchmarks/reads.py .model/SmolLM2-135M-Instruct build/profile.safetensors
+    make reads
+    python benchmarks/reads.py .model/SmolLM2-135M-Instruct build/reads.safetensors
 """
 
 import argparse

@@ -23,8 +23,8 @@ No other row reads more than its budget, summaries included, nor keeps more byte
 formats that no choice of this project has seen (`moa.evaluation.haystack.HELD_OUT`). Writes reads_baselines.json and
 reads_baselines.md to `--results`. If it is stopped, the same command continues from `reads_baselines.partial`.
 
-    make profile
-    python benchmarks/reads_baselines.py .model/SmolLM2-135M-Instruct build/profile.safetensors
+    make reads
+    python benchmarks/reads_baselines.py .model/SmolLM2-135M-Instruct build/reads.safetensors
 """
 
 import argparse
