@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from moa.kernels.numba.decode import OPTIONS, _exp
+from moa.kernels.numba.online import OPTIONS, exp
 from moa.kernels.numba.pages import LANES, at_least, highest
 from moa.kernels.paged.selection import LOWEST
 
@@ -37,7 +37,7 @@ def best(scores: Any, begin: Any, end: Any, count: Any, weights: Any, bits: Any,
         row, total = scores[h, begin:end], number(0)
         top = highest(scores[h].ctypes.data, padded, row[0])
         for j in range(len(row)):
-            row[j] = _exp(max(row[j] - top, lowest))
+            row[j] = exp(max(row[j] - top, lowest))
             total += row[j]
         share = one / total
         for j in range(len(row)):

@@ -11,19 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import njit, prange, types
+from numba import njit, prange
 from numba.core.cpu_options import ParallelOptions
-from numba.extending import intrinsic, overload
 
-from moa.kernels.numba import vectors
-from moa.kernels.numba.vectors import FAST, SIZE, dots, mix
+from moa.kernels.numba import online, vectors
+from moa.kernels.numba.online import NOTHING, OPTIONS, joiner, parts_of, softener, write
+from moa.kernels.numba.vectors import SIZE, dots, mix
 from moa.plans.span import BLOCK
 
-NOTHING = -1e30
-"""Maximum of no scores; finite, so that differences of it are 0 and not NaN."""
-
-OPTIONS: dict[str, Any] = {"fastmath": set(FAST), "error_model": "numpy"}
 PARALLEL: dict[str, Any] = {
     # Only the loop over threads is parallel; a team of threads for each small assignment would cost more than it saves.
     "parallel": ParallelOptions(
@@ -31,59 +26,9 @@ PARALLEL: dict[str, Any] = {
         | dict.fromkeys(("comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"), False)
     ),
 }
-CODE = sha256(Path(vectors.__file__).read_bytes()).hexdigest()[:8]
-"""Hash of the inner loops: numba itself looks only at this file to tell whether compiled code on disk is current."""
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _from_bits(context: Any, bits: Any) -> Any:
-    """Return the float32 that has these bits."""
-    return types.float32(types.int32), lambda c, builder, s, given: builder.bitcast(given[0], ir.FloatType())
-
-
-def _exp(x: Any) -> Any:
-    """Return e**x, for x <= 0."""
-    raise NotImplementedError
-
-
-@overload(_exp, strict=False)  # type: ignore[untyped-decorator]
-def _exp_of(x: Any) -> Any:
-    if x == types.float64:
-        return lambda x: np.exp(x)
-
-    def single(x: Any) -> Any:
-        # 2**n * e**r with |r| <= ln(2)/2, where Taylor's series to r**7 is exact to float32's last place; as plain
-        # arithmetic, so that the loop around it becomes vector code.
-        x = max(x, np.float32(-87))
-        n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
-        r = (x - n * np.float32(0.693359375)) + n * np.float32(2.1219444005469057e-4)  # ln(2) in two parts
-        p = np.float32(1 / 5040) * r + np.float32(1 / 720)
-        p = p * r + np.float32(1 / 120)
-        p = p * r + np.float32(1 / 24)
-        p = p * r + np.float32(1 / 6)
-        p = p * r + np.float32(1 / 2)
-        p = p * r + np.float32(1)
-        p = p * r + np.float32(1)
-        return p * _from_bits((np.int32(n) + np.int32(127)) << np.int32(23))
-
-    return single
-
-
-def _tanh(x: Any) -> Any:
-    """Return the hyperbolic tangent of x."""
-    raise NotImplementedError
-
-
-@overload(_tanh, strict=False)  # type: ignore[untyped-decorator]
-def _tanh_of(x: Any) -> Any:
-    one = np.float64(1) if x == types.float64 else np.float32(1)
-
-    def by_exp(x: Any) -> Any:  # exact to the last place of 1, which a score's cap then scales
-        small = _exp(-2 * one * abs(x))
-        size = (one - small) / (one + small)
-        return -size if x < 0 else size
-
-    return by_exp
+CODE = sha256(b"".join(Path(str(x.__file__)).read_bytes() for x in (online, vectors))).hexdigest()[:8]
+"""Hash of all else that is compiled into the step: numba itself looks only at this file to tell whether compiled code
+on disk is current."""
 
 
 @cache
@@ -103,6 +48,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
     """
     wide = np.float64 if kind == "float64" else np.float32
     width, bytes_ = SIZE[kind], np.dtype(wide).itemsize
+    soften, join = softener(kind, capped), joiner(kind, sunk)
 
     def decode(
         q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, order: Any, base: Any, capacity: Any,
@@ -115,17 +61,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
             if count < 1:
                 return False
             max_seqlen = max(max_seqlen, count)
-        for s in range(len(past)):
-            for token in range(cu_seqlens[s], cu_seqlens[s + 1]):
-                at = past[s] + token - cu_seqlens[s]
-                for g in range(groups):
-                    sinks, block = sink[g] // BLOCK, at // BLOCK
-                    if block >= sinks:
-                        block = sinks + (block - sinks) % max(1, capacity[s, g] // BLOCK - sinks)
-                    slot = base[s, g] + BLOCK * block + at % BLOCK
-                    for d in range(size):
-                        keys[slot, d] = k[token, g, d]
-                        values[slot, d] = v[token, g, d]
+        write(k, v, keys, values, base, capacity, sink, cu_seqlens, past)
 
         edges = np.zeros(slabs + 1, np.int64)  # blocks that hold text, in all slabs before each
         for i in range(slabs):
@@ -158,50 +94,19 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
                         mine = q.ctypes.data + ((cu_seqlens[s] + w) * groups + g) * heads * size * bytes_
                         dots(keys.ctypes.data + here, seen, mine, scores.ctypes.data, heads, size, kind, BLOCK)
                         for h in range(heads):
-                            row = w * heads + h
-                            highest = top[part, row]
-                            for j in range(seen):
-                                scores[h, j] *= factor
-                                if capped:
-                                    scores[h, j] = limit * _tanh(scores[h, j])
-                                highest = max(highest, scores[h, j])
-                            shrink = _exp(top[part, row] - highest)
-                            top[part, row] = highest
-                            added = wide(0)
-                            for j in range(seen):
-                                scores[h, j] = _exp(scores[h, j] - highest)
-                                added += scores[h, j]
-                            total[part, row] = total[part, row] * shrink + added
-                            if shrink != 1:
-                                for d in range(size):
-                                    sums[part, row, d] *= shrink
+                            soften(scores, h, seen, factor, limit, top, total, sums, part, w * heads + h)
                         mixed = sums.ctypes.data + (part * max_seqlen + w) * heads * size * bytes_
                         mix(values.ctypes.data + here, seen, scores.ctypes.data, mixed, heads, size, kind, BLOCK)
                 done = stop
 
         for i in range(slabs):
             s, g = order[i] // groups, order[i] % groups
-            begin = 0  # the first thread with a share of the slab, and the one after the last
-            while edges[slabs] * (begin + 1) // threads <= edges[i]:
-                begin += 1
-            end = begin + 1
-            while edges[slabs] * end // threads < edges[i + 1]:
-                end += 1
+            begin, end = parts_of(edges, i, threads)
             for w in range(cu_seqlens[s + 1] - cu_seqlens[s]):
                 for h in range(heads):
-                    row, highest = w * heads + h, sink_logits[g, h] if sunk else wide(NOTHING)
-                    for t in range(begin, end):
-                        highest = max(highest, top[i + t, row])
+                    logit = sink_logits[g, h] if sunk else wide(0)
                     target = out[(cu_seqlens[s] + w) * groups + g, h]
-                    target[:] = 0
-                    whole = _exp(sink_logits[g, h] - highest) if sunk else wide(0)
-                    for t in range(begin, end):
-                        shrink = _exp(top[i + t, row] - highest)
-                        whole += shrink * total[i + t, row]
-                        for d in range(size):
-                            target[d] += shrink * sums[i + t, row, d]
-                    for d in range(size):
-                        target[d] /= whole
+                    join(top, total, sums, i + begin, i + end, w * heads + h, logit, target)
         return True
 
     # On disk one file lists all code of a function by this name; shapes of their own names cannot be mistaken there.

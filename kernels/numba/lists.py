@@ -8,7 +8,7 @@ from numba import njit
 from numba.extending import register_jitable
 
 from moa.kernels.numba.choose import best
-from moa.kernels.numba.decode import OPTIONS
+from moa.kernels.numba.online import OPTIONS
 from moa.kernels.numba.pages import AHEAD, score_quads
 from moa.kernels.paged.summaries import QUADS
 from moa.plans import reading

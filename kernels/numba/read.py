@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from moa.kernels.numba import choose, decode, lists, pages, summaries, vectors
-from moa.kernels.numba.decode import NOTHING, _exp, _tanh, compiled
+from moa.kernels.numba import choose, decode, lists, online, pages, summaries, vectors
+from moa.kernels.numba.decode import compiled
 from moa.kernels.numba.lists import budget, lister
+from moa.kernels.numba.online import NOTHING, joiner, parts_of, softener, write
 from moa.kernels.numba.pages import AHEAD, LANES, dots, mix
 from moa.kernels.numba.summaries import fill
 from moa.kernels.numba.vectors import SIZE
@@ -23,9 +24,8 @@ from moa.plans import reading
 from moa.plans.reading import FINE, INSIDE
 from moa.plans.span import BLOCK
 
-CODE = sha256(
-    b"".join(Path(str(x.__file__)).read_bytes() for x in (choose, decode, lists, pages, reading, summaries, vectors))
-).hexdigest()[:8]
+_COMPILED = choose, decode, lists, online, pages, reading, summaries, vectors
+CODE = sha256(b"".join(Path(str(x.__file__)).read_bytes() for x in _COMPILED)).hexdigest()[:8]
 """Hash of all else that is compiled into the step, as in `moa.kernels.numba.decode`."""
 
 
@@ -41,6 +41,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
     wide = np.float64 if kind == "float64" else np.float32
     width, bytes_ = SIZE[kind], np.dtype(wide).itemsize
     fill_pages, list_pages = fill(kind), lister(heads, size, kind)
+    soften, join = softener(kind, capped), joiner(kind, sunk)
 
     def read(
         q: Any, out: Any, k: Any, v: Any, keys: Any, values: Any, summaries: Any, order: Any, base: Any, capacity: Any,
@@ -49,17 +50,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
     ) -> Any:  # fmt: skip
         groups, slabs, tokens, limit = len(sink), len(order), len(k), wide(cap)
         factor = wide(scale / cap) if capped else wide(scale)
-        for s in range(len(past)):
-            for token in range(cu_seqlens[s], cu_seqlens[s + 1]):
-                at = past[s] + token - cu_seqlens[s]
-                for g in range(groups):
-                    sinks, block = sink[g] // BLOCK, at // BLOCK
-                    if block >= sinks:
-                        block = sinks + (block - sinks) % max(1, capacity[s, g] // BLOCK - sinks)
-                    slot = base[s, g] + BLOCK * block + at % BLOCK
-                    for d in range(size):
-                        keys[slot, d] = k[token, g, d]
-                        values[slot, d] = v[token, g, d]
+        write(k, v, keys, values, base, capacity, sink, cu_seqlens, past)
 
         # Rows are in the order of the slabs, which threads take in equal runs by what there is to choose among.
         seen = np.empty((tokens * groups, 3), np.int64)
@@ -131,22 +122,7 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
                         vectors.dots(keys.ctypes.data + later, rest, mine, some, heads, size, kind, BLOCK)
                         known += rest
                     for h in range(heads):
-                        highest = top[part, h]
-                        for j in range(known):
-                            scores[h, j] *= factor
-                            if capped:
-                                scores[h, j] = limit * _tanh(scores[h, j])
-                            highest = max(highest, scores[h, j])
-                        shrink = _exp(top[part, h] - highest)
-                        top[part, h] = highest
-                        added = wide(0)
-                        for j in range(known):
-                            scores[h, j] = _exp(scores[h, j] - highest)
-                            added += scores[h, j]
-                        total[part, h] = total[part, h] * shrink + added
-                        if shrink != 1:
-                            for d in range(size):
-                                sums[part, h, d] *= shrink
+                        soften(scores, h, known, factor, limit, top, total, sums, part, h)
                     mixed = sums.ctypes.data + part * heads * size * bytes_
                     mix(values.ctypes.data, here, count, scores.ctypes.data, mixed, BLOCK, heads, size, kind)
                     if upto > full:
@@ -156,26 +132,11 @@ def kernel(heads: int, size: int, kind: str, parallel: bool, capped: bool = Fals
 
         for r in range(rows):
             s, g = order[owner[r]] // groups, order[owner[r]] % groups
-            begin = 0  # the first thread with a share of the row, and the one after the last
-            while edges[rows] * (begin + 1) // threads <= edges[r]:
-                begin += 1
-            end = begin + 1
-            while edges[rows] * end // threads < edges[r + 1]:
-                end += 1
+            begin, end = parts_of(edges, r, threads)
             for h in range(heads):
-                highest = sink_logits[g, h] if sunk else wide(NOTHING)
-                for t in range(begin, end):
-                    highest = max(highest, top[r + t, h])
+                logit = sink_logits[g, h] if sunk else wide(0)
                 target = out[(cu_seqlens[s] + r - starts[owner[r]]) * groups + g, h]
-                target[:] = 0
-                whole = _exp(sink_logits[g, h] - highest) if sunk else wide(0)
-                for t in range(begin, end):
-                    shrink = _exp(top[r + t, h] - highest)
-                    whole += shrink * total[r + t, h]
-                    for d in range(size):
-                        target[d] += shrink * sums[r + t, h, d]
-                for d in range(size):
-                    target[d] /= whole
+                join(top, total, sums, r + begin, r + end, h, logit, target)
         return True
 
     read.__qualname__ = f"read_{heads}_{size}_{kind}_{BLOCK}_{CODE}" + "_parallel" * parallel

@@ -1,6 +1,6 @@
 """Compile the summaries of the pages that a step fills: the bytes of `moa.kernels.paged.summaries`, to the last one.
 
-So this code has none of the freedoms that other loops have (`moa.kernels.numba.decode.OPTIONS`).
+So this code has none of the freedoms that other loops have (`moa.kernels.numba.online.OPTIONS`).
 """
 
 from functools import cache

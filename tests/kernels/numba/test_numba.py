@@ -13,7 +13,8 @@ from moa.kernels import backend
 from moa.kernels.call import Reading
 from moa.kernels.numba import operations as ours
 from moa.kernels.numba import read as reads
-from moa.kernels.numba.decode import _exp, kernel
+from moa.kernels.numba.decode import kernel
+from moa.kernels.numba.online import exp
 from moa.kernels.numba.vectors import FAST
 from moa.kernels.softmax import Softmax
 from moa.plans.errors import Unsupported
@@ -103,7 +104,7 @@ def test_exponential_is_exact_to_two_units_in_the_last_place():
     def all_of(x):
         out = np.empty_like(x)
         for i in range(len(x)):
-            out[i] = _exp(x[i])
+            out[i] = exp(x[i])
         return out
 
     x = np.linspace(-86.9, 0, 1_000_003, dtype=np.float32)
