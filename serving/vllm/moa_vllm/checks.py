@@ -51,6 +51,7 @@ def engine(config: Any, plan: Plan, version: str) -> None:
         f"--block-size {cache.block_size} (only {BLOCK})": cache.user_specified_block_size
         and cache.block_size != BLOCK,
         "a sliding window of the model's own": cache.sliding_window,
+        "--max-model-len auto": config.model_config.original_max_model_len == -1,
     }
     for what, found_here in refused.items():
         if found_here:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from vllm.v1.core.kv_cache_utils import resolve_block_hashes
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
@@ -36,9 +37,8 @@ class HeadManager(SingleTypeKVCacheManager):
         pcp_world_size: int = 1,
     ) -> tuple[tuple[list[Any], ...], int]:  # fmt: skip
         """Return the blocks of the longest prefix of which all that the next query sees is there, and its length."""
-        nothing: tuple[list[Any], ...] = tuple([] for _ in kv_cache_group_ids)
         if not kv_cache_spec.shared:
-            return nothing, 0
+            return tuple([] for _ in kv_cache_group_ids), 0
         hashes = resolve_block_hashes(
             block_hashes, block_pool.hash_block_size, BLOCK, supports_fine_grained_hash_lookup=False,
             alignment_tokens=alignment_tokens,
@@ -47,16 +47,16 @@ class HeadManager(SingleTypeKVCacheManager):
         found: list[Sequence[Any] | None] = [
             block_pool.get_cached_block(hashes[i], kv_cache_group_ids) for i in range(most)
         ]
-        keeps = kv_cache_spec.kept
-        for blocks in range(most, 0, -1):
-            if BLOCK * blocks % alignment_tokens:
-                continue
-            first = max(int(keeps.first(blocks)), keeps.sink)
-            wanted = {i: found[i] for i in (*range(min(keeps.sink, blocks)), *range(first, blocks))}
-            if all(wanted.values()):
-                hit = tuple([block_pool.null_block] * blocks for _ in kv_cache_group_ids)
-                for i, cached in wanted.items():
-                    for row, block in zip(hit, cached or (), strict=True):
-                        row[i] = block
-                return hit, BLOCK * blocks
-        return nothing, 0
+        keeps, longest, in_a_row = kv_cache_spec.kept, 0, 0
+        wanted_from = np.maximum(keeps.first(np.arange(most + 1)), keeps.sink)
+        for blocks in range(1, most + 1):
+            in_a_row = in_a_row + 1 if found[blocks - 1] else 0
+            if blocks <= keeps.sink and not in_a_row:
+                break  # longer prefixes want that block too
+            if in_a_row >= blocks - wanted_from[blocks] and BLOCK * blocks % alignment_tokens == 0:
+                longest = blocks
+        hit = tuple([block_pool.null_block] * longest for _ in kv_cache_group_ids)
+        for i in (*range(min(keeps.sink, longest)), *range(wanted_from[longest], longest)):
+            for row, block in zip(hit, found[i] or (), strict=True):
+                row[i] = block
+        return hit, BLOCK * longest

@@ -17,7 +17,7 @@ class HeadSpec(AttentionSpec):
     Attributes:
         group: The KV-cache group.
         rules: The rules of the group's heads, on all ranks.
-        most_blocks: The most blocks that one request holds at once.
+        most_blocks: The most blocks that one request of the longest length holds at once.
         shared: Whether requests may share the pages of a common prefix.
     """
 
@@ -32,8 +32,12 @@ class HeadSpec(AttentionSpec):
         return kept(self.rules)
 
     def max_memory_usage_bytes(self, vllm_config: Any) -> int:
-        """Return the most bytes that one request holds, for the check at start-up and the reported concurrency."""
-        return self.most_blocks * int(self.page_size_bytes)
+        """Return the most bytes that one request holds, for the check at start-up and the reported concurrency.
+
+        vLLM also asks with shorter `max_model_len`, to say which would fit.
+        """
+        longest = vllm_config.model_config.max_model_len
+        return self.kept.most(longest, vllm_config.max_in_flight_tokens) * int(self.page_size_bytes)
 
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
         """Return whether all these specs are of one group: no others share a block table."""

@@ -1,5 +1,6 @@
 """What is refused by name at start-up."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +14,8 @@ from moa_vllm import checks, settings
 
 def config(model: str, **changes):
     made = SimpleNamespace(
-        model_config=SimpleNamespace(hf_config=LlamaConfig.from_pretrained(model)), speculative_config=None,
-        kv_transfer_config=None, 
+        model_config=SimpleNamespace(hf_config=LlamaConfig.from_pretrained(model), original_max_model_len=1024),
+        speculative_config=None, kv_transfer_config=None,
         cache_config=SimpleNamespace(
             cache_dtype="auto", block_size=64, sliding_window=None, user_specified_block_size=True
         ),
@@ -44,6 +45,7 @@ def config(model: str, **changes):
         ({"scheduler_config__disable_hybrid_kv_cache_manager": True}, "--disable-hybrid-kv-cache-manager"),
         ({"cache_config__block_size": 128}, r"--block-size 128 \(only 64\)"),
         ({"cache_config__sliding_window": 512}, "a sliding window of the model's own"),
+        ({"model_config__original_max_model_len": -1}, "--max-model-len auto"),
     ],
 )
 def test_settings_of_the_engine(model, plans, changes, message):
@@ -109,6 +111,18 @@ def test_additional_config(model, given):
         settings.of(config(model, additional_config=given))
 
 
-def test_an_engine_does_not_start(engine):
-    with pytest.raises(Unsupported, match=r"--block-size 32 \(only 64\)"):
-        engine("windows", block_size=32)
+@pytest.mark.parametrize(
+    ("settings", "message"), [({"block_size": 32}, r"--block-size 32 \(only 64\)"), ({"max_model_len": -1}, "auto")]
+)
+def test_an_engine_does_not_start(engine, settings, message):
+    with pytest.raises(Unsupported, match=message):
+        engine("windows", **settings)
+
+
+def test_the_length_that_vllm_proposes_fits(engine):
+    """An error names a length, and an engine for texts of that length starts."""
+    little = {"kv_cache_memory_bytes": 1 << 20, "max_num_batched_tokens": 64}
+    with pytest.raises(ValueError, match="maximum model length is") as told:
+        engine("windows", max_model_len=2048, **little)
+    length = int(re.search(r"maximum model length is (\d+)", str(told.value))[1])
+    engine("windows", max_model_len=length, **little)
