@@ -23,7 +23,7 @@ help:
 	@echo "make test-full  those, then the real model, the long properties, the whole matrix of kernels (45 minutes)"
 	@echo "make check      ruff, mypy --strict, links"
 	@echo "make docs       the site of the documentation, in build/site"
-	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.12, 6 GiB, 10 minutes)"
+	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.11 to 3.13, 4 GiB, 10 minutes)"
 	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"
