@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute reads bench gpu pages clean vllm-env vllm-test
+.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute reads bench gpu pages clean vllm-env vllm-test peers-env
 
 help:
 	@echo "make demo       a small real model: moa compress, a question answered, a page of results (10 minutes on 2 cores)"
@@ -25,6 +25,7 @@ help:
 	@echo "make docs       the site of the documentation, in build/site"
 	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.11 to 3.13, 4 GiB, 10 minutes)"
 	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
+	@echo "make peers-env  .venv-peers: kvpress with its own transformers, for benchmarks/peers (2 GiB, 5 minutes)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"
 	@echo "make models     docs/models.md: every causal language model of transformers, tiny, under plans (10 minutes)"
@@ -59,6 +60,14 @@ vllm-env: .venv-vllm/.ready
 
 vllm-test: .venv-vllm/.ready
 	cd serving/vllm && OMP_NUM_THREADS=1 ../../$(VLLM)/python -m pytest -q
+
+# kvpress needs a transformers below ours, so the peers of benchmarks/peers run in an environment of their own.
+peers-env: .venv-peers/.ready
+
+.venv-peers/.ready: benchmarks/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check -r $<
+	touch $@
 
 $(MODEL)/config.json: | $(READY)
 	$(BIN)/python examples/demo_model.py $(MODEL)
@@ -143,10 +152,11 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048 --samples 4 --dtype $(DTYPE) --estimator first-order-abs --variant sink_window:64
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped.
-bench: build/profile.safetensors build/absolute.safetensors build/reads.safetensors
+bench: build/profile.safetensors build/absolute.safetensors build/reads.safetensors .venv-peers/.ready
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
+	$(BIN)/python benchmarks/side_by_side.py $(MODEL) build/profile.safetensors
 	$(BIN)/python benchmarks/study.py $(MODEL) build/profile.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --max-density 0.5

@@ -2,7 +2,7 @@
 
 A block of a page stands between `<!-- figures: NAME -->` and `<!-- end -->`; BLOCKS says which function writes it, from
 which result file. Each block ends with a line that says how that file was made; one that looks for plans in several
-files writes that line itself.
+files writes that line itself. A block whose file is not there yet says so.
 
     python benchmarks/pages.py            writes all blocks
     python benchmarks/pages.py --check    names blocks that differ from their file; exit code 1 if there are any
@@ -17,8 +17,8 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages_parts import others, profile, quality, search, shipped, speed
-from pages_parts.common import Figures, load, made
+from pages_parts import others, peers, profile, quality, search, shipped, speed
+from pages_parts.common import RESULTS, Figures, load, made
 
 from moa.plans.errors import MoaError
 from moa.plans.replace import replace
@@ -32,6 +32,7 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "quality aims": (quality.aims, "elastic"),
     "quality aims, 8k": (quality.aims, "elastic-8k"),
     "baselines": (quality.baselines, "baselines"),
+    "peers": (peers.peers, "peers"),
     "speed": (speed.speed, "cpu"),
     "speed, all": (speed.whole, "cpu"),
     "speed, AVX2": (speed.whole, "cpu_avx2"),
@@ -64,6 +65,8 @@ def block(name: str, page: Path) -> str:
         raise MoaError(f"{page.name}: a block must be one of {', '.join(NAMES)}; found {name}")
     if name == SHIPPED:
         text = shipped.shipped()
+    elif not (RESULTS / f"{BLOCKS[name][1]}.json").exists():
+        text = f"Not measured yet: `make bench` writes benchmarks/results/{BLOCKS[name][1]}.json."
     else:
         write, file = BLOCKS[name]
         text = f"{write(found := load(file))}\n\n{made(file, found)}"

@@ -126,7 +126,7 @@ def haystack(
         MoaError: The length leaves no room for the text.
     """
     rng = random.Random(f"{seed}/{length}/{needles}/{index}")
-    before, after = _frame(tokenizer)
+    before, after = frame(tokenizer)
     head = begin(tokenizer, encode(tokenizer, before + "Read the text below, then answer the question about it.\n\n"))
     depths = [(i + (index + 0.5) / of) / needles for i in range(needles)]
     statements, questions, said = [], [], "\n\n"
@@ -145,7 +145,7 @@ def haystack(
     return Haystack((*head, *text), tuple(questions))
 
 
-def _frame(tokenizer: Any) -> tuple[str, str]:
+def frame(tokenizer: Any) -> tuple[str, str]:
     """Return the prompt before the user's text, and the one between it and the answer."""
     if not has_template(tokenizer):
         return "", "\nAnswer: "

@@ -20,23 +20,29 @@ TAIL = 1024
 
 @dataclass(frozen=True)
 class Decoded(Text):
-    """The windows of `Text`, whose last tokens are given in calls of as few tokens as read under plans that read."""
+    """The windows of `Text`, whose last tokens are given in calls of as few tokens as read under plans that read.
+
+    Attributes:
+        most: The most tokens that are decoded.
+    """
+
+    most: int = TAIL
 
     @torch.inference_mode()
     def measure(
         self, model: Any, tokenizer: Any, rows: Sequence[Row], content: list[int]
     ) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield each row's negative log-likelihood and KL, by quarter of the tokens that are decoded."""
-        ids, count = torch.tensor([content], device=model.device), tail(content)
+        ids, count = torch.tensor([content], device=model.device), tail(content, self.most)
         dense, read = hidden_by(model, Row("dense", None), ids)[-count:], begun(model, rows, ids, count)
         for row in rows:
             found = dense if row.plan is None else decoded(model, row, ids, count, read)[1:]
             yield row, by_part(model, dense, found, ids)
 
 
-def tail(content: Sequence[int]) -> int:
-    """Return how many tokens at the end of a window are decoded."""
-    return min(TAIL, len(content) // 2)
+def tail(content: Sequence[int], most: int = TAIL) -> int:
+    """Return how many tokens at the end of a window are decoded, `most` or half of it."""
+    return min(most, len(content) // 2)
 
 
 @torch.inference_mode()
