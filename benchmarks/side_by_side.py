@@ -13,7 +13,7 @@ length and the first density: a prefill with its compression (KVzip's has kvpres
 steps behind it; memory is the peak of resident memory in both. Each environment has a dense row.
 
 Writes peers.json and peers.md to `--results`. If it is stopped, the same command continues from `peers.partial`. By
-default the models read a million tokens, most of them with several rows at once.
+default the models read some 600,000 tokens, an estimated 40 minutes on one core.
 
     make peers-env
     python benchmarks/side_by_side.py .model/SmolLM2-135M-Instruct build/profile.safetensors
