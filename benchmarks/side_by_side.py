@@ -3,8 +3,9 @@
 The model of our rows runs under plans: what `moa search` finds at a density, and uniform, two-group and per-layer plans
 in no more bytes at the whole length (`baselines.py`). The peers run in an environment of their own, by `make
 peers-env`; this script starts it. A peer reads a text with full attention, and then drops entries until those left take
-what the plan's cache allocates for it; AdaKV and KVzip only mask what they would drop, and allocate as much as dense.
-From there on a peer's cache grows with every token. All use the defaults of kvpress.
+what `Plan.kv_bytes` says that the plan's cache needs for it; that cache grows in steps, and may have up to 1/8 more in
+reserve. AdaKV and KVzip only mask what they would drop, and allocate as much as dense. After the text a peer's cache
+grows with every token. All use the defaults of kvpress.
 
 Samples are made once, as token ids: needles in formats that no choice of this project has seen, one or four in a text,
 asked about after the text was compressed (withheld) or at its end (given, one question for each text); and windows of
@@ -78,7 +79,7 @@ class Bench:
         )  # fmt: skip
         dense = found["rows"][0]
         for row in found["rows"]:
-            row["cache"]["kept"] = row["cache"]["allocated"]
+            row["cache"]["kept"] = min(row["cache"]["predicted"], row["cache"]["allocated"])
             row |= known(row, dense, self.samples[length])
         return list(found["rows"])
 

@@ -122,6 +122,7 @@ def test_one_table_of_both_sides_that_goes_on_where_it_stopped(run, tmp_path, mo
         if name.split()[0] in peers:
             assert plan["kept"] - 1 / plan["cache"]["tokens"] < row["kept"] <= plan["kept"]
             assert row["allocated"] == (pytest.approx(1) if name[:5] in ("AdaKV", "KVzip") else row["kept"])
+            assert row["cache"]["kept"] <= plan["cache"]["predicted"]
             assert f"| {name} | {row['kept']:.3f} | {row['allocated']:.3f} |" in page
     snap = rows["SnapKV 0.25"]
     assert (snap["prefill"]["median"], snap["step"]["median"], snap["peak"]) == (2.0, 0.5, 1 << 30)
