@@ -35,7 +35,6 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "peers": (peers.peers, "peers"),
     "speed": (speed.speed, "cpu"),
     "speed, all": (speed.whole, "cpu"),
-    "speed, AVX2": (speed.whole, "cpu_avx2"),
     "bounds": (speed.bounds, "cpu"),
     "attention": (speed.attention, "attention_cpu"),
     "extrapolation": (search.extrapolation, "extrapolation"),

@@ -104,21 +104,18 @@ def baselines(found: Figures) -> str:
     densities = list(dict.fromkeys(name.rsplit(" ", 1)[1] for name in by_row))
     questions = next(iter(by_row.values()))["single"]["questions"]
     rows = []
-    for method, says in METHODS.items():
-        own = [by_row.get(f"{method} {density}") for density in densities]
-        if any(own):
-            rows.append([says, *(str(row["single"]["right"]) if row else "-" for row in own)])
-            rows[-1] += [f"{row['text']['kl']:.3f}" if row else "-" for row in own]
-    bytes_of = "our row's" if "run" in found else "the uniform window's"
-    at: dict[int, list[str]] = {}
-    for density in densities:
-        at.setdefault(by_row[f"exact {density}"]["length"], []).append(density)
-    where = " and ".join(f"{n:,} tokens (densities {listed(own)})" for n, own in at.items())
+    for method in (method for method in METHODS if f"{method} {densities[0]}" in by_row):
+        own = [by_row[f"{method} {density}"] for density in densities]
+        needles, kl = [str(row["single"]["right"]) for row in own], [f"{row['text']['kl']:.3f}" for row in own]
+        rows.append([METHODS[method], *needles, *kl])
+    ours = [by_row[f"exact {density}"] for density in densities]
+    kept = listed([f"{row['density']:.2f} under {density}" for row, density in zip(ours, densities, strict=True)])
     return "\n\n".join([
         wrapped(
-            f"Every row has at most {bytes_of} bytes of KV cache and the same runtime. All use the same profile, "
-            f"except the paper's influence, which needs its own. Texts have {where}. Needles are right answers "
-            f"to {questions} questions, and KL is in nats."
+            "Every row has at most our row's bytes of KV cache and the same runtime. All use the same profile, except "
+            f"the paper's influence, which needs its own. Densities {listed(densities)} hold at the longest intended "
+            f"length; texts have {ours[0]['length']:,} tokens, of which our plans keep {kept}. Needles are right "
+            f"answers to {questions} questions, and KL is in nats."
         ),
         table(["", *(f"needles, {d}" for d in densities), *(f"KL, {d}" for d in densities)], rows),
     ])  # fmt: skip
