@@ -61,7 +61,8 @@ def read_result(path: Path, names: Iterable[str], made_by: str) -> dict[str, Any
             f"{path.parent} has no {path.name}: run moa compress MODEL -o {path.parent} to its end"
         ) from None
     except (OSError, ValueError) as error:
-        raise MoaError(f"cannot read {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MoaError(f"cannot read {path}: {reason}") from None
     if not isinstance(found, dict) or not set(names) <= found.keys():
         raise MoaError(f"{path} is no result of {made_by}: {', '.join(names)} were expected")
     return found

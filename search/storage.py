@@ -36,6 +36,8 @@ def open_storage(where: str | None) -> BaseStorage | None:
         raise
     except Exception as error:  # each database has errors of its own
         said = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, TypeError | KeyError | AttributeError):  # of optuna's code, which takes lines as they are
+            said = "a line of it is damaged"
         reason = (said or type(error).__name__).splitlines()[0]
         raise MoaError(f"cannot open --storage {where}: {reason}") from None
 

@@ -89,10 +89,13 @@ def load_model(
 def _check_vocabulary(name: str | Path, model: Any, tokenizer: Any) -> None:
     """Refuse a tokenizer of another model, whose tokens have no embedding.
 
-    Tokens added on top may have none: Gemma's tokenizer has one for images, which the text models do not know.
+    Special tokens added on top may have none: Gemma's tokenizer has one for images, which the text models do not know.
+    Other added tokens are found in any text.
     """
     rows, added = model.get_input_embeddings().num_embeddings, set(tokenizer.get_added_vocab())
-    numbered = ((number, token) for token, number in tokenizer.get_vocab().items() if token not in added)
+    special = added & set(tokenizer.all_special_tokens)
+    special |= {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    numbered = ((number, token) for token, number in tokenizer.get_vocab().items() if token not in special)
     largest, token = max(numbered, default=(-1, ""))
     if largest >= rows:
         raise MoaError(

@@ -149,3 +149,11 @@ def test_a_storage_that_has_only_other_studies_is_said(journal: bytes, tmp_path:
     path.write_bytes(journal)
     assert starts_again(str(path), "a") == ""
     assert starts_again(str(path), "b").startswith(f"{path} has 1 study, not of this model")
+
+
+def test_a_record_that_optuna_takes_for_something_else_is_said_without_words_of_its_code(journal, tmp_path):
+    path = tmp_path / "trials.log"
+    assert journal.count(b'\\"high\\"') >= 1
+    path.write_bytes(journal.replace(b'\\"high\\"', b'\\"hagh\\"', 1))
+    with pytest.raises(MoaError, match=f"cannot open --storage {path}: a line of it is damaged$"):
+        open_storage(str(path))

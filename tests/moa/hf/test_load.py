@@ -208,6 +208,14 @@ def test_an_added_token_may_have_no_embedding(folder):
     assert len(tokenizer) > 32
 
 
+def test_an_added_token_of_any_text_needs_an_embedding(folder):
+    _, tokenizer = load_model(folder, device="cpu")
+    tokenizer.add_tokens([f"word{i}" for i in range(40)])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(MoaError, match=r"numbers 'word\d+' as \d+, but the model has embeddings for 32 tokens"):
+        load_model(folder, device="cpu")
+
+
 def test_bad_arguments(folder):
     with pytest.raises(MoaError, match="dtype must be one of auto, float32, bfloat16, float16, found 'int8'"):
         load_model(folder, dtype="int8")

@@ -109,6 +109,10 @@ def test_files_that_are_not_there_or_of_something_else(folder: Path) -> None:
     with pytest.raises(MoaError, match=r"figures.json is no result of moa compress"):
         moa.write_report(folder)
     (folder / "figures.json").unlink()
+    (folder / "figures.json").mkdir()
+    with pytest.raises(MoaError, match=r"cannot read .*figures.json: Is a directory$"):
+        moa.write_report(folder)
+    (folder / "figures.json").rmdir()
     with pytest.raises(MoaError, match=r"run moa compress MODEL -o .* to its end"):
         moa.write_report(folder)
 

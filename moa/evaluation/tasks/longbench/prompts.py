@@ -66,7 +66,8 @@ def _published(path: Path, task: str) -> str:
     try:
         found = read_json(path)
     except (OSError, ValueError) as error:
-        raise MoaError(f"cannot read {path}: {error}") from None
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise MoaError(f"cannot read {path}: {reason}") from None
     prompt = found.get(task) if isinstance(found, dict) else None
     if not isinstance(prompt, str) or "{context}" not in prompt:
         raise MoaError(f"{path} must be an object whose {task} is a prompt with {{context}} in it")
