@@ -13,6 +13,9 @@ from moa.profiler.profile import Profile
 from moa.search.budget import parse
 from moa.search.cost import Costs
 
+NAMES = {"name", "architecture"}
+"""What a model is called, which decides nothing."""
+
 
 class Unreadable(Exception):
     """A command succeeded, and what it wrote is not what it should be."""
@@ -35,7 +38,7 @@ def answer(base: Base, folder: Path, out: str) -> Any:
             return _plan(Plan.load(path / "plan.yaml")), json.loads((path / "figures.json").read_text())["rows"]
         if base.command == "measure":
             costs = Costs.load(path)
-            return costs.model.model_dump(exclude={"name"}), [(m.plan, m.kind, m.length) for m in costs.measured]
+            return costs.model.model_dump(exclude=NAMES), [(m.plan, m.kind, m.length) for m in costs.measured]
         if base.command == "eval" and base.output:
             return json.loads(path.read_text())["rows"]
         if base.command == "bench":
@@ -64,7 +67,7 @@ def over_budget(line: list[str], path: Path) -> list[str]:
 def _profile(found: Profile) -> Any:
     tables = {cut: table.tobytes() for cut, table in found.cuts.items()}
     return (
-        found.model.model_dump(exclude={"name"}),
+        found.model.model_dump(exclude=NAMES),
         found.variants,
         tables,
         found.tokens,
@@ -74,7 +77,7 @@ def _profile(found: Profile) -> Any:
 
 
 def _plan(found: Plan) -> Any:
-    return found.model.model_dump(exclude={"name"}), found.groups, found.predicted
+    return found.model.model_dump(exclude=NAMES), found.groups, found.predicted
 
 
 def _numbers_of_bench(out: str) -> Any:
