@@ -5,7 +5,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, cause
 from moa.plans.replace import read_json
 
 
@@ -61,8 +61,7 @@ def read_result(path: Path, names: Iterable[str], made_by: str) -> dict[str, Any
             f"{path.parent} has no {path.name}: run moa compress MODEL -o {path.parent} to its end"
         ) from None
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise MoaError(f"cannot read {path}: {reason}") from None
+        raise MoaError(f"cannot read {path}: {cause(error)}") from None
     if not isinstance(found, dict) or not set(names) <= found.keys():
         raise MoaError(f"{path} is no result of {made_by}: {', '.join(names)} were expected")
     return found

@@ -28,6 +28,11 @@ class Unsupported(MoaError):
     """Something that the runtime cannot honour, refused by name rather than computed wrongly."""
 
 
+def cause(error: Exception) -> str:
+    """Return what an error says, of the system's errors without the number and the path that Python adds."""
+    return getattr(error, "strerror", None) or str(error)
+
+
 def brief(value: object) -> str:
     """Return the `repr` of a value that an error quotes, cut to 60 characters: data and options may be of any size."""
     return shortened(repr(value))

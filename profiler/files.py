@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moa.plans.errors import MoaError, brief, shortened
+from moa.plans.errors import MoaError, brief, cause, shortened
 from moa.plans.replace import read
 
 COLUMNS = ("text", "prompt", "response")
@@ -56,8 +56,7 @@ def read_rows(path: Path) -> Rows:
     try:
         return FORMATS[path.suffix](path)
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MoaError(f"cannot read data {path}: {shortened(reason, 200)}") from None
+        raise MoaError(f"cannot read data {path}: {shortened(cause(error), 200)}") from None
 
 
 def _text(path: Path) -> Rows:

@@ -7,7 +7,7 @@ from optuna import get_all_study_names
 from optuna.storages import BaseStorage, JournalStorage, get_storage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, cause
 from moa.plans.lines import Lines
 
 
@@ -35,7 +35,7 @@ def open_storage(where: str | None) -> BaseStorage | None:
     except MoaError:
         raise
     except Exception as error:  # each database has errors of its own
-        said = error.strerror if isinstance(error, OSError) else str(error)
+        said = cause(error)
         if isinstance(error, TypeError | KeyError | AttributeError):  # of optuna's code, which takes lines as they are
             said = "a line of it is damaged"
         reason = (said or type(error).__name__).splitlines()[0]

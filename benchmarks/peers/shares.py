@@ -3,7 +3,7 @@
 from typing import Any
 
 from moa.plans.errors import MoaError
-from moa.plans.model import ModelInfo, dtype_bytes
+from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 
 EDGE = 1e-6
@@ -12,8 +12,7 @@ EDGE = 1e-6
 
 def token_bytes(info: ModelInfo, dtype: Any) -> int:
     """Return the bytes of one token's keys and values in all layers."""
-    shapes = map(info.kv_shape, info.keyed_layers)
-    return sum(heads * sum(sizes) for heads, *sizes in shapes) * dtype_bytes(dtype)
+    return info.dense_kv_bytes(1, dtype=dtype)
 
 
 def tokens(plan: Plan, n: int, dtype: Any) -> int:

@@ -6,7 +6,7 @@ The words are this project's own. LongBench's are used where its file of prompts
 from functools import cache
 from pathlib import Path
 
-from moa.plans.errors import MoaError
+from moa.plans.errors import MoaError, cause
 from moa.plans.replace import read_json
 
 THEIRS = "dataset2prompt.json"
@@ -66,8 +66,7 @@ def _published(path: Path, task: str) -> str:
     try:
         found = read_json(path)
     except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise MoaError(f"cannot read {path}: {reason}") from None
+        raise MoaError(f"cannot read {path}: {cause(error)}") from None
     prompt = found.get(task) if isinstance(found, dict) else None
     if not isinstance(prompt, str) or "{context}" not in prompt:
         raise MoaError(f"{path} must be an object whose {task} is a prompt with {{context}} in it")
