@@ -19,7 +19,8 @@ Backend = Annotated[str | None, typer.Option(help=f"Back-end: {names()}. Default
 Dtype = Annotated[
     str,
     typer.Option(
-        help="Dtype of the model: float32, bfloat16, float16 or auto, which is float32 on a CPU, else the checkpoint's."
+        help="Dtype of the model: float32, bfloat16, float16 or auto, the checkpoint's; on a CPU that is float32, or "
+        "bfloat16 if the checkpoint is and the CPU has instructions for it."
     ),
 ]
 """The option `--dtype`."""

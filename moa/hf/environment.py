@@ -44,7 +44,17 @@ def _versions(*names: str) -> dict[str, str]:
 
 def cpu_name() -> str:
     """Return the model of the CPU: times measured on another one do not apply."""
+    return _cpu("model name") or platform.processor() or f"{platform.machine()} CPU"
+
+
+def multiplies_bfloat16() -> bool:
+    """Return whether the CPU has instructions for products in bfloat16; False where Linux does not say so."""
+    flags = _cpu("flags") or _cpu("Features")  # on x86, on ARM
+    return not {"amx_bf16", "avx512_bf16", "bf16"}.isdisjoint(flags.split())
+
+
+def _cpu(entry: str) -> str:
+    """Return what Linux says of the first CPU under this name, or nothing."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text().splitlines() if path.exists() else []
-    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(models, "") or platform.processor() or f"{platform.machine()} CPU"
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(entry)), "")

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from moa.hf.environment import multiplies_bfloat16
 from moa.plans.errors import MoaError, ModelMismatch, brief, shortened
 from moa.plans.model import ModelInfo
 
@@ -33,8 +34,8 @@ def load_model(
 
     Args:
         name: Hub id, local folder, or `.gguf` file, whose weights are unpacked to `dtype`.
-        dtype: float32, bfloat16, float16, or auto: float32 on the CPU; elsewhere, and with `device_map`, the
-            checkpoint's own.
+        dtype: float32, bfloat16, float16, or auto, the checkpoint's own; on a CPU that is float32 unless the
+            checkpoint is in bfloat16 and the CPU has instructions for it, since others take several times as long.
         device: Device of the whole model; by default CUDA where there is one, else the CPU.
         device_map: As transformers takes it, for a model larger than one device; excludes `device`.
 
@@ -54,9 +55,10 @@ def load_model(
     if str(device or device_map).startswith("cuda") and not torch.cuda.is_available():
         raise MoaError(f"device {device or device_map}: torch sees no CUDA device here")
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if dtype == "auto" and device_map is None and target.type == "cpu":
-        dtype = "float32"
     where, options = _locate(name)
+    if dtype == "auto" and device_map is None and target.type == "cpu":
+        own = None if "gguf_file" in options else load_config(name).get_text_config().dtype
+        dtype = "bfloat16" if own in ("bfloat16", torch.bfloat16) and multiplies_bfloat16() else "float32"
     # Without this a .gguf file may stay packed, where a packed matrix product exists; then it has no gradients.
     unpack = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     with _clear_errors(name), _quiet(progress=not Path(where).is_dir()):

@@ -31,7 +31,6 @@ def offline(monkeypatch):
 
 def test_loads_a_folder_ready_for_use(folder):
     model, tokenizer = load_model(folder, device="cpu")
-    assert model.dtype == torch.float32  # what a CPU computes best in, though stored in bfloat16
     assert not model.training
     assert tokenizer("a")["input_ids"] == [1]
 
@@ -40,6 +39,15 @@ def test_loads_a_folder_ready_for_use(folder):
 def test_dtype(folder, dtype):
     model, _ = load_model(str(folder), dtype=dtype, device="cpu")
     assert model.dtype == getattr(torch, dtype)
+
+
+@pytest.mark.parametrize("flags", ["fpu avx512f avx512_bf16", "fp asimd bf16", "fpu avx512f", ""])
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_a_cpu_computes_in_the_checkpoints_bfloat16_if_it_has_instructions_for_it(folder, monkeypatch, flags, stored):
+    monkeypatch.setattr("moa.hf.environment._cpu", lambda entry: flags if entry == "flags" else "")
+    load_model(folder, dtype=stored, device="cpu")[0].save_pretrained(folder)
+    model, _ = load_model(folder, device="cpu")
+    assert str(model.dtype) == ("torch.bfloat16" if "bf16" in flags and stored == "bfloat16" else "torch.float32")
 
 
 def test_device_map_keeps_the_checkpoints_dtype(folder):
