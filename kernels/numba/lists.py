@@ -92,13 +92,14 @@ def lister(heads: int, size: int, kind: str) -> Any:
                     heads, size, kind,
                 )  # fmt: skip
                 best(scores[:heads], first - INSIDE * start, end - INSIDE * start, wanted, weights, bits, open_)
-                for i in range(wanted):
-                    open_[i] += INSIDE * start
             else:
+                start = 0
                 for i in range(among):
                     open_[i] = first + i
             for i in range(wanted):
-                quads[i] = QUADS * places[open_[i] // INSIDE] + 1 + open_[i] % INSIDE
+                place, inside = places[start + open_[i] // INSIDE], open_[i] % INSIDE
+                quads[i] = QUADS * place + 1 + inside
+                open_[i] = PAGES * place + INSIDE * inside  # its first fine page
             quads[wanted : wanted + AHEAD] = 0
             score_quads(
                 summaries.ctypes.data, quads.ctypes.data, wanted, asked.ctypes.data, scores.ctypes.data, room,
@@ -106,8 +107,7 @@ def lister(heads: int, size: int, kind: str) -> Any:
             )  # fmt: skip
             best(scores[:heads], 0, INSIDE * wanted, count, weights, bits, chosen)
             for i in range(count):
-                coarse = open_[chosen[i] // INSIDE]
-                pages[n] = PAGES * places[coarse // INSIDE] + coarse % INSIDE * INSIDE + chosen[i] % INSIDE
+                pages[n] = open_[chosen[i] // INSIDE] + chosen[i] % INSIDE
                 n += 1
         for i in range(INSIDE * end, -(-kept // FINE)):
             pages[n] = PAGES * places[i // PAGES] + i % PAGES

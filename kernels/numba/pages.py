@@ -175,7 +175,7 @@ def widen(context: Any, stored: Any, out: Any, count: Any, kind: Any) -> Any:
 
 
 LANES = 32
-"""Numbers that `highest` and `at_least` take at once; `count` is a multiple of it."""
+"""Numbers that `highest`, `at_least` and `reaching` take at once; `count` is a multiple of it."""
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -215,6 +215,30 @@ def at_least(context: Any, numbers: Any, count: Any, bound: Any) -> Any:
         return builder.load(total)
 
     return types.intp(types.intp, types.intp, bound), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def reaching(context: Any, numbers: Any, bound: Any) -> Any:
+    """Return which of LANES integers at an address, of the type of `bound`, are not below it: one bit for each."""
+
+    def code(context, builder, signature, given):  # type: ignore[no-untyped-def]
+        vector = ir.VectorType(context.get_value_type(bound), LANES)
+        found = builder.load(builder.inttoptr(given[0], vector.as_pointer()))
+        found.align = bound.bitwidth // 8
+        found = builder.icmp_signed(">=", found, _spread(builder, given[1], vector))
+        return builder.zext(builder.bitcast(found, ir.IntType(LANES)), _INT)
+
+    return types.intp(types.intp, bound), code
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def first_of(context: Any, mask: Any) -> Any:
+    """Return the number of the lowest bit that is set; some bit must be."""
+
+    def code(context, builder, signature, given):  # type: ignore[no-untyped-def]
+        return builder.cttz(given[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.intp), code
 
 
 @contextmanager

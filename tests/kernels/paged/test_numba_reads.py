@@ -41,3 +41,16 @@ def test_threshold_of_equal_scores(paged, dtype, values):
         bits = weights.view(f"i{dtype().itemsize}")
         best(scores, begin, end, count, weights, bits, chosen)
         assert (chosen[:count] - begin).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("number", [np.nan, -np.nan, np.inf, -np.inf])
+def test_scores_that_are_no_numbers_end_the_search(dtype, number):
+    """In one page or in all; which pages are chosen then means nothing, but they are such as there are."""
+    for where in (slice(7, 8), slice(None)):
+        scores = np.random.default_rng(0).normal(size=(3, 544)).astype(dtype)
+        scores[1, where] = number
+        weights, chosen = np.empty(544, dtype), np.empty(544, np.int32)
+        best(scores, 3, 300, 50, weights, weights.view(f"i{dtype().itemsize}"), chosen)
+        assert len(set(chosen[:50].tolist())) == 50
+        assert ((chosen[:50] >= 3) & (chosen[:50] < 300)).all()
