@@ -19,6 +19,9 @@ from moa.plans.reading import FINE, INSIDE
 AHEAD = 16
 """Pages between the one that is used and the one that is fetched; lists have as many numbers more at their end."""
 
+NEAR = 6
+"""Pages between the one that is used and the one that is fetched from the second cache into the first."""
+
 _INT = ir.IntType(64)
 _SHORT = ir.IntType(32)
 _BYTE = ir.IntType(8)
@@ -32,11 +35,16 @@ class _Pages(Emit):
         number = self.load(self.at(pages, index, 4), _SHORT, 4)
         return self.at(rows, self.b.sext(number, _INT), stride)
 
-    def ahead(self, pages: Any, index: Any, stride: int, rows: Any) -> None:
-        """Fetch the page that comes AHEAD places after `index`."""
-        address = self.place(pages, self.b.add(index, ir.Constant(_INT, AHEAD)), stride, rows)
+    def ahead(self, pages: Any, index: Any, stride: int, rows: Any, places: int = AHEAD, caches: int = 3) -> None:
+        """Fetch the page that comes so many places after `index`; `caches` as for `fetch`."""
+        address = self.place(pages, self.b.add(index, ir.Constant(_INT, places)), stride, rows)
         for offset in range(0, stride, LINE):
-            self.fetch(self.b.add(address, ir.Constant(_INT, offset)))
+            self.fetch(self.b.add(address, ir.Constant(_INT, offset)), caches)
+
+    def both_ahead(self, pages: Any, index: Any, stride: int, rows: Any) -> None:
+        """Fetch a page of keys or values in two steps: few lines can be on the way from memory to the first cache."""
+        self.ahead(pages, index, stride, rows, caches=2)
+        self.ahead(pages, index, stride, rows, NEAR)
 
     def line(self, numbers: Any, index: int, stride: Any) -> Any:
         """Return the address of line `index` of numbers in lines of `stride`."""
@@ -116,7 +124,7 @@ def _dots(e: _Pages, rows: Any, pages: Any, count: Any, queries: Any, scores: An
     width = e.size * SIZE[e.kind]
     heads = [e.load(e.at(queries, h, e.size * e.bytes), e.row, e.bytes) for h in range(e.heads)]
     with cgutils.for_range(e.b, count) as loop:
-        e.ahead(pages, loop.index, FINE * width, rows)
+        e.both_ahead(pages, loop.index, FINE * width, rows)
         page = e.place(pages, loop.index, FINE * width, rows)
         first = e.b.mul(loop.index, ir.Constant(_INT, FINE))
         for j in range(FINE):
@@ -132,7 +140,7 @@ def _mix(e: _Pages, rows: Any, pages: Any, count: Any, weights: Any, sums: Any, 
     places = [e.at(sums, h, e.size * e.bytes) for h in range(e.heads)]
     cells = [cgutils.alloca_once_value(e.b, e.load(place, e.row, e.bytes)) for place in places]
     with cgutils.for_range(e.b, count) as loop:
-        e.ahead(pages, loop.index, FINE * width, rows)
+        e.both_ahead(pages, loop.index, FINE * width, rows)
         page = e.place(pages, loop.index, FINE * width, rows)
         first = e.b.mul(loop.index, ir.Constant(_INT, FINE))
         for j in range(FINE):

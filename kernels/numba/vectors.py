@@ -72,13 +72,13 @@ class Emit:
             return self.b.bitcast(shifted, self.row)
         return self.b.fpext(row, self.row) if self.kind == "float16" else row
 
-    def fetch(self, address: Any) -> None:
-        """Prefetch the line of memory at an address."""
+    def fetch(self, address: Any, caches: int = 3) -> None:
+        """Prefetch the line of memory at an address: into all caches (3), or into all but the first (2)."""
         pointer = ir.IntType(8).as_pointer()
         prefetch = cgutils.get_or_insert_function(
             self.b.module, ir.FunctionType(ir.VoidType(), [pointer, _SHORT, _SHORT, _SHORT]), "llvm.prefetch.p0"
         )
-        read, keep, data = (ir.Constant(_SHORT, x) for x in (0, 3, 1))
+        read, keep, data = (ir.Constant(_SHORT, x) for x in (0, caches, 1))
         self.b.call(prefetch, [self.b.inttoptr(address, pointer), read, keep, data])
 
     def total(self, row: Any) -> Any:
