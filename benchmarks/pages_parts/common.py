@@ -70,23 +70,13 @@ def claims(found: Figures) -> str:
 
 
 def made(name: str, found: Figures) -> str:
-    """Return a line that says how the file was made: command, commit, date, device, versions, as far as recorded."""
-    run, about = found.get("run", {}), found.get("environment", {})
-    known = {**{key: value for key, value in found.items() if isinstance(value, str | int)}, **about, **run}
-    known.update(found.get("versions", {}))
-    parts = [f"`{known['command']}`"] if "command" in known else []
-    if "commit" in known:
-        parts.append(f"at commit {known['commit']}")
-    device = next((known[key] for key in ("cpu", "device", "machine") if key in known), None)
-    where = [str(known["date"])] if "date" in known else []
-    where += [str(device)] if device else []
-    where += [f"{known['threads']} threads" if known["threads"] != 1 else "1 thread"] if "threads" in known else []
-    where += [str(known["dtype"]).removeprefix("torch.")] if "dtype" in known else []
-    where += [f"back-end `{known['backend']}`"] if "backend" in known else []
-    where += [f"seeds {', '.join(map(str, known['seeds']))}"] if "seeds" in run else []
-    where += [f"{key} {known[key]}" for key in SAID if key in known]
+    """Return a line that says how the file was made: command, commit, date, device, threads, dtype, versions."""
+    run = found["run"]
+    where = [str(run["date"]), str(run["device"])]
+    where.append(f"{run['threads']} threads" if run["threads"] != 1 else "1 thread")
+    where += [str(run["dtype"]).removeprefix("torch.")] if "dtype" in run else []
+    where += [f"back-end `{run['backend']}`"] if "backend" in run else []
+    where += [f"seeds {', '.join(map(str, run['seeds']))}"] if "seeds" in run else []
+    where += [f"{key} {run[key]}" for key in SAID if key in run]
     origin = f"[{name}.json](benchmarks/results/{name}.json)"
-    text = f"Data: {origin}, " + (
-        f"written by {' '.join(parts)}" if parts else "which does not record its command and commit"
-    )
-    return wrapped(text + (f" ({', '.join(where)})" if where else "") + ".")
+    return wrapped(f"Data: {origin}, written by `{run['command']}` at commit {run['commit']} ({', '.join(where)}).")

@@ -2,7 +2,7 @@
 
 from statistics import mean
 
-from pages_parts.common import Figures, claims, exact, listed, percent, span, table, wrapped
+from pages_parts.common import Figures, claims, exact, listed, percent, table, wrapped
 
 
 def extrapolation(found: Figures) -> str:
@@ -32,7 +32,7 @@ def solver(found: Figures) -> str:
     ]  # fmt: skip
     peaks = listed([f"{size['peak_bytes'] / 1e9:.2f} GB for {size['size']}" for size in found["sizes"]])
     last = f"A group has {found['sizes'][0]['rules']} rules. The process's peak memory, profile included, is {peaks}."
-    return "\n\n".join([table(columns, rows), wrapped(last), *([claims(found)] if "claims" in found else [])])
+    return "\n\n".join([table(columns, rows), wrapped(last), claims(found)])
 
 
 def costs(found: Figures) -> str:
@@ -40,15 +40,6 @@ def costs(found: Figures) -> str:
     kinds = {"decode": "decode step", "prefill": "prefill"}
     fits = listed([f"{exact(found['fit_error'][kind])} for {says}s" for kind, says in kinds.items()])
     last = wrapped(f"The plans were not in the fit, whose own median errors are {fits}.")
-    if "cells" not in found:  # a file of before
-        rows = []
-        for kind, says in kinds.items():
-            own, figures = [row for row in found["rows"] if row["kind"] == kind], found[kind]
-            lengths = span([row["length"] for row in own], ",")
-            shares = [exact(figures[key]) for key in ("error", "spread")]
-            rows.append([f"{says}, {lengths} tokens", str(len(own)), *shares, f"{figures['rank']:.3f}"])
-        columns = "", "points", "median error", "run-to-run spread", "rank correlation"
-        return "\n\n".join([table(columns, rows), last])
     rows = [
         [
             kinds[cell["kind"]], f"{cell['length']:,}", str(cell["batch"]), str(cell["plans"]), exact(cell["error"]),
@@ -70,17 +61,16 @@ def study(found: Figures) -> str:
     for one in sorted(found["studies"], key=lambda s: (-float(s["density"]), s["seed"])):
         density, seed, base, best = one["density"], one["seed"], one["base"], one["measured"]
         changes = [f"{base[key]:.3f} to {best[key]:.3f}" for key in ("kl", "recall")]
-        if "unseen" in found:
-            names = f"exact {density}", f"study {density}, seed {seed}"
-            changes.append(" to ".join(f"{found['unseen'][name]['recall']:.3f}" for name in names))
-        row = [density, str(seed), str(sum(one["trials"])), *changes]
+        names = f"exact {density}", f"study {density}, seed {seed}"
+        tasks = " to ".join(f"{found['unseen'][name]['recall']:.3f}" for name in names)
+        row = [density, str(seed), str(sum(one["trials"])), *changes, tasks]
         for length in lengths:
-            before, after = by_row[length, f"exact {density}"], by_row[length, f"study {density}, seed {seed}"]
+            before, after = (by_row[length, name] for name in names)
             row.append(f"{before['text']['kl']:.3f} to {after['text']['kl']:.3f}")
         rows.append(row)
     unseen = [f"KL at {length:,}, text never seen" for length in lengths]
-    tasks = ["KL of answers, tasks never seen"] if "unseen" in found else []
-    parts = [table(["density", "seed", "trials", "KL of text", "KL of answers", *tasks, *unseen], rows)]
+    columns = "density", "seed", "trials", "KL of text", "KL of answers", "KL of answers, tasks never seen"
+    parts = [table([*columns, *unseen], rows)]
     drawn = [one for one in found["random"] if one["replays"]]
     if drawn:
         scores = table(

@@ -74,11 +74,15 @@ def test_a_changed_figure_is_stale(tmp_path, monkeypatch):
 
 
 def test_a_result_file_says_how_it_was_made():
-    run = {"command": "python benchmarks/x.py", "commit": "abc+", "date": "2026-11-28", "torch": "2.13"}
-    told = common.made("x", {"run": run, "environment": {"device": "abacus", "threads": 1, "dtype": "torch.float32"}})
+    run = {
+        "command": "python benchmarks/x.py", "commit": "abc+", "date": "2026-11-28", "device": "abacus", "threads": 1,
+        "dtype": "torch.float32", "torch": "2.13",
+    }  # fmt: skip
+    told = common.made("x", {"run": run})
     assert "written by `python benchmarks/x.py` at commit abc+" in told
     assert " ".join(told.split()).endswith("(2026-11-28, abacus, 1 thread, float32, torch 2.13).")
-    assert "does not record its command and commit" in common.made("x", {"threads": 2})
+    with pytest.raises(KeyError, match="commit"):
+        common.made("x", {"run": {key: value for key, value in run.items() if key != "commit"}})
 
 
 def test_aims_that_fail_are_named():
@@ -172,7 +176,7 @@ def test_what_profiling_costs_has_its_spread():
     row = {"length": 1024, "plain": one, "fisher": one | {"seconds": 3.0}, "ratio": 1.5, "iqr": 0.1}
     text = pages.profile.cost({"rows": [row], "repeats": 5, "memory_fit": None, "claims": []})
     assert "| 1,024 | 2.0 (5 %) | 3.0 (5 %) | 1.50 (10 %) | 1 | 1 |" in text
-    assert "medians of 5 runs, and their IQR, per length" in " ".join(text.split())
+    assert "medians of 5 runs and their IQR, per length" in " ".join(text.split())
 
 
 def test_studies_are_shown_on_tasks_that_they_never_saw():
