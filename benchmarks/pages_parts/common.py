@@ -63,7 +63,7 @@ def claims(found: Figures) -> str:
     if not missed:
         return f"{text}."
     rows = [
-        [claim["claim"], f"{claim['bound']:.3g}", "-" if (value := claim["measured"]) is None else f"{value:.3g}"]
+        [claim["claim"], f"{claim['bound']:.4g}", "-" if (value := claim["measured"]) is None else f"{value:.4g}"]
         for claim in missed
     ]
     return f"{text}; these are not:\n\n{table(['aim', 'bound', 'measured'], rows)}"

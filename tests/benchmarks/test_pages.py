@@ -159,6 +159,37 @@ def test_cells_of_the_cost_model_that_are_not_resolved_stay_visible():
     assert f"| {aim['claim']} | 0.9 | - |" in text
 
 
+def read_row(name, right, perplexity, **more):
+    return {
+        "length": 2048, "row": name, "density": 1.0, "single": {"right": right, "questions": 40},
+        "decoded": {"perplexity": perplexity, "kl": perplexity / 100}, **more,
+    }  # fmt: skip
+
+
+def test_plans_that_read_little_stand_beside_dense_with_the_aims_that_they_miss():
+    aim = {"claim": "perplexity decoded, at most", "measured": 1.1, "bound": 1.015, "holds": False}
+    rows = [
+        read_row("dense", 39, 10),
+        read_row("everything, 1/8 read", 38, 11, read=0.124, four={"right": 150, "questions": 160}),
+    ]
+    text = pages.reads.quality({"rows": rows, "claims": [aim]})
+    assert "| 2,048 | dense | 1.000 | 1.000 | 39 of 40 | - | 1.000 |" in text
+    assert "| 2,048 | everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | 150 of 160 | 1.100 |" in text
+    assert "| perplexity decoded, at most | 1.015 | 1.1 |" in text
+    others = pages.reads.baselines({"rows": rows})
+    assert others.startswith("Texts have 2,048 tokens.")
+    assert "| everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | 150 of 160 | 0.1100 |" in others
+
+
+def test_the_profiles_figures_of_reads_are_ranked_by_length_and_share():
+    row = {
+        "length": 4096, "share": 1 / 16, "size": {"ratio": 0.9, "iqr": 0.4},
+        "spearman": {"fisher": {"kl": 0.91, "margin": 0.5}, "effect": {"kl": 0.3, "margin": None}},
+    }  # fmt: skip
+    text = pages.reads.truth({"samples": 6, "groups": 90, "rows": [row], "claims": []})
+    assert "| 4,096 | 1/16 | 0.91 | 0.50 | 0.30 | - | 0.90 (40 %) |" in text
+
+
 def test_estimators_are_ranked_on_both_kinds_of_sinks():
     ranks = {"sink_window": {"kl": 0.97, "margin": 0.5}, "keydiff_window": {"kl": 0.95, "margin": None}}
     size = {"ratio": 1.1, "iqr": 0.4, "groups": 80}
