@@ -17,7 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages_parts import others, peers, profile, quality, reads, search, shipped, speed
+from pages_parts import others, peers, profile, quality, reads, search, shipped, speed, tasks
 from pages_parts.common import RESULTS, Figures, load, made
 
 from moa.plans.errors import MoaError
@@ -33,6 +33,7 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "quality aims, 8k": (quality.aims, "elastic-8k"),
     "baselines": (quality.baselines, "baselines"),
     "peers": (peers.peers, "peers"),
+    "tasks": (tasks.tasks, "tasks"),
     "reads": (reads.quality, "reads"),
     "reads, baselines": (reads.baselines, "reads_baselines"),
     "reads, truth": (reads.truth, "reads_truth"),
