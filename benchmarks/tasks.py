@@ -83,8 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         journal = Journal(options.results / "tasks.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         for n in sorted(set(options.lengths)):
-            part = Part(n, dict.fromkeys(options.tasks, options.samples or SAMPLES[n]))
-            pilot = replace(part, counts=dict.fromkeys(part.counts, min(PILOT, options.samples or PILOT)))
+            count = options.samples or SAMPLES[n]
+            part = Part(n, dict.fromkeys(options.tasks, count))
+            pilot = replace(part, counts=dict.fromkeys(part.counts, min(PILOT, count)))
             how: Any = {"uniform": False, "journal": journal}
             pilots += compare(
                 model, tokenizer, [], [pilot], seed=PILOT_SEED, progress=said(f"{n:,} tokens, pilot"), **how

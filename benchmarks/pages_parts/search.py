@@ -62,15 +62,16 @@ def study(found: Figures) -> str:
         density, seed, base, best = one["density"], one["seed"], one["base"], one["measured"]
         changes = [f"{base[key]:.3f} to {best[key]:.3f}" for key in ("kl", "recall")]
         names = f"exact {density}", f"study {density}, seed {seed}"
-        tasks = " to ".join(f"{found['unseen'][name]['recall']:.3f}" for name in names)
-        row = [density, str(seed), str(sum(one["trials"])), *changes, tasks]
+        if "unseen" in found:
+            changes.append(" to ".join(f"{found['unseen'][name]['recall']:.3f}" for name in names))
+        row = [density, str(seed), str(sum(one["trials"])), *changes]
         for length in lengths:
             before, after = (by_row[length, name] for name in names)
             row.append(f"{before['text']['kl']:.3f} to {after['text']['kl']:.3f}")
         rows.append(row)
     unseen = [f"KL at {length:,}, text never seen" for length in lengths]
-    columns = "density", "seed", "trials", "KL of text", "KL of answers", "KL of answers, tasks never seen"
-    parts = [table([*columns, *unseen], rows)]
+    tasks = ["KL of answers, tasks never seen"] if "unseen" in found else []
+    parts = [table(["density", "seed", "trials", "KL of text", "KL of answers", *tasks, *unseen], rows)]
     drawn = [one for one in found["random"] if one["replays"]]
     if drawn:
         scores = table(

@@ -32,7 +32,10 @@ def figures():
         "uniform at 1024": Plan.uniform(plan.model, 1, at=64),
     }
     rows = [row("dense", 1024, 40), row("plan 0.25", 1024, 36), row("plan 0.25", 2048, 30), row("uniform", 1024, 5)]
-    found = {"run": {"commit": "abc123", "seed": 11}, "rows": rows, "plans": {k: p.to_dict() for k, p in plans.items()}}
+    run = {
+        "command": "python x.py", "commit": "abc123", "date": "2026-11-28", "device": "abacus", "threads": 1, "seed": 11
+    }  # fmt: skip
+    found = {"run": run, "rows": rows, "plans": {k: p.to_dict() for k, p in plans.items()}}
     return json.loads(json.dumps(found))
 
 
@@ -61,7 +64,7 @@ def test_a_plan_stands_with_the_rows_that_ran_under_it_and_no_others(figures):
         "| 1,024 | 0.250 | 36 of 40, 0.90 (0.80 to 0.90) | -0.10 (-0.20 to +0.00) | 1.030 | 0.0200 |"
     )  # fmt: skip
     assert table[2].startswith("| 2,048 | 0.250 | 30 of 40")
-    assert "at commit abc123 (seed 11)" in " ".join(text.split())
+    assert "at commit abc123 (2026-11-28, abacus, 1 thread, seed 11)" in " ".join(text.split())
     assert shipped.NOTHING not in text
     assert shipped.section(PATHS[1], {"elastic": figures}).endswith(shipped.NOTHING)
 
