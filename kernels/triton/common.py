@@ -75,6 +75,20 @@ def find_sequence(cu_seqlens, sequences, tile, HEADS: tl.constexpr, BLOCK_M: tl.
 
 
 @triton.jit
+def rows_of_tile(tile, start, count, past, group, HEADS: tl.constexpr, BLOCK_M: tl.constexpr):
+    """Return of a tile's rows: which are among the `count` of a sequence, their tokens, heads and positions.
+
+    Also the position of its first and last row. Rows beyond the last repeat it.
+    """
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    live = row < count
+    row = tl.minimum(row, count - 1)
+    low = past + tile * BLOCK_M // HEADS
+    high = past + (tl.minimum((tile + 1) * BLOCK_M, count) - 1) // HEADS
+    return live, start + row // HEADS, group * HEADS + row % HEADS, past + row // HEADS, low, high
+
+
+@triton.jit
 def slot_of(block, base, sink_blocks, ring):
     """Return the first slot (int64) of the text's block `block` in a slab: the sink's blocks, then a ring."""
     place = tl.where(block < sink_blocks, block, sink_blocks + (block - sink_blocks) % ring)

@@ -151,6 +151,30 @@ def decode_kernel(
         write_rows(out, lse, token, head, live, top, total, acc, groups, HEADS, D, WIDTH, SPLIT)
 
 
+@triton.jit
+def joined(parts, lse, row, rows, pieces, column, D: tl.constexpr, COLUMNS: tl.constexpr, AT_ONCE: tl.constexpr):
+    """Return the weighted mean of a row's pieces, COLUMNS columns of it; each piece has so many `rows`."""
+    top = tl.full((), float("-inf"), tl.float32)
+    total = tl.full((), 0.0, tl.float32)
+    acc = tl.zeros([COLUMNS], tl.float32)
+    for i in range(0, pieces, AT_ONCE):
+        piece = i + tl.arange(0, AT_ONCE)
+        there = piece < pieces
+        at = piece.to(tl.int64) * rows + row
+        size = tl.load(lse + at, mask=there, other=float("-inf"))
+        part = tl.load(
+            parts + at[:, None] * D + column[None, :], mask=there[:, None] & (column < D)[None, :], other=0.0
+        )
+        new_top = tl.maximum(top, tl.max(size, 0))
+        zero = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weight = tl.exp2(size - zero)
+        fade = tl.exp2(top - zero)
+        total = total * fade + tl.sum(weight, 0)
+        acc = acc * fade + tl.sum(part * weight[:, None], 0)
+        top = new_top
+    return acc / total
+
+
 @triton.jit(do_not_specialize=RUN_TIME)
 def join_kernel(
     parts, lse, out, first, sink, share, given, capacity, cu_seqlens, pasts, blocks, groups, per_piece, tokens,
@@ -179,31 +203,14 @@ def join_kernel(
     heads = groups * HEADS
     for t in range(count):
         flat = (start + t).to(tl.int64) * heads + query_head
-        top = tl.full((), float("-inf"), tl.float32)
-        total = tl.full((), 0.0, tl.float32)
-        acc = tl.zeros([COLUMNS], tl.float32)
         if share is not None:  # noqa: SIM102  (a compile-time and a run-time condition)
             if not whole:
                 shift = tl.maximum(tl.load(first + (past + t) // BLOCK) - sink_blocks, 0)
                 counts = budget(asked, floor, shift, (past + t).to(tl.int64) + 1, D)
                 _, _, _, pages, _ = pages_read(floor // COARSE, counts)
                 pieces = tl.cdiv(tl.cdiv(pages, BLOCK // FINE), tiles_of_piece(pages, most))
-        for i in range(0, pieces, AT_ONCE):
-            piece = i + tl.arange(0, AT_ONCE)
-            there = piece < pieces
-            at = piece.to(tl.int64) * tokens * heads + flat
-            size = tl.load(lse + at, mask=there, other=float("-inf"))
-            part = tl.load(
-                parts + at[:, None] * D + column[None, :], mask=there[:, None] & (column < D)[None, :], other=0.0
-            )
-            new_top = tl.maximum(top, tl.max(size, 0))
-            zero = tl.where(new_top == float("-inf"), 0.0, new_top)
-            weight = tl.exp2(size - zero)
-            fade = tl.exp2(top - zero)
-            total = total * fade + tl.sum(weight, 0)
-            acc = acc * fade + tl.sum(part * weight[:, None], 0)
-            top = new_top
-        tl.store(out + flat * D + column, (acc / total).to(out.dtype.element_ty), mask=column < D)
+        found = joined(parts, lse, flat, tokens * heads, pieces, column, D, COLUMNS, AT_ONCE)
+        tl.store(out + flat * D + column, found.to(out.dtype.element_ty), mask=column < D)
 
 
 def launch_decode(

@@ -30,7 +30,7 @@ def pieces(store: Store) -> Pieces:
     """
     if "pieces" not in store.scratch:
         total = store.k.shape[0] // BLOCK
-        size = max(SMALLEST_PIECE, -(-total // (PIECES_PER_PROCESSOR * _processors(store.k.device))))
+        size = max(SMALLEST_PIECE, -(-total // (PIECES_PER_PROCESSOR * processors(store.k.device))))
         lists, most = [store.order.new_empty(0, 2)], 1  # there may be no slab with slots
         for run in reversed(store.runs):  # whole pieces first, those of slabs smaller than one last
             each = max(1, -(-run.slots // (BLOCK * size)))
@@ -42,6 +42,6 @@ def pieces(store: Store) -> Pieces:
     return found
 
 
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     """Return the device's number of multiprocessors; a few under the interpreter, so that small tests split too."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

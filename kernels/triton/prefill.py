@@ -41,6 +41,7 @@ from moa.kernels.triton.common import (
     mixed_rows,
     on_device,
     position_of,
+    rows_of_tile,
     slab,
     slot_of,
     start_rows,
@@ -97,13 +98,7 @@ def prefill_kernel(
     if tile * BLOCK_M >= count:
         return
     past = tl.load(pasts + sequence).to(tl.int32)
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    live = row < count
-    row = tl.minimum(row, count - 1)
-    token, head = start + row // HEADS, group * HEADS + row % HEADS
-    position = past + row // HEADS
-    low = past + tile * BLOCK_M // HEADS
-    high = past + (tl.minimum((tile + 1) * BLOCK_M, count) - 1) // HEADS
+    live, token, head, position, low, high = rows_of_tile(tile, start, count, past, group, HEADS, BLOCK_M)
 
     first += group * blocks
     edge = tl.load(first + position // BLOCK)

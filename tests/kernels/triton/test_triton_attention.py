@@ -96,7 +96,7 @@ def test_soft_caps_and_learned_sinks(cap: float | None, sunk: bool, dtype: torch
 def test_more_pieces_than_are_joined_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     module = import_module("moa.kernels.triton.pieces")
     monkeypatch.setattr(module, "SMALLEST_PIECE", 1)
-    monkeypatch.setattr(module, "_processors", lambda _device: 100)
+    monkeypatch.setattr(module, "processors", lambda _device: 100)
     text = texts([2200], [ALL], 1, 16, torch.float32)
     text.k[0][2048:] *= 8  # so that what comes last weighs most
     assert pieces(text.store(torch.tensor([2200]))).most == 35
