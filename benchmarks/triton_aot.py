@@ -1,7 +1,7 @@
 """Compile every Triton kernel without a device, and report registers, shared memory, spills, tensor-core use.
 
     python benchmarks/triton_aot.py                 the whole matrix into benchmarks/results/triton-aot.{json,md}
-    python benchmarks/triton_aot.py --quick         the 57 that the tests check, printed unless --out names a folder
+    python benchmarks/triton_aot.py --quick         the 73 that the tests check, printed unless --out names a folder
 
 The exit code is 1 if a configuration spills that is not in `SPILLS`, exceeds the shared memory, or lacks a tensor-core
 instruction where it should.
@@ -23,6 +23,7 @@ from aot_parts.configurations import (
     gradient_kv,
     gradient_q,
     join,
+    pooled,
     prefill,
     reads,
     selection,
@@ -42,7 +43,7 @@ def quick() -> list[Row]:
     for target in TARGETS:
         rows += [prefill(target, half, 128, store=True), decode(target, half, 128)]
         rows += [gradient_q(target, half, 64, squared=False), gradient_kv(target, half, 128, heads=7)]
-        rows += [changing_sinks(target, half, 64), *modified(target)[:2]]
+        rows += [changing_sinks(target, half, 64), *modified(target)[:2], *pooled(target, half, 128)]
     for target in ("sm_90", "gfx942"):
         rows += reads(target, half, 128)
     return rows
@@ -77,6 +78,7 @@ def matrix() -> Iterator[Row]:
         for dtype, dims in ((bf16, (64, 80, 96, 128, 256, 512)), (fp16, (128,)), (fp32, (64, 128, 256))):
             for dim in dims:
                 yield from (prefill(target, dtype, dim, store=True), decode(target, dtype, dim))
+                yield from pooled(target, dtype, dim)
         yield from (prefill(target, bf16, dim, store=False, lse=True) for dim in (64, 128))
         yield prefill(target, bf16, 128, store=False)
         yield from (decode(target, bf16, 128, tokens=tokens) for tokens in (4, 16))
@@ -99,7 +101,7 @@ def matrix() -> Iterator[Row]:
             yield from (prefill(target, bf16, 128, store=True, heads=heads), decode(target, bf16, 128, heads=heads))
             yield from (gradient_q(target, bf16, 128, heads=heads), gradient_kv(target, bf16, 128, heads=heads))
             yield changing_sinks(target, bf16, 128, heads=heads)
-            yield from reads(target, bf16, 128, heads=heads)
+            yield from (*reads(target, bf16, 128, heads=heads), *pooled(target, bf16, 128, heads=heads))
         yield from (join(target, bf16, 128), join(target, bf16, 128, reads=True), append(target, bf16, 128))
         yield from (*modified(target), *graphs(target))
 
@@ -120,7 +122,7 @@ def markdown(rows: list[Row]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="57 compilations")
+    parser.add_argument("--quick", action="store_true", help="73 compilations")
     parser.add_argument("--out", type=Path, help="folder of the table; benchmarks/results for the whole matrix")
     args = parser.parse_args()
     rows = []

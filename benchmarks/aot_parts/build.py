@@ -27,11 +27,11 @@ TENSOR_CORES = re.compile(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync|v_mfma")
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
 INTS32 = {
     "table", "places", "exits", "groups_of", "first", "sink", "sinks", "sink_keys", "sizes", "capacity", "cu_seqlens",
-    "items", "folded", "left", "share", "given", "listed", "chosen",
+    "items", "folded", "left", "share", "given", "listed", "chosen", "lengths",
 }  # fmt: skip
 INTS8 = {"can_undo"}
 BYTES = {"summaries"}
-INTS64 = {"base", "pasts", "position", "position_kept"}
+INTS64 = {"base", "pasts", "position", "position_kept", "pools", "tables", "slots"}
 FLOATS = {"lse", "parts", "delta", "cuts", "sink_logits", "found", "score", "score_kept", "scores", "tops",
           "totals"}  # fmt: skip
 SCALARS = {"scale", "cap"}
@@ -49,6 +49,8 @@ SPILLS = {
     ("prefill", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("decode", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("read", "fp32"): (256, "as decode"),
+    ("pooled prefill", "fp32"): (256, "as prefill"),
+    ("pooled decode", "fp32"): (256, "as decode"),
     ("page scores", "fp32"): (256, "numbers of 64 quads, twice for three TF32 passes, up to 24 bytes on sm_80"),
 }
 """Kernels by type that may spill from a head size on, and why: what a thread of 255 registers would have to hold."""
@@ -73,7 +75,8 @@ class Row:
 
     def faults(self) -> list[str]:
         """Return what makes this configuration unfit to ship."""
-        attends = self.kernel in ("prefill", "decode", "read", "page scores") or self.kernel.startswith("influence")
+        names = ("prefill", "decode", "read", "page scores", "pooled prefill", "pooled decode")
+        attends = self.kernel in names or self.kernel.startswith("influence")
         found = []
         if self.spills and self.head_size < SPILLS.get((self.kernel, self.dtype), (1 << 30, ""))[0]:
             found.append(f"spills {self.spills} bytes")

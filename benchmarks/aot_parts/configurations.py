@@ -15,6 +15,9 @@ from moa.kernels.triton.gradient_q import gradient_q_kernel
 from moa.kernels.triton.moves import keep_kernel, leave_kernel, put_kernel
 from moa.kernels.triton.page_choice import page_choice_kernel
 from moa.kernels.triton.page_scores import AT_ONCE, page_scores_kernel
+from moa.kernels.triton.pooled_append import APPENDED, pooled_append_kernel
+from moa.kernels.triton.pooled_decode import pooled_decode_kernel, pooled_join_kernel
+from moa.kernels.triton.pooled_prefill import pooled_prefill_kernel
 from moa.kernels.triton.prefill import prefill_kernel
 from moa.kernels.triton.read import read_kernel
 from moa.kernels.triton.selection import exits_kernel, scores_kernel, table_kernel
@@ -98,6 +101,25 @@ def append(target: str, dtype: torch.dtype, dim: int, *, ones: bool = False, sum
     variant = "with summaries" if summaries else ""
     constants |= {} if summaries else {"summaries": None}
     return build(append_kernel, "append", target, dtype, dim, variant, t, constants, ones=ones)
+
+
+def pooled(target: str, dtype: torch.dtype, dim: int, *, heads: int = 4) -> list[Row]:
+    """Return what a layer launches whose heads have blocks in pools, as in vLLM: one new token each, or several."""
+    t, variant = Tiles(APPENDED, 4, 3, triton.next_power_of_2(dim), ""), f"group of {heads}"
+    rows = [build(pooled_append_kernel, "pooled append", target, dtype, dim, "", t,
+                  {"D": dim, "WIDTH": t.width, "ROWS": t.block_m})]  # fmt: skip
+    shared = {"HEADS": heads, "GROUPS": 8, "D": dim}
+    for name, kernel, t in (
+        ("prefill", pooled_prefill_kernel, prefill_tiles(dim, dtype, target)),
+        ("decode", pooled_decode_kernel, decode_tiles(dim, dtype, heads, target)),
+    ):
+        split = {"SPLIT": True} if name == "decode" else {}
+        constants = {**shared, **split, "WIDTH": t.width, "BLOCK_M": t.block_m, "PRECISION": t.precision}
+        pointers = {"out": "*fp32"} if split else {}
+        rows.append(build(kernel, f"pooled {name}", target, dtype, dim, variant, t, constants, pointers))
+    t, constants = Tiles(0, 1, 3, dim, ""), {"HEADS": heads, "D": dim, "COLUMNS": 32, "AT_ONCE": 32}
+    rows.append(build(pooled_join_kernel, "pooled join", target, dtype, dim, variant, t, constants))
+    return rows
 
 
 def gradient_q(target: str, dtype: torch.dtype, dim: int, *, squared: bool = True, heads: int = 4, plain: bool = True,
