@@ -1,4 +1,4 @@
-"""An attention back-end that follows a rule: vLLM's own for the platform, told to see only the rule's pages."""
+"""The back-end for CPUs: vLLM's own, told to see only a rule's pages."""
 
 import functools
 from typing import Any, NamedTuple
@@ -6,12 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from vllm.platforms import current_platform
 from vllm.v1.attention.backend import AttentionCGSupport, CommonAttentionMetadata
 
 from moa.kernels.keydiff.selection import Scores
 from moa.kernels.sink_contents import SCORES
-from moa.plans.errors import Unsupported
 from moa.plans.patterns import Rule, reach
 from moa.plans.span import BLOCK, LONGEST, Ints, Reach
 from moa_vllm import pages
@@ -21,17 +19,11 @@ from moa_vllm.tables import sequences
 
 @functools.cache
 def backend_for(base: type, rule: Rule) -> type:
-    """Return a subclass of vLLM's back-end `base` that follows a rule; `base` itself where all keys are seen.
-
-    Raises:
-        Unsupported: The rule moves keys, and pages are not in the memory of a CPU.
-    """
+    """Return a subclass of vLLM's back-end `base` that follows a rule; `base` itself where all keys are seen."""
     seen = reach([rule]).reshape()
     if seen.first(LONGEST // BLOCK) <= seen.sink // BLOCK:
         return base
     scores_of = SCORES[rule.holds]
-    if scores_of is not None and not current_platform.is_cpu():
-        raise Unsupported(f"{rule.pattern} with vLLM is for CPUs so far: its sinks are rewritten in the CPU's pages")
     builder = _builder(base.get_builder_cls(), seen, scores_of)  # type: ignore[attr-defined]
     numbers = "_".join(str(x).replace("-", "m") for x in rule.numbers)
     members = {"get_builder_cls": staticmethod(lambda: builder), "get_name": base.get_name}  # type: ignore[attr-defined]

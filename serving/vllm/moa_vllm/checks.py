@@ -1,7 +1,10 @@
 """What is refused, by name and at start-up, since no plan could honour it here."""
 
 import re
+from collections.abc import Container
 from typing import Any
+
+import torch
 
 from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan
@@ -80,3 +83,21 @@ def layer(given: dict[str, Any]) -> None:
         raise Unsupported(f"vLLM under a plan: attention must be causal, found {given['attn_type']}")
     if given["head_size_v"] not in (None, given["head_size"]):
         raise Unsupported("vLLM under a plan: keys and values must have one size")
+
+
+def fused(given: dict[str, Any], known: Container[str], dtype: torch.dtype) -> None:
+    """Refuse what the kernels for GPUs cannot do, besides what `layer` refuses.
+
+    Args:
+        given: The arguments of the model's `Attention`, by name.
+        known: The names of those that every `Attention` takes.
+        dtype: Of queries, keys and values.
+
+    Raises:
+        Unsupported: The message names it.
+    """
+    if others := sorted(name for name, value in given.items() if name not in known and value is not None):
+        raise Unsupported(f"vLLM under a plan on a GPU: {', '.join(others)} is not supported")
+    stored, computed = given["cache_config"].cache_dtype, str(dtype).removeprefix("torch.")
+    if stored not in ("auto", computed):
+        raise Unsupported(f"vLLM under a plan on a GPU: --kv-cache-dtype {stored} must be the model's, {computed}")

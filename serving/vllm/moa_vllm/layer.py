@@ -1,4 +1,7 @@
-"""The attention of a decoder layer: one vLLM `Attention` per KV head, each with pages and metadata of its own."""
+"""The attention of a decoder layer: one vLLM `Attention` per KV head, each with pages and metadata of its own.
+
+On a CPU each is called. On a GPU the first is, for all of them (`fused.py`).
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -10,12 +13,14 @@ from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.models.utils import extract_layer_index
+from vllm.platforms import current_platform
 from vllm.v1.attention.selector import get_attn_backend
 
 from moa.plans.span import BLOCK, FIRST_KEYS
 from moa_vllm import advice, checks
 from moa_vllm.backend import backend_for
 from moa_vllm.groups import Groups, Head, Rules, kept, on_ranks, sort
+from moa_vllm.hook import SIGNATURE
 from moa_vllm.settings import Settings
 from moa_vllm.spec import HeadSpec
 
@@ -70,26 +75,42 @@ class PlannedAttention(torch.nn.Module):
         chunk, steps = config.scheduler_config.max_num_batched_tokens, config.max_concurrent_batches
         for line in advice.lines(groups, longest, chunk, steps, shared=shared):
             logger.info_once(line)
-        base = get_attn_backend(given["head_size"], torch.get_default_dtype(), given["cache_config"].cache_dtype)
         del given["attn_backend"]
         prefix, heads, kv_heads = given.pop("prefix"), given.pop("num_heads"), given.pop("num_kv_heads")
         layer, rank = extract_layer_index(prefix), get_tensor_model_parallel_rank()
+        names = [f"{prefix}.kv{head}" for head in range(kv_heads)]
+        own = [rules[layer, head][rank] for head in range(kv_heads)]
+        size, dtype = given["head_size"], torch.get_default_dtype()
+        self.fused = on_gpu()
+        if self.fused:
+            from moa_vllm import fused  # CPUs need no Triton
+
+            checks.fused(given, SIGNATURE.parameters, dtype)
+            found = fused.heads_of(names, own, longest, size, dtype, config.device_config.device)
+            given |= {"num_heads": heads, "num_kv_heads": kv_heads, "heads": found}
+            backends: list[type] = [fused.Backend] * kv_heads
+        else:
+            base = get_attn_backend(size, dtype, given["cache_config"].cache_dtype)
+            given |= {"num_heads": heads // kv_heads, "num_kv_heads": 1}
+            backends = [backend_for(base, rule) for rule in own]
         self.heads = torch.nn.ModuleList()
-        for head in range(kv_heads):
+        for head, (name, backend) in enumerate(zip(names, backends, strict=True)):
             group = groups.of[layer, head]
             pages = Pages(group, groups.rules[group], kept(groups.rules[group]).most(longest, steps * chunk), shared)
-            backend = backend_for(base, rules[layer, head][rank])
-            name = f"{prefix}.kv{head}"
-            self.heads.append(
-                HeadAttention(
-                    pages, num_heads=heads // kv_heads, num_kv_heads=1, prefix=name, attn_backend=backend, **given
-                )
-            )
+            self.heads.append(HeadAttention(pages, prefix=name, attn_backend=backend, **given))
 
     def forward(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Return the attention of new tokens, each KV head by its rule: [tokens, heads * head size] like `query`."""
+        if self.fused:
+            found: torch.Tensor = self.heads[0](query, key, value)
+            return found
         q, k, v = (x.unflatten(-1, (len(self.heads), -1)).transpose(0, 1).contiguous() for x in (query, key, value))
         return torch.cat([head(q[i], k[i], v[i]) for i, head in enumerate(self.heads)], dim=-1)
+
+
+def on_gpu() -> bool:
+    """Return whether the kernels for GPUs serve here."""
+    return not current_platform.is_cpu()
 
 
 @functools.cache

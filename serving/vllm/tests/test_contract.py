@@ -9,12 +9,25 @@ import pytest
 import torch
 from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
-from vllm.v1.attention.backend import AttentionCGSupport, AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backend import (
+    AttentionCGSupport,
+    AttentionImpl,
+    AttentionMetadataBuilder,
+    CommonAttentionMetadata,
+    MultipleOf,
+)
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_utils import resolve_block_hashes
 from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
-from vllm.v1.kv_cache_interface import AttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_interface import (
+    AttentionSpec,
+    KVCacheLayout,
+    KVCacheSpec,
+    compute_layer_kv_cache_shape_bytes,
+    compute_layout_strides,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 
 from moa.plans.errors import Unsupported
@@ -36,6 +49,12 @@ def parameters(function) -> list[str]:
         ),
         (Attention.forward, "query key value output_shape output_dtype"),
         (Attention.get_kv_cache_spec, "vllm_config"),
+        (AttentionMetadataBuilder.__init__, "kv_cache_spec layer_names vllm_config device"),
+        (
+            AttentionImpl.__init__,
+            "num_heads head_size scale num_kv_heads alibi_slopes sliding_window kv_cache_dtype logits_soft_cap "
+            "attn_type kv_sharing_target_layer_name",
+        ),
         (AttentionMetadataBuilder.build, "common_prefix_len common_attn_metadata fast_build"),
         (AttentionMetadataBuilder.get_cudagraph_support, "vllm_config kv_cache_spec"),
         (
@@ -103,7 +122,20 @@ def test_fields_of_the_configuration(name):
 
 
 def test_names_of_graph_support():
-    assert AttentionCGSupport.NEVER in AttentionCGSupport
+    assert {"NEVER", "UNIFORM_SINGLE_TOKEN_DECODE"} <= set(AttentionCGSupport.__members__)
+
+
+def test_names_of_a_back_end():
+    assert "CUSTOM" in AttentionBackendEnum.__members__
+    assert "LBHNC" in KVCacheLayout.__members__
+    assert MultipleOf(64).base == 64
+
+
+def test_a_block_of_one_head_is_in_one_piece():
+    """Of every token its key, then its value."""
+    spec = AttentionSpec(block_size=64, num_kv_heads=1, head_size=32, dtype=torch.bfloat16)
+    assert compute_layer_kv_cache_shape_bytes(spec, 5) == (5, 1, 64, 2 * 32 * 2)
+    assert compute_layout_strides(spec, 5, 3, KVCacheLayout.LBHNC)[1:] == (64 * 128, 64 * 128, 128, 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,55 @@
+"""The back-end for GPUs on a CPU, its kernels interpreted: vLLM's own runner feeds it, answers are the reference's."""
+
+import pytest
+import torch
+from test_answers import ask, check
+
+from moa.plans.errors import Unsupported
+from moa_vllm import checks, fused, layer
+
+
+@pytest.fixture(autouse=True)
+def on_gpu(monkeypatch):
+    monkeypatch.setattr(layer, "on_gpu", lambda: True)
+
+
+def impls(llm):
+    """What attends in each layer."""
+    kinds = [m for [m] in llm.apply_model(lambda model: [[m for m in model.modules() if hasattr(m, "fused")]])]
+    return [m.heads[0].impl for m in kinds]
+
+
+@pytest.mark.parametrize("settings", [{}, {"max_num_batched_tokens": 100}, {"enforce_eager": False}], ids=str)
+def test_answers(engine, wanted, settings):
+    """Prompts at once, in chunks beside requests that generate, and in a compiled model."""
+    llm = engine("windows", **settings)
+    check(ask(llm), wanted("windows"))
+
+
+def test_nothing_moves_between_steps(engine, wanted):
+    """Blocks, tables and slots keep their addresses, as a CUDA graph needs: from the first step on all are known."""
+    llm = engine("windows", enable_prefix_caching=True)
+    check(ask(llm), wanted("windows"))
+    check(ask(llm), wanted("windows"))
+    layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context
+    called = [x.impl for name, x in layers.items() if name.endswith(".kv0")]
+    assert [len(impl._places) for impl in called] == [1, 1, 1]
+    assert not any(x.impl._places for name, x in layers.items() if name.endswith(".kv1"))
+
+
+def test_rules_that_move_keys(engine):
+    with pytest.raises(Unsupported, match="keydiff_window with vLLM is for CPUs so far"):
+        engine("keydiffs")
+
+
+def test_other_refusals():
+    from types import SimpleNamespace
+
+    cache = SimpleNamespace(cache_dtype="bfloat16")
+    checks.fused({"cache_config": cache, "sinks": None}, ["cache_config"], torch.bfloat16)
+    with pytest.raises(Unsupported, match="--kv-cache-dtype bfloat16 must be the model's, float16"):
+        checks.fused({"cache_config": cache}, ["cache_config"], torch.float16)
+    with pytest.raises(Unsupported, match="on a GPU: lookback is not supported"):
+        checks.fused({"cache_config": cache, "lookback": 5}, ["cache_config"], torch.bfloat16)
+    with pytest.raises(Unsupported, match="head sizes and strides in multiples of 16"):
+        fused.heads_of([], [], 1024, 40, torch.bfloat16, torch.device("cpu"))
