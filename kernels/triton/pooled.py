@@ -79,7 +79,7 @@ class Places(NamedTuple):
         Raises:
             ValueError: Pools differ in their strides.
         """
-        strides = {(*(x.stride() for x in pool), len(pool.slots)) for pool in pools}
+        strides = {(x.blocks.stride(), x.table.stride(), x.slots.stride(), len(x.slots)) for x in pools}
         (step, *inner), (width, *columns), slots, tokens = next(iter(strides))
         if len(strides) > 1 or inner != [pools[0].blocks.shape[-1], 1] or columns != [1] or slots != (1,):
             raise ValueError(f"pools of a layer must lie alike, each block in one piece, found strides {strides}")

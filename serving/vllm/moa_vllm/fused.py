@@ -82,7 +82,7 @@ class Step(NamedTuple):
     longest: int
 
 
-class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
+class Builder(AttentionMetadataBuilder):
     """Builds the metadata of a KV-cache group."""
 
     def __init__(self, kv_cache_spec: Any, layer_names: list[str], vllm_config: Any, device: torch.device) -> None:
@@ -101,7 +101,7 @@ class Builder(AttentionMetadataBuilder):  # type: ignore[misc]
         )
 
 
-class Impl(AttentionImpl):  # type: ignore[misc]
+class Impl(AttentionImpl):
     """Attends for all KV heads of a layer."""
 
     def __init__(
@@ -150,7 +150,7 @@ class Impl(AttentionImpl):  # type: ignore[misc]
         return self._places[seen]._replace(tokens=len(pools[0].slots))
 
 
-class Backend(AttentionBackend):  # type: ignore[misc]
+class Backend(AttentionBackend):
     """What vLLM asks about the kernels."""
 
     @staticmethod
