@@ -4,6 +4,7 @@ On a CPU each is called. On a GPU the first is, for all of them (`fused.py`).
 """
 
 import functools
+import inspect
 from typing import Any, NamedTuple
 
 import torch
@@ -20,7 +21,6 @@ from moa.plans.span import BLOCK, FIRST_KEYS
 from moa_vllm import advice, checks
 from moa_vllm.backend import backend_for
 from moa_vllm.groups import Groups, Head, Rules, kept, on_ranks, sort
-from moa_vllm.hook import SIGNATURE
 from moa_vllm.settings import Settings
 from moa_vllm.spec import HeadSpec
 
@@ -85,7 +85,7 @@ class PlannedAttention(torch.nn.Module):
         if self.fused:
             from moa_vllm import fused  # CPUs need no Triton
 
-            checks.fused(given, SIGNATURE.parameters, dtype)
+            checks.fused(given, inspect.signature(Attention.__init__).parameters, dtype)
             found = fused.heads_of(names, own, longest, size, dtype, config.device_config.device)
             given |= {"num_heads": heads, "num_kv_heads": kv_heads, "heads": found}
             backends: list[type] = [fused.Backend] * kv_heads
