@@ -27,11 +27,11 @@ from tables import claim, claimed, compared, head, line
 from moa.evaluation.comparison import compare
 from moa.evaluation.interval import paired
 from moa.evaluation.journal import Journal
+from moa.evaluation.rows import uniform_like
 from moa.evaluation.samples import Part
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.plans.span import BLOCK
 from moa.profiler.profile import Profile, describe
 from moa.search.budget import parse
 from moa.search.choose import choose
@@ -74,8 +74,7 @@ def plans(profile: Profile, longest: int, length: int, half: Plan, quarter: Plan
     if length in profile.lengths:
         alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
         found.append((f"0.25 for {length:,} alone", alone))
-    window = length - BLOCK * int(length * (1 - quarter.density(length)) / BLOCK + 1e-9)
-    return [*found, (UNIFORM, Plan.uniform(profile.model, window / length, at=length))]
+    return [*found, (UNIFORM, uniform_like(quarter, length))]
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

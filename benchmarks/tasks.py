@@ -12,7 +12,6 @@ tasks.md to `--results`. If it is stopped, the same command continues from `task
 
 import argparse
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from provenance import about, provenance, said, write
 import moa
 from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
+from moa.evaluation.rows import uniform_like
 from moa.evaluation.samples import Part
 from moa.evaluation.tasks import ruler
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.plans.span import BLOCK
 from moa.profiler.profile import Profile, describe
 
 KNOWN = "passkey", "kv_retrieval", "line_retrieval"
@@ -50,19 +49,13 @@ def plans(profile: Profile, longest: int) -> dict[str, Plan]:
     return {name: moa.find_plan(profile, budget, max_length=longest).plan for name, budget in BUDGETS.items()}
 
 
-def uniform(plan: Plan, length: int) -> Plan:
-    """Return the uniform window, in whole blocks, that keeps at least as much as a plan does at a length."""
-    window = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)
-    return Plan.uniform(plan.model, window / length, at=length)
-
-
 def asked(part: Part, dense: dict[str, Any]) -> Part:
     """Return the part without the tasks that the dense model hardly solves, by its pilot."""
     lost = [task for task in part.counts if dense[task]["rate"] < LEAST]
     return replace(part, counts={**part.counts, **dict.fromkeys(lost, 0)})
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile", type=Path, help="made with --reads")
@@ -73,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=72)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     pilots: list[dict[str, Any]] = []
     try:
@@ -92,7 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )["rows"]  # fmt: skip
             part = asked(part, pilots[-1])
             if any(part.counts.values()):
-                beside = [*found.items(), (UNIFORM, uniform(found[QUARTER], n))]
+                beside = [*found.items(), (UNIFORM, uniform_like(found[QUARTER], n))]
                 rows += compare(
                     model, tokenizer, beside, [part], seed=options.seed, progress=said(f"{n:,} tokens"), **how
                 )["rows"]  # fmt: skip

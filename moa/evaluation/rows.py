@@ -39,13 +39,18 @@ def rows_at(plans: Sequence[tuple[str, Plan]], length: int, uniform: bool, backe
     for name, plan in plans:
         rows.append(Row(name, plan, backend))
         if uniform:
-            span = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)  # what a window can keep
-            twin = Plan.uniform(plan.model, span / length, at=length)
+            twin = uniform_like(plan, length)
             if plan.reads():
-                twin = Plan.dense(plan.model) if span == length else twin
+                twin = Plan.dense(plan.model) if twin.density(length) == 1 else twin
                 twin = _reading(twin, plan.read_density(length), length)
             rows.append(Row(f"uniform like {name}", twin, backend))
     return rows
+
+
+def uniform_like(plan: Plan, length: int) -> Plan:
+    """Return the least uniform window that keeps as much as a plan does at a length."""
+    span = length - BLOCK * int(length * (1 - plan.density(length)) / BLOCK + 1e-9)  # what a window can keep
+    return Plan.uniform(plan.model, span / length, at=length)
 
 
 def _reading(plan: Plan, share: float, length: int) -> Plan:
