@@ -57,8 +57,9 @@ def load_model(
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     where, options = _locate(name)
     if dtype == "auto" and device_map is None and target.type == "cpu":
-        own = None if "gguf_file" in options else load_config(name).get_text_config().dtype
-        dtype = "bfloat16" if own in ("bfloat16", torch.bfloat16) and multiplies_bfloat16() else "float32"
+        may = multiplies_bfloat16() and "gguf_file" not in options
+        stored = load_config(name).get_text_config().dtype if may else None
+        dtype = "bfloat16" if stored in ("bfloat16", torch.bfloat16) else "float32"
     # Without this a .gguf file may stay packed, where a packed matrix product exists; then it has no gradients.
     unpack = {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in options else {}
     with _clear_errors(name), _quiet(progress=not Path(where).is_dir()):
