@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages_parts.profile import KINDS, TRUTHS
 from provenance import about, provenance, write
 from resumed import kept
 from scipy.stats import spearmanr
@@ -49,8 +50,6 @@ MEASURES = [
     ("fisher", "given", "margin", "fisher, margin of the given answer"),
     ("effect", "given", "margin", "signed effect of the whole cut on the margin of the given answer"),
 ]
-KINDS = {"sink_window": "first keys", "keydiff_window": "keydiff"}
-TRUTHS = {"kl": "KL", "margin": "margin"}
 COUNTED = 1e-3
 """Groups of less than this share of the largest KL are left out of the ratio: theirs says nothing."""
 

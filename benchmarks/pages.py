@@ -36,7 +36,7 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "tasks": (tasks.tasks, "tasks"),
     "reads": (reads.quality, "reads"),
     "reads, baselines": (reads.baselines, "reads_baselines"),
-    "reads, truth": (reads.truth, "reads_truth"),
+    "reads, truth": (profile.reads, "reads_truth"),
     "speed": (speed.speed, "cpu"),
     "speed, all": (speed.whole, "cpu"),
     "bounds": (speed.bounds, "cpu"),

@@ -1,21 +1,31 @@
 """Write blocks about profiling: what it costs, and how well its estimators rank groups."""
 
+from collections.abc import Iterable
+
 from pages_parts.common import MIB, Figures, claims, listed, percent, span, table, wrapped
+
+KINDS = {"sink_window": "first keys", "keydiff_window": "keydiff"}
+TRUTHS = {"kl": "KL", "margin": "margin"}
+ESTIMATORS = "fisher", "effect"
+"""Those of a profile, in the table of reads."""
+
+
+def ranked(ranks: Iterable[float | None]) -> list[str]:
+    """Return rank correlations as cells."""
+    return ["-" if rank is None else f"{rank:.2f}" for rank in ranks]
 
 
 def truth(found: Figures) -> str:
     """Return the rank correlation of every estimator with the harm of single cuts."""
     about = f"{found['length']:,} tokens, {found['samples']} samples, {found['groups']} groups."
-    kinds = {"sink_window": "first keys", "keydiff_window": "keydiff"}
-    truths = {"kl": "KL", "margin": "margin"}
     rows = []
     for row in found["rows"]:
-        ranks = [row["spearman"][kind][name] for kind in kinds for name in truths]
-        rows.append([row["text"], *("-" if rank is None else f"{rank:.2f}" for rank in ranks)])
-    columns = [f"{says}, {name}" for says in kinds.values() for name in truths.values()]
+        ranks = (row["spearman"][kind][name] for kind in KINDS for name in TRUTHS)
+        rows.append([row["text"], *ranked(ranks)])
+    columns = [f"{says}, {name}" for says in KINDS.values() for name in TRUTHS.values()]
     sizes = [
         f"{size['ratio']:.2f} times the measured one for {says} (IQR {percent(size['iqr'])})"
-        for size, says in ((found["size"][kind], says) for kind, says in kinds.items())
+        for size, says in ((found["size"][kind], says) for kind, says in KINDS.items())
     ]
     return "\n\n".join([
         about,
@@ -23,6 +33,21 @@ def truth(found: Figures) -> str:
         wrapped(f"In the median over groups the KL that `fisher` predicts is {listed(sizes)}."),
         claims(found),
     ])  # fmt: skip
+
+
+def reads(found: Figures) -> str:
+    """Return how the profile's figures of reads rank groups, against what single groups lose."""
+    rows = []
+    for row in found["rows"]:
+        ranks = (row["spearman"][name][of] for name in ESTIMATORS for of in TRUTHS)
+        size = f"{row['size']['ratio']:.2f} ({percent(row['size']['iqr'])})"
+        rows.append([f"{row['length']:,}", f"1/{round(1 / row['share'])}", *ranked(ranks), size])
+    about = (
+        f"Spearman's correlation with the truth, {found['samples']} samples per length, {found['groups']} groups; "
+        "*size* is the KL that `fisher` predicts over the measured one, the median over groups and its IQR."
+    )
+    columns = "tokens", "read", *(f"{name}, {says}" for name in ESTIMATORS for says in TRUTHS.values()), "size"
+    return "\n\n".join([wrapped(about), table(columns, rows), claims(found)])
 
 
 def cost(found: Figures) -> str:

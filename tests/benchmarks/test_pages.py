@@ -186,7 +186,7 @@ def test_the_profiles_figures_of_reads_are_ranked_by_length_and_share():
         "length": 4096, "share": 1 / 16, "size": {"ratio": 0.9, "iqr": 0.4},
         "spearman": {"fisher": {"kl": 0.91, "margin": 0.5}, "effect": {"kl": 0.3, "margin": None}},
     }  # fmt: skip
-    text = pages.reads.truth({"samples": 6, "groups": 90, "rows": [row], "claims": []})
+    text = pages.profile.reads({"samples": 6, "groups": 90, "rows": [row], "claims": []})
     assert "| 4,096 | 1/16 | 0.91 | 0.50 | 0.30 | - | 0.90 (40 %) |" in text
 
 
