@@ -1,14 +1,11 @@
 """The one place where vLLM is changed: `Attention(...)`, in any model's code, makes ours where a plan is asked for."""
 
-import inspect
 from typing import Any
 
 from vllm.config import get_current_vllm_config_or_none
 from vllm.model_executor.layers.attention import Attention
 
 from moa_vllm import settings
-
-SIGNATURE = inspect.signature(Attention.__init__)
 
 
 def install() -> None:
@@ -22,7 +19,7 @@ def _new(cls: type, *args: Any, **kwargs: Any) -> Any:
     if asked is None:
         following = super(Attention, cls).__new__
         return following(cls) if following is object.__new__ else following(cls, *args, **kwargs)
-    from moa_vllm.layer import PlannedAttention
+    from moa_vllm.layer import SIGNATURE, PlannedAttention
 
     bound = SIGNATURE.bind(None, *args, **kwargs)
     bound.apply_defaults()

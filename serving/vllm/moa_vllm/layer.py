@@ -26,6 +26,8 @@ from moa_vllm.spec import HeadSpec
 
 logger = init_logger("vllm.plugins.moa")
 
+SIGNATURE = inspect.signature(Attention.__init__)
+
 
 class Pages(NamedTuple):
     """What a head's spec says besides shape and dtype; `HeadSpec` describes the fields."""
@@ -85,7 +87,7 @@ class PlannedAttention(torch.nn.Module):
         if self.fused:
             from moa_vllm import fused  # CPUs need no Triton
 
-            checks.fused(given, inspect.signature(Attention.__init__).parameters, dtype)
+            checks.fused(given, SIGNATURE.parameters, dtype)
             found = fused.heads_of(names, own, longest, size, dtype, config.device_config.device)
             given |= {"num_heads": heads, "num_kv_heads": kv_heads, "heads": found}
             backends: list[type] = [fused.Backend] * kv_heads

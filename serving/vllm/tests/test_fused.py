@@ -1,11 +1,18 @@
 """The back-end for GPUs on a CPU, its kernels interpreted: vLLM's own runner feeds it, answers are the reference's."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from test_answers import ask, check
+from tiny import prompt
 
 from moa.plans.errors import Unsupported
 from moa_vllm import checks, fused, layer
+
+PROMPTS = [prompt(length, seed) for seed, length in enumerate((333, 62, 1))]
+NEW = 8
+"""Few, since the interpreter takes some 30 ms for each program of a kernel; the second answer begins a block."""
 
 
 @pytest.fixture(autouse=True)
@@ -13,24 +20,21 @@ def on_gpu(monkeypatch):
     monkeypatch.setattr(layer, "on_gpu", lambda: True)
 
 
-def impls(llm):
-    """What attends in each layer."""
-    kinds = [m for [m] in llm.apply_model(lambda model: [[m for m in model.modules() if hasattr(m, "fused")]])]
-    return [m.heads[0].impl for m in kinds]
+def agrees(llm, wanted):
+    check(ask(llm, PROMPTS, max_tokens=NEW), wanted("windows", PROMPTS), NEW)
 
 
 @pytest.mark.parametrize("settings", [{}, {"max_num_batched_tokens": 100}, {"enforce_eager": False}], ids=str)
 def test_answers(engine, wanted, settings):
     """Prompts at once, in chunks beside requests that generate, and in a compiled model."""
-    llm = engine("windows", **settings)
-    check(ask(llm), wanted("windows"))
+    agrees(engine("windows", **settings), wanted)
 
 
 def test_nothing_moves_between_steps(engine, wanted):
     """Blocks, tables and slots keep their addresses, as a CUDA graph needs: from the first step on all are known."""
     llm = engine("windows", enable_prefix_caching=True)
-    check(ask(llm), wanted("windows"))
-    check(ask(llm), wanted("windows"))
+    agrees(llm, wanted)
+    agrees(llm, wanted)
     layers = llm.llm_engine.vllm_config.compilation_config.static_forward_context
     called = [x.impl for name, x in layers.items() if name.endswith(".kv0")]
     assert [len(impl._places) for impl in called] == [1, 1, 1]
@@ -43,8 +47,6 @@ def test_rules_that_move_keys(engine):
 
 
 def test_other_refusals():
-    from types import SimpleNamespace
-
     cache = SimpleNamespace(cache_dtype="bfloat16")
     checks.fused({"cache_config": cache, "sinks": None}, ["cache_config"], torch.bfloat16)
     with pytest.raises(Unsupported, match="--kv-cache-dtype bfloat16 must be the model's, float16"):
