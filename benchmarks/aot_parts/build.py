@@ -50,7 +50,6 @@ SPILLS = {
     ("decode", "fp32"): (256, "Q of 16 rows, twice for three TF32 passes: 256 registers"),
     ("read", "fp32"): (256, "as decode"),
     ("pooled prefill", "fp32"): (256, "as prefill"),
-    ("pooled decode", "fp32"): (256, "as decode"),
     ("page scores", "fp32"): (256, "numbers of 64 quads, twice for three TF32 passes, up to 24 bytes on sm_80"),
 }
 """Kernels by type that may spill from a head size on, and why: what a thread of 255 registers would have to hold."""
