@@ -74,12 +74,6 @@ def plans(profile: Profile, lengths: list[int]) -> dict[str, Plan]:
     return found
 
 
-def reading_all(plan: Plan) -> Plan:
-    """Return the same plan, reading all that it keeps."""
-    rules = {layer: [rule.whole for rule in rules] for layer, rules in plan.groups.items()}
-    return Plan.from_rules(plan.model, rules)
-
-
 def uniform(plan: Plan, row: Budget, length: int) -> Plan:
     """Return the plan of one rule that keeps everything, or as much as the plan, and reads no less than the plan."""
     keeps = Plan.dense(plan.model) if row.kept == 1 else Plan.uniform(plan.model, plan.density(length), at=length)
@@ -95,7 +89,7 @@ def rows_at(found: dict[str, Plan], length: int) -> list[tuple[Budget, str, Plan
         rows.append((row, row.name, found[row.name]))
         rows.append((row, f"uniform like {row.name}", uniform(found[row.name], row, length)))
         if row.kept < 1:
-            rows.append((row, f"{row.name}: all of it", reading_all(found[row.name])))
+            rows.append((row, f"{row.name}: all of it", found[row.name].whole))
     return rows
 
 

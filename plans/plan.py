@@ -230,6 +230,11 @@ class Plan(Content):
         """Return whether keys move into the sink of some group, so that it holds others than the first."""
         return any(rule.moves_keys() for rules in self.groups.values() for rule in rules)
 
+    @property
+    def whole(self) -> "Plan":
+        """The plan whose groups keep the same, and read all of it."""
+        return Plan.from_rules(self.model, {n: [rule.whole for rule in of] for n, of in self.groups.items()})
+
     def reads(self, layer: int | None = None) -> bool:
         """Return whether a group of the layer, or of any, reads less than it keeps: the layer's keys have summaries."""
         rules = chain.from_iterable(self.groups.values()) if layer is None else self.groups[self._ruled(layer)]

@@ -172,8 +172,7 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         Raises:
             Unsupported: The plan keeps something else, or reads less than it keeps in a layer without summaries.
         """
-        mine, its = ([[rule.whole for rule in of] for _, of in sorted(x.groups.items())] for x in (self.plan, plan))
-        if mine != its or plan.model != self.plan.model:
+        if plan.whole.groups != self.plan.whole.groups or plan.model != self.plan.model:
             raise Unsupported("a copy of a cache must be for a plan that keeps the same; this one keeps something else")
         if lacking := [n for n in plan.model.ruled_layers if plan.reads(n) and not self.plan.reads(n)]:
             raise Unsupported(f"layer {lacking[0]} of the cache has no summaries, which the copy's plan reads")

@@ -25,7 +25,7 @@ def test_plans_keep_the_budgets_of_their_rows_at_every_length(script, profile):
         for n in set(row.lengths) & {4096, 8192}:
             assert found[row.name].read_density(n) <= row.read * (1 + 1e-9)
             assert found[row.name].density(n) <= row.kept * (1 + 1e-9)
-        whole = script.reading_all(found[row.name])
+        whole = found[row.name].whole
         assert not whole.reads()
         assert np.array_equal(whole.spans(4096), found[row.name].spans(4096))
     assert list(script.plans(profile, [2048])) == ["everything, 1/8 read"]

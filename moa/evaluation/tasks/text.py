@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moa.evaluation.prefills import keeps_all
+from moa.evaluation.prefills import Kept, kept
 from moa.evaluation.rows import Row
 from moa.evaluation.tasks.task import Task
 from moa.hf.logits import HEAD_CHUNK, hidden_of, logits_of
@@ -106,16 +106,11 @@ def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[s
     """
     ids = torch.tensor([window], device=model.device)
     dense = hidden_by(model, Row("dense", None), ids)
-    whole: dict[str | None, Tensor] = {}  # of rows that keep everything: all the same, by back-end
-
-    def hidden(row: Row) -> Tensor:
-        if row.plan is None or not keeps_all(row):
-            return dense if row.plan is None else hidden_by(model, row, ids)
-        if row.backend not in whole:
-            whole[row.backend] = hidden_by(model, row, ids)
-        return whole[row.backend]
-
-    return {row.name: by_part(model, dense, hidden(row), ids) for row in rows}
+    found: dict[Kept, Tensor] = {}  # one call keeps, and reads, the same under rows that keep the same
+    for row in rows:
+        if row.plan is not None and kept(row) not in found:
+            found[kept(row)] = hidden_by(model, row, ids)
+    return {row.name: by_part(model, dense, found.get(kept(row), dense), ids) for row in rows}
 
 
 def by_part(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> dict[str, Any]:

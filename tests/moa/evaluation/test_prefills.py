@@ -1,4 +1,4 @@
-"""Rows that keep everything share one prefill of each text, and have the results that each has alone."""
+"""Rows that keep the same share one prefill of each text, and have the results that each has alone."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moa.evaluation.comparison import compare
-from moa.evaluation.prefills import Prefills, keeps_all
+from moa.evaluation.prefills import Prefills, kept
 from moa.evaluation.rows import Row, rows_at
 from moa.evaluation.samples import Part
 from moa.evaluation.tasks import TASKS
@@ -20,6 +20,9 @@ LONG = 260
 """Tokens of a call that only a prefill has: questions and the check of the model's head have fewer."""
 
 
+WINDOW = Rule(alpha=128, beta=0)
+
+
 def reading(model, *shares):
     """The plan that keeps everything, of which each layer reads its share."""
     return Plan.from_rules(model, {i: [FULL.model_copy(update={"read": r})] * 2 for i, r in enumerate(shares)})
@@ -29,8 +32,9 @@ def reading(model, *shares):
 def rows(model):
     plans = {
         "eighth": reading(model, 1 / 8, 1 / 8), "mixed": reading(model, 1.0, 1 / 16), "all": Plan.dense(model),
-        "window": Plan.from_rules(model, {}, defaults=Rule(alpha=128, beta=0, read=1 / 8)),
-        "first": reading(model, 1 / 4, 1.0),
+        "window": Plan.from_rules(model, {}, defaults=WINDOW.reading(32)),
+        "first": reading(model, 1 / 4, 1.0), "all of the window": Plan.from_rules(model, {}, defaults=WINDOW),
+        "wider": Plan.from_rules(model, {}, defaults=Rule(alpha=192, beta=0, read=1 / 8)),
     }  # fmt: skip
     return [Row("dense", None), *(Row(name, plan, "torch") for name, plan in plans.items())]
 
@@ -52,8 +56,8 @@ def prefills(model):
 
 @pytest.mark.parametrize(
     ("name", "length", "count"),
-    [(name, 640, 3) for name in ("single", "four", "decoded", "text", "passkey")]
-    + [("turns", 1280, 3), ("generation", 640, 4)],  # the dense model writes a text, which it reads afterwards
+    [(name, 640, 4) for name in ("single", "four", "decoded", "text", "passkey")]
+    + [("turns", 1280, 4), ("generation", 640, 5)],  # the dense model writes a text, which it reads afterwards
 )
 def test_results_are_those_of_each_row_alone(model, tokenizer, rows, prefills, name, length, count):
     task = TASKS[name]
@@ -67,7 +71,7 @@ def test_results_are_those_of_each_row_alone(model, tokenizer, rows, prefills, n
     prefills.clear()
     together = {row.name: result for row, result in task.measure(model, tokenizer, rows, content)}
     assert together == alone
-    assert len(prefills) == count  # the dense model, the window, and all that keep everything
+    assert len(prefills) == count  # the dense model, two windows, and all that keep everything
 
 
 def test_a_copy_reads_as_its_own_plan_does_and_holds_no_more(model, rows):
@@ -97,14 +101,14 @@ def test_a_copy_for_a_plan_that_keeps_something_else_is_refused(model, rows):
     assert cache.copy_for(plans["all"]).layers[1].store.summaries is None
 
 
-def test_which_rows_keep_all(model, rows):
-    assert [row.name for row in rows if keeps_all(row)] == ["eighth", "mixed", "all", "first"]
-    plan = reading(model, 1 / 8, 1.0)
-    twin = rows_at([("plan", plan)], 640, True, "torch")[-1]
-    assert keeps_all(twin)
+def test_which_rows_keep_the_same(model, rows):
+    whole, window = ({row.name for row in rows if kept(row) == kept(one)} for one in (rows[1], rows[4]))
+    assert whole == {"eighth", "mixed", "all", "first"}
+    assert window == {"window", "all of the window"}
+    twin = rows_at([("plan", reading(model, 1 / 8, 1.0))], 640, True, "torch")[-1]
+    assert kept(twin) == kept(rows[1])
     assert twin.plan.reads()
-    whole = rows_at([("plan", Plan.dense(model))], 640, True, "torch")[-1]
-    assert not whole.plan.reads()
+    assert not rows_at([("plan", Plan.dense(model))], 640, True, "torch")[-1].plan.reads()
 
 
 def test_a_comparison_counts_each_text_once(model, tokenizer, rows, prefills):
