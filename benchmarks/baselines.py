@@ -12,8 +12,9 @@
 
 At the measured length the first row says how many bytes there are: every other row keeps at most as many. A row's
 density is that of the first row's budget, which holds at the longest intended length; at shorter ones plans keep more
-of the text. Needles have formats that no choice of this project has seen (`moa.evaluation.haystack.HELD_OUT`). Writes
-baselines.json and baselines.md to `--results`. If it is stopped, the same command continues from `baselines.partial`.
+of the text. Needles have formats by which no choice of this project was made (`moa.evaluation.haystack.HELD_OUT`).
+Writes baselines.json and baselines.md to `--results`. If it is stopped, the same command continues from
+`baselines.partial`.
 The model reads about half a million tokens, which takes 25 minutes on one core that computes in bfloat16.
 
     python benchmarks/baselines.py .model/SmolLM2-135M-Instruct profile.safetensors --absolute absolute.safetensors

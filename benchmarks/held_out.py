@@ -1,4 +1,4 @@
-"""Provide the evaluation's tasks with needles of formats that no choice of this project has seen."""
+"""Provide the evaluation's tasks with needles of the held-out formats, by which no choice of this project was made."""
 
 from moa.evaluation.haystack import HELD_OUT
 from moa.evaluation.tasks import TASKS as KNOWN

@@ -20,8 +20,8 @@ Where half is kept, beside the search within both budgets:
   share.
 
 No other row reads more than its budget, summaries included, nor keeps more bytes than the searched plan. Needles have
-formats that no choice of this project has seen (`moa.evaluation.haystack.HELD_OUT`). Writes reads_baselines.json and
-reads_baselines.md to `--results`. If it is stopped, the same command continues from `reads_baselines.partial`.
+formats by which no choice of this project was made (`moa.evaluation.haystack.HELD_OUT`). Writes reads_baselines.json
+and reads_baselines.md to `--results`. If it is stopped, the same command continues from `reads_baselines.partial`.
 
     make reads
     python benchmarks/reads_baselines.py .model/SmolLM2-135M-Instruct build/reads.safetensors

@@ -7,11 +7,11 @@ what `Plan.kv_bytes` says that the plan's cache needs for it; that cache grows i
 reserve. AdaKV and KVzip only mask what they would drop, and allocate as much as dense. After the text a peer's cache
 grows with every token. All use the defaults of kvpress.
 
-Samples are made once, as token ids: needles in formats that no choice of this project has seen, one or four in a text,
-asked about after the text was compressed (withheld) or at its end (given, one question for each text); and windows of
-held-out text, whose ends are decoded behind what was compressed. Times are medians, rows in turn, at the greatest
-length and the first density: a prefill with its compression (KVzip's has kvpress load a tokenizer too), and decode
-steps behind it; memory is the peak of resident memory in both. Each environment has a dense row.
+Samples are made once, as token ids: needles in formats by which no choice of this project was made, one or four in a
+text, asked about after the text was compressed (withheld) or at its end (given, one question for each text); and
+windows of held-out text, whose ends are decoded behind what was compressed. Times are medians, rows in turn, at the
+greatest length and the first density: a prefill with its compression (KVzip's has kvpress load a tokenizer too), and
+decode steps behind it; memory is the peak of resident memory in both. Each environment has a dense row.
 
 Writes peers.json and peers.md to `--results`. If it is stopped, the same command continues from `peers.partial`. By
 default the models read some 600,000 tokens, an estimated 40 minutes on one core.

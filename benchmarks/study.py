@@ -3,8 +3,8 @@
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, at densities 0.25 and 0.125; a study
 tries mixes of the same search. Two studies (seeds 4, 5) take short trials on validation text and tasks, as `moa refine`
 does. What they chose is reported on what no study saw: tasks of another seed, evaluation text, and needles of formats
-and a seed that no choice of this project has seen, beside the single exact solve. At the first density studies with
-random mixes, none of which is stopped early, are compared with the default sampler; since they are measured to the end,
+by which no choice of this project was made, beside the single exact solve. At the first density studies with random
+mixes, none of which is stopped early, are compared with the default sampler; since they are measured to the end,
 pruners are replayed on them. And 60 trials of Optuna alone, over the window and the sink of every group, at density
 0.25 of 1,024 tokens, are scored like a study's trials beside the exact solve for that length. Writes study.json and
 study.md to `--results`. If it is stopped, the same command continues from study.partial and study-trials.partial.
