@@ -1,8 +1,9 @@
 """Write the measured figures of README.md, docs/*.md and the shipped plans from the files in benchmarks/results.
 
 A block of a page stands between `<!-- figures: NAME -->` and `<!-- end -->`; BLOCKS says which function writes it, from
-which result file. Each block ends with a line that says how that file was made; one that looks for plans in several
-files writes that line itself. A block whose file is not there yet says so.
+which result file. Each block ends with a line that says how that file was made. Blocks about the shipped plans are
+written from the plan files: one looks for them in several result files, one is calculated. A block whose file is not
+there yet says so.
 
     python benchmarks/pages.py            writes all blocks
     python benchmarks/pages.py --check    names blocks that differ from their file; exit code 1 if there are any
@@ -17,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages_parts import others, peers, profile, quality, reads, search, shipped, speed, tasks
+from pages_parts import others, peers, profile, quality, reads, search, served, shipped, speed, tasks
 from pages_parts.common import RESULTS, Figures, load, made
 
 from moa.plans.errors import MoaError
@@ -53,8 +54,9 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "compiled": (others.compiled, "triton-aot"),
     "roofline": (others.roofline, "roofline"),
 }
-SHIPPED = "shipped plans"
-NAMES = *BLOCKS, SHIPPED
+FROM_PLANS: dict[str, Callable[[], str]] = {"shipped plans": shipped.shipped, "vLLM": served.freed}
+"""Blocks that begin with the shipped plans, and look for result files themselves or calculate."""
+NAMES = *BLOCKS, *FROM_PLANS
 
 
 def pages() -> list[Path]:
@@ -66,8 +68,8 @@ def block(name: str, page: Path) -> str:
     """Return the contents of a block of `page`: links start from the page's folder."""
     if name not in NAMES:
         raise MoaError(f"{page.name}: a block must be one of {', '.join(NAMES)}; found {name}")
-    if name == SHIPPED:
-        text = shipped.shipped()
+    if name in FROM_PLANS:
+        text = FROM_PLANS[name]()
     elif not (RESULTS / f"{BLOCKS[name][1]}.json").exists():
         text = f"Not measured yet: `make bench` writes benchmarks/results/{BLOCKS[name][1]}.json."
     else:
