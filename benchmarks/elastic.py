@@ -3,9 +3,9 @@
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, from the whole profile or from its
 part up to some length. `--half` and `--quarter` take the two main plans from their files, so that figures of several
 lengths, measured at different times, are of the same plans: profiles from different CPUs differ by rounding, and so do
-a few rules. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`),
-and the uniform window that keeps as much as plan 0.25 does there. Needles have formats that no choice of this project
-has seen (`HELD_OUT` of `moa.evaluation.haystack`). The dense model is asked first, in a pilot: plans are not asked for
+a few rules. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`), and the
+uniform window that keeps as much as plan 0.25 does there. Needles have formats by which no choice of this project was
+made (`HELD_OUT` of `moa.evaluation.haystack`). The dense model is asked first, in a pilot: plans are not asked for
 needles that it surely finds less than 0.9 of. Writes NAME.json and NAME.md to `--results`. If it is stopped, the same
 command continues from NAME.partial. Several processes may measure a length each (`--only`), and one then combines all
 lengths.
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from held_out import TASKS
+from pages_parts.quality import effective
 from provenance import about, provenance, said, write
 from tables import claim, claimed, compared, head, line
 
@@ -102,23 +103,6 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         return found
     times = reached.get(QUARTER, 0) / reached.get(UNIFORM, shortest)
     return [*found, claim("effective context, plan 0.25 over the uniform window, at least", times, LONGER)]
-
-
-def effective(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Return the longest measured length up to which each row finds 90 % of what dense finds, both tasks together."""
-    found: dict[str, int] = {}
-    lost: set[str] = set()
-    for row in rows:
-        dense = next(other for other in rows if other["length"] == row["length"] and other["row"] == "dense")
-        tasks = [task for task in NEEDLES if task in row]
-        if not tasks:
-            continue
-        right, base = (sum(each[task]["right"] for task in tasks) for each in (row, dense))
-        if right < 0.9 * base:
-            lost.add(row["row"])
-        elif row["row"] not in lost:
-            found[row["row"]] = row["length"]
-    return found
 
 
 def part_asked(part: Part, dense: dict[str, Any]) -> Part:

@@ -56,10 +56,21 @@ def span(values: Sequence[float], form: str) -> str:
     return low if low == high else f"{low} to {high}"
 
 
+def counted(found: Figures) -> tuple[str, list[Figures]]:
+    """Return how many aims are met, and those that are not."""
+    every, missed = found["claims"], [claim for claim in found["claims"] if not claim["holds"]]
+    return f"{len(every) - len(missed)} of {len(every)} aims are met", missed
+
+
+def aims_met(found: Figures) -> str:
+    """Return how many aims are met, and where those stand that are not."""
+    text, missed = counted(found)
+    return f"{text}; [results](docs/results.md) lists the others." if missed else f"{text}."
+
+
 def claims(found: Figures) -> str:
     """Return how many aims are met, and a table of those that are not, with bound and measured value."""
-    every, missed = found["claims"], [claim for claim in found["claims"] if not claim["holds"]]
-    text = f"{len(every) - len(missed)} of {len(every)} aims are met"
+    text, missed = counted(found)
     if not missed:
         return f"{text}."
     rows = [

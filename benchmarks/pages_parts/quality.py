@@ -1,11 +1,16 @@
 """Write blocks about what plans cost in quality, beside other ways to choose what is kept."""
 
-from pages_parts.common import Figures, claims, listed, percent, table, wrapped
+from collections.abc import Collection, Sequence
+
+from pages_parts.common import Figures, aims_met, claims, listed, percent, table, wrapped
 
 from moa.evaluation import summary
+from moa.plans.plan import Plan
 
 HALF, QUARTER, DENSE, UNIFORM = "plan 0.5", "plan 0.25", "dense", "uniform"
 TASKS = {"single": "one needle", "four": "four needles"}
+ENOUGH = 0.9
+"""The least share of what dense finds that counts as nearly all of it."""
 METHODS = {
     "exact": "exact search (ours)",
     "first keys": "exact search, sinks of first keys",
@@ -43,11 +48,49 @@ def sizes(found: Figures) -> str:
     return ", ".join(parts)
 
 
+def meant(density: str, plan: Plan) -> str:
+    """Return at which length a density holds, and up to which one the plan was profiled.
+
+    Args:
+        density: What holds, in words.
+        plan: A plan that a search found; others beside it are for the same lengths.
+    """
+    assert plan.predicted is not None
+    longest, measured = plan.predicted.lengths[-1], plan.predicted.measured_to
+    profiled = " and was profiled to" if measured == longest else f", profiled to {measured:,}"
+    return f"{density} holds at {longest:,} tokens, the longest text that the plan is for{profiled}"
+
+
+def effective(rows: Sequence[Figures], tasks: Collection[str] = tuple(TASKS)) -> dict[str, int]:
+    """Return the longest measured length up to which each row finds nearly all of what dense finds (`ENOUGH`).
+
+    Args:
+        rows: Rows of all lengths, the shortest length first.
+        tasks: Kinds of needles; every question about one of them counts once.
+    """
+    found: dict[str, int] = {}
+    lost: set[str] = set()
+    for row in rows:
+        dense = next(other for other in rows if other["length"] == row["length"] and other["row"] == DENSE)
+        asked = [task for task in tasks if task in row]
+        if not asked:
+            continue
+        right, base = (sum(each[task]["right"] for task in asked) for each in (row, dense))
+        if right < ENOUGH * base:
+            lost.add(row["row"])
+        elif row["row"] not in lost:
+            found[row["row"]] = row["length"]
+    return found
+
+
 def quality(found: Figures) -> str:
     """Return README's table."""
+    lengths = [row["length"] for row in found["rows"]]
+    plan = Plan.from_dict(found["plans"][f"{QUARTER} at {lengths[0]}"])
     return "\n\n".join([
         wrapped(
-            "Each plan is one file for all lengths. Needles are facts in formats that calibration does not use, hidden "
+            f"Each plan is one file for all lengths. {meant('Its density', plan)}; of shorter ones it keeps more. "
+            "Needles are facts in formats that calibration does not use, hidden "
             f"in held-out text (numbers of texts with one and with four needles: {sizes(found)}); rates have 95 % "
             "intervals. Perplexity and KL divergence from the dense model are measured on other held-out text. The "
             "uniform window keeps as much as plan 0.25, the same in every head."
@@ -57,7 +100,7 @@ def quality(found: Figures) -> str:
             f"Plan 0.5 finds {percent(*kept(found, HALF))} of the needles that the dense model finds, and plan 0.25 "
             f"finds {percent(*kept(found, QUARTER))}; the uniform window finds "
             f"{percent(*kept(found, f'{UNIFORM} window'))}. Perplexity is at most {worst(found, HALF):.3f} times dense "
-            f"under plan 0.5 and {worst(found, QUARTER):.3f} times under plan 0.25."
+            f"under plan 0.5 and {worst(found, QUARTER):.3f} times under plan 0.25. {aims_met(found)}"
         ),
     ])  # fmt: skip
 
@@ -86,16 +129,23 @@ def aims(found: Figures) -> str:
 
 
 def _effective(found: Figures) -> list[str]:
-    """Return what effective context is, and each row's."""
+    """Return what effective context is, and each row's: of all questions together, and of each kind of needles."""
     lengths = [row["length"] for name, row in main_rows(found) if name == DENSE]
-    names = dict.fromkeys(row["row"] for row in found["rows"])
-    reached = {name: f"{found['effective'][name]:,}" if name in found["effective"] else "-" for name in names}
+    tasks = [task for task in TASKS if any(task in row for row in found["rows"])]
+    each = [effective(found["rows"], which) for which in (tasks, *([task] for task in tasks))]
+    rows = [
+        [name, *(f"{reached[name]:,}" if name in reached else "-" for reached in each)]
+        for name in dict.fromkeys(row["row"] for row in found["rows"])
+    ]
     says = wrapped(
-        "A row's effective context is the longest measured length up to which it finds 90 % of what the dense "
-        f"model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands "
-        "where a row finds less at the first of them."
+        f"A row's effective context is the longest measured length up to which it finds {percent(ENOUGH)} of what the "
+        f"dense model finds. Lengths from {min(lengths):,} to {max(lengths):,} tokens were measured; `-` stands where "
+        "a row finds less at the first that it was asked at. *All questions* counts every question once, so a text of "
+        "four needles weighs as much as four texts of one; the aim is on this column, and the others count each kind "
+        "alone."
     )
-    return [says, table(["row", "effective context, tokens"], reached.items())]
+    columns = "row", "all questions, tokens", *(f"{TASKS[task]}, tokens" for task in tasks)
+    return [says, table(columns, rows)]
 
 
 def baselines(found: Figures) -> str:

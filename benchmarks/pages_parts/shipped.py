@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from pages_parts.common import RESULTS, Figures, load, made, table, wrapped
-from pages_parts.quality import TASKS
+from pages_parts.common import RESULTS, Figures, listed, load, made, table, wrapped
+from pages_parts.quality import TASKS, meant
 
 from moa.plans.plan import Plan
 
 LIBRARY = Path(__file__).parents[2] / "plans" / "library"
-SOURCES = "elastic", "baselines", "study"
+SOURCES = "elastic", "elastic-8k", "baselines", "study"
 """Result files with rows of quality and the plans that they are of, those with the most samples first."""
 NOTHING = "Not measured: no result file has a plan with these rules."
 
@@ -24,11 +24,20 @@ def section(path: Path, found: Mapping[str, Figures]) -> str:
     """Return a plan's name, fingerprint and budget, and a table from every result file that has it."""
     plan = Plan.load(path)
     budget = f", searched for `{plan.provenance.budget}`" if plan.provenance else ""
-    parts = [f"### {path.stem}", wrapped(f"Fingerprint `{plan.fingerprint()}`{budget}.")]
+    parts = [f"### {path.stem}", wrapped(f"Fingerprint `{plan.fingerprint()}`{budget}. {keeps(plan)}")]
     for name, figures in found.items():
         if rows := measured(plan, figures):
             parts += [evidence(rows), made(name, figures)]
     return "\n\n".join(parts if len(parts) > 2 else [*parts, NOTHING])
+
+
+def keeps(plan: Plan) -> str:
+    """Return what the plan's density means, by what its file says of lengths."""
+    assert plan.predicted is not None
+    *shorter, (longest, density) = zip(plan.predicted.lengths, plan.predicted.density or (), strict=True)
+    more = listed([f"{kept:.2f} of {n:,} tokens" for n, kept in reversed(shorter)])
+    assert all(kept > density for _, kept in shorter), f"a search for {longest} tokens keeps more of shorter texts"
+    return f"{meant(f'Density {density:g}', plan)}; of shorter ones it keeps more: {more}."
 
 
 def measured(plan: Plan, figures: Figures) -> list[Figures]:

@@ -14,7 +14,7 @@ from cpu_parts.report import (
     decode_bound,
     prefill_bound,
 )
-from pages_parts.common import MIB, Figures, claims, percent, table, wrapped
+from pages_parts.common import MIB, Figures, aims_met, claims, percent, table, wrapped
 
 SHOWN = DYNAMIC, STATIC, WHOLE, EIGHTH, HALF, QUARTER, FIRST_KEYS
 
@@ -68,10 +68,10 @@ def speed(found: Figures) -> str:
         ),
         table(["", *variants], cells(found, variants)),
         wrapped(
-            f"Under plan 0.25 a prefill of {long['length']:,} tokens is {ratio(long, QUARTER, DYNAMIC):.1f} times as "
-            f"fast as dense; a decode step of batch {most['batch']} is {ratio(most, QUARTER, STATIC):.1f} times as "
-            f"fast as with `StaticCache` and {ratio(most, QUARTER, DYNAMIC):.1f} times as fast as with "
-            "`DynamicCache`."
+            f"Under plan 0.25 a prefill of {long['length']:,} tokens is {ratio(long, QUARTER, DYNAMIC):.2f} times as "
+            f"fast as dense; a decode step of batch {most['batch']} is {ratio(most, QUARTER, STATIC):.2f} times as "
+            f"fast as with `StaticCache` and {ratio(most, QUARTER, DYNAMIC):.2f} times as fast as with "
+            f"`DynamicCache`. {aims_met(found)}"
         ),
     ])  # fmt: skip
 
@@ -119,22 +119,25 @@ def attention(found: Figures) -> str:
             for mix in ("1.0", "0.25"):
                 library = ms["enable_gqa"] if mix == "1.0" else None
                 ours = [ms[f"{mix} {backend}"] for backend in ("torch", "numba")]
-                figures = [f"{x['median']:.3g} ({x['GB/s']:.1f})" if x else "-" for x in (library, *ours)]
+                figures = [
+                    f"{x['median']:.3g} ({percent(x['iqr'])}; {x['GB/s']:.1f})" if x else "-" for x in (library, *ours)
+                ]
                 rows.append([str(case["batch"]), f"{ours[0]['kept']:.2f}", *figures])
         one = decode[0]
         parts += [
             wrapped(
                 f"One step through {one['layers']} layers of caches of {one['length']:,} slots with SmolLM2-135M's "
-                "heads, in milliseconds; in brackets are the GB/s at which keys and values are read. A sum of 256 MiB "
+                f"heads, in milliseconds, medians of {found['repeats']}; in brackets are the distance between the "
+                "quartiles, as a share of the median, and the GB/s at which keys and values are read. A sum of 256 MiB "
                 f"reads {found['read_GB/s']:.1f} GB/s. Dense library attention uses `enable_gqa`."
             ),
             table(["batch", "kept", "library", "`torch`", "`numba`"], rows),
         ]
     if prefill:
-        columns = "tokens", "rules", "ms", "kept", "share of the ideal speed-up"
+        columns = "tokens", "rules", "ms (IQR)", "kept", "share of the ideal speed-up"
         rows = [
             [
-                f"{case['length']:,}", name, f"{x['median']:.0f}",
+                f"{case['length']:,}", name, f"{x['median']:.0f} ({percent(x['iqr'])})",
                 *([f"{x['kept']:.2f}", percent(x["of_bound"])] if "kept" in x else ["1.00", "-"]),
             ]
             for case in prefill for name, x in case["ms"].items()

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from moa.plans.patterns import reach
+from moa.plans.plan import Plan
+
 ROOT = Path(__file__).parents[2]
 pages = importlib.import_module("pages")
 common = importlib.import_module("pages_parts.common")
@@ -110,12 +113,26 @@ def measured(length, name, kept, questions=40):
     }  # fmt: skip
 
 
+def searched(longest, measured):
+    """A plan's document as a search for texts up to `longest` writes it, of which `measured` tokens were profiled."""
+    plan = Plan.load(next((ROOT / "plans" / "library").glob("*.yaml")))
+    predicted = plan.predicted.model_copy(update={"lengths": (*plan.predicted.lengths[:-1], longest)})
+    return plan.model_copy(update={"predicted": predicted.model_copy(update={"measured_to": measured})}).to_dict()
+
+
 def test_plans_for_all_lengths_show_their_effective_context():
     rows = {"dense": 1.0, "plan 0.5": 0.99, "plan 0.25": 0.97, "uniform like plan 0.25": 0.2, "0.25 for 1,024 alone": 1}
-    found = {"rows": [measured(n, name, kept) for n in (1024, 2048) for name, kept in rows.items()], "claims": []}
-    found["effective"] = {"dense": 2048, "plan 0.5": 1024, "plan 0.25": 2048}
+    found = {"rows": [measured(n, name, kept) for n in (1024, 2048) for name, kept in rows.items()]}
+    at_2048 = found["rows"][len(rows) :]
+    at_2048[1]["four"]["right"], at_2048[2]["single"]["right"] = 130, 35  # fewer than nine tenths of 160 and 40
+    aim = {"claim": "effective context, at least", "bound": 4, "measured": 2, "holds": False}
+    found |= {"claims": [aim, aim | {"holds": True}], "plans": {"plan 0.25 at 1024": searched(8192, 4096)}}
+    found["effective"] = pages.quality.effective(found["rows"])
     main, aims = pages.quality.quality(found), pages.quality.aims(found)
     assert main.startswith("Each plan is one file for all lengths.")
+    assert "1 of 2 aims are met; [results](docs/results.md) lists the others." in " ".join(main.split())
+    says = "Its density holds at 8,192 tokens, the longest text that the plan is for, profiled to 4,096; of shorter"
+    assert says in " ".join(main.split())
     assert main.count("| uniform window | 0.250 |") == 2
     assert "alone" not in main
     told = " ".join(main.split())
@@ -124,8 +141,10 @@ def test_plans_for_all_lengths_show_their_effective_context():
     assert "at most 1.010 times dense under plan 0.5 and 1.030 times under plan 0.25" in told
     assert "| 1,024 | plan 0.25 | 0.25 | 1.030 | -0.03 (-0.13 to +0.07) |" in aims
     assert "| 1,024 | 0.25 for 1,024 alone | 0.25 |" in aims
-    assert "| plan 0.5 | 1,024 |" in aims
-    assert "| uniform like plan 0.25 | - |" in aims
+    assert "| plan 0.5 | 1,024 | 2,048 | 1,024 |" in aims  # all questions, one needle, four needles
+    assert "| plan 0.25 | 2,048 | 1,024 | 2,048 |" in aims
+    assert "| uniform like plan 0.25 | - | - | - |" in aims
+    assert "counts every question once" in " ".join(aims.split())
 
 
 def test_ways_to_choose_are_compared_at_equal_bytes():
@@ -210,6 +229,30 @@ def test_what_profiling_costs_has_its_spread():
     assert "medians of 5 runs and their IQR, per length" in " ".join(text.split())
 
 
+def test_blocks_of_vllm_are_counted_from_the_plan():
+    plan, block = Plan.load(pages.served.NAME), 3000 // 64
+    rules = [plan.rule(layer, head) for layer in plan.groups for head in range(plan.model.kv_heads)]
+    held = 0
+    for rule in rules:
+        first = max(int(reach([rule]).first(block)[0]), rule.sink // 64)
+        held += block + 1 - (first - rule.sink // 64)
+    text = pages.served.freed()
+    assert f"| {len(rules)}, one per head | {held / len(rules) / (block + 1):.3f} |" in text
+    assert f"keeps {plan.density(3000):.3f} of 3,000 tokens" in " ".join(text.split())
+    assert text.endswith(" 1.000 |")  # all of a text in flight frees nothing
+
+
+def test_attention_alone_has_its_spread():
+    found = json.loads(json.dumps(common.load("attention_cpu")))
+    for case in found["results"]:
+        for times in case["ms"].values():
+            times["iqr"] = 0.43
+    text = pages.speed.attention(found)
+    rows = [line for line in text.splitlines() if re.match(r"\| \d", line)]
+    assert rows
+    assert all("43 %" in line for line in rows)
+
+
 def test_studies_are_shown_on_tasks_that_they_never_saw():
     found = json.loads(json.dumps(common.load("study")))
     names = {row["row"] for row in found["rows"]} - {"dense"}
@@ -220,7 +263,10 @@ def test_studies_are_shown_on_tasks_that_they_never_saw():
 def test_a_run_of_default_plans_stands_beside_first_keys():
     found = json.loads(json.dumps(common.load("cpu")))
     first = "plan 0.25, first keys"
-    assert "medians of 5 prefills" in " ".join(pages.speed.speed(found).split())
+    met = sum(claim["holds"] for claim in found["claims"])
+    told = " ".join(pages.speed.speed(found).split())
+    assert "medians of 5 prefills" in told
+    assert f"{met} of {len(found['claims'])} aims are met" in told
     assert f"plan 0.25 | {first} |" in pages.speed.whole(found)
     assert f"| {first} |" in pages.speed.bounds(found)
 

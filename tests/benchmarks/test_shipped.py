@@ -69,6 +69,19 @@ def test_a_plan_stands_with_the_rows_that_ran_under_it_and_no_others(figures):
     assert shipped.section(PATHS[1], {"elastic": figures}).endswith(shipped.NOTHING)
 
 
+def test_what_a_density_means_is_taken_from_the_plan():
+    plan = Plan.load(PATHS[0])
+    predicted = plan.predicted.model_copy(
+        update={"lengths": (1024, 4096), "density": (0.5, 0.2), "kv_bytes": (1, 2), "harm": (0, 0), "measured_to": 2048}
+    )
+    told = shipped.keeps(plan.model_copy(update={"predicted": predicted}))
+    assert told == (
+        "Density 0.2 holds at 4,096 tokens, the longest text that the plan is for, profiled to 2,048; of shorter ones "
+        "it keeps more: 0.50 of 1,024 tokens."
+    )
+    assert shipped.keeps(plan) in " ".join(PAGE.read_text().split())
+
+
 def test_evidence_of_a_plan_by_name_alone_and_of_two_files(figures):
     plain = figures | {"plans": {"plan 0.25": figures["plans"]["plan 0.25 at 1024"]}}
     text = shipped.section(PATHS[0], {"baselines": plain, "study": {"rows": figures["rows"]}})
