@@ -200,7 +200,8 @@ def main() -> None:
                 if "reads" in args.part:
                     results += [report(reads(length, b, args.layers, dtype, args.repeats)) for b in args.batch]
     if args.json:
-        run = provenance() | {"backend": "torch and numba", "dtype": " and ".join(args.dtype), "seed": 0}
+        run = provenance(seed=0, runs=args.repeats)
+        run |= {"backend": "torch and numba", "dtype": " and ".join(args.dtype)}
         replace_json(Path(args.json), {"run": run, "repeats": args.repeats, "read_GB/s": read, "results": results})
 
 

@@ -151,7 +151,7 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     found = {
-        "run": provenance(model) | {"seed": options.seed}, "model": measured["model"], "rows": measured["rows"],
+        "run": provenance(model, seed=options.seed, runs=1), "model": measured["model"], "rows": measured["rows"],
         "profile": describe(options.profile, profile),
         "absolute": None if absolute is None else describe(options.absolute, absolute),
         "plans": {name: plan.to_dict() for name, plan in rows},

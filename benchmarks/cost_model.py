@@ -32,7 +32,7 @@ from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan, Rule
-from moa.profiler.profile import Profile
+from moa.profiler.profile import Profile, describe
 from moa.report.plan import save
 from moa.search.budget import Budget
 from moa.search.choose import choose
@@ -114,16 +114,24 @@ def cell(work: Work, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def judged(rows: Sequence[dict[str, Any]], cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return all claims: error and bias of each kind of work, the order in each cell whose predictions span enough."""
+    """Return all claims: error and bias of each kind of work and in each cell; the order where predictions span enough.
+
+    An error in an unresolved cell is what was measured, and says that it is not certain; an order there is none.
+    """
     claims = []
+
+    def near(where: str, error: float, bias: float, says: str = "") -> None:
+        claims.append(claim(f"{where}: median error, at most{says}", error, ERROR, at_most=True))
+        claims.append(claim(f"{where}: bias either way, at most{says}", abs(bias), BIAS, at_most=True))
+
     for kind in dict.fromkeys(row["kind"] for row in rows):
         errors = [row["predicted"] / row["ms"] - 1 for row in rows if row["kind"] == kind]
-        claims.append(claim(f"{kind}: median error, at most", median(map(abs, errors)), ERROR, at_most=True))
-        claims.append(claim(f"{kind}: bias either way, at most", abs(median(errors)), BIAS, at_most=True))
+        near(kind, median(map(abs, errors)), median(errors))
     for found in cells:
+        where = f"{found['kind']} at {found['length']:,} tokens, batch {found['batch']}"
+        says = "" if found["resolved"] else " (unresolved)"
+        near(where, found["error"], found["bias"], says)
         if found["span"] >= SPAN:
-            where = f"{found['kind']} at {found['length']:,} tokens, batch {found['batch']}"
-            says = "" if found["resolved"] else " (unresolved)"
             rank = found["rank"] if found["resolved"] else None
             claims.append(claim(f"{where}: rank correlation, at least{says}", rank, RANK))
     return claims
@@ -182,8 +190,8 @@ def main() -> int:
     parser.add_argument("--decode-lengths", type=int, nargs="*", default=[2048, 8192])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--prefill-lengths", type=int, nargs="*", default=[2048, 8192])
-    parser.add_argument("--rounds", type=int, default=20, help="of decode steps, at most")
-    parser.add_argument("--prefill-rounds", type=int, default=5, help="of prefills, at most")
+    parser.add_argument("--rounds", type=int, default=40, help="of decode steps, at most")
+    parser.add_argument("--prefill-rounds", type=int, default=20, help="of prefills, at most")
     parser.add_argument("--reads", action="store_true", help="plans that read less than they keep, too")
     parser.add_argument("--output", type=Path, default=RESULTS / "cost_model", help="without its ending")
     options = parser.parse_args()
@@ -211,7 +219,7 @@ def main() -> int:
             named = mine if whose == "tested" else {f"fit: {name}": plan for name, plan in mine.items()}
             cells.setdefault(work, {}).update(named)
     tested, own = tested | read["tested"], own | read["own"]
-    run = provenance(network) | {"seeds": [SEED + i for i in range(RANDOM)]}
+    run = provenance(network, seed=[SEED + i for i in range(RANDOM)])
     journal, visits, plain = (
         Journal(options.output.with_suffix(".jsonl")), Counter[str](), runner((network, tokenizer), None)
     )  # fmt: skip
@@ -240,7 +248,9 @@ def main() -> int:
         cell(work, [row for row in rows if Work(row["kind"], row["length"], row["batch"]) == work]) for work in asked
     ]
     found = {
-        "run": run, "claims": judged(rows, summed), "cells": summed, "rows": rows, "terms": costs.terms,
+        "run": run, "profile": describe(options.profile, profile),
+        "plans": {name: plan.to_dict() for name, plan in tested.items()},
+        "claims": judged(rows, summed), "cells": summed, "rows": rows, "terms": costs.terms,
         "fit_error": costs.error, "fit": [row.model_dump(mode="json") for row in costs.measured],
     }  # fmt: skip
     write(options.output.parent, options.output.name, found, page(found))

@@ -170,7 +170,7 @@ class Bench:
 def run(bench: Bench, journal: Journal) -> dict[str, Any]:
     """Return every cell; those that the journal has are not measured again."""
     plans = {name: v.plan for name, v in bench.variants.items() if v.plan is not None}
-    about = provenance(bench.model)
+    about = provenance(bench.model, seed=0)
     told = {name: plan.to_dict() for name, plan in plans.items()}
     identity = {**place(about), "model": bench.options.model, "plans": told}
 
@@ -187,7 +187,7 @@ def run(bench: Bench, journal: Journal) -> dict[str, Any]:
     shape = {"length": max(lengths), "batch": max(batches)}
     shapes = [{"length": n, "batch": b} for n in lengths for b in batches]
     return {
-        "run": about | {"seed": 0},
+        "run": about,
         "rounds": ROUNDS | {"steps": STEPS},
         "equality": bench.check(),
         "rates": cell(bench.rates),

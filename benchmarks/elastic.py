@@ -194,7 +194,7 @@ def main() -> int:
         return 2
     if options.only:
         return 0
-    found["run"] = provenance(model) | {"seed": options.seed}
+    found["run"] = provenance(model, seed=options.seed, runs=1)
     found["profile"] = describe(options.profile, profile)
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["effective"] = effective(found["rows"])

@@ -215,7 +215,7 @@ def main() -> int:
         for (e, labels, loss, text), score in zip(MEASURES, scores, strict=True)
     ]
     found = {
-        "run": provenance(model) | {"seed": options.seed}, "model": bench.info.name, "length": options.length,
+        "run": provenance(model, seed=options.seed, runs=1), "model": bench.info.name, "length": options.length,
         "samples": options.samples, "groups": len(truth["sink_window"]["kl"]), "rows": rows,
         "size": {kind: size(scores[3][kind], truth[kind]["kl"]) for kind in KINDS}, "claims": claims(rows),
         "truth": {k: {name: [round(x, 6) for x in true.tolist()] for name, true in truth[k].items()} for k in KINDS},

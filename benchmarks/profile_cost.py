@@ -126,7 +126,7 @@ def main() -> int:
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    about_run = provenance(model)
+    about_run = provenance(model, seed=lengths, runs=options.repeats)
     warm: dict[str, Any] = {}
 
     def run(length: int, repeat: int, what: str) -> dict[str, Any]:

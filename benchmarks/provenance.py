@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from os.path import relpath
 from pathlib import Path
@@ -17,12 +17,16 @@ from moa.plans.replace import replace, replace_json
 ROOT = Path(__file__).parents[1]
 
 
-def provenance(model: Any = None, backend: str | None = None) -> dict[str, str | int]:
+def provenance(
+    model: Any = None, backend: str | None = None, *, seed: int | Sequence[int] | None = None, runs: int | None = None
+) -> dict[str, Any]:  # fmt: skip
     """Return command, commit (`+` where files differ from it), date, machine and versions of this run.
 
     Args:
         model: The loaded model that was measured, whose dtype and back-end are in the result.
         backend: Back-end of its plans, None for the device's own.
+        seed: Of all that was drawn, under `seed`; several are under `seeds`. None where nothing was.
+        runs: How often each figure was measured; None where figures differ in it, or nothing was measured.
     """
 
     def git(*command: str) -> str:
@@ -35,15 +39,17 @@ def provenance(model: Any = None, backend: str | None = None) -> dict[str, str |
         "date": date.today().isoformat(),
         "vectors": torch.backends.cpu.get_cpu_capability(),
         **environment(model, backend),
+        **({} if seed is None else {"seed": seed} if isinstance(seed, int) else {"seeds": list(seed)}),
+        **({} if runs is None else {"runs": runs}),
     }
 
 
-def place(run: Mapping[str, str | int]) -> dict[str, str | int]:
+def place(run: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of `provenance` that a time depends on: a journal must not mix times of different places."""
-    return {name: value for name, value in run.items() if name not in ("command", "date")}
+    return {name: value for name, value in run.items() if name not in ("command", "date", "runs")}
 
 
-def about(run: Mapping[str, str | int]) -> str:
+def about(run: Mapping[str, Any]) -> str:
     """Return `provenance` as the line that a page begins with."""
     return f"`{run['command']}`: " + ", ".join(f"{name} {value}" for name, value in run.items() if name != "command")
 

@@ -155,7 +155,7 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     result = {
-        "run": provenance(model) | {"seed": options.seed}, "rows": rows, "claims": made,
+        "run": provenance(model, seed=options.seed, runs=1), "rows": rows, "claims": made,
         "profile": describe(options.profile, profile), "plans": {name: plan.to_dict() for name, plan in found.items()},
     }  # fmt: skip
     page = [about(result["run"]), "", *compared(rows), "", *claimed(made)]

@@ -215,7 +215,7 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     result = {
-        "run": provenance(model) | {"seed": options.seed}, "rows": rows, "plans": plans,
+        "run": provenance(model, seed=options.seed, runs=1), "rows": rows, "plans": plans,
         "profile": describe(options.profile, profile),
     }  # fmt: skip
     page = [about(result["run"]), "", *compared(rows)]

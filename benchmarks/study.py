@@ -245,14 +245,14 @@ def main() -> int:
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2
-    seeds = {"seeds": options.seeds, "unseen": options.unseen}
     studies = [
         {"density": density, "seed": seed, "trials": best.trials, "base": asdict(best.base),
          "measured": asdict(best.measured), "mix": asdict(best.mix)}
         for (density, seed), best in bests.items()
     ]  # fmt: skip
     whole = {
-        "run": provenance(model) | seeds, "model": found["model"], "profile": describe(options.profile, profile),
+        "run": provenance(model, seed=options.seeds, runs=1) | {"unseen": options.unseen},
+        "model": found["model"], "profile": describe(options.profile, profile),
         "validate_length": length, "studies": studies, "unseen": tasks, "rows": found["rows"],
         "random": drawn,
         "alone": {"density": ALONE[0], "length": ALONE[1], "trials": options.alone, "scores": scores},

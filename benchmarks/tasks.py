@@ -93,7 +93,7 @@ def main() -> int:
         print("error:", error, file=sys.stderr)
         return 2
     result = {
-        "run": provenance(model) | {"seeds": [PILOT_SEED, options.seed]}, "rows": rows, "pilots": pilots,
+        "run": provenance(model, seed=[PILOT_SEED, options.seed], runs=1), "rows": rows, "pilots": pilots,
         "profile": describe(options.profile, profile), "plans": {name: plan.to_dict() for name, plan in found.items()},
     }  # fmt: skip
     write(options.results, "tasks", result, f"{about(result['run'])}\n\n{tasks(result)}\n")

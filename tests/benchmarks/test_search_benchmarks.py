@@ -54,7 +54,7 @@ def cost_model(searched, monkeypatch, tmp_path):
 
     monkeypatch.setattr(module, "plans", lambda _: plans)
     monkeypatch.setattr(module, "load_model", lambda *_, **__: (profile.model, None))
-    monkeypatch.setattr(module, "provenance", lambda _: {"command": "python benchmarks/cost_model.py", **PLACE})
+    monkeypatch.setattr(module, "provenance", lambda *_, **__: {"command": "python benchmarks/cost_model.py", **PLACE})
     monkeypatch.setattr(module, "runner", lambda *_: run)
 
     def main(*args, stop=10**6, timed=times[0]):
@@ -87,7 +87,11 @@ def test_cost_model(cost_model, capsys):
     assert {claim["holds"] for claim in found["claims"]} == {True}
     assert len(found["claims"]) > 4
     judged = [cell for cell in found["cells"] if cell["span"] >= 0.2]
-    assert len(judged) == len(found["claims"]) - 4
+    assert len(judged) == len(found["claims"]) - 2 * (2 + len(found["cells"]))  # error and bias: of kinds, of cells
+    assert [Plan.from_dict(plan).fingerprint() for plan in found["plans"].values()] == [
+        call[0] for call in calls if call[0] in {Plan.from_dict(plan).fingerprint() for plan in found["plans"].values()}
+    ][:8]
+    assert found["profile"]["digest"].startswith("sha256:")
     assert all(cell["resolved"] and cell["rank"] == pytest.approx(1) for cell in judged)
     assert found["run"]["command"] == "python benchmarks/cost_model.py"
     assert "Unresolved, with the largest standard error of a median: none." in capsys.readouterr().out
@@ -113,7 +117,7 @@ def test_times_of_another_commit_are_measured_again(cost_model, monkeypatch):
     main, calls, _ = cost_model
     main("--decode-lengths", "2048", "--batches", "1", "--prefill-lengths")
     before = len(calls)
-    monkeypatch.setattr(import_module("cost_model"), "provenance", lambda _: {"commit": "another", **PLACE})
+    monkeypatch.setattr(import_module("cost_model"), "provenance", lambda *_, **__: {"commit": "another", **PLACE})
     monkeypatch.setattr(import_module("cost_model"), "about", lambda _: "")
     main("--decode-lengths", "2048", "--batches", "1", "--prefill-lengths")
     assert len(calls) == 2 * before
@@ -128,8 +132,20 @@ def test_a_profile_that_is_not_there_is_one_line(cost_model, tmp_path, monkeypat
 def test_a_model_that_is_slower_than_predicted_misses_error_and_bias(cost_model):
     found = cost_model[0](*CELLS, timed=lambda work, ms, visit: 1.1 * ms)
     missed = {claim["claim"] for claim in found["claims"] if not claim["holds"]}
-    kinds = ("decode", "prefill")
-    assert missed == {f"{k}: {what}, at most" for k in kinds for what in ("median error", "bias either way")}
+    where = {"decode", "prefill"} | {
+        f"{c['kind']} at {c['length']:,} tokens, batch {c['batch']}" for c in found["cells"]
+    }  # fmt: skip
+    assert missed == {f"{each}: {what}, at most" for each in where for what in ("median error", "bias either way")}
+
+
+def test_a_model_that_is_wrong_in_one_cell_alone_misses_its_error_there(cost_model):
+    def slower(work, ms, visit):
+        return 1.1 * ms if (work.kind, work.length, work.batch) == ("decode", 8192, 4) else ms
+
+    found = cost_model[0](*CELLS, timed=slower)
+    missed = {claim["claim"] for claim in found["claims"] if not claim["holds"]}
+    where = "decode at 8,192 tokens, batch 4"
+    assert missed == {f"{where}: median error, at most", f"{where}: bias either way, at most"}
 
 
 def test_one_cell_in_the_wrong_order_misses_its_aim_and_no_other(cost_model):
@@ -152,7 +168,8 @@ def test_a_cell_that_never_settles_is_listed_as_unresolved(cost_model):
     found = main(*CELLS, "--prefill-rounds", "6", timed=unsteady)
     assert {cell["rounds"] for cell in found["cells"] if cell["kind"] == "prefill"} == {6}
     assert {cell["rounds"] for cell in found["cells"] if cell["kind"] == "decode"} == {4}
-    claim = next(claim for claim in found["claims"] if claim["claim"].startswith("prefill at 2,048"))
+    *near, claim = (claim for claim in found["claims"] if claim["claim"].startswith("prefill at 2,048"))
+    assert all(each["claim"].endswith("(unresolved)") and each["measured"] > 0 for each in near)
     assert claim["claim"].endswith("(unresolved)")
     assert (claim["measured"], claim["holds"]) == (None, False)
     assert (
