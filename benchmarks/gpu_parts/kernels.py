@@ -38,7 +38,7 @@ def run_decode(bench: Bench, report: dict[str, Any]) -> Iterator[Row]:
     """Yield rows of decode, those of the sizes with goals first."""
     heads, groups, dim = (4, 2, 16) if bench.dry else (HEADS, GROUPS, DIM)
     bandwidth = report["copy_bytes_per_s"]
-    for length, batch in ((DRY, 2),) if bench.dry else _decode_sizes():
+    for length, batch in ((DRY, 2),) if bench.dry else decode_sizes(bench):
         for mix in _mixes(bench, groups):
             yield from bench.cell(
                 f"decode {length} x {batch} {mix.name}",
@@ -50,11 +50,10 @@ def _mixes(bench: Bench, groups: int) -> list[Mix]:
     return mixes(groups, 128) if bench.dry else mixes(groups)
 
 
-def _decode_sizes() -> list[tuple[int, int]]:
-    """Return lengths and batches whose dense cache takes at most 16 GB: both forms are in memory at once."""
-    row = 2 * 2 * GROUPS * DIM
-    sizes = [(n, b) for b in (16, 1, 64, 4) for n in (16384, 4096, 131072, 32768, 65536)]
-    return [(n, b) for n, b in sizes if n * b * row <= 16e9]
+def decode_sizes(bench: Bench) -> list[tuple[int, int]]:
+    """Return lengths and batches, and note those whose dense cache is too large."""
+    every = [(n, b) for b in (16, 1, 64, 4) for n in (16384, 4096, 131072, 32768, 65536)]
+    return bench.sizes("decode", every, 2 * 2 * GROUPS * DIM)
 
 
 def prefill(bench: Bench, mix: Mix, length: int, heads: int, dim: int) -> Row:

@@ -3,7 +3,7 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,9 @@ from moa.hf.environment import environment
 Call = Callable[[], Any]
 Row = dict[str, Any]
 
+MOST = 16e9
+"""Bytes of the largest cache that is timed: two or three forms of it are in memory at once."""
+
 
 class Bench:
     """The device, its clock, and the time left.
@@ -22,7 +25,7 @@ class Bench:
     Attributes:
         dry: Tiny sizes on the CPU under the interpreter; times are then meaningless.
         device: Where tensors go.
-        skipped: What was not run, because no time or memory was left.
+        skipped: What was not run, because no time or memory was left, or because it is too large.
     """
 
     def __init__(self, dry: bool) -> None:
@@ -106,6 +109,15 @@ class Bench:
             return True
         self.skipped.append(what)
         return False
+
+    def sizes(self, what: str, sizes: Iterable[tuple[int, int]], token: int) -> list[tuple[int, int]]:
+        """Return the (length, batch) whose caches, of `token` bytes per token, are not too large; note the others."""
+        sizes = list(sizes)
+        for length, batch in sizes:
+            if length * batch * token > MOST:
+                taken = f"its cache takes {length * batch * token / 1e9:.1f} GB, of at most {MOST / 1e9:g}"
+                self.skipped.append(f"{what} {length} x {batch}: {taken}")
+        return [(length, batch) for length, batch in sizes if length * batch * token <= MOST]
 
     def cell(self, what: str, measure: Callable[[], list[Row]]) -> list[Row]:
         """Return the rows that `measure` returns; none where time or memory does not suffice, which is noted."""

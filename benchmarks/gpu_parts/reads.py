@@ -31,17 +31,16 @@ def run(bench: Bench, report: dict[str, object]) -> Iterator[Row]:
     heads, groups, dim = (4, 2, 16) if bench.dry else (HEADS, GROUPS, DIM)
     bandwidth = float(str(report["copy_bytes_per_s"]))
     yield from bench.cell("read against the reference", lambda: [checked(bench, heads, groups, dim)])
-    for length, batch in ((640, 1),) if bench.dry else _sizes():
+    for length, batch in ((640, 1),) if bench.dry else sizes(bench):
         yield from bench.cell(
             f"read {length} x {batch}", lambda: timed(bench, length, batch, heads, groups, dim, bandwidth)
         )
 
 
-def _sizes() -> list[tuple[int, int]]:
-    """Return lengths and batches whose cache takes at most 16 GB: three forms of it are in memory at once."""
-    row = 2 * 2 * GROUPS * DIM
-    sizes = [(n, b) for b in (16, 1, 64, 4) for n in (32768, 8192, 131072, 16384, 65536)]
-    return [(n, b) for n, b in sizes if n * b * row <= 16e9]
+def sizes(bench: Bench) -> list[tuple[int, int]]:
+    """Return lengths and batches, and note those that are too large."""
+    every = [(n, b) for b in (16, 1, 64, 4) for n in (32768, 8192, 131072, 16384, 65536)]
+    return bench.sizes("read", every, 2 * 2 * GROUPS * DIM)
 
 
 def checked(bench: Bench, heads: int, groups: int, dim: int) -> Row:

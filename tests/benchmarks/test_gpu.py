@@ -44,3 +44,20 @@ def test_a_cell_without_memory_is_noted_and_the_next_one_runs(monkeypatch: pytes
     assert bench.cell("large", too_large) == []
     assert bench.cell("small", lambda: [{"a": 1}]) == [{"a": 1}]
     assert bench.skipped == ["large: out of memory: 80 GB"]
+
+
+@pytest.mark.parametrize("part", ["read", "decode"])
+def test_sizes_that_are_too_large_are_noted(monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    from gpu_parts import kernels, reads
+    from gpu_parts.measure import Bench
+
+    bench = Bench(dry=True)
+    bench.allow(1)
+    found = {"read": reads.sizes, "decode": kernels.decode_sizes}[part](bench)
+    assert (65536, 16) in found
+    assert bench.skipped == [
+        f"{part} 131072 x 64: its cache takes 34.4 GB, of at most 16",
+        f"{part} 65536 x 64: its cache takes 17.2 GB, of at most 16",
+    ]
+    assert len(found) == 18
