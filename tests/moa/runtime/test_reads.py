@@ -98,16 +98,69 @@ def test_each_sequence_of_a_batch_reads_by_its_own_new_tokens(model, plan, oracl
 
 @each
 @torch.no_grad()
-def test_stock_caches_and_copies_give_the_same(model, plan, oracle, tokens, backend):
+def test_stock_caches_give_the_same(model, plan, oracle, tokens, backend):
     ids = tokens(1, 401)
-    expected = oracle(model, plan, ids[0], newest(401, 1, 12, 1))[387:]
     with moa.apply(model, plan, backend):
-        prefix = KVCache(plan)
-        run(model, prefix, ids[:, :387])
-        for cache in (copy.deepcopy(prefix), prefix):
-            same(feed(model, cache, ids, [1, 12, 1])[0], expected)
-        stock = DynamicCache(config=model.config)
-        same(feed(model, stock, ids, [387, 1, 12, 1])[0, 387:], expected)
+        found = feed(model, DynamicCache(config=model.config), ids, [387, 1, 12, 1])[0, 387:]
+    same(found, oracle(model, plan, ids[0], newest(401, 1, 12, 1))[387:])
+
+
+@each
+@torch.no_grad()
+@pytest.mark.parametrize("max_length", [None, 460])
+def test_copies_of_a_prefix_are_independent(model, plan, oracle, tokens, backend, max_length):
+    """They go on with other tokens, in turns, which fill pages and blocks whose summaries each must have for itself."""
+    prefix, calls = tokens(1, 387), (1, 12, 1, 40, 5, 1)
+    texts = [torch.cat([prefix, tokens(1, 60, seed)], 1) for seed in (1, 2)]
+    with moa.apply(model, plan, backend):
+        first = KVCache(plan, max_length)
+        run(model, first, prefix)
+        caches, parts = (first, copy.deepcopy(first)), ([], [])
+        for call in calls:
+            for ids, cache, found in zip(texts, caches, parts, strict=True):
+                found.append(feed(model, cache, ids, [call])[0])
+    for ids, found in zip(texts, parts, strict=True):
+        same(torch.cat(found), oracle(model, plan, ids[0], newest(447, *calls))[387:])
+
+
+@each
+@torch.no_grad()
+@pytest.mark.parametrize("max_length", [None, 460])
+def test_beams_repeats_and_selections_are_independent(model, plan, oracle, tokens, backend, max_length):
+    """Rows that were one text go on with tokens of their own, and change places between the calls."""
+    ids, calls = tokens(3, 380), (12, 40, 1)
+    with moa.apply(model, plan, backend):
+        cache = KVCache(plan, max_length)
+        run(model, cache, ids)
+        cache.reorder_cache(torch.tensor([2, 0, 0]))
+        whole = torch.cat([ids[[2, 0, 0]], tokens(3, 12, seed=5)], 1)
+        found = [feed(model, cache, whole, [12])]
+        cache.batch_select_indices(torch.tensor([1, 2]))
+        cache.batch_repeat_interleave(2)
+        order = torch.tensor([1, 1, 2, 2])
+        whole = torch.cat([whole[order], tokens(4, 41, seed=6)], 1)
+        found = torch.cat([found[0][order], feed(model, cache, whole, [40, 1])], 1)
+    for row in range(4):
+        same(found[row], oracle(model, plan, whole[row], newest(433, *calls))[380:])
+
+
+@each
+@torch.no_grad()
+@pytest.mark.parametrize("max_length", [None, 460])
+def test_beam_search_scores_texts_as_each_alone(model, plan, oracle, tokens, backend, max_length):
+    """Scores are those of the texts that were found, each by itself."""
+    ids, new = tokens(2, 400), 12
+    options = {
+        "max_new_tokens": new, "min_new_tokens": new, "do_sample": False, "num_beams": 3, "num_return_sequences": 3,
+        "length_penalty": 0.0, "return_dict_in_generate": True, "output_scores": True, "pad_token_id": 0,
+    }  # fmt: skip
+    with moa.apply(model, plan, backend):
+        out = model.generate(ids, past_key_values=KVCache(plan, max_length), **options)
+    assert len({tuple(text) for text in out.sequences.tolist()}) == 6
+    for text, score in zip(out.sequences, out.sequences_scores, strict=True):
+        logits = oracle(model, plan, text[:-1], newest(399 + new, *[1] * (new - 1)))
+        expected = logits.log_softmax(-1)[range(399, 399 + new), text[400:]].sum()
+        torch.testing.assert_close(score.double(), expected, rtol=0, atol=1e-4)  # the search adds up in float32
 
 
 @each
