@@ -1,14 +1,15 @@
 """Convert a plan to the plain mapping that its file holds, and back. Precedence is settled here alone."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from moa.plans.content import Content
 from moa.plans.errors import PlanError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import AnyRule, Rule
+from moa.plans.reading import SELECTION, ours
 from moa.plans.record import Predicted, Provenance
 from moa.plans.schema import ProblemError, Strict, problem
 
@@ -22,6 +23,8 @@ class _Document(Strict):
     """The version of this format."""
     model: ModelInfo
     """The model that the plan is for."""
+    selection: Annotated[str, BeforeValidator(ours)] = SELECTION
+    """How rules with `read` below 1 choose what they read; `save` writes it into plans that have such rules."""
     defaults: AnyRule
     """The rule of all layers and heads that are not named below; all its keys."""
     layers: dict[int, dict[str, Any]] = Field(default_factory=dict)
@@ -82,6 +85,7 @@ def to_document(plan: Content, expand: bool = False) -> dict[str, Any]:
     document = {
         "version": 1,
         "model": _plain(plan.model),
+        "selection": SELECTION if any(rule.read < 1 for of in plan.groups.values() for rule in of) else None,
         "defaults": _without_read_of_1(_plain(plan.defaults)),
         "layers": layers,
         "predicted": _plain(plan.predicted),

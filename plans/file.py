@@ -79,7 +79,7 @@ def render(plan: Content) -> str:
         if key == "layers":
             lines += ["layers:", *(f"  {layer}: {_one_line(entry)}" for layer, entry in part.items())]
         else:
-            lines.append(f"{key}: {_one_line(part)}")
+            lines.append(f"{key}: {part if isinstance(part, str) else _one_line(part)}")
     return "\n".join(lines) + "\n"
 
 

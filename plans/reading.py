@@ -17,8 +17,11 @@ on the dtype. Only calls with up to 16 new tokens of a sequence read, so the pag
 before its call.
 """
 
+from typing import Any
+
 import numpy as np
 
+from moa.plans.errors import brief
 from moa.plans.span import BLOCK, IntLike, Ints
 
 COARSE = 16
@@ -34,9 +37,16 @@ SUMMARIES = BLOCK // COARSE + BLOCK // FINE
 SHORT = 16
 """The most new tokens of a sequence in a call that read; with more of them all that is kept is read."""
 SELECTION = "pages 16 and 4"
-"""Name of these sizes, of summaries and their score (`moa.kernels.paged`), to which figures in profiles belong."""
+"""Name of these sizes, of summaries and their score (`moa.kernels.paged`): profiles and plans of reads are for it."""
 READ_STEPS = 256
 """`read` is a multiple of 1/256."""
+
+
+def ours(selection: Any) -> str:
+    """Return the name of a selection that a file has, if rows read by it here; else raise a ValueError."""
+    if selection != SELECTION:
+        raise ValueError(f"must be {brief(SELECTION)}, as plans read here, found {brief(selection)}: make it anew")
+    return SELECTION
 
 
 def slow_channels(head_size: int) -> Ints:

@@ -4,12 +4,12 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 
 from moa.plans.errors import ProfileError, brief
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import PATTERNS, Variant
-from moa.plans.reading import READ_STEPS, SELECTION
+from moa.plans.reading import READ_STEPS, ours
 from moa.plans.schema import Strict, problem
 from moa.plans.span import BLOCK
 
@@ -21,12 +21,6 @@ _Size = Annotated[int, Field(ge=BLOCK, multiple_of=BLOCK)]
 def _known(name: str) -> str:
     if name not in PATTERNS:
         raise ValueError(f"pattern must be {', '.join(map(repr, PATTERNS))}, found {brief(name)}")
-    return name
-
-
-def _ours(name: str) -> str:
-    if name != SELECTION:
-        raise ValueError(f"must be {brief(SELECTION)}, as plans read here, found {brief(name)}: measure again")
     return name
 
 
@@ -50,7 +44,7 @@ class ReadTable(Strict):
 class Reads(Strict):
     """The header's part about reads."""
 
-    selection: Annotated[str, AfterValidator(_ours)]
+    selection: Annotated[str, BeforeValidator(ours)]
     shares: tuple[Annotated[int, Field(ge=1, lt=READ_STEPS)], ...] = Field(min_length=1)
     tables: tuple[ReadTable, ...] = Field(min_length=1)
 

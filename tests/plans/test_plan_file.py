@@ -190,6 +190,26 @@ def test_rules_read_all_they_keep_unless_they_say_otherwise():
     assert plan.fingerprint() != Plan.from_rules(MODEL, plain).fingerprint()
 
 
+def test_plans_that_read_say_by_which_selection(tmp_path):
+    plan = Plan.from_rules(MODEL, {1: [FULL, FULL.reading(32), FULL]}, defaults=FULL)
+    plan.save(tmp_path / "plan.yaml")
+    text = (tmp_path / "plan.yaml").read_text()
+    assert text.splitlines()[2:] == [
+        "selection: pages 16 and 4",
+        "defaults: {pattern: sink_window, sink: 64, alpha: 0, beta: 1}",
+        "layers:",
+        "  1: {heads: [default, {read: 0.125}, default]}",
+    ]
+    assert Plan.load(tmp_path / "plan.yaml") == plan == Plan.from_dict(plan.to_dict(expand=True))
+    assert plan.to_dict(expand=True)["selection"] == "pages 16 and 4"
+    assert "selection" not in {**plan.whole.to_dict(), **plan.whole.to_dict(expand=True)}
+    by_hand = parse(text.replace("selection: pages 16 and 4\n", ""))
+    assert by_hand == plan
+    assert plan_file.render(by_hand) == text
+    with pytest.raises(PlanError, match=r"^plan: selection: must be 'pages 16 and 4', as plans read here, found 'old'"):
+        Plan.from_dict(plan.to_dict() | {"selection": "old"})
+
+
 def test_every_shipped_plan_is_valid():
     for name, shipped in plan_file.shipped().items():
         text = shipped.read_text(encoding="utf-8")
@@ -208,6 +228,12 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("version: 1", "version: 2", "line 1: version: input should be 1, found 2"),
         ("version: 1\n", "", "line 1: version: is missing"),
         ("layers: 4,", "layers: four,", "line 2: model.layers: input should be a valid integer"),
+        (
+            "defaults:",
+            "selection: pages 8\ndefaults:",
+            "line 3: selection: must be 'pages 16 and 4', as plans read here, found 'pages 8': make it anew",
+        ),
+        ("defaults:", "selection: [16, 4]\ndefaults:", r"line 3: selection: must be 'pages .*, found \[16, 4\]"),
         ("kv_heads: 3", "kv_heads: 2", "line 2: model: query_heads 9 must be a multiple of kv_heads 2"),
         ("head_size: 64, ", "", "line 2: model.head_size: is missing"),
         (
@@ -240,7 +266,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("predicted:", "more: 1\npredicted:", "line 7: more: unknown key"),
         ("[1024,", "[1024", "line 7"),
         ("tool: 0.1.0", "tool: !!python/name:os.system x", "line 8: not valid YAML: could not determine"),
-        (TEXT, "", "line 1: a plan is a mapping with the keys version, model, defaults"),
+        (TEXT, "", "line 1: a plan is a mapping with the keys version, model, selection, defaults"),
         (TEXT, "- 1\n", r"line 1: a plan is a mapping .*, found \[1\]"),
         (TEXT, "a: &a [*a]\n", "line 1: a: unknown key"),
         ("version: 1\n", BOMB + "version: *h\n", "with its aliases written out it has more than 1000000 parts"),
