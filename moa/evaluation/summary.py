@@ -10,6 +10,8 @@ from moa.plans.plan import Plan
 
 KEPT = ("tokens", "row", "density", "KV cache, MiB")
 """Headings of what every row has."""
+ONE_CALL = "in_one_call"
+"""Key of what a task finds beside its score where a plan reads, if questions come in one call."""
 
 
 def summarise(
@@ -49,6 +51,7 @@ def summarise(
 def table(rows: Sequence[dict[str, Any]], tasks: Mapping[str, Task] = TASKS) -> tuple[list[str], list[list[str]]]:
     """Return the headings and each row's cells: of every task that some row has, `-` where the row itself lacks it."""
     measured = [task for task in tasks.values() if any(task.name in row for row in rows)]
+    at_once = {task.name for task in measured if any(ONE_CALL in row.get(task.name, ()) for row in rows)}
     reads = any("read" in row for row in rows)
     found = []
     for row in rows:
@@ -58,6 +61,11 @@ def table(rows: Sequence[dict[str, Any]], tasks: Mapping[str, Task] = TASKS) -> 
             cells.insert(3, f"{row.get('read', row['density']):.3f}")
         for task in measured:
             cells += task.cells(row[task.name]) if task.name in row else ["-"] * len(task.columns)
+            if task.name in at_once:
+                one = row.get(task.name, {}).get(ONE_CALL)
+                cells.append(f"{one['rate']:.2f}" if one else "-")
         found.append(cells)
-    kept = [*KEPT[:3], "read", *KEPT[3:]] if reads else KEPT
-    return [*kept, *(name for task in measured for name in task.columns)], found
+    headings = [*KEPT[:3], "read", *KEPT[3:]] if reads else [*KEPT]
+    for task in measured:
+        headings += [*task.columns, *([f"{task.columns[0]}, asked in one call"] if task.name in at_once else [])]
+    return headings, found

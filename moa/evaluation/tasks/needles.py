@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moa.evaluation.greedy import greedy, last_logits
-from moa.evaluation.haystack import FORMATS, Format, Haystack, haystack
+from moa.evaluation.haystack import FORMATS, Format, Haystack, Question, haystack
 from moa.evaluation.interval import paired, wilson
 from moa.evaluation.prefills import Prefills
 from moa.evaluation.rows import Row
@@ -78,7 +78,8 @@ def ask(
     In a chat, each question also follows the questions before it and the right answers to them.
 
     Under a plan that reads less than it keeps, questions come in calls of as many tokens as do read, as answers are
-    decoded: in one call a question would read everything, and its last token would choose the answer's first.
+    decoded: in one call a question would read everything, and its last token would choose the answer's first. What
+    that finds is there beside it.
 
     Args:
         model: The model.
@@ -89,7 +90,8 @@ def ask(
         read: Gives the text's cache; by default the row reads it for itself.
 
     Returns:
-        `right`: one bool per question; `answers`: the generated texts; `cache_bytes`: the size of the text's cache.
+        `right`: one bool per question; `answers`: the generated texts; `cache_bytes`: the size of the text's cache;
+        `in_one_call`, under a plan that reads: whether the answer is right where the question comes in one call.
 
     Raises:
         Unsupported: The model rotates keys in another way after the answer than before the question.
@@ -98,20 +100,28 @@ def ask(
     (cache, _), cached = (read or text_read(model, [row], hay)).under(row), len(hay.ids)
     with row.variant.on(model):
         allocated = allocated_bytes(cache)
-        answers = []
-        for q in hay.questions:
-            own, there = (cache, cached) if chat else (deepcopy(cache), cached)
-            step = SHORT if row.plan is not None and row.plan.reads() else len(q.ids)
-            *before, last = (q.ids[i : i + step] for i in range(0, len(q.ids), step))
-            for some in before:
-                last_logits(model, own, some, there)
-                there += len(some)
-            logits, there = last_logits(model, own, last, there), there + len(last)
+        reads = row.plan is not None and row.plan.reads()
+        answers: list[str] = []
+        at_once: list[str] = []
+
+        def answer(own: Any, q: Question, step: int) -> str:
+            for i in range(0, len(q.ids), step):
+                logits = last_logits(model, own, q.ids[i : i + step], cached + i)
+            behind = deepcopy(own) if chat else own  # a chat goes on behind the question, with the right answer
             known = partial(_decided, answer=q.answer)
-            own, cached = (deepcopy(own), there) if chat else (own, cached)
-            answers.append(greedy(model, tokenizer, own, logits, there, ANSWER_TOKENS, known))
-    right = [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
-    return {"right": right, "answers": answers, "cache_bytes": allocated}
+            return greedy(model, tokenizer, behind, logits, cached + len(q.ids), ANSWER_TOKENS, known)
+
+        for q in hay.questions:
+            if reads:
+                at_once.append(answer(deepcopy(cache), q, len(q.ids)))
+            answers.append(answer(cache if chat else deepcopy(cache), q, SHORT if reads else len(q.ids)))
+            cached += len(q.ids) if chat else 0
+    found = {"right": _right(answers, hay), "answers": answers, "cache_bytes": allocated}
+    return found | ({"in_one_call": _right(at_once, hay)} if reads else {})
+
+
+def _right(answers: Sequence[str], hay: Haystack) -> list[bool]:
+    return [answered(text, q.answer) for text, q in zip(answers, hay.questions, strict=True)]
 
 
 def text_read(model: Any, rows: Sequence[Row], hay: Haystack) -> Prefills[Tensor]:
@@ -156,12 +166,17 @@ def _words(text: str) -> list[str]:
 
 
 def retrieval(contents: Sequence[Haystack], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
-    """Return right answers, also by question and depth, with 95 % intervals; `kept` is the part of dense's rate."""
+    """Return right answers, also by question and depth, with 95 % intervals; `kept` is the part of dense's rate.
+
+    Those to questions in one call are there if every result has them; results of an older version have none.
+    """
     right = [ok for r in results for ok in r["right"]]
     base = [ok for r in dense for ok in r["right"]]
     depths = [q.depth for hay in contents for q in hay.questions]
     by_depth = [[ok for ok, d in zip(right, depths, strict=True) if int(d * DEPTHS) == i] for i in range(DEPTHS)]
     low, high = wilson(sum(right), len(right))
+    once = [ok for r in results for ok in r.get("in_one_call", ())]
+    in_one_call = {"right": sum(once), "questions": len(once), "rate": sum(once) / len(right)}
     difference = paired(right, base)
     return {
         "right": sum(right),
@@ -172,6 +187,7 @@ def retrieval(contents: Sequence[Haystack], results: Sequence[Any], dense: Seque
         "kept": sum(right) / sum(base) if any(base) else None,
         "by_question": "".join(str(int(ok)) for ok in right),
         "by_depth": [{"right": sum(group), "questions": len(group)} for group in by_depth],
+        **({"in_one_call": in_one_call} if len(once) == len(right) else {}),
     }
 
 

@@ -41,6 +41,20 @@ def test_the_table_has_the_tasks_that_some_row_has():
     assert [cells[4:] for cells in rows] == [["-"], ["0.50 (0.10 to 0.90)"]]
 
 
+def test_what_questions_in_one_call_find_has_a_column_where_a_row_reads(model):
+    hay = Haystack(tuple(range(400)), tuple(Question((1,), "x", depth) for depth in (0.1, 0.3)))
+    sample, dense = Sample("four", 512, 0, hay), {"right": [True, True]}
+    older, newer = {"right": [True, False]}, {"right": [True, False], "in_one_call": [True, True]}
+    plan = Plan.from_rules(model, {}, defaults=FULL.model_copy(update={"read": 1 / 8}))
+    rows = [summarise(name, Plan.dense(model) if mine is dense else plan, [sample], [mine], [dense], model.dtype)
+            for name, mine in (("dense", dense), ("older", older), ("newer", newer))]  # fmt: skip
+    assert [row["four"].get("in_one_call") for row in rows] == [None, None, {"right": 2, "questions": 2, "rate": 1.0}]
+    headings, cells = table(rows)
+    assert headings[5:] == ["four needles", "four needles, asked in one call"]
+    assert [row[-1] for row in cells] == ["-", "-", "1.00"]
+    assert table(rows[:2])[0][5:] == ["four needles"]
+
+
 def test_what_is_read_has_a_column_where_a_plan_reads_less_than_it_keeps(model):
     plan = Plan.from_rules(model, {}, defaults=FULL.model_copy(update={"read": 1 / 8}))
     sample = Sample("text", 512, 0, list(range(512)))

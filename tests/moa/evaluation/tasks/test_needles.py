@@ -78,4 +78,13 @@ def test_a_question_is_decoded_as_its_answer_is_where_a_plan_reads(fresh, tokeni
         late = np.arange(len(whole)) >= 330
         whole = torch.cat([whole, oracle(model, plan, whole, late)[-1].argmax(-1, keepdim=True)])
     found = ask(model, tokenizer, Row("row", plan, "torch"), hay)
-    assert found["answers"] == [tokenizer.decode(shown[330:])] != [tokenizer.decode(whole[330:])]
+    monkeypatch.setattr("moa.evaluation.tasks.needles.answered", lambda text, answer: text == answer)
+    at_once = tokenizer.decode(whole[330:])
+    assert found["answers"] == [tokenizer.decode(shown[330:])] != [at_once]
+    known = Haystack(
+        hay.ids, tuple(Question(hay.questions[0].ids, answer, 0.5) for answer in (*found["answers"], at_once))
+    )
+    found = ask(model, tokenizer, Row("row", plan, "torch"), known)
+    assert (found["right"], found["in_one_call"]) == ([True, False], [False, True])
+    dense = ask(model, tokenizer, Row("dense", None), hay)
+    assert "in_one_call" not in dense
