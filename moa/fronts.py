@@ -15,7 +15,7 @@ from moa.report.front import picture, table, write
 from moa.report.plan import canvas
 from moa.search.budget import Budget
 from moa.search.front import Point, front
-from moa.search.question import Figures, Options, Question
+from moa.search.question import KEEPING, Figures, Options, Question
 from moa.version import __version__
 
 
@@ -37,10 +37,10 @@ class Front:
         asked = self.question
         points = front(
             asked.profile, self.count, self.axis, asked.budgets, mix=asked.mix, costs=asked.costs,
-            lengths=asked.lengths, time_limit=asked.time_limit, kv_dtype=asked.kv_dtype,
+            lengths=asked.lengths, time_limit=asked.time_limit, kv_dtype=asked.kv_dtype, keep_all=asked.keep_all,
         )  # fmt: skip
         for point in points:
-            kept = ", ".join(map(str, [point.budget, *asked.budgets]))
+            kept = ", ".join([*map(str, [point.budget, *asked.budgets]), *([KEEPING] if asked.keep_all else [])])
             origin = asked.origin.model_copy(update={"budget": kept})
             yield replace(point, plan=point.plan.model_copy(update={"provenance": origin}))
 
@@ -99,7 +99,7 @@ def find_front(
     Args:
         profile: A profile, or its file.
         count: Budgets to solve for, 2 or more, in equal ratios: of the time of a decode step at the longest intended
-            length where costs have it, else of the density there.
+            length where costs have it, else of the density there, or where everything is kept of what a step reads.
         budgets: Other budgets, as for `find_plan`, which every plan keeps.
         **options: As for `find_plan`, without `minimise`.
 
@@ -114,4 +114,5 @@ def find_front(
     if question.minimise is not None:
         raise MoaError("a front makes harm least: no budget on harm (--max-harm) and no --minimise with it")
     known = question.costs is not None and "decode" in question.costs.terms
-    return Front(question, count, Budget("decode_ms" if known else "density", 1, question.lengths.longest))
+    axis = "decode_ms" if known else "read" if question.keep_all else "density"
+    return Front(question, count, Budget(axis, 1, question.lengths.longest))

@@ -221,6 +221,8 @@ def _name(question: Question, network: Any, length: int, seed: int) -> str:
         "costs": None if costs is None else costs.model_dump(mode="json"), "lengths": question.lengths.all,
         "length": length, "seed": seed, "sources": dict(question.mix.sources), "tables": _tables(question.profile),
     }  # fmt: skip
+    if question.keep_all:
+        about["keep_all"] = True
     if question.reads:
         about["reads"] = _read_tables(question.profile)
     return sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]

@@ -196,6 +196,7 @@ class Form:
         largest: Its largest figure.
         batched: Whether it depends on the number of sequences.
         times: The kind of work whose time it limits; None for what needs no measured costs.
+        kept: Whether it is of what rules keep alone.
     """
 
     written: str
@@ -203,14 +204,15 @@ class Form:
     largest: float = inf
     batched: bool = True
     times: Kind | None = None
+    kept: bool = False
 
 
 FORMS = {
-    "density": Form("D[@LENGTH]", _density, largest=1, batched=False),
+    "density": Form("D[@LENGTH]", _density, largest=1, batched=False, kept=True),
     "read": Form("D[@LENGTH]", _read, largest=1, batched=False),
-    "kv_gb": Form("G@LENGTH[xBATCH]", _kv_gb),
+    "kv_gb": Form("G@LENGTH[xBATCH]", _kv_gb, kept=True),
     "decode_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="decode"),
-    "prefill_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="prefill"),
+    "prefill_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="prefill", kept=True),
     "harm": Form("H", None, batched=False),
 }
 """Every kind of budget."""

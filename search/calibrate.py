@@ -82,11 +82,15 @@ def calibrate(question: Question, evaluate: Evaluate, count: int, progress: Call
     """
     profile, longest, axis = question.profile, question.lengths.longest, "read" if question.reads else "density"
     rules = candidates(profile, question.mix, question.lengths, question.reads)
-    least = float(limit(Budget(axis, 1), rules, profile.model, longest).cost.sum(0).min())
+    kept = limit(Budget(axis, 1), rules, profile.model, longest)
+    kept = kept.among(rules.everything(longest)) if question.keep_all else kept
+    least = float(kept.cost.sum(0).min())
     points = []
     for i, density in enumerate(np.geomspace(least * 1.05, 0.8, count)):
         budget = Budget(axis, float(density))
-        plan, solution = choose(profile, [budget], mix=question.mix, lengths=question.lengths)
+        plan, solution = choose(
+            profile, [budget], mix=question.mix, lengths=question.lengths, keep_all=question.keep_all
+        )
         *_, measured = evaluate(plan)
         points.append((solution.value, measured.kl))
         what = f"{axis} {density:.2f}: objective {solution.value:.3g}, KL {measured.kl:.4f}"

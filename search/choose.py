@@ -13,7 +13,7 @@ from moa.plans.model import Dtype
 from moa.plans.plan import Plan, Predicted, Provenance
 from moa.plans.span import Floats, Ints
 from moa.profiler.profile import Profile, digest
-from moa.search.budget import ASSUMED, Budget, limit
+from moa.search.budget import ASSUMED, FORMS, Budget, limit
 from moa.search.cost import Costs, Work
 from moa.search.descent import Descent
 from moa.search.grid import Grid
@@ -34,6 +34,7 @@ class Problem:
         harms: The harms that both are mixed from.
         limits: All budgets.
         least: The cost to minimise; None for the harm.
+        free: Which rules may be chosen. The others only give the harms their scale.
     """
 
     rules: Grid
@@ -42,13 +43,14 @@ class Problem:
     harms: Harms
     limits: list[Limit]
     least: Limit | None
+    free: Ints | slice
 
 
 def choose(
     profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN,
     costs: Costs | None = None, minimise: Budget | None = None, lengths: Lengths | None = None,
     descent: Descent | None = None, time_limit: float = 60.0, provenance: Provenance | None = None,
-    kv_dtype: Dtype | None = None,
+    kv_dtype: Dtype | None = None, keep_all: bool = False,
 ) -> tuple[Plan, Solution]:  # fmt: skip
     """Return the plan of least harm within the budgets; with `minimise` the one of least cost, with a budget on harm.
 
@@ -65,23 +67,28 @@ def choose(
         provenance: Recorded in the plan.
         kv_dtype: Dtype of the cache, in budgets and predictions in bytes; None for that of the profile, or `ASSUMED` if
             the profile does not say.
+        keep_all: Whether every group keeps everything, so that only what it reads is chosen.
 
     Raises:
         BudgetInfeasible: No plan keeps the budgets.
-        MoaError: No budget, or a mix that does not fit the profile.
+        MoaError: No budget, or a mix that does not fit the profile; or everything is kept, and nothing else chosen.
     """
     if descent is not None and minimise is not None:
         raise MoaError("a descent makes harm least: no minimise with it")
     kv_dtype = kv_dtype or profile.dtype or ASSUMED
     lengths = lengths or Lengths.of(profile)
-    problem = pose(profile, budgets, mix=mix, costs=costs, minimise=minimise, lengths=lengths, kv_dtype=kv_dtype)
+    problem = pose(
+        profile, budgets, mix=mix, costs=costs, minimise=minimise, lengths=lengths, kv_dtype=kv_dtype, keep_all=keep_all
+    )
     rules, whole = problem.rules, problem.text + problem.recall
     if descent is not None:
         keeping = parts(profile, rules, mix, lengths, Harms(problem.harms.kept, {}))[0]
         goal = descent.objective(problem.text, problem.recall, rules, mix, problem.text - keeping)
     else:
         goal = whole if problem.least is None else problem.least.cost
-    solution = solve(goal, problem.limits, time_limit=time_limit)
+    free = problem.free
+    solution = solve(goal[:, free], [each.among(free) for each in problem.limits], time_limit=time_limit)
+    solution = replace(solution, choice=np.arange(len(rules))[free][solution.choice])
     if problem.least is not None:
         solution = solution.plus(problem.least.fixed)
     model = profile.model
@@ -106,12 +113,13 @@ def choose(
 def pose(
     profile: Profile, budgets: Sequence[Budget], *, mix: Mix = PLAIN, costs: Costs | None = None,
     minimise: Budget | None = None, lengths: Lengths | None = None, kv_dtype: Dtype | None = None,
+    keep_all: bool = False,
 ) -> Problem:  # fmt: skip
     """Return the problem that `choose` solves for the same arguments; refuse what can be refused without solving.
 
     Raises:
         BudgetInfeasible: A budget that no plan keeps.
-        MoaError: No budget, or a mix, lengths or costs that do not fit.
+        MoaError: No budget, or a mix, lengths or costs that do not fit; or everything is kept, and nothing else chosen.
     """
     if not budgets:
         raise MoaError("give at least one budget, such as --max-density 0.5")
@@ -121,6 +129,8 @@ def pose(
     for budget in (*budgets, *([] if minimise is None else [minimise])):
         if most and budget.length and budget.length > most:
             raise MoaError(f"the length of {budget} must be at most {most}, the longest text that the model takes")
+    if keep_all:
+        _check_free(profile, [budget for budget in (*budgets, minimise) if budget is not None], costs)
     rules = candidates(profile, mix, lengths, may_read(profile, (*budgets, minimise), costs))
     if costs is not None:
         costs.check(profile.model, rules.rules)
@@ -133,8 +143,20 @@ def pose(
         return limit(budget.stored(kv_dtype), rules, profile.model, lengths.longest, costs)
 
     kept = [limited(budget) for budget in budgets]
-    check(kept)
-    return Problem(rules, text, recall, harms, kept, None if minimise is None else limited(minimise))
+    free: Ints | slice = rules.everything(lengths.longest) if keep_all else slice(None)
+    check([each.among(free) for each in kept])
+    return Problem(rules, text, recall, harms, kept, None if minimise is None else limited(minimise), free)
+
+
+def _check_free(profile: Profile, limits: Sequence[Budget], costs: Costs | None) -> None:
+    """Refuse to keep everything where a limit is of what is kept, or none lets rules read less."""
+    if of_kept := [limit for limit in limits if FORMS[limit.kind].kept]:
+        raise MoaError(f"--keep-all keeps everything: no limit of what is kept goes with it, found {of_kept[0].kind}")
+    if not may_read(profile, limits, costs):
+        raise MoaError(
+            "--keep-all chooses only what steps read: give --max-read, or --max-decode-ms with a profile and costs "
+            "that know reads"
+        )
 
 
 def _harms(profile: Profile, problem: Problem, mix: Mix, lengths: Lengths, choice: Ints) -> list[float]:

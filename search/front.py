@@ -37,7 +37,7 @@ class Point:
 def front(
     profile: Profile, count: int, axis: Budget, budgets: Sequence[Budget] = (), *,
     mix: Mix = PLAIN, costs: Costs | None = None, lengths: Lengths | None = None, time_limit: float = 60.0,
-    kv_dtype: Dtype | None = None,
+    kv_dtype: Dtype | None = None, keep_all: bool = False,
 ) -> Iterator[Point]:  # fmt: skip
     """Solve for `count` budgets in equal ratios, from the least that any plan needs to what full attention takes.
 
@@ -50,7 +50,7 @@ def front(
         costs: Measured costs, for budgets in milliseconds.
         lengths: As for `choose`.
         time_limit: Seconds for each plan.
-        kv_dtype: As for `choose`.
+        kv_dtype, keep_all: As for `choose`.
 
     Yields:
         Points with rising budgets and falling harm, as they are found.
@@ -63,22 +63,24 @@ def front(
         raise MoaError(f"a front has 2 plans or more, found {count}")
     harm, lengths = np.inf, lengths or Lengths.of(profile)
     axis = axis.stored(kv_dtype or profile.dtype or ASSUMED)
-    for figure in np.geomspace(*_range(profile, axis, budgets, costs, lengths), count):
+    for figure in np.geomspace(*_range(profile, axis, budgets, costs, lengths, keep_all), count):
         budget = replace(axis, most=_round_up(float(figure)))
         plan, solution = choose(
-            profile, [budget, *budgets], mix=mix, costs=costs, lengths=lengths, time_limit=time_limit, kv_dtype=kv_dtype
-        )
+            profile, [budget, *budgets], mix=mix, costs=costs, lengths=lengths, time_limit=time_limit,
+            kv_dtype=kv_dtype, keep_all=keep_all,
+        )  # fmt: skip
         if solution.value < harm:
             harm = solution.value
             yield Point(plan, budget, solution)
 
 
 def _range(
-    profile: Profile, axis: Budget, budgets: Sequence[Budget], costs: Costs | None, lengths: Lengths
+    profile: Profile, axis: Budget, budgets: Sequence[Budget], costs: Costs | None, lengths: Lengths, keep_all: bool
 ) -> tuple[float, float]:
     """Return the least budget that some plan keeps, and what full attention takes."""
     rules = candidates(profile, PLAIN, lengths, may_read(profile, (axis, *budgets), costs))
     kept = limit(axis, rules, profile.model, lengths.longest, costs)
+    kept = kept.among(rules.everything(lengths.longest)) if keep_all else kept
     total = kept.fixed + kept.cost.sum(0)  # the same rule in every group
     return float(total.min()), float(total.max())
 

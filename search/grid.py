@@ -61,6 +61,10 @@ class Grid:
         """Return the keys visible at `length`: int64 [rules]."""
         return self.reach.span(length)
 
+    def everything(self, length: int) -> Ints:
+        """Return which rules keep all of a text of `length`: int64 [these rules]."""
+        return np.flatnonzero(self.spans(length) == length)
+
     def cache_blocks(self, length: int) -> Ints:
         """Return the blocks that the cache holds at `length`: int64 [rules]."""
         return self.reach.cache_blocks(length)

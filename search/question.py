@@ -22,6 +22,9 @@ from moa.search.solver import Solution
 Figures = float | str | Sequence[float | str]
 """Figures of one kind of budget: `0.5`, `"0.5@4096"`, `"1.5@4096x8"`, or several of them."""
 
+KEEPING = "keeping everything"
+"""What provenance says of a plan that had to keep everything."""
+
 
 class Options(TypedDict, total=False):
     """The options of a search other than its budgets; all may be left out."""
@@ -40,6 +43,8 @@ class Options(TypedDict, total=False):
     """Patterns to choose from; None for all that were profiled."""
     kv_dtype: str | None
     """Dtype of the cache that budgets and predictions in bytes count; None for what was profiled."""
+    keep_all: bool
+    """Whether every group keeps everything, so that only what steps read is chosen; no budget of what is kept."""
     time_limit: float
     """Seconds for the solver, per plan."""
 
@@ -58,6 +63,7 @@ class Question:
         kv_dtype: Dtype of the cache, for figures in bytes.
         time_limit: Seconds for the solver, per plan.
         origin: Where plans come from, which each of them records.
+        keep_all: Whether every group keeps everything.
     """
 
     profile: Profile
@@ -69,6 +75,7 @@ class Question:
     kv_dtype: Dtype
     time_limit: float
     origin: Provenance
+    keep_all: bool = False
 
     @classmethod
     def of(
@@ -76,7 +83,7 @@ class Question:
         minimise: str | None = None, costs: Costs | str | PathLike[str] | None = None,
         lengths: Sequence[int] | None = None, max_length: int | None = None,
         source_weights: Mapping[str, float] | None = None, patterns: Sequence[str] | None = None,
-        kv_dtype: str | None = None, time_limit: float = 60.0,
+        kv_dtype: str | None = None, keep_all: bool = False, time_limit: float = 60.0,
     ) -> "Question":  # fmt: skip
         """Return the completed question; `tool` is the version that plans record, the rest is as in `Options`.
 
@@ -112,7 +119,9 @@ class Question:
             origin = origin.model_copy(update={"budget": f"{origin.budget}, least {minimise}{least.unit}"})
         if lengths is not None:
             origin = origin.model_copy(update={"budget": f"{origin.budget}, for {','.join(map(str, lengths))}"})
-        return cls(measured, tuple(placed), least, mix, known, span, stored, time_limit, origin)
+        if keep_all:
+            origin = origin.model_copy(update={"budget": f"{origin.budget}, {KEEPING}"})
+        return cls(measured, tuple(placed), least, mix, known, span, stored, time_limit, origin, keep_all)
 
     def check(self) -> None:
         """Refuse everything that can be refused without solving.
@@ -123,7 +132,7 @@ class Question:
         """
         pose(
             self.profile, self.budgets, mix=self.mix, costs=self.costs, minimise=self.minimise, lengths=self.lengths,
-            kv_dtype=self.kv_dtype,
+            kv_dtype=self.kv_dtype, keep_all=self.keep_all,
         )  # fmt: skip
 
     def solve(self, mix: Mix | None = None, descent: Descent | None = None) -> tuple[Plan, Solution]:
@@ -135,7 +144,7 @@ class Question:
         return choose(
             self.profile, self.budgets, mix=mix or self.mix, costs=self.costs, minimise=self.minimise,
             lengths=self.lengths, descent=descent, time_limit=self.time_limit, provenance=self.origin,
-            kv_dtype=self.kv_dtype,
+            kv_dtype=self.kv_dtype, keep_all=self.keep_all,
         )  # fmt: skip
 
     def told(self, solution: Solution) -> str:

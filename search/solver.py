@@ -45,6 +45,10 @@ class Limit:
     most: float
     fixed: float = 0.0
 
+    def among(self, rules: Ints | slice) -> "Limit":
+        """Return the limit on a choice among some of the rules."""
+        return replace(self, cost=self.cost[:, rules])
+
 
 @dataclass(frozen=True)
 class Solution:

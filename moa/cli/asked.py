@@ -61,6 +61,13 @@ Weights = Annotated[
 Patterns = Annotated[
     list[str] | None, typer.Option(help="Pattern to choose from. Default: all that were profiled. Repeatable.")
 ]
+KeepAll = Annotated[
+    bool,
+    typer.Option(
+        "--keep-all",
+        help="Keep everything in every group, and choose only what steps read, by --max-read or --max-decode-ms.",
+    ),
+]
 Seconds = Annotated[float, typer.Option(help="Largest time for the solver, in seconds per plan.")]
 
 
@@ -75,7 +82,7 @@ def budgets(
 
 def options(
     *, minimise: str | None, costs: Path | None, lengths: str | None, max_length: int | None,
-    source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, time_limit: float,
+    source_weight: list[str] | None, pattern: list[str] | None, kv_dtype: str | None, keep_all: bool, time_limit: float,
 ) -> "Options":  # fmt: skip
     """Return the options as keyword arguments of `moa.find_plan` and `moa.refine_plan`."""
     from moa.cli.common import by_name, numbers
@@ -84,7 +91,7 @@ def options(
     return {
         "minimise": minimise, "costs": costs, "lengths": None if lengths is None else numbers("lengths", lengths),
         "max_length": max_length, "source_weights": weights, "patterns": pattern,
-        "kv_dtype": kv_dtype, "time_limit": time_limit,
+        "kv_dtype": kv_dtype, "keep_all": keep_all, "time_limit": time_limit,
     }  # fmt: skip
 
 

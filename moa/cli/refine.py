@@ -42,6 +42,7 @@ def command(
     max_length: asked.Longest = None,
     source_weight: asked.Weights = None,
     pattern: asked.Patterns = None,
+    keep_all: asked.KeepAll = False,
     time_limit: asked.Seconds = 60.0,
     validate_length: Annotated[
         int | None,
@@ -87,7 +88,7 @@ def command(
     )  # fmt: skip
     options = asked.options(
         minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
-        pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,
+        pattern=pattern, kv_dtype=kv_dtype, keep_all=keep_all, time_limit=time_limit,
     )  # fmt: skip
     improve(
         profile, model, output, budgets, options, trials=trials, rounds=rounds, round_samples=round_samples,

@@ -46,6 +46,7 @@ def command(
     max_length: asked.Longest = None,
     source_weight: asked.Weights = None,
     pattern: asked.Patterns = None,
+    keep_all: asked.KeepAll = False,
     time_limit: asked.Seconds = 60.0,
     validate: Annotated[str | None, _OF_REFINE] = None,
     validate_length: Annotated[int | None, _OF_REFINE] = None,
@@ -91,7 +92,7 @@ def command(
     )
     options = asked.options(
         minimise=minimise, costs=costs, lengths=lengths, max_length=max_length, source_weight=source_weight,
-        pattern=pattern, kv_dtype=kv_dtype, time_limit=time_limit,
+        pattern=pattern, kv_dtype=kv_dtype, keep_all=keep_all, time_limit=time_limit,
     )  # fmt: skip
     if validate is not None:
         refine.improve(

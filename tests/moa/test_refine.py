@@ -207,7 +207,7 @@ def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, mo
         "seed": "10", "dtype": "float32", "calibrate": "11",
     }  # fmt: skip
     taken = set(signature(import_module("moa.cli.refine").command).parameters)
-    assert taken == {*asked, "profile", "model", "output", "measure", "json_", "quiet"}
+    assert taken == {*asked, "profile", "model", "output", "measure", "keep_all", "json_", "quiet"}
     calls = []
 
     def record(*args, progress, note, **options):
@@ -216,8 +216,8 @@ def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, mo
 
     monkeypatch.setattr(moa, "refine_plan", record, raising=False)
     options = [word for name, value in asked.items() for word in (f"--{name.replace('_', '-')}", value)]
-    refine("profile", "MODEL", "-o", "plan.yaml", "--measure", *options)
-    search("profile", "-o", "plan.yaml", "--validate", "MODEL", "--measure", "MODEL", *options)
+    refine("profile", "MODEL", "-o", "plan.yaml", "--measure", "--keep-all", *options)
+    search("profile", "-o", "plan.yaml", "--validate", "MODEL", "--measure", "MODEL", "--keep-all", *options)
     assert len(calls) == 2
     assert calls[0] == calls[1]
     args, given = calls[0]
@@ -229,8 +229,8 @@ def test_the_old_spelling_hands_every_option_to_its_own_place(refine, search, mo
     assert given | {"costs": str(given["costs"])} == {
         "minimise": "density@512", "costs": "costs.json", "lengths": (512,), "max_length": 1024,
         "source_weights": {"text": 5.0}, "patterns": ["sink_window"], "kv_dtype": "float16", "time_limit": 6.0,
-        "validate_length": 512, "trials": 7, "rounds": 8, "round_samples": 9, "storage": "trials.log", "seed": 10,
-        "dtype": "float32", "calibration": 11, "measure": True,
+        "keep_all": True, "validate_length": 512, "trials": 7, "rounds": 8, "round_samples": 9, "storage": "trials.log",
+        "seed": 10, "dtype": "float32", "calibration": 11, "measure": True,
     }  # fmt: skip
 
 

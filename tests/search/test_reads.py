@@ -142,6 +142,19 @@ def test_everything_kept_where_only_reading_is_limited(profile):
     assert solution.value == pytest.approx(least.read_density(1024))
 
 
+def test_where_everything_is_kept_nothing_else_may_be_limited(profile, known):
+    for kind, text in (("density", "1"), ("kv_gb", "9@512"), ("prefill_ms", "9@512")):
+        with pytest.raises(MoaError, match=f"no limit of what is kept goes with it, found {kind}"):
+            choose(profile, [parse("read", "0.2"), parse(kind, text)], keep_all=True)
+    with pytest.raises(MoaError, match="no limit of what is kept goes with it, found density"):
+        choose(profile, [parse("harm", "0.3")], minimise=cost("density@1024"), keep_all=True)
+    known = known.model_copy(update={"model": profile.model})
+    with pytest.raises(MoaError, match="--keep-all chooses only what steps read: give --max-read"):
+        choose(profile, [parse("decode_ms", "9e9")], costs=known, keep_all=True)
+    with pytest.raises(MoaError, match=r"no plan keeps read<=0.01@4096: the smallest feasible value is 0.03"):
+        choose(profile, [parse("read", "0.01")], keep_all=True)
+
+
 def test_without_a_budget_of_reads_the_same_bytes_are_written(profile, tmp_path):
     for name, known in (("with", profile), ("without", replace(profile, reads=None))):
         for i, budgets in enumerate(
