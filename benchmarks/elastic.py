@@ -23,10 +23,9 @@ from typing import Any
 from held_out import TASKS
 from pages_parts.quality import effective
 from provenance import about, provenance, said, write
-from tables import claim, claimed, compared, head, line
+from tables import claim, claimed, compared, difference, head, line
 
 from moa.evaluation.comparison import compare
-from moa.evaluation.interval import paired
 from moa.evaluation.journal import Journal
 from moa.evaluation.rows import uniform_like
 from moa.evaluation.samples import Part
@@ -91,7 +90,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for task in (task for task in NEEDLES if task in row and dense[task]["rate"] >= ANSWERED):
             found.append(claim(f"{at}, {task}: keeps of dense at least", row[task]["kept"], RETRIEVAL[name]))
             if name == QUARTER and alone:
-                most = paired(*(list(map(int, each[task]["by_question"])) for each in (row, alone)))[2]
+                most = difference(row, alone, task)[2]
                 text = f"{at}, {task}: minus the plan for this length alone, upper end of its interval, at least"
                 found.append(claim(text, most, 0.0))
         if "text" in row:

@@ -36,6 +36,7 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "peers": (peers.peers, "peers"),
     "tasks": (tasks.tasks, "tasks"),
     "reads": (reads.quality, "reads"),
+    "reads, 8k": (reads.quality, "reads-8k"),
     "reads, baselines": (reads.baselines, "reads_baselines"),
     "reads, truth": (profile.reads, "reads_truth"),
     "speed": (speed.speed, "cpu"),

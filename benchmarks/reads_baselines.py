@@ -3,7 +3,7 @@
 All rows are plans of moa's runtime. Where a method selects in another way than moa does, its back-end differs from the
 device's default one in that alone (`reads_parts/backend.py`). Where everything is kept:
 
-- searched: what `moa search --max-read` finds.
+- searched: what `moa search --max-read --keep-all` finds.
 - uniform: every group reads the same share, by moa's own pages and summaries.
 - quest: pages of 16 by the bounds of each channel (arXiv 2406.10774), whose summaries alone are 1/16 of all bytes. Its
   first two layers are whole, if the others can then fetch pages within the budget.
@@ -110,8 +110,8 @@ def entries(profile: Profile, share: float, length: int) -> Iterator[Entry]:
 
 
 def _searched(profile: Profile, share: float, kept: float, length: int) -> Plan:
-    limits = {"read": f"{share}@{length}", "density": f"{kept}@{length}"}
-    return moa.find_plan(profile, limits, max_length=max(length, *profile.lengths)).plan
+    limits = {"read": f"{share}@{length}"} | ({"density": f"{kept}@{length}"} if kept < 1 else {})
+    return moa.find_plan(profile, limits, keep_all=kept == 1, max_length=max(length, *profile.lengths)).plan
 
 
 def _uniform(model: Any, whole: dict[int, list[Rule]], steps: int) -> Plan:

@@ -3,7 +3,11 @@
 from collections.abc import Sequence
 from typing import Any
 
+from moa.evaluation.interval import paired
 from moa.evaluation.summary import table
+
+SIGNED = "{:+.2f} ({:+.2f} to {:+.2f})"
+"""How a difference and its interval are shown."""
 
 
 def head(columns: Sequence[str]) -> list[str]:
@@ -26,6 +30,11 @@ def compared(rows: Sequence[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def difference(first: dict[str, Any], second: dict[str, Any], task: str) -> tuple[float, float, float]:
+    """Return the rate of right answers of one row minus another's on the same questions, with its 95 % interval."""
+    return paired(*([answer == "1" for answer in row[task]["by_question"]] for row in (first, second)))
+
+
 def claim(text: str, measured: float | None, bound: float, *, at_most: bool = False) -> dict[str, Any]:
     """Return what must hold, what was measured, and whether it holds; None, not measurable, does not."""
     holds = measured is not None and (measured <= bound if at_most else measured >= bound)
@@ -33,9 +42,16 @@ def claim(text: str, measured: float | None, bound: float, *, at_most: bool = Fa
 
 
 def claimed(claims: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the table of claims; one that does not hold stands in it as such."""
-    lines = head(["claim", "bound", "measured", "holds"])
+    """Return the table of claims; one that does not hold stands in it as such.
+
+    Where a claim is of a difference, in `difference` with its 95 % interval, that is there too.
+    """
+    differ = any("difference" in each for each in claims)
+    lines = head(["claim", "bound", "measured", *(["difference"] if differ else []), "holds"])
     for each in claims:
         measured = "-" if each["measured"] is None else f"{each['measured']:.3f}"
-        lines.append(line(each["claim"], f"{each['bound']:g}", measured, "yes" if each["holds"] else "NO"))
+        cells = [each["claim"], f"{each['bound']:g}", measured]
+        if differ:
+            cells.append(SIGNED.format(*each["difference"]) if "difference" in each else "-")
+        lines.append(line(*cells, "yes" if each["holds"] else "NO"))
     return lines

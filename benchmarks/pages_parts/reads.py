@@ -2,8 +2,12 @@
 
 from pages_parts.common import Figures, claims, table, wrapped
 from pages_parts.quality import DENSE, TASKS
+from tables import SIGNED, difference
 
 COLUMNS = "kept", "read", *TASKS.values()
+PERPLEXITIES = {"text": "perplexity", "decoded": "perplexity decoded"}
+TWIN = "uniform like "
+"""Begins the names of rows of uniform reads, before that of the plan."""
 
 
 def cells(row: Figures) -> list[str]:
@@ -14,13 +18,43 @@ def cells(row: Figures) -> list[str]:
 
 
 def quality(found: Figures) -> str:
-    """Return needles and the perplexity of decoded text of every row, and the aims that are missed."""
-    dense = {row["length"]: row["decoded"]["perplexity"] for row in found["rows"] if row["row"] == DENSE}
+    """Return needles and perplexities of every row, their differences from what plans compare with, and missed aims."""
+    perplexities = [task for task in ("text", "decoded") if any(task in row for row in found["rows"])]
+    columns = ["tokens", "row", *COLUMNS, "asked in one call", *(PERPLEXITIES[task] for task in perplexities)]
     rows = []
     for row in found["rows"]:
-        against = row["decoded"]["perplexity"] / dense[row["length"]]
-        rows.append([f"{row['length']:,}", row["row"], *cells(row), f"{against:.3f}"])
-    return "\n\n".join([table(["tokens", "row", *COLUMNS, "perplexity decoded, of dense"], rows), claims(found)])
+        against = [f"{row[task]['perplexity_against_dense']:.3f}" for task in perplexities]
+        rows.append([f"{row['length']:,}", row["row"], *cells(row), in_one_call(row), *against])
+    says = (
+        "Questions come in short calls, which read. In one call they read everything, and choose the answer's first "
+        "token: what a plan finds so, with one needle and with four, stands beside it. Perplexity is of dense, of a "
+        "prefill and as decoded."
+    )
+    return "\n\n".join([wrapped(says), table(columns, rows), *differences(found), claims(found)])
+
+
+def in_one_call(row: Figures) -> str:
+    """Return what a row finds where questions come in one call, by task; `-` where it would be the same."""
+    once = [row[task]["in_one_call"] for task in TASKS if "in_one_call" in row.get(task, ())]
+    return " / ".join(f"{each['right']} of {each['questions']}" for each in once) or "-"
+
+
+def differences(found: Figures) -> list[str]:
+    """Return plans' needles minus those of what they compare with, on the same questions; nothing where none has any.
+
+    That is uniform reads, and dense or the plan that reads all that it keeps.
+    """
+    by_name, rows = {(row["length"], row["row"]): row for row in found["rows"]}, []
+    for (n, name), row in by_name.items():
+        if (n, TWIN + name) not in by_name:
+            continue
+        base = by_name.get((n, f"{name}: all of it"), by_name[n, DENSE])
+        for task in (task for task in TASKS if task in row):
+            apart = (SIGNED.format(*difference(row, by_name[n, other], task)) for other in (base["row"], TWIN + name))
+            rows.append([f"{n:,}", name, TASKS[task], *apart])
+    columns = "tokens", "row", "", "minus dense, or all of it", "minus uniform reads"
+    says = "Rates of right answers minus those of others to the same questions, with 95 % intervals:"
+    return [says, table(columns, rows)] if rows else []
 
 
 def baselines(found: Figures) -> str:

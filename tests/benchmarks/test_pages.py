@@ -178,26 +178,41 @@ def test_cells_of_the_cost_model_that_are_not_resolved_stay_visible():
     assert f"| {aim['claim']} | 0.9 | - |" in text
 
 
-def read_row(name, right, perplexity, **more):
+def asked(right, questions, **more):
+    return {"right": right, "questions": questions, "by_question": "1" * right + "0" * (questions - right), **more}
+
+
+def read_row(name, right, times, **more):
     return {
-        "length": 2048, "row": name, "density": 1.0, "single": {"right": right, "questions": 40},
-        "decoded": {"perplexity": perplexity, "kl": perplexity / 100}, **more,
+        "length": 2048, "row": name, "density": 1.0, "single": asked(right, 40),
+        "decoded": {"perplexity_against_dense": times, "kl": times / 10}, **more,
     }  # fmt: skip
 
 
 def test_plans_that_read_little_stand_beside_dense_with_the_aims_that_they_miss():
     aim = {"claim": "perplexity decoded, at most", "measured": 1.1, "bound": 1.015, "holds": False}
+    text, once = {"perplexity_against_dense": 1.002}, {"right": 156, "questions": 160, "rate": 0.975}
     rows = [
-        read_row("dense", 39, 10),
-        read_row("everything, 1/8 read", 38, 11, read=0.124, four={"right": 150, "questions": 160}),
+        read_row("dense", 39, 1, text={"perplexity_against_dense": 1}),
+        read_row("everything, 1/8 read", 38, 1.1, read=0.124, text=text, four=asked(150, 160, in_one_call=once)),
+        read_row("uniform like everything, 1/8 read", 30, 1.2, read=0.125, text=text, four=asked(110, 160)),
     ]
+    rows[0]["four"] = asked(150, 160)
     text = pages.reads.quality({"rows": rows, "claims": [aim]})
-    assert "| 2,048 | dense | 1.000 | 1.000 | 39 of 40 | - | 1.000 |" in text
-    assert "| 2,048 | everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | 150 of 160 | 1.100 |" in text
+    assert "| 2,048 | dense | 1.000 | 1.000 | 39 of 40 | 150 of 160 | - | 1.000 | 1.000 |" in text
+    assert (
+        "| 2,048 | everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | 150 of 160 | 156 of 160 | 1.002 | 1.100 |" in text
+    )
+    assert "| 2,048 | everything, 1/8 read | one needle | -0.03 (-0.13 to +0.07) | +0.20 (" in text
+    assert "| 2,048 | everything, 1/8 read | four needles | +0.00 (" in text
     assert "| perplexity decoded, at most | 1.015 | 1.1 |" in text
+    for row in rows:
+        del row["text"], row["four"]
+    older = pages.reads.quality({"rows": rows, "claims": [aim]})  # of a run that measured less
+    assert "| 2,048 | everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | - | - | 1.100 |" in older
     others = pages.reads.baselines({"rows": rows})
     assert others.startswith("Texts have 2,048 tokens.")
-    assert "| everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | 150 of 160 | 0.1100 |" in others
+    assert "| everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | - | 0.1100 |" in others
 
 
 def test_the_profiles_figures_of_reads_are_ranked_by_length_and_share():

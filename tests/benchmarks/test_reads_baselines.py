@@ -53,6 +53,7 @@ def test_every_row_is_measured_within_its_budgets_and_goes_on(script, save_tiny,
     names = ["searched", "uniform", "quest, no layer whole", "quest as counted there", "unique", "recycled"]
     names += ["searched, half kept", "window, half kept", "keydiff, half kept"]
     assert list(rows) == ["dense", *(f"{name}, 1/8 read" for name in names)]
+    assert rows["searched, 1/8 read"]["density"] == 1
     most = rows["searched, half kept, 1/8 read"]["kv_bytes"]
     for name, row in rows.items():
         if name != "dense":
