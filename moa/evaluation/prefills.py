@@ -61,7 +61,7 @@ class Prefills(Generic[T]):
 
 def kept(row: Row) -> Kept:
     """Return what is equal for rows that keep the same on the same back-end, whatever they read."""
-    return row.backend, row.plan and row.plan.whole.fingerprint()
+    return row.backend, None if row.plan is None else row.plan.whole.fingerprint()
 
 
 def summarised(plan: Plan) -> Plan:
