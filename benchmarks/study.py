@@ -1,15 +1,16 @@
 """Measure what trials on the model add to one exact solve, and what the exact core adds to trials alone.
 
 Every plan is what `moa search PROFILE --max-density D --max-length LONGEST` finds, at densities 0.25 and 0.125; a study
-tries mixes of the same search. Two studies (seeds 4, 5) take short trials on validation text and tasks, as `moa refine`
-does. What they chose is reported on what no study saw: tasks of another seed, evaluation text, and needles of formats
-by which no choice of this project was made, beside the single exact solve. At the first density studies with random
-mixes, none of which is stopped early, are compared with the default sampler; since they are measured to the end,
-pruners are replayed on them. And 60 trials of Optuna alone, over the window and the sink of every group, at density
-0.25 of 1,024 tokens, are scored like a study's trials beside the exact solve for that length. Writes study.json and
-study.md to `--results`. If it is stopped, the same command continues from study.partial and study-trials.partial.
-Several processes may measure a seed each, and one then combines all seeds. The model reads about 0.8 million tokens,
-which takes half an hour on one core that computes in bfloat16.
+tries mixes of the same search, which keep no more than it does at the length where trials are measured either. Two
+studies (seeds 4, 5) take short trials on validation text and tasks, as `moa refine` does. What they chose is reported
+on what no study saw: tasks of another seed, evaluation text, and needles of formats by which no choice of this project
+was made, beside the single exact solve. At the first density studies with random mixes, none of which is stopped early,
+are compared with the default sampler; since they are measured to the end, pruners are replayed on them. And 60 trials
+of Optuna alone, over the window and the sink of every group, at density 0.25 of 1,024 tokens, are scored like a study's
+trials beside the exact solve for that length. Writes study.json and study.md to `--results`. If it is stopped, the same
+command continues from study.partial and study-trials.partial. Several processes may measure a seed each, and one then
+combines all seeds. The model reads about 0.8 million tokens, which takes half an hour on one core that computes in
+bfloat16.
 
     python benchmarks/study.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -35,14 +36,11 @@ from moa.plans.errors import MoaError
 from moa.plans.patterns import PATTERNS
 from moa.plans.plan import FULL, Plan
 from moa.profiler.profile import Profile, describe, digest
-from moa.search.budget import parse
-from moa.search.choose import choose
-from moa.search.lengths import Lengths
-from moa.search.objective import Mix
+from moa.search.question import Question
 from moa.search.study import MEDIAN, Best, Evaluate, measure, open_study, study
 from moa.validation import Validation
 
-CHECKED = Part(2048, {"single": 8, "text": 2}, TASKS), Part(4096, {"text": 1}, TASKS)
+CHECKED = Part(2048, {"single": 8, "text": 2}, TASKS), Part(4096, {"text": 1}), Part(8192, {"text": 1})
 """How winners are measured, besides the tasks of another seed."""
 DENSITIES = "0.25", "0.125"
 ALONE = 0.25, 1024
@@ -56,10 +54,6 @@ PRUNERS = {
 }
 WINDOWS = (64, 128, 256, 512)
 """Windows that Optuna alone chooses from, besides everything."""
-
-
-def searched(profile: Profile, density: str, mix: Mix, lengths: Lengths) -> Plan:
-    return choose(profile, [parse("density", density)], mix=mix, lengths=lengths)[0]
 
 
 def alone(
@@ -86,7 +80,8 @@ def alone(
             chosen[group] = max(0, chosen[group] - 1)
         return plan
 
-    *_, base = evaluate(searched(profile, str(density), Mix(), Lengths((length,))))
+    one = Question.of(profile, {"density": density}, "study", lengths=[length], max_length=length)
+    *_, base = evaluate(one.solve()[0])
     raw, say = open_study(name, storage), said("Optuna alone")
     while (done := len(raw.get_trials(deepcopy=False, states=ENDED))) < trials:
         trial = raw.ask()
@@ -192,7 +187,8 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = Profile.load(options.profile)
-        lengths = Lengths.of(profile, longest=options.longest)
+        questions = {d: Question.of(profile, {"density": d}, "study", max_length=options.longest) for d in DENSITIES}
+        lengths = questions[DENSITIES[0]].lengths
         options.results.mkdir(parents=True, exist_ok=True)
         storage, journal = str(options.results / "study-trials.partial"), Journal(options.results / "study.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)
@@ -201,6 +197,7 @@ def main() -> int:
             "profile": digest(options.profile), "weights": fingerprint(model), "dtype": options.dtype,
             "longest": options.longest,
         }  # fmt: skip
+        exact = {density: question.solve()[0] for density, question in questions.items()}
         bests: dict[tuple[str, int], Best] = {}
         drawn: list[dict[str, Any]] = []
 
@@ -208,9 +205,9 @@ def main() -> int:
             return f"{kind} {key(**identity, **what)[:16]}"
 
         def run(check: Evaluate, density: str, seed: int, kind: str, **how: Any) -> Best:
-            name = named(kind, density=density, seed=seed, length=length)
+            name, level = named(kind, density=density, seed=seed, length=length), questions[density].level
             return study(
-                profile, lambda mix: searched(profile, density, mix, lengths), check,
+                profile, lambda mix: level(exact[density], length).solve(mix)[0], check,
                 trials=options.trials, lengths=lengths.all, name=name, storage=storage, seed=seed,
                 progress=said(f"{kind}, density {density}, seed {seed}"), **how,
             )  # fmt: skip
@@ -234,7 +231,7 @@ def main() -> int:
             scores = alone(profile, check, *ALONE, options.alone, named("alone", seed=options.seeds[0]), storage)
         if options.no_check:
             return 0
-        plans = [(f"exact {density}", searched(profile, density, Mix(), lengths)) for density in DENSITIES]
+        plans = [(f"exact {density}", plan) for density, plan in exact.items()]
         plans += [(f"study {density}, seed {seed}", best.plan) for (density, seed), best in bests.items()]
         check = Validation(model, tokenizer, length, seed=options.unseen)
         tasks = unseen(plans, check, journal, seed=options.unseen, **identity)

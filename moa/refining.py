@@ -83,7 +83,8 @@ def refine_plan(
         rounds: How often to measure around the best plan and go on from there.
         round_samples: Samples per source and length in each round; None for `SAMPLES`.
         calibration: Number of plans to measure, so that the budget on harm is in nats per token.
-        validate_length: Tokens of the held-out samples; None for the shortest length that the plan is for.
+        validate_length: Tokens of the held-out samples; None for the shortest length that the plan is for. Where no
+            budget holds at that length, plans keep no more there than the single exact solve does.
         storage: Journal file or database URL of the trials, which workers may share. None is memory.
         seed: Seed of the trials, of the held-out tasks and of rounds.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
@@ -140,6 +141,9 @@ def refine_plan(
     note(question.told(solution))
     if scale is not None and question.minimise is None:
         note(f"  about {scale.nats(solution.value):.4f} nats per token of KL by the calibration")
+    tried = question.level(first, length) if trials > 1 or rounds else question
+    if tried != question:
+        note(f"  others keep no more of {length} tokens than this plan does, {first.density(length):.3f} of them")
     shown: Measured | None = None
 
     def keep(found: Best, round_: int = 0) -> None:
@@ -153,9 +157,9 @@ def refine_plan(
             note(f"  {found}")
 
     def solve(mix: Mix) -> Plan:
-        return first if mix == question.mix else question.solve(mix)[0]
+        return first if mix == question.mix else tried.solve(mix)[0]
 
-    name = _name(question, network, length, seed)
+    name = _name(tried, network, length, seed)
     if said := starts_again(storage, name):
         note(said)
     best = study(
@@ -167,7 +171,7 @@ def refine_plan(
         todo = Round.of(number, question.profile, best.mix, question.lengths, output, samples=round_samples, seed=seed)
         return todo.measure(plan, network, tokenizer, progress, f"round {number} of {rounds}")
 
-    best = descend(question, best, check, slopes, rounds, found=keep, note=note) if rounds else best
+    best = descend(tried, best, check, slopes, rounds, found=keep, note=note) if rounds else best
     return Refined(best, solution, question, length, scale, timed(best.plan, question, run))
 
 

@@ -175,6 +175,18 @@ class Question:
         budgets = (replace(b, most=most) if b.kind == "harm" else b for b in self.budgets)
         return replace(self, budgets=tuple(budgets))
 
+    def level(self, plan: Plan, length: int) -> "Question":
+        """Return the question whose plans keep and read no more at a length than `plan` does, where no budget holds.
+
+        So plans that are compared at that length differ in what they keep there, not in how much.
+        """
+        if any(budget.length == length for budget in self.budgets):
+            return self
+        own = [Budget("density", plan.density(length), length)]
+        if self.reads:
+            own.append(Budget("read", plan.read_density(length), length))
+        return replace(self, budgets=(*self.budgets, *own))
+
     @property
     def reads(self) -> bool:
         """Whether rules may read less than they keep."""
