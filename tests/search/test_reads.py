@@ -7,7 +7,7 @@ import pytest
 
 import moa
 from moa.plans.errors import MoaError
-from moa.plans.plan import Plan
+from moa.plans.plan import FULL, Plan
 from moa.plans.reading import read_bytes, token_bytes
 from moa.search.budget import Budget, cost, limit, parse
 from moa.search.choose import choose
@@ -140,6 +140,38 @@ def test_everything_kept_where_only_reading_is_limited(profile):
     assert plan.read_density(4096) <= 0.2
     least, solution = choose(profile, [parse("harm", "0.3")], minimise=cost("read@1024"))
     assert solution.value == pytest.approx(least.read_density(1024))
+
+
+def test_everything_is_kept_where_that_is_asked_for(profile, reading):
+    for table in profile.reads.tables.values():
+        table *= 100  # so that windows, of which all is read, are better than to read little
+    budgets = [parse("read", "0.2"), parse("read", "0.3@1024")]
+    free, _ = choose(profile, budgets)
+    plan, solution = choose(profile, budgets, keep_all=True)
+    assert any(rule.whole != FULL for rules in free.groups.values() for rule in rules)  # a window, all of it read
+    assert {rule.whole for rules in plan.groups.values() for rule in rules} == {FULL}
+    assert [plan.density(n) for n in (512, 4096, 10**6)] == [1, 1, 1]
+    assert plan.read_density(4096) <= 0.2
+    assert plan.read_density(1024) <= 0.3
+    rules = candidates(profile, PLAIN, Lengths.of(profile), reads=True)
+    harms = objective(profile, rules, PLAIN, Lengths.of(profile))  # on the scale of all rules
+    assert _of(plan, harms, rules).sum() == pytest.approx(solution.value)
+    assert solution.value > 0
+    least, _ = choose(profile, [parse("harm", str(solution.value))], minimise=cost("read@4096"), keep_all=True)
+    assert least.density(4096) == 1
+    assert least.read_density(4096) <= plan.read_density(4096) * 1.001
+    found = moa.find_plan(profile, {"read": 0.2}, keep_all=True)
+    assert found.plan.density(4096) == 1
+    assert found.plan.provenance.budget == "read<=0.2@4096, keeping everything"
+    row = moa.find_front(profile, 3, keep_all=True)
+    assert row.axis.kind == "read"
+    ends = [point.plan for point in row]
+    assert [end.density(4096) for end in ends] == [1] * len(ends)
+    assert ends[0].read_density(4096) < 0.1
+    assert ends[0].provenance.budget.endswith(", keeping everything")
+    reading = reading.model_copy(update={"model": profile.model})
+    timed, _ = choose(profile, [Budget("decode_ms", 1e9, 4096)], costs=reading, keep_all=True)
+    assert timed.density(4096) == 1
 
 
 def test_where_everything_is_kept_nothing_else_may_be_limited(profile, known):
