@@ -33,7 +33,7 @@ from moa.search.grid import grid
 
 FAST = [spec.name for spec in BACKENDS if spec is not REFERENCE and (spec.takes("cpu") or spec.emulated)]
 """Those for GPUs too where they are emulated: `test_emulated.py` runs them so."""
-READS = [spec.name for spec in BACKENDS if "read" in spec.can and spec is not REFERENCE and spec.takes("cpu")]
+READS = [name for name in FAST if "read" in find(name).can]
 N = 400
 VOCABULARY = 61
 
@@ -58,9 +58,9 @@ class Contract:
         )  # fmt: skip
         return LlamaForCausalLM(config).double().eval()
 
-    def plan(self, model: Any) -> Plan:
-        """Its rules, one after the other."""
-        of = [self.rules[i % len(self.rules)] for i in range(4)]
+    def plan(self, model: Any, read: float = 1) -> Plan:
+        """Its rules, one after the other, which read a part of all bytes."""
+        of = [self.rules[i % len(self.rules)].model_copy(update={"read": float(read)}) for i in range(4)]
         return Plan.from_rules(model, {0: of[:2], 1: of[2:]})
 
     def test_the_first_block_never_falls_and_rises_by_at_most_one(self) -> None:
@@ -103,15 +103,22 @@ class Contract:
         torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-4)
         assert (want - model(ids).logits).abs().max() > 0.1
 
-    @pytest.mark.parametrize("backend", READS)
+    @pytest.mark.parametrize("backend", [name for name in READS if find(name).takes("cpu")])
     def test_back_ends_read_the_pages_that_the_reference_reads(self, model: Any, backend: str) -> None:
-        rules = [rule.model_copy(update={"read": 3 / 16}) for rule in self.rules]
-        of = [rules[i % len(rules)] for i in range(4)]
-        plan, kept = Plan.from_rules(model, {0: of[:2], 1: of[2:]}), self.plan(model)
+        plan, kept = self.plan(model, read=3 / 16), self.plan(model)
         ids, sizes = torch.from_numpy(np.random.default_rng(0).integers(1, VOCABULARY, (2, N))), [N - 40, 1, 16, 17, 6]
         want = self.logits(model, plan, "reference", ids, sizes)
         torch.testing.assert_close(self.logits(model, plan, backend, ids, sizes), want, rtol=1e-9, atol=1e-9)
         assert (want - self.logits(model, kept, "reference", ids, sizes)).abs().max() > 1e-3
+
+    @pytest.mark.parametrize("backend", READS)
+    def test_back_ends_in_float32_read_the_pages_that_the_reference_reads(self, model: Any, backend: str) -> None:
+        """By drafts, a call too long to read, and a step; of a short text, since emulations are slow."""
+        model.float()
+        plan, kept, ids, sizes = self.plan(model, read=5 / 16), self.plan(model), text()[:, :234], [200, 16, 17, 1]
+        want = self.logits(model, plan, "reference", ids, sizes)
+        torch.testing.assert_close(self.logits(model, plan, backend, ids, sizes), want, rtol=1e-4, atol=1e-4)
+        assert (want - self.logits(model, kept, "reference", ids, sizes)).abs().max() > 0.1
 
     def test_bytes_predicted_are_those_allocated(self, model: Any) -> None:
         plan = self.plan(model)
