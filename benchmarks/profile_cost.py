@@ -1,11 +1,11 @@
 """Measure what profiling costs beside a plain pass forward and backward with the same checkpointing, weights frozen.
 
-Both alternate in one process. Passes of their own first measure the peak of memory above what the process used before,
-by length, with a straight-line fit, and with what a parabola's square term would add at the longest length. In these
-passes freed memory goes back to the system at once: glibc otherwise keeps it in pieces that do not fit, and peaks tell
-more about the heap than about the need. Then passes are timed, which gives a ratio. Writes profile_cost.json and
-profile_cost.md to `--results`. If it is stopped, the same command of the same commit continues from
-`profile_cost.partial`. It takes about 25 minutes on 2 idle cores.
+Three passes alternate in one process: plain, with the influence of cuts, and with that of reads too (`moa profile
+--reads`). Freed memory goes back to the system as under `moa profile` (`moa.bench.heap`). Passes of their own first
+measure the peak of memory above what the process used before, by length, with a straight-line fit, and with what a
+parabola's square term would add at the longest length. Then passes are timed, which gives ratios. Writes
+profile_cost.json and profile_cost.md to `--results`. If it is stopped, the same command of the same commit continues
+from `profile_cost.partial`. It takes an estimated 40 minutes on 2 idle cores.
 
     python benchmarks/profile_cost.py .model/SmolLM2-135M-Instruct
 """
@@ -27,17 +27,22 @@ from tables import claim, claimed, head, line
 from torch import nn
 
 from moa.bench import timing
-from moa.bench.heap import return_freed
+from moa.bench.heap import FREED, return_freed
 from moa.evaluation.journal import Journal, key
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.profiler.backward import run_backward
 from moa.profiler.calibration import whole_text
-from moa.profiler.recorder import recording
+from moa.profiler.reads import Effects
+from moa.profiler.recorder import Recorder, recording
 from moa.search.spread import iqr
 
 WARM_UP = 256
 """Tokens of a first pass that does not count."""
+WAYS = "plain", "fisher", "reads"
+VARIANTS = ("sink_window", 64), ("keydiff_window", 64)
+READS = 1.3
+"""Aim: the most time that a pass with reads takes, over one without."""
 
 
 class Plain:
@@ -54,25 +59,36 @@ def measure(model: Any, length: int) -> dict[str, Any]:
     rng = random.Random(length)
     sample = whole_text([rng.randrange(model.config.vocab_size) for _ in range(length)])
     found = {}
-    for name in ("plain", "fisher"):
+
+    def run(recorder: Recorder, reads: bool) -> None:
+        recorder.pulled = effects = Effects(sample, VARIANTS) if reads else None
+        run_backward(model, sample, "given", "nll", torch.Generator())
+        if effects is not None:
+            effects.table(squared=True)
+
+    for name in WAYS:
         place = patch("moa.profiler.recorder._Recorded", Plain) if name == "plain" else nullcontext()
-        with place, recording(model, [("sink_window", 64), ("keydiff_window", 64)]):
+        with place, recording(model, VARIANTS) as recorder:
             timing.reset_peak(model.device)
             before = timing.peak_bytes(model.device)  # what is in use now
-            run = partial(run_backward, model, sample, "given", "nll", torch.Generator())
-            seconds = timing.timed(run, model.device)
+            seconds = timing.timed(partial(run, recorder, name == "reads"), model.device)
             found[name] = {"seconds": seconds, "bytes": timing.peak_bytes(model.device) - before}
     return found
 
 
 def row(length: int, runs: list[dict[str, Any]], exact: dict[str, Any]) -> dict[str, Any]:
-    """Return median seconds and their ratio, with their IQR, and the peaks of the pass for memory."""
+    """Return median seconds and their ratios, with their IQR, and the peaks of the pass for memory.
+
+    `ratio` is that of profiling to the plain pass, `reads_ratio` that of profiling with reads to profiling without.
+    """
     both: dict[str, Any] = {"length": length}
-    for name in ("plain", "fisher"):
+    for name in WAYS:
         seconds = [run[name]["seconds"] for run in runs]
         both[name] = {"seconds": statistics.median(seconds), "iqr": iqr(seconds), "bytes": exact[name]["bytes"]}
-    ratios = [run["fisher"]["seconds"] / run["plain"]["seconds"] for run in runs]
-    return both | {"ratio": statistics.median(ratios), "iqr": iqr(ratios)}
+    for says, way, over in (("", "fisher", "plain"), ("reads_", "reads", "fisher")):
+        ratios = [run[way]["seconds"] / run[over]["seconds"] for run in runs]
+        both |= {f"{says}ratio": statistics.median(ratios), f"{says}iqr": iqr(ratios)}
+    return both
 
 
 def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -90,16 +106,20 @@ def fit(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 def markdown(found: dict[str, Any]) -> str:
     """Return the page."""
-    columns = "length", "plain, s (IQR)", "with influence, s (IQR)", "ratio (IQR)"
+    columns = [
+        "length", "plain, s (IQR)", "with influence, s (IQR)", "with reads, s (IQR)", "ratio (IQR)",
+        "reads, ratio (IQR)",
+    ]  # fmt: skip
     lines = [
         f"{found['model']}; {about(found['run'])}", "", f"Medians of {found['repeats']} runs.", "",
-        *head([*columns, "plain, peak MiB", "with influence, peak MiB"]),
+        *head([*columns, "plain, peak MiB", "with influence, peak MiB", "with reads, peak MiB"]),
     ]  # fmt: skip
     for r in found["rows"]:
-        both = r["plain"], r["fisher"]
+        both = [r[name] for name in WAYS]
+        ratios = (f"{r[f'{says}ratio']:.2f} ({r[f'{says}iqr']:.0%})" for says in ("", "reads_"))
         seconds = (f"{x['seconds']:.2f} ({x['iqr']:.0%})" for x in both)
         peaks = (f"{x['bytes'] / 2**20:.0f}" for x in both)
-        lines.append(line(f"{r['length']:,}", *seconds, f"{r['ratio']:.2f} ({r['iqr']:.0%})", *peaks))
+        lines.append(line(f"{r['length']:,}", *seconds, *ratios, *peaks))
     straight = found["memory_fit"]
     if straight:
         lines += [
@@ -140,15 +160,18 @@ def main() -> int:
         found: dict[str, Any] = journal.get(name)
         return found
 
-    return_freed(1 << 20)
+    return_freed()
     exact = {length: run(length, 0, "memory") for length in lengths}
-    return_freed(32 << 20)  # where glibc's own threshold ends up once tensors of that size were freed
     rows = [row(n, [run(n, repeat, "time") for repeat in range(options.repeats)], exact[n]) for n in lengths]
     slowest = max(r["ratio"] for r in rows)
+    reads = [
+        claim(f"with reads over without, {r['length']:,} tokens, at most", r["reads_ratio"], READS, at_most=True)
+        for r in rows
+    ]
     found = {
-        "run": about_run, "model": Path(options.model).name, "repeats": options.repeats, "rows": rows,
+        "run": about_run, "model": Path(options.model).name, "repeats": options.repeats, "freed": FREED, "rows": rows,
         "memory_fit": fit(rows) if len(rows) > 1 else None,
-        "claims": [claim("with influence over plain, in seconds, at most", slowest, 2, at_most=True)],
+        "claims": [claim("with influence over plain, in seconds, at most", slowest, 2, at_most=True), *reads],
     }  # fmt: skip
     write(options.results, "profile_cost", found, markdown(found))
     return 0

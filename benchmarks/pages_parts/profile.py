@@ -8,6 +8,9 @@ KINDS = {"sink_window": "first keys", "keydiff_window": "keydiff"}
 TRUTHS = {"kl": "KL", "margin": "margin"}
 ESTIMATORS = "fisher", "effect"
 """Those of a profile, in the table of reads."""
+WAYS = {"plain": "plain", "fisher": "profiling", "reads": "profiling with reads"}
+"""Passes that were timed, in the table of costs: those that the file has."""
+OVER = {"": "profiling / plain", "reads_": "with reads / without"}
 
 
 def ranked(ranks: Iterable[float | None]) -> list[str]:
@@ -52,23 +55,32 @@ def reads(found: Figures) -> str:
 
 def cost(found: Figures) -> str:
     """Return time and memory beside a plain forward and backward pass."""
-    columns = "length", "plain, s", "profiling, s", "ratio", "plain, peak MiB", "profiling, peak MiB"
+    ways = {name: says for name, says in WAYS.items() if name in found["rows"][0]}
+    over = [says for way, says in (("fisher", ""), ("reads", "reads_")) if way in ways]
+    columns = [
+        "length", *(f"{says}, s" for says in ways.values()), *(OVER[says] for says in over),
+        *(f"{says}, peak MiB" for says in ways.values()),
+    ]  # fmt: skip
     rows, pairs = [], []
     for row in found["rows"]:
-        both = row["plain"], row["fisher"]
-        seconds = [f"{x['seconds']:.1f} ({percent(x['iqr'])})" for x in both]
-        peaks = [f"{x['bytes'] / MIB:.0f}" for x in both]
-        rows.append([f"{row['length']:,}", *seconds, f"{row['ratio']:.2f} ({percent(row['iqr'])})", *peaks])
-        pairs.append(both[1]["bytes"] / both[0]["bytes"])
+        each = [row[name] for name in ways]
+        seconds = [f"{x['seconds']:.1f} ({percent(x['iqr'])})" for x in each]
+        times = [f"{row[f'{says}ratio']:.2f} ({percent(row[f'{says}iqr'])})" for says in over]
+        rows.append([f"{row['length']:,}", *seconds, *times, *(f"{x['bytes'] / MIB:.0f}" for x in each)])
+        pairs.append(row["fisher"]["bytes"] / row["plain"]["bytes"])
     ratios = span([row["ratio"] for row in found["rows"]], ".2f")
     line = found["memory_fit"]
+    heap = (
+        f"Freed memory of {found['freed'] // MIB} MiB or more went back to the system, as under `moa profile`."
+        if "freed" in found
+        else "While peaks were measured, freed memory went back to the system at once."
+    )
     slope = f", and grows by {line['bytes_per_token'] / 1e3:.0f} KB a token" if line else ""
     return "\n\n".join([
         wrapped(
             f"Profiling takes {ratios} times as long as a plain forward and backward pass under the same "
             f"checkpointing (medians of {found['repeats']} runs and their IQR, per length). Its peak of memory "
-            f"above the weights is {span(pairs, '.2f')} times that of the plain pass{slope}. While peaks were "
-            "measured, freed memory went back to the system at once."
+            f"above the weights is {span(pairs, '.2f')} times that of the plain pass{slope}. {heap}"
         ),
         table(columns, rows),
         claims(found),

@@ -241,6 +241,12 @@ def test_what_profiling_costs_has_its_spread():
     row = {"length": 1024, "plain": one, "fisher": one | {"seconds": 3.0}, "ratio": 1.5, "iqr": 0.1}
     text = pages.profile.cost({"rows": [row], "repeats": 5, "memory_fit": None, "claims": []})
     assert "| 1,024 | 2.0 (5 %) | 3.0 (5 %) | 1.50 (10 %) | 1 | 1 |" in text
+    both = row | {"reads": one | {"seconds": 3.6}, "reads_ratio": 1.2, "reads_iqr": 0.02}
+    aim = {"claim": "with reads over without, 1,024 tokens, at most", "bound": 1.1, "measured": 1.2, "holds": False}
+    text = pages.profile.cost({"rows": [both], "repeats": 5, "memory_fit": None, "claims": [aim], "freed": 4 << 20})
+    assert "| 1,024 | 2.0 (5 %) | 3.0 (5 %) | 3.6 (5 %) | 1.50 (10 %) | 1.20 (2 %) | 1 | 1 | 1 |" in text
+    assert "Freed memory of 4 MiB or more went back" in " ".join(text.split())
+    assert aim["claim"] in text
     assert "medians of 5 runs and their IQR, per length" in " ".join(text.split())
 
 
