@@ -15,7 +15,7 @@ WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 
 .DELETE_ON_ERROR:
-.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute reads bench gpu pages clean vllm-env vllm-test peers-env
+.PHONY: help test test-full check docs demo models fuzz fuzz-cli mutants profile absolute reads bench gpu pages clean vllm-env vllm-test serving peers-env
 
 help:
 	@echo "make demo       a small real model: moa compress, a question answered, a page of results (10 minutes on 2 cores)"
@@ -25,6 +25,7 @@ help:
 	@echo "make docs       the site of the documentation, in build/site"
 	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.11 to 3.13, 4 GiB, 10 minutes)"
 	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
+	@echo "make serving    plans served by vLLM beside dense vLLM, in that environment: serving.json (hours on 2 cores); resumable"
 	@echo "make peers-env  .venv-peers: kvpress with its own transformers, for benchmarks/peers (2 GiB, 5 minutes)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"
@@ -33,7 +34,7 @@ help:
 	@echo "make profile    the profile that the measured tables are from: build/profile.safetensors"
 	@echo "make reads      one with the harm of reads, for the tables about them: build/reads.safetensors"
 	@echo "make absolute   one of the paper's influence, to compare with: build/absolute.safetensors"
-	@echo "make bench      measure everything anew: benchmarks/results, and the figures in README.md and docs"
+	@echo "make bench      measure everything else anew: benchmarks/results, and the figures in README.md and docs"
 	@echo "make gpu        on a machine with a GPU, 25 minutes: correctness, decode, prefill, whole models, influence"
 	@echo "make pages      write the figures in README.md and docs from benchmarks/results"
 
@@ -60,6 +61,11 @@ vllm-env: .venv-vllm/.ready
 
 vllm-test: .venv-vllm/.ready
 	cd serving/vllm && OMP_NUM_THREADS=1 ../../$(VLLM)/python -m pytest -q
+
+# Not part of `make bench`, since it needs vLLM's environment.
+serving: .venv-vllm/.ready $(READY) $(MODEL)/config.json
+	$(VLLM)/python benchmarks/serving.py $(MODEL)
+	$(BIN)/python benchmarks/pages.py
 
 # kvpress needs a transformers below ours, so the peers of benchmarks/peers run in an environment of their own.
 peers-env: .venv-peers/.ready
@@ -151,7 +157,7 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 	mkdir -p build
 	$(BIN)/moa profile $(MODEL) -o $@ --lengths 1024,2048 --samples 4 --dtype $(DTYPE) --estimator first-order-abs --variant sink_window:64
 
-# All of it takes hours on 2 cores; each part goes on where it was stopped.
+# All of it takes hours on 2 cores; each part goes on where it was stopped. What vLLM serves is measured by `make serving`.
 bench: build/profile.safetensors build/absolute.safetensors build/reads.safetensors .venv-peers/.ready
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k

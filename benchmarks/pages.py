@@ -18,7 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from pages_parts import others, peers, profile, quality, reads, search, served, shipped, speed, tasks
+from pages_parts import others, peers, profile, quality, reads, search, served, serving, shipped, speed, tasks
 from pages_parts.common import RESULTS, Figures, load, made
 
 from moa.plans.errors import MoaError
@@ -54,7 +54,10 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "fuzz": (others.fuzz, "fuzz_cli"),
     "compiled": (others.compiled, "triton-aot"),
     "roofline": (others.roofline, "roofline"),
+    "serving": (serving.serving, "serving"),
 }
+TARGETS = {"serving": "serving"}
+"""The targets of the Makefile that measure what `make bench` does not, by result file."""
 FROM_PLANS: dict[str, Callable[[], str]] = {"shipped plans": shipped.shipped, "vLLM": served.freed}
 """Blocks that begin with the shipped plans, and look for result files themselves or calculate."""
 NAMES = *BLOCKS, *FROM_PLANS
@@ -72,7 +75,8 @@ def block(name: str, page: Path) -> str:
     if name in FROM_PLANS:
         text = FROM_PLANS[name]()
     elif not (RESULTS / f"{BLOCKS[name][1]}.json").exists():
-        text = f"Not measured yet: `make bench` writes benchmarks/results/{BLOCKS[name][1]}.json."
+        file = BLOCKS[name][1]
+        text = f"Not measured yet: `make {TARGETS.get(file, 'bench')}` writes benchmarks/results/{file}.json."
     else:
         write, file = BLOCKS[name]
         text = f"{write(found := load(file))}\n\n{made(file, found)}"

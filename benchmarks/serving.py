@@ -6,17 +6,19 @@ The plans are the shipped ones of densities 0.5 and 0.25, and the same with sink
 - `reference`, `equality`: tokens and logprobs of the reference, and those of vLLM, served in several ways.
 - `decode`, `prefill`: times beside dense vLLM, in turn, in one process.
 - `cancellations`: requests of random lengths to `moa serve`, of which some are given up.
-- `crowd`: more requests than fit at once, beside dense vLLM with as many at once as fit, twice as many, and all.
+- `crowd`: more requests than fit at once, beside dense vLLM with as many at once as fit, twice as many, and all, and
+  with longer chunks, as is its default.
 
-It runs in the environment of `make vllm-env`. Each row is measured in a process of its own; `--only` names some rows
-alone. If it is stopped, the same command of the same commit goes on from `serving.partial`. Writes serving.json and
-serving.md, with what is claimed of the rows that there are; `--small` tries every stage in minutes, and writes
-serving-small.json and .md.
+It runs in the environment of `make vllm-env`. Each row is measured in a process of its own. If it is stopped, the same
+command of the same commit goes on from `serving.partial`. Writes serving.json and serving.md, with what is claimed of
+the rows; `--only` measures some rows alone, and writes them to serving-part.json and .md. `--small` tries every stage
+in minutes, and writes serving-small.json and .md.
 
     .venv-vllm/bin/python benchmarks/serving.py .model/SmolLM2-135M-Instruct
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -29,6 +31,7 @@ from typing import Any
 
 from provenance import place, provenance, write
 from resumed import kept
+from serving_parts.processes import end_with
 from serving_parts.report import claims, page
 from serving_parts.rows import COMPARED, DENSE, HALF, HALF_FIRST, QUARTER, QUARTER_FIRST, Row, name, rows
 from serving_parts.sizes import FULL, SMALL, Sizes
@@ -65,7 +68,8 @@ def measure(model: str, files: Mapping[str, str | None], sizes: Sizes, row: Row,
 
 def alone(*given: Any) -> Any:
     """Return what `measure` does, in a process of its own: vLLM gives memory and threads back with its process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as pool:
+    us = {"initializer": end_with, "initargs": (os.getpid(),)}
+    with ProcessPoolExecutor(1, mp_context=get_context("fork"), **us) as pool:
         return pool.submit(measure, *given).result()
 
 
@@ -74,7 +78,7 @@ def main() -> None:
     parser.add_argument("model", help="a local folder")
     parser.add_argument("--half", default="smollm2-135m-instruct-0.5", help="plan of density 0.5")
     parser.add_argument("--quarter", default="smollm2-135m-instruct-0.25", help="plan of density 0.25")
-    parser.add_argument("--only", nargs="+", default=[], help="texts, of which a row's name must have one")
+    parser.add_argument("--only", nargs="+", default=[], help="measure rows whose names have one of these texts")
     parser.add_argument("--small", action="store_true", help="few requests, short texts")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
@@ -103,7 +107,7 @@ def main() -> None:
                 answers[row["plan"]] = result
             found["rows"].append({**row, "found": result})
     found["claims"] = claims(found["rows"])
-    write(given.results, title, found, page(found))
+    write(given.results, f"{title}-part" if given.only else title, found, page(found))
 
 
 if __name__ == "__main__":

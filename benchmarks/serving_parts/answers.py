@@ -26,8 +26,15 @@ def compared(found: Sequence[Any], wanted: Sequence[Answer]) -> dict[str, Any]:
     return {"difference": largest, "tokens": count, "ties": ties, "wrong": wrong}
 
 
-def same(some: list[dict[str, float]], others: list[dict[str, float]]) -> bool:
-    """Return whether two answers are the same, up to where two tokens were equally likely."""
+def same(some: list[dict[str, float]], others: Any) -> bool:
+    """Return whether two answers are the same, up to where two tokens were equally likely.
+
+    Args:
+        some: Of each token its logprob, then those of the likeliest.
+        others: The other answer, of any length, or an error that came instead.
+    """
+    if not isinstance(others, list) or len(some) != len(others):
+        return False
     for one, other in zip(some, others, strict=True):
         token = next(iter(one))
         if token != next(iter(other)):

@@ -4,14 +4,15 @@ import asyncio
 import os
 import re
 import socket
-import subprocess
 import sys
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 import httpx
 import numpy as np
 from openai import AsyncOpenAI
 from serving_parts.answers import same
+from serving_parts.processes import server
 from serving_parts.sizes import Sizes
 from serving_parts.texts import texts
 from transformers import AutoTokenizer
@@ -31,14 +32,15 @@ def cancellations(model: str, plan: str, sizes: Sizes) -> dict[str, Any]:
     options = ["--dtype", "float32", "--max-model-len", str(sizes.longest), "--max-num-seqs", str(AT_ONCE)]
     options += ["--enforce-eager", "--kv-cache-memory-bytes", str(sizes.pool << 20), "--disable-uvicorn-access-log"]
     command = [sys.executable, "-m", "moa", "serve", model, "--plan", plan, "--engine", "vllm", "--port", str(port)]
+    with server([*command, "--", *options], environment(os.environ)) as process:
+        return asyncio.run(asked(Server(process, port, model), model, sizes))
+
+
+def environment(ours: Mapping[str, str]) -> dict[str, str]:
+    """Return the server's environment: ours, without what engines in this process are told there."""
+    kept = {name: value for name, value in ours.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
     quiet = {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    binding = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    server = subprocess.Popen([*command, "--", *options], env=binding | os.environ | quiet, stdout=sys.stderr)
-    try:
-        return asyncio.run(asked(Server(server, port, model), model, sizes))
-    finally:
-        server.terminate()
-        server.wait(60)
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", **kept, **quiet}
 
 
 class Server:
@@ -108,15 +110,22 @@ async def asked(server: Server, model: str, sizes: Sizes) -> dict[str, Any]:
         return await server.answer(prompts[i], replies[i], stops[i])
 
     together = await asyncio.gather(*map(later, range(sizes.calls)), return_exceptions=True)
-    errors = [str(x) for x in together if isinstance(x, BaseException)]
     kept = [i for i in range(sizes.calls) if stops[i] is None]
     lost = [i for i in kept if not isinstance(together[i], list) or len(together[i]) != replies[i]]
     await server.answer([1], 1)  # a step more, so that the server tells what is in use now
     in_use = await server.in_use()
     whole = [i for i in kept if i not in lost]
-    alone = [await server.answer(prompts[i], replies[i]) for i in whole]
+    alone = [await tried(server.answer(prompts[i], replies[i])) for i in whole]
     changed = [i for i, found in zip(whole, alone, strict=True) if not same(together[i], found)]
+    errors = [f"{type(x).__name__}: {x}" for x in (*together, *alone) if isinstance(x, BaseException)]
     return {
         "finished": len(whole), "given up": sizes.calls - len(kept), "lost": len(lost), "errors": len(errors),
-        "changed": len(changed), "pages in use": in_use, "pages in use at the end": await server.in_use(),
+        "first errors": errors[:3], "changed": len(changed), "pages in use": in_use,
+        "pages in use at the end": await server.in_use(),
     }  # fmt: skip
+
+
+async def tried(answer: Coroutine[Any, Any, Any]) -> Any:
+    """Return the answer, or the error that came instead."""
+    [found] = await asyncio.gather(answer, return_exceptions=True)
+    return found

@@ -12,7 +12,7 @@ from moa.bench import timing
 CPU = torch.device("cpu")
 
 
-def crowd(model: str, plan: str | None, sizes: Sizes, new: int, at_once: int) -> dict[str, Any]:
+def crowd(model: str, plan: str | None, sizes: Sizes, new: int, at_once: int, chunk: int) -> dict[str, Any]:
     """Return the seconds that the answers took, steps that read prompts and steps that only generate apart.
 
     Args:
@@ -21,8 +21,9 @@ def crowd(model: str, plan: str | None, sizes: Sizes, new: int, at_once: int) ->
         sizes: The number of requests and their length.
         new: Tokens of each answer.
         at_once: Most requests that run at once (--max-num-seqs).
+        chunk: Most tokens of a step (--max-num-batched-tokens).
     """
-    llm = engine.start(model, plan, sizes, max_num_seqs=at_once)
+    llm = engine.start(model, plan, sizes, max_num_seqs=at_once, max_num_batched_tokens=chunk)
     prompts = texts(llm.get_tokenizer(), [sizes.length] * sizes.requests)
     engine.answers(llm, [prompts[0][:300]], 2)  # warm up
     engine.add(llm, prompts, new)

@@ -5,6 +5,7 @@ import os
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_NO_USAGE_STATS": "1"}
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over every pool
 
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ from serving_parts.sizes import Sizes
 from vllm import LLM, SamplingParams
 
 from moa.plans.plan import Plan
+from moa.plans.span import BLOCK
 
 
 def start(model: str, plan: str | None, sizes: Sizes, **settings: Any) -> Any:
@@ -27,8 +29,11 @@ def start(model: str, plan: str | None, sizes: Sizes, **settings: Any) -> Any:
 
 
 def memory(plan: str, sizes: Sizes, requests: int) -> int:
-    """Return the bytes that so many of the longest requests need in the model of a plan, when it is dense."""
-    return int(Plan.load(plan).model.dense_kv_bytes(sizes.longest, requests))
+    """Return the bytes that so many of the longest requests need in the model of a plan, when it is dense.
+
+    Each has a block more than that: vLLM keeps one of the pool's for itself.
+    """
+    return int(Plan.load(plan).model.dense_kv_bytes(sizes.longest + BLOCK, requests))
 
 
 def scheduler(llm: Any) -> Any:

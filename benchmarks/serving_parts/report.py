@@ -83,6 +83,8 @@ def _said(found: dict[str, Any]) -> Iterator[str]:
             yield f"{what} {1000 * value['median']:,.1f} ms (IQR {value['iqr']:.0%})"
         elif isinstance(value, dict):
             yield from (f"{kind} {what} {_number(each)}" for kind, each in value.items())
+        elif isinstance(value, list):
+            yield from (f"{what}: {each}" for each in value)
         else:
             yield f"{what} {_number(value)}"
 

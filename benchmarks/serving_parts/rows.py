@@ -39,9 +39,11 @@ def rows(sizes: Sizes, model: ModelInfo) -> Iterator[Row]:
     for new in sizes.answers:
         one = model.dense_kv_bytes(-(-(sizes.length + new) // BLOCK) * BLOCK)
         fit = (sizes.pool << 20) // one
-        for at_once in sorted({fit, 2 * fit, sizes.requests}):
-            yield {"stage": "crowd", "new": new, "plan": DENSE, "at_once": at_once}
-        yield from ({"stage": "crowd", "new": new, "plan": plan, "at_once": sizes.requests} for plan in COMPARED[1:])
+        crowd = {"stage": "crowd", "new": new}
+        for chunk, most in ((CHUNKS[0], {fit, 2 * fit, sizes.requests}), (CHUNKS[1], {fit, sizes.requests})):
+            yield from ({**crowd, "plan": DENSE, "at_once": at_once, "chunk": chunk} for at_once in sorted(most))
+        for plan in COMPARED[1:]:
+            yield {**crowd, "plan": plan, "at_once": sizes.requests, "chunk": CHUNKS[0]}
 
 
 def name(row: Row) -> str:

@@ -32,16 +32,23 @@ def decode(model: str, plans: Mapping[str, str | None], sizes: Sizes, batch: int
     engines = started(model, plans, sizes, batch)
     for llm in engines.values():
         lengths = [sizes.length] * batch
-        engine.add(llm, texts(llm.get_tokenizer(), lengths), sizes.rounds * sizes.steps + 2 * batch)
+        # more than all steps: who was read first generates while the others are read
+        engine.add(llm, texts(llm.get_tokenizer(), lengths), sizes.longest - sizes.length)
         while len(engine.scheduler(llm).running) < batch or not engine.read(llm):
             llm.llm_engine.step()
         llm.llm_engine.step()  # warm up
-    calls = {name: partial(steps, llm, sizes.steps) for name, llm in engines.items()}
+    calls = {name: partial(steps, llm, sizes.steps, batch) for name, llm in engines.items()}
     return {name: times.summary() for name, times in timing.alternate(calls, sizes.rounds).items()}
 
 
-def steps(llm: Any, count: int) -> list[float]:
-    return [timing.timed(llm.llm_engine.step, CPU) for _ in range(count)]
+def steps(llm: Any, count: int, batch: int) -> list[float]:
+    """Return the seconds of so many steps, of which each gave every request of the batch a token."""
+    seconds = []
+    for _ in range(count):
+        seconds.append(timing.timed(llm.llm_engine.step, CPU))
+        if (running := len(engine.scheduler(llm).running)) != batch:
+            raise RuntimeError(f"a step was timed of {running} requests, not {batch}")
+    return seconds
 
 
 def started(model: str, plans: Mapping[str, str | None], sizes: Sizes, batch: int, **settings: Any) -> dict[str, Any]:

@@ -14,8 +14,8 @@ TIMES = {"iqr": 0.1, "seconds": []}
 FOUND = {
     "reference": [{"tokens": [1], "logprobs": [-1.0], "gaps": [0.5]}],
     "cancellations": {
-        "finished": 6, "given up": 6, "lost": 0, "errors": 0, "changed": 0, "pages in use": 0.0,
-        "pages in use at the end": 0.0,
+        "finished": 6, "given up": 6, "lost": 0, "errors": 2, "first errors": ["Gone: 5", "Late: 6"], "changed": 0,
+        "pages in use": 0.0, "pages in use at the end": 0.0,
     },
 }  # fmt: skip
 
@@ -38,9 +38,10 @@ def measured(model, files, sizes, row, wanted):
             }
         case "crowd":
             rate = {2: 10.0, 4: 12.0}.get(row["at_once"], 11.0) if dense else 14.4
-            return {"tokens per second": rate, "lost": 0, "seconds": {"prefill": 1.0}} | (
-                {} if dense else {"changed": 0}
-            )
+            return {
+                "tokens per second": rate, "lost": 0, "seconds": {"prefill": 1.0, "decode": 2.0}, "most at once": 3,
+                "preemptions": 5,
+            } | ({} if dense else {"changed": 0})  # fmt: skip
     return FOUND[row["stage"]]
 
 
@@ -67,7 +68,7 @@ def test_rows_claims_and_going_on(benchmark, tmp_path):
     benchmark.main()
     found = json.loads((tmp_path / "serving-small.json").read_text())
     assert len(benchmark.asked) == len(set(benchmark.asked)) == len(found["rows"])
-    assert {"equality: plan 0.5, preemption", "decode: batch 2", "crowd: new 16, dense, at once 6"} <= set(
+    assert {"equality: plan 0.5, preemption", "decode: batch 2", "crowd: new 16, dense, at once 6, chunk 2048"} <= set(
         benchmark.asked
     )
     claims = {claim["claim"]: claim for claim in found["claims"]}
@@ -78,6 +79,11 @@ def test_rows_claims_and_going_on(benchmark, tmp_path):
     page = (tmp_path / "serving-small.md").read_text()
     assert all(text in page for text in claims)
     assert page.count("| NO |") == 1
+    assert "first errors: Gone: 5; first errors: Late: 6;" in page
+    block = import_module("pages_parts.serving").serving(found)
+    assert "| 16 | plan 0.25 | 6 | 256 | 14.4 | 1 | 2 | 3 | 5 |" in block
+    assert "| step, batch 2 | 2,000.0 (10%) | 1,000.0 (10%) | 1,000.0 (10%) |" in block
+    assert "| 1,024 | 2,048 | plan 0.25 | 6.67 |" in block
 
     benchmark.asked.clear()
     benchmark.main()
@@ -88,7 +94,8 @@ def test_rows_claims_and_going_on(benchmark, tmp_path):
 def test_a_crowd_stands_beside_dense_at_its_best(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "crowd: new 16"])
     benchmark.main()
-    found = json.loads((tmp_path / "serving-small.json").read_text())
+    assert not (tmp_path / "serving-small.json").exists()  # rows alone do not take the place of a whole run
+    found = json.loads((tmp_path / "serving-small-part.json").read_text())
     best = max(row["found"]["tokens per second"] for row in found["rows"] if row["plan"] == "dense")
     [faster] = [c for c in found["claims"] if "plan 0.25, at once" in c["claim"] and "times dense" in c["claim"]]
     assert faster["measured"] == 14.4 / best
@@ -129,6 +136,8 @@ def test_answers_are_compared(tokens, gaps, expected):
         ([{"a": -1.0, "b": -2.0}, {"c": -1.1, "d": -1.5}], False),
         ([{"a": -1.0, "b": -2.0}, {"d": -1.0, "c": -1.5}], False),
         ([{"a": -1.0, "b": -2.0}, {"d": -1.0, "c": -1.00005}], True),
+        ([{"a": -1.0, "b": -2.0}], False),
+        (ConnectionError("gone"), False),
     ],
 )
 def test_answers_of_a_server_are_compared(other, expected):

@@ -6,6 +6,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1", VLLM_NO_USAGE_STATS="1", VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="WARNING",
     VLLM_CPU_OMP_THREADS_BIND="nobind", TRITON_INTERPRET="1",
 )  # fmt: skip
+os.environ.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over every pool
 
 import gc
 from collections.abc import Callable, Iterator
