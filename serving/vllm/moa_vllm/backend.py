@@ -75,6 +75,11 @@ def _builder(base: type, rule: Reach, scores_of: Scores | None) -> type:
 
         supports_update_block_table = False
 
+        def __init__(self, kv_cache_spec: Any, *args: Any, **kwargs: Any) -> None:
+            super().__init__(kv_cache_spec, *args, **kwargs)
+            if scores_of is not None:
+                pages.check(self.isa, kv_cache_spec.dtype, kv_cache_spec.head_size)
+
         @classmethod
         def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
             """Return that no graph can hold it: the number of sequences changes from step to step."""
@@ -143,6 +148,5 @@ def _scores(layer: Any, kv_cache: Tensor) -> Tensor:
     """Return the scores of keys in the sinks of a layer [pages, 64], made when it first runs on these pages."""
     made: Tensor | None = getattr(layer, "moa_scores", None)
     if made is None or len(made) != len(kv_cache):
-        pages.check(layer.isa, kv_cache.dtype, kv_cache.shape[-1] // 2)
         made = layer.moa_scores = torch.zeros(len(kv_cache), BLOCK)
     return made

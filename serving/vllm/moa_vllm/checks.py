@@ -1,59 +1,42 @@
 """What is refused, by name and at start-up, since no plan could honour it here."""
 
-import re
 from collections.abc import Container
 from typing import Any
 
-import torch
-
+from moa.plans import paged
 from moa.plans.errors import Unsupported
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 
-OLDEST, NEWEST = (0, 32), (0, 33)
-"""The releases of vLLM that have what `moa_vllm` hooks into; `serving/vllm/tests/test_contract.py` names each hook."""
 
-
-def engine(config: Any, plan: Plan, version: str) -> None:
+def engine(config: Any, plan: Plan) -> None:
     """Refuse what the whole engine cannot do under a plan.
 
     Args:
         config: The `VllmConfig`.
         plan: The plan.
-        version: The version of vLLM.
 
     Raises:
         ModelMismatch: The plan was made for another model.
-        Unsupported: A setting, the version or the plan itself; the message names it.
+        Unsupported: A setting or the plan itself; the message names it.
     """
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is None or not OLDEST <= tuple(map(int, found.groups())) <= NEWEST:
-        raise Unsupported(
-            f"vLLM {version}: moa-vllm hooks into {'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
-        )
     plan.check(config.model_config.hf_config)
-    if others := plan.model.others:
-        kinds = ", ".join(f"{count} of {kind}" for kind, count in others.items())
-        raise Unsupported(f"vLLM under a plan: all layers must be full attention, found {kinds}")
-    if plan.model.latent:
-        raise Unsupported(
-            "vLLM under a plan: layers must cache keys and values, found latents (MLA): use the model without a plan"
-        )
-    if reading := [layer for layer in plan.groups if plan.reads(layer)]:
-        raise Unsupported(
-            f"vLLM under a plan with reads (layer {reading[0]}): it builds block tables before queries exist"
-        )
+    paged.check(plan)
     cache, parallel = config.cache_config, config.parallel_config
+    computed = str(config.model_config.dtype).removeprefix("torch.")
     refused = {
         "speculative decoding": config.speculative_config,
-        f"--kv-cache-dtype {cache.cache_dtype}": cache.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+        f"--kv-cache-dtype {cache.cache_dtype} (only the model's, {computed})": cache.cache_dtype
+        not in ("auto", computed),
         "a KV connector (--kv-transfer-config)": config.kv_transfer_config,
         "context parallelism": max(parallel.decode_context_parallel_size, parallel.prefill_context_parallel_size) > 1,
+        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "--enable-dbo": parallel.enable_dbo,
         "--disable-hybrid-kv-cache-manager": config.scheduler_config.disable_hybrid_kv_cache_manager,
         f"--block-size {cache.block_size} (only {BLOCK})": cache.user_specified_block_size
         and cache.block_size != BLOCK,
         "a sliding window of the model's own": cache.sliding_window,
+        "a model whose pictures are seen both ways": config.model_config.is_mm_prefix_lm,
         "--max-model-len auto": config.model_config.original_max_model_len == -1,
     }
     for what, found_here in refused.items():
@@ -85,19 +68,15 @@ def layer(given: dict[str, Any]) -> None:
         raise Unsupported("vLLM under a plan: keys and values must have one size")
 
 
-def fused(given: dict[str, Any], known: Container[str], dtype: torch.dtype) -> None:
+def fused(given: dict[str, Any], known: Container[str]) -> None:
     """Refuse what the kernels for GPUs cannot do, besides what `layer` refuses.
 
     Args:
         given: The arguments of the model's `Attention`, by name.
         known: The names of those that every `Attention` takes.
-        dtype: Of queries, keys and values.
 
     Raises:
         Unsupported: The message names it.
     """
     if others := sorted(name for name, value in given.items() if name not in known and value is not None):
         raise Unsupported(f"vLLM under a plan on a GPU: {', '.join(others)} is not supported")
-    stored, computed = given["cache_config"].cache_dtype, str(dtype).removeprefix("torch.")
-    if stored not in ("auto", computed):
-        raise Unsupported(f"vLLM under a plan on a GPU: --kv-cache-dtype {stored} must be the model's, {computed}")

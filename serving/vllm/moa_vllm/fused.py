@@ -59,7 +59,7 @@ def heads_of(
     """
     for rule in rules:
         if SCORES[rule.holds] is not None:
-            raise Unsupported(f"{rule.pattern} with vLLM is for CPUs so far: it rewrites the pages of its sinks there")
+            raise Unsupported(f"{rule.pattern} with vLLM is for CPUs so far: take a plan of sink_window rules")
     require_supported(torch.empty(1, 1, head_size, dtype=dtype, device="meta"))
     return Heads(names, Layer.of(reach(rules), longest, device))
 

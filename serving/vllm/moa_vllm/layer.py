@@ -8,7 +8,6 @@ import inspect
 from typing import Any, NamedTuple
 
 import torch
-import vllm
 from vllm.config import get_current_vllm_config
 from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.logger import init_logger
@@ -69,7 +68,7 @@ class PlannedAttention(torch.nn.Module):
         """
         super().__init__()
         config = get_current_vllm_config()
-        checks.engine(config, asked.plan, vllm.__version__)
+        checks.engine(config, asked.plan)
         checks.layer(given)
         ranks, longest = config.parallel_config.tensor_parallel_size, config.model_config.max_model_len
         rules, groups = _grouped(asked, ranks, longest)
@@ -87,7 +86,7 @@ class PlannedAttention(torch.nn.Module):
         if self.fused:
             from moa_vllm import fused  # CPUs need no Triton
 
-            checks.fused(given, SIGNATURE.parameters, dtype)
+            checks.fused(given, SIGNATURE.parameters)
             found = fused.heads_of(names, own, longest, size, dtype, config.device_config.device)
             given |= {"num_heads": heads, "num_kv_heads": kv_heads, "heads": found}
             backends: list[type] = [fused.Backend] * kv_heads
@@ -108,6 +107,17 @@ class PlannedAttention(torch.nn.Module):
             return found
         q, k, v = (x.unflatten(-1, (len(self.heads), -1)).transpose(0, 1).contiguous() for x in (query, key, value))
         return torch.cat([head(q[i], k[i], v[i]) for i, head in enumerate(self.heads)], dim=-1)
+
+
+def planned(asked: Settings, args: tuple[Any, ...], kwargs: dict[str, Any]) -> PlannedAttention:
+    """Return what a model's code gets for its `Attention(*args, **kwargs)`."""
+    bound = SIGNATURE.bind(None, *args, **kwargs)
+    bound.apply_defaults()
+    given = dict(bound.arguments)
+    given |= given.pop("extra_impl_args", {})
+    del given["self"]
+    given["num_kv_heads"] = given["num_kv_heads"] or given["num_heads"]
+    return PlannedAttention(asked, given)
 
 
 def on_gpu() -> bool:

@@ -56,5 +56,5 @@ def check(isa: str, dtype: torch.dtype, size: int) -> None:
     if not (torch.equal(found[0], k) and torch.equal(found[1], v)):
         raise Unsupported(
             f"keydiff_window with vLLM's kernel {isa!r} in {str(dtype).removeprefix('torch.')}: its pages have another "
-            "layout; a plan of sink_window rules needs none"
+            "layout; --dtype float32 may take another kernel, and sink_window rules run with any"
         )

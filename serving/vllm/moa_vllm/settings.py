@@ -41,6 +41,6 @@ def of(config: Any) -> Settings | None:
         return None
     unknown = sorted(set(ours) - set(KEYS))
     path, groups = ours.get("moa_plan"), ours.get("moa_groups")
-    if unknown or not isinstance(path, str) or not (groups is None or isinstance(groups, int)):
+    if unknown or not isinstance(path, str) or not (groups is None or type(groups) is int):
         raise MoaError(f'--additional-config takes {{"moa_plan": PATH, "moa_groups": NUMBER}}, found {brief(ours)}')
     return Settings(path, groups)

@@ -3,6 +3,7 @@
 import pytest
 from tiny import NEW, PROMPTS, Answer, pool, prompt
 from vllm import SamplingParams
+from vllm.sampling_params import RequestOutputKind
 
 from moa.plans.plan import Plan
 from moa_vllm.groups import kept, on_ranks, sort
@@ -88,6 +89,22 @@ def test_several_answers_and_stop_strings(engine, wanted, plan):
     [request] = ask(llm, PROMPTS[:1], stop=[last])
     assert request.outputs[0].finish_reason == "stop"
     assert len(request.outputs[0].token_ids) == first + 1
+
+
+def test_streaming(engine, wanted):
+    """Each token comes once, in the step that computes it."""
+    llm = engine("windows")
+    asked = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, output_kind=RequestOutputKind.DELTA)
+    for i, ids in enumerate(PROMPTS):
+        llm.llm_engine.add_request(str(i), {"prompt_token_ids": ids}, asked)
+    found: list[list[int]] = [[] for _ in PROMPTS]
+    while llm.llm_engine.has_unfinished_requests():
+        for request in llm.llm_engine.step():
+            assert len(request.outputs[0].token_ids) == 1
+            found[int(request.request_id)] += request.outputs[0].token_ids
+    for tokens, answer in zip(found, wanted("windows"), strict=True):
+        other = next((i for i in range(NEW) if tokens[i] != answer.tokens[i]), None)
+        assert other is None or answer.gaps[other] < TOLERANCE
 
 
 def test_compiled(engine, wanted):

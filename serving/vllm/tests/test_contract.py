@@ -7,8 +7,9 @@ import sys
 
 import pytest
 import torch
-from vllm.config import VllmConfig
+from vllm.config import ModelConfig, ParallelConfig, VllmConfig
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.v1.attention.backend import (
     AttentionCGSupport,
     AttentionImpl,
@@ -85,8 +86,10 @@ def test_parameters(function, names):
     assert [name for name in parameters(function) if name not in ("self", "cls")] == names.split()
 
 
-def test_python_makes_attention_by_its_new():
-    assert "__new__" not in vars(Attention) or Attention.__new__.__module__ == "moa_vllm.hook"
+def test_python_makes_layers_by_the_new_of_their_base():
+    assert issubclass(Attention, AttentionLayerBase)
+    assert "__new__" not in vars(Attention)
+    assert "__new__" not in vars(AttentionLayerBase) or AttentionLayerBase.__new__.__module__ == "moa_vllm.hook"
 
 
 @pytest.mark.parametrize("name", ["block_size", "num_kv_heads", "head_size", "head_size_v", "dtype"])
@@ -119,6 +122,14 @@ def test_fields_of_a_batch(name):
 )  # fmt: skip
 def test_fields_of_the_configuration(name):
     assert name in {field.name for field in dataclasses.fields(VllmConfig)} | set(dir(VllmConfig))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [(ModelConfig, "is_mm_prefix_lm"), (ModelConfig, "dtype"), (ParallelConfig, "pipeline_parallel_size")],
+)
+def test_fields_of_what_is_configured(kind, name):
+    assert name in {field.name for field in dataclasses.fields(kind)} | set(dir(kind))
 
 
 def test_names_of_graph_support():
