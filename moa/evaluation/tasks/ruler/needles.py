@@ -8,7 +8,7 @@ from functools import cache
 from itertools import cycle, islice
 
 from moa.evaluation.tasks.prompted import Prompted, Words
-from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, draw, hide, listed
+from moa.evaluation.tasks.ruler.vocabulary import REPEATED, distinct, draw, hide, listed, places
 from moa.hf.text import split
 
 DEPTHS = [round(100 * i / 39) for i in range(40)]
@@ -64,11 +64,11 @@ class Hidden(Prompted):
         """Return the text with the needles: in a random place each, in an essay at one of RULER's depths."""
         if self.haystack == "docs":
             text, depths = list(islice(cycle(sentences()), size)), sorted(rng.sample(DEPTHS, len(needles)))
-            places = [size * depth // 100 for depth in depths]
+            at = [size * depth // 100 for depth in depths]
         else:
-            text = [self._filler(rng) for _ in range(size)]
-            places = sorted(rng.randrange(size + 1) for _ in needles)
-        return (" " if self.haystack == "docs" else "\n").join(hide(text, places, needles))
+            text = [self._filler(rng) for _ in range(max(size, len(needles)))]
+            at = places(rng, len(text), len(needles))
+        return (" " if self.haystack == "docs" else "\n").join(hide(text, at, needles))
 
     def _filler(self, rng: random.Random) -> str:
         return REPEATED if self.haystack == "repeat" else self._needle(draw(rng, self.keys), draw(rng, self.values))

@@ -44,6 +44,11 @@ def distinct(drawn: Callable[[], str], count: int) -> list[str]:
     return list(found)
 
 
+def places(rng: random.Random, size: int, count: int) -> list[int]:
+    """Return different places among `size` parts of a text, ascending; the last part stays behind all of them."""
+    return sorted(rng.sample(range(size), count))
+
+
 def hide(text: Sequence[str], places: Sequence[int], pieces: Sequence[str]) -> list[str]:
     """Return the text with each piece before the part at its place; places ascend."""
     hidden = list(text)

@@ -12,7 +12,7 @@ from moa.evaluation.tasks import TASKS
 from moa.evaluation.tasks.answered import Prompt
 from moa.evaluation.tasks.ruler import TASKS as RULER
 from moa.evaluation.tasks.ruler.documents import Answering, Hotpot, Squad
-from moa.evaluation.tasks.ruler.vocabulary import draw
+from moa.evaluation.tasks.ruler.vocabulary import REPEATED, draw
 from moa.plans.errors import MoaError
 
 WRITTEN = [task.name for task in RULER if not isinstance(task, Answering)]
@@ -70,6 +70,30 @@ def test_the_chain_of_variables_leads_to_the_answers(tokenizer):
     solved = re.search(r"they are: ((?:[A-Z]{3} ?){5})\n", text)
     assert solved is not None
     assert text.endswith(f"5 variables are assgined the value {value}, they are:")
+
+
+class Pieces:
+    """A tokenizer whose tokens are words with the white space before them, so that a text is its tokens, joined."""
+
+    chat_template = None
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": re.findall(r"\s*\S+|\s+$", text)}
+
+
+def test_the_solved_example_of_variables_is_as_long_as_ruler_s():
+    (prompt,) = TASKS["vt"].samples(Pieces(), 2048, 1, 0)
+    example, question = "".join(prompt.ids).split("\n\n\n\n")
+    used = len(Pieces()(example)["input_ids"]) + 30
+    sentences = example.count(REPEATED)
+    assert sentences % 5 == 0
+    assert used <= 500 < used + 5 * len(REPEATED.split())
+    assert re.search(r"they are:  [A-Z]{3}( [A-Z]{3}){4}$", example)
+    for part, letters in ((example, 3), (question, 5)):
+        text = part.split("following text.\n\n")[1].split("\nQuestion: ")[0]
+        assert len(re.findall(rf"VAR [A-Z]{{{letters}}} = (?:\d{{5}}|VAR [A-Z]{{{letters}}} ) ", text)) == 5
+        noise = re.sub(r"VAR [A-Z]+ = (?:\d+|VAR [A-Z]+ ) ", "", text)
+        assert noise == " ".join([f"{REPEATED}\n"] * text.count(REPEATED))
 
 
 @pytest.mark.parametrize(("length", "often", "seldom"), [(4095, 6, 1), (12_000, 30, 3)])
