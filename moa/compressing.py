@@ -30,7 +30,7 @@ from moa.plans.replace import read_json, replace_json
 from moa.profiler.settings import no_reads
 from moa.profiling import profile_model
 from moa.reporting import write_report
-from moa.resuming import Chosen, Job, Solved, Time, check_folder
+from moa.resuming import Chosen, Job, Solved, Time, check_folder, compress_folder
 from moa.search.budget import FORMS, Budget
 from moa.search.cost import Costs
 from moa.search.fit import probes, reading_probes
@@ -48,7 +48,7 @@ same time each: decode steps of one and of four sequences, and a prefill; of pla
 
 @dataclass(frozen=True)
 class Compressed:
-    """The result of `compress`.
+    """The result of `compress`; it stands for its plan's file wherever a function takes one, as `moa.apply` does.
 
     Attributes:
         plan: The plan, which is in `folder / "plan.yaml"` too.
@@ -60,11 +60,15 @@ class Compressed:
     folder: Path
     figures: dict[str, Any]
 
+    def __fspath__(self) -> str:
+        """Return the path of the plan's file."""
+        return str(self.folder / "plan.yaml")
+
 
 def compress(
-    model: Given, output: str | PathLike[str], *, budget: float | Mapping[str, Figures] = 0.25, minutes: float = 15.0,
-    lengths: Sequence[int] | None = None, max_length: int | None = None, dtype: str = "auto", seed: int = 0,
-    progress: Progress = silent, note: Note = silent,
+    model: Any, tokenizer: Any = None, *, output: str | PathLike[str] | None = None,
+    budget: float | Mapping[str, Figures] = 0.25, minutes: float = 15.0, lengths: Sequence[int] | None = None,
+    max_length: int | None = None, dtype: str = "auto", seed: int = 0, progress: Progress = silent, note: Note = silent,
 ) -> Compressed:  # fmt: skip
     """Profile a model, search a plan for it and evaluate the plan, all of it sized to fit some minutes.
 
@@ -73,8 +77,10 @@ def compress(
     slow machine the least of both may take longer.
 
     Args:
-        model: The model: its name, or what `moa.load_model` returned.
-        output: The folder for everything; it is made if it is not there.
+        model: The model: its name, or as `moa.load_model` loaded it.
+        tokenizer: The tokenizer of a loaded model; left out with a name, or with the pair of both.
+        output: The folder for everything, made if it is not there; None for one of this question in the user's cache
+            folder, which the result names.
         budget: Largest density at the longest text that the plan is for, or budgets as `moa.find_plan` takes them. For
             budgets in milliseconds, costs are measured first. Within budgets of what steps read or take, rules may read
             less than they keep, if the model can.
@@ -95,18 +101,19 @@ def compress(
         MoaError: An option is invalid, or the folder holds something else.
         Unsupported: The model takes no rules, or no back-end computes right here.
     """
-    folder = Path(output)
+    given, folder = _given(model, tokenizer), None if output is None else Path(output)
     if not 0 < minutes < inf:
         raise MoaError(f"minutes must be over 0, found {minutes:g}")
-    check_folder(folder)
+    if folder is not None:
+        check_folder(folder)
     budgets = {"density": budget} if isinstance(budget, int | float) else dict(budget)
-    config = check_options(model, {}, lengths=lengths or ()).config
+    config = check_options(given, {}, lengths=lengths or ()).config
     aimed = aimed_lengths(lengths, longest_text(config))
-    stored = model[0].dtype if isinstance(model, tuple) else dtype
+    stored = given[0].dtype if isinstance(given, tuple) else dtype
     limits = check_budgets(budgets, ModelInfo.of(config), aimed, longest_text(config), max_length, stored)
     if not (backend := diagnose().backend).right:
         raise Unsupported(f"no back-end computes right here ({backend.why or backend.name}); moa doctor says more")
-    network, tokenizer = loaded(model, dtype=dtype)
+    network, tokenizer = loaded(given, dtype=dtype)
     for sample in (sample for n in aimed for sample in Part(n, {"text": 1, "four": 1}).samples(tokenizer, seed)):
         if sample.task == "four":  # what cannot be asked is refused before work that takes long
             check_answers(network, sample.content)
@@ -115,8 +122,27 @@ def compress(
         "device": network.device.type, "budgets": budgets, "minutes": minutes, "lengths": lengths and aimed,
         "max_length": max_length, "seed": seed,
     }  # fmt: skip
+    if folder is None:
+        folder = compress_folder(asked)
+        folder.parent.mkdir(parents=True, exist_ok=True)
     run = _Run(network, tokenizer, budgets, limits, max_length, seed, 60 * minutes, Job(folder, asked), progress, note)
     return run.all(aimed, fixed=lengths is not None)
+
+
+def _given(model: Any, tokenizer: Any) -> Given:
+    """Return the model as public functions take it.
+
+    Raises:
+        MoaError: A loaded model lacks its tokenizer, or something else is given in its place.
+    """
+    whole = isinstance(model, str | Path | tuple)
+    if isinstance(tokenizer, str | PathLike):
+        raise MoaError(f"the second value is a loaded model's tokenizer: name the folder with output={str(tokenizer)!r}")
+    if whole and tokenizer is not None:
+        raise MoaError("a tokenizer goes with a loaded model; a name or a pair has its own")
+    if not whole and tokenizer is None:
+        raise MoaError("a loaded model needs its tokenizer: moa.compress(model, tokenizer)")
+    return model if whole else (model, tokenizer)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)

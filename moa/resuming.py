@@ -4,12 +4,14 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 from pydantic import Field, ValidationError
 
+from moa.hf.known import cache_folder
 from moa.outputs import writable
 from moa.plans.errors import MoaError, brief
 from moa.plans.replace import read, replace_json
@@ -74,6 +76,11 @@ class State(Strict):
             return cls.model_validate_json(read(path))
         except ValidationError as error:
             raise MoaError(str(problem(error))) from None
+
+
+def compress_folder(asked: Mapping[str, Any]) -> Path:
+    """Return the folder of a question in the user's cache folder."""
+    return cache_folder() / "compress" / sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check_folder(folder: Path) -> None:

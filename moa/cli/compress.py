@@ -71,7 +71,7 @@ def command(
                             decode_ms=max_decode_ms, prefill_ms=None, harm=None)  # fmt: skip
     with Bar("compressing", messages(quiet)) as bar:
         found = moa.compress(
-            model, output, budget=budgets or 0.25, minutes=minutes,
+            model, output=output, budget=budgets or 0.25, minutes=minutes,
             lengths=None if lengths is None else numbers("lengths", lengths), max_length=max_length, dtype=dtype,
             seed=seed, progress=bar, note=bar.note,
         )  # fmt: skip

@@ -34,6 +34,8 @@ def remember(plan: Plan, model: Any) -> Path:
 def known_plan(model: Any, budget: float) -> Plan:
     """Return the plan for `model` that keeps most within a density, at the longest text that the plan is for.
 
+    A plan that reads all that it keeps comes before any that reads less, since nothing was said about reading.
+
     Plans that `remember` kept are for the same weights. Shipped plans are for a model of the same shape and name, and
     those in the model's own folder or repository for one of the same shape. The hub is asked only where no other fits.
 
@@ -67,7 +69,7 @@ def known_plan(model: Any, budget: float) -> Plan:
 
 def _best(plans: Iterable[Plan], info: ModelInfo, budget: float) -> Plan | None:
     fitting = [plan for plan in plans if _fits(plan, info) and _density(plan) <= budget * (1 + 1e-9)]
-    return max(fitting, key=_density, default=None)
+    return max(fitting, key=lambda plan: (not plan.reads(), _density(plan)), default=None)
 
 
 def _fits(plan: Plan, info: ModelInfo) -> bool:
@@ -94,7 +96,10 @@ def _folder(model: Any) -> Path:
 
 
 def _root() -> Path:
-    """Return the folder of plans in `$MOA_CACHE`, else in the user's cache folder."""
+    return cache_folder() / "plans"
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is kept for this user: `$MOA_CACHE`, else `moa` in the user's cache folder."""
     root = os.environ.get("MOA_CACHE")
-    cache = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moa"
-    return cache / "plans"
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "moa"

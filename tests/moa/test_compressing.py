@@ -25,7 +25,7 @@ FILES = {"compress.json", "profile.safetensors", "plan.yaml", "evaluation.json",
 @pytest.fixture(scope="module")
 def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> moa.compressing.Compressed:
     """The result of a run that nothing disturbed."""
-    return moa.compress(model_folder, tmp_path_factory.mktemp("whole") / "out", budget=0.3, **LEAST)
+    return moa.compress(model_folder, output=tmp_path_factory.mktemp("whole") / "out", budget=0.3, **LEAST)
 
 
 def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any, model_folder: Path) -> None:
@@ -49,6 +49,31 @@ def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any, model_fold
     assert set(whole.figures["seconds"]) == {"calibrate", "profile", "search", "evaluation"}
 
 
+def test_the_result_stands_for_its_plan(whole: Any, model_folder: Path) -> None:
+    model, tokenizer = moa.load_model(model_folder)
+    with moa.apply(model, whole) as applied:
+        assert applied.plan == whole.plan
+    with pytest.raises(MoaError, match=r"the second value is a loaded model's tokenizer: .* output='out'"):
+        moa.compress(model_folder, "out")
+    with pytest.raises(MoaError, match="a name or a pair has its own"):
+        moa.compress(model_folder, tokenizer)
+    with pytest.raises(MoaError, match="a loaded model needs its tokenizer"):
+        moa.compress(model)
+
+
+def test_without_an_output_the_folder_is_the_question_s_in_the_cache(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOA_CACHE", str(tmp_path / "cache"))
+    model, tokenizer = moa.load_model(model_folder)
+    found = moa.compress(model, tokenizer, budget=0.3, **LEAST)
+    assert found.folder.parent == tmp_path / "cache" / "compress"
+    assert found.plan == moa.Plan.load(found.folder / "plan.yaml")
+    for name in ("pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts"):
+        monkeypatch.setattr(compressing, name, never)
+    assert moa.compress(model, tokenizer, budget=0.3, **LEAST).folder == found.folder
+
+
 def never(*_: Any, **__: Any) -> None:
     raise AssertionError("there is no need of this")
 
@@ -56,7 +81,7 @@ def never(*_: Any, **__: Any) -> None:
 def test_run_again_it_does_nothing_twice(whole: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts"):
         monkeypatch.setattr(compressing, name, never)
-    again = moa.compress(model_folder, whole.folder, budget=0.3, **LEAST)
+    again = moa.compress(model_folder, output=whole.folder, budget=0.3, **LEAST)
     assert again.plan == whole.plan
     del again.figures["seconds"]["calibrate"], whole.figures["seconds"]["calibrate"]
     assert again.figures == whole.figures
@@ -72,9 +97,9 @@ def test_stopped_and_run_again_it_goes_on(whole: Any, model_folder: Path, tmp_pa
 
     pair, output, seen = moa.load_model(model_folder), tmp_path / "out", []
     with pytest.raises(KeyboardInterrupt):
-        moa.compress(pair, output, budget=0.3, **LEAST, progress=stop)
+        moa.compress(pair, output=output, budget=0.3, **LEAST, progress=stop)
     before = {path: path.stat().st_mtime_ns for path in output.rglob("*") if path.suffix in (".safetensors", ".yaml")}
-    found = moa.compress(pair, output, budget=0.3, **LEAST, progress=lambda *told: seen.append(told))
+    found = moa.compress(pair, output=output, budget=0.3, **LEAST, progress=lambda *told: seen.append(told))
     assert before
     assert all(path.stat().st_mtime_ns == time for path, time in before.items() if path.exists())
     assert found.plan.fingerprint() == whole.plan.fingerprint()
@@ -95,7 +120,7 @@ def test_stopped_and_run_again_it_goes_on(whole: Any, model_folder: Path, tmp_pa
 def test_a_folder_of_another_question_is_refused(whole: Any, model_folder: Path, changes: Any, says: str) -> None:
     before = {path: path.read_bytes() for path in whole.folder.iterdir()}
     with pytest.raises(MoaError, match=says):
-        moa.compress(model_folder, whole.folder, **{"budget": 0.3, **LEAST, **changes})
+        moa.compress(model_folder, output=whole.folder, **{"budget": 0.3, **LEAST, **changes})
     assert before == {path: path.read_bytes() for path in whole.folder.iterdir()}
 
 
@@ -103,7 +128,7 @@ def test_another_model_is_another_question(whole: Any, model_folder: Path) -> No
     model, tokenizer = moa.load_model(model_folder)
     model.lm_head.weight.data[0, 0] += 1
     with pytest.raises(MoaError, match=r"holds another question .*weights"):
-        moa.compress((model, tokenizer), whole.folder, budget=0.3, **LEAST)
+        moa.compress((model, tokenizer), output=whole.folder, budget=0.3, **LEAST)
 
 
 @pytest.mark.parametrize(
@@ -123,13 +148,13 @@ def test_what_cannot_be_is_refused_before_the_model_is_loaded(
 ) -> None:
     monkeypatch.setattr(compressing, "loaded", never)
     with pytest.raises(MoaError, match=says):
-        moa.compress(model_folder, tmp_path / "out", **{"budget": 0.3, **LEAST, **changes})
+        moa.compress(model_folder, output=tmp_path / "out", **{"budget": 0.3, **LEAST, **changes})
     assert not (tmp_path / "out").exists()
 
 
 def test_texts_that_no_question_fits_into_are_refused_before_the_work(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(MoaError, match="haystack"):
-        moa.compress(model_folder, tmp_path / "out", budget=0.9, lengths=(256,))
+        moa.compress(model_folder, output=tmp_path / "out", budget=0.9, lengths=(256,))
     assert not (tmp_path / "out").exists()
 
 
@@ -138,17 +163,17 @@ def test_a_file_of_other_work_is_not_taken_for_a_stage(whole: Any, model_folder:
     (tmp_path / "link").symlink_to("nowhere")
     for name in ("file", "link"):
         with pytest.raises(MoaError, match="it is not a folder"):
-            moa.compress(model_folder, tmp_path / name, budget=0.3, **LEAST)
+            moa.compress(model_folder, output=tmp_path / name, budget=0.3, **LEAST)
     shutil.copy(whole.folder / "plan.yaml", tmp_path)
     with pytest.raises(MoaError, match=r"plan.yaml is there without a compress.json"):
-        moa.compress(model_folder, tmp_path, budget=0.3, **LEAST)
+        moa.compress(model_folder, output=tmp_path, budget=0.3, **LEAST)
     (tmp_path / "compress.json").write_text('{"asked": {}, "profile": {"lengths": []}}')
     with pytest.raises(MoaError, match=r"compress.json is not a file of `moa compress`.*lengths"):
-        moa.compress(model_folder, tmp_path, budget=0.3, **LEAST)
+        moa.compress(model_folder, output=tmp_path, budget=0.3, **LEAST)
 
 
 def test_a_budget_of_reads_lets_rules_read_less_than_they_keep(model_folder: Path, tmp_path: Path) -> None:
-    found = moa.compress(model_folder, tmp_path / "out", budget={"read": 0.25}, **LEAST)
+    found = moa.compress(model_folder, output=tmp_path / "out", budget={"read": 0.25}, **LEAST)
     assert Profile.load(found.folder / "profile.safetensors").reads is not None
     assert found.plan.read_density(2560) <= 0.25
     assert found.figures["speed"]["read"] == found.plan.read_density(2560)
@@ -157,13 +182,13 @@ def test_a_budget_of_reads_lets_rules_read_less_than_they_keep(model_folder: Pat
 def test_reads_that_a_model_cannot_are_refused_at_once(save_tiny: Any, tmp_path: Path) -> None:
     save_tiny(tmp_path / "model", head_dim=6)
     with pytest.raises(MoaError, match="head size that is a multiple of 4, found 6, so nothing less can be asked for"):
-        moa.compress(tmp_path / "model", tmp_path / "out", budget={"read": 0.25}, **LEAST)
+        moa.compress(tmp_path / "model", output=tmp_path / "out", budget={"read": 0.25}, **LEAST)
     assert not (tmp_path / "out").exists()
 
 
 def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path, tmp_path: Path) -> None:
     pair, budget = moa.load_model(model_folder), {"density": 0.6, "decode_ms": "1000@640x2"}
-    found = moa.compress(pair, tmp_path / "out", budget=budget, **LEAST)
+    found = moa.compress(pair, output=tmp_path / "out", budget=budget, **LEAST)
     costs = (tmp_path / "out" / "costs.json").read_bytes()
     assert {(row["kind"], row["batch"]) for row in json.loads(costs)["measured"]} == {
         ("decode", 1), ("decode", 4), ("prefill", 1),
@@ -174,10 +199,10 @@ def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path,
     assert 0 < time["predicted"] <= 1000
     assert time["measured"] > 0
     assert "decode of 2 x 640 tokens" in numbers(found.figures)[2]
-    moa.compress(pair, tmp_path / "out", budget=budget, **LEAST)
+    moa.compress(pair, output=tmp_path / "out", budget=budget, **LEAST)
     assert (tmp_path / "out" / "costs.json").read_bytes() == costs
     with pytest.raises(BudgetInfeasible, match="decode_ms"):
-        moa.compress(pair, tmp_path / "other", budget={"decode_ms": "1e-9@640"}, **LEAST)
+        moa.compress(pair, output=tmp_path / "other", budget={"decode_ms": "1e-9@640"}, **LEAST)
     assert not (tmp_path / "other").exists()
 
 

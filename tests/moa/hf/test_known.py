@@ -42,6 +42,15 @@ def test_the_widest_plan_within_the_budget_for_the_same_weights(fresh) -> None:
         moa.apply(model, "auto", budget=0.1)
 
 
+def test_a_plan_that_reads_less_than_it_keeps_comes_after_the_others(fresh) -> None:
+    model = fresh()
+    reading = Plan.from_rules(model, {}, defaults=window(model, 0.25).defaults.reading(128))
+    remember(reading.model_copy(update={"predicted": Predicted(lengths=(512, LONGEST))}), model)
+    assert known_plan(model, 0.25).reads()
+    remember(window(model, 0.125), model)
+    assert known_plan(model, 0.25) == window(model, 0.125)
+
+
 def test_a_plan_that_does_not_say_for_which_texts_keeps_everything(fresh) -> None:
     model = fresh()
     remember(Plan.uniform(model, 0.25, at=LONGEST), model)

@@ -23,7 +23,7 @@ PLOTS = 2 + 3 + 1
 @pytest.fixture(scope="module")
 def whole(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "out"
-    moa.compress(model_folder, output, budget=0.5, lengths=(576,), minutes=0.001)
+    moa.compress(model_folder, output=output, budget=0.5, lengths=(576,), minutes=0.001)
     return output
 
 
