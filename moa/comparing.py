@@ -73,7 +73,7 @@ def compare_runs(
         The plans and the rows of all runs.
 
     Raises:
-        MoaError: A source is none of these, there are fewer than two, or plotly is not installed.
+        MoaError: A source is none of these, or there are fewer than two.
         ModelMismatch: They are of different models.
     """
     if len(sources) < 2:

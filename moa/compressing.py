@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.util import find_spec
 from math import ceil, inf
 from os import PathLike
 from pathlib import Path
@@ -137,7 +136,7 @@ def _given(model: Any, tokenizer: Any) -> Given:
     """
     whole = isinstance(model, str | Path | tuple)
     if isinstance(tokenizer, str | PathLike):
-        raise MoaError(f"the second value is a loaded model's tokenizer: name the folder with output={str(tokenizer)!r}")
+        raise MoaError(f"the second value is a loaded model's tokenizer; name a folder with output={str(tokenizer)!r}")
     if whole and tokenizer is not None:
         raise MoaError("a tokenizer goes with a loaded model; a name or a pair has its own")
     if not whole and tokenizer is None:
@@ -198,10 +197,7 @@ class _Run:
         assert prospect is not None  # a model was given
         figures = outcome(plan, prospect, evaluation, solved, costs) | self.job.state.model_dump(mode="json")
         replace_json(folder / "figures.json", figures)
-        if find_spec("plotly") is None:
-            self.note(f"no {folder / 'report.html'}: it needs plotly; pip install 'moa-attention[report]', moa report")
-        else:
-            write_report(folder)
+        write_report(folder)
         whole.stage("evaluation")(1, 1, "all done")
         return Compressed(plan, folder, figures)
 

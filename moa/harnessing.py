@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from moa.evaluating import Source, named_plans
@@ -23,8 +24,9 @@ STDERR = "_stderr"
 
 def evaluate_harness(
     model: Given, plans: Mapping[str, Plan | Source] | Sequence[Source], tasks: Sequence[str], *,
-    folder: str | PathLike[str] | None = None, limit: int | None = None, backend: str | None = None,
-    dtype: str = "auto", output: str | PathLike[str] | None = None, progress: Progress = silent,
+    folder: str | PathLike[str] | None = None, limit: int | None = None, lengths: Sequence[int] | None = None,
+    backend: str | None = None, dtype: str = "auto", output: str | PathLike[str] | None = None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:  # fmt: skip
     """Run tasks of the lm-evaluation-harness (`lm_eval`) on the dense model and under each plan.
 
@@ -36,6 +38,7 @@ def evaluate_harness(
         tasks: Tasks or groups of the harness, by name.
         folder: Folder with more tasks, in the harness's YAML.
         limit: Samples of each task at most; None for all.
+        lengths: Lengths in tokens of tasks that are written to a length, as RULER's; None for the harness's own, 4,096.
         backend: Back-end of the plans, None for the device's own.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
         output: Results to write (.json).
@@ -56,35 +59,42 @@ def evaluate_harness(
         raise MoaError("tasks of the harness need lm_eval: pip install 'moa-attention[harness]'") from None
     if limit is not None and not 1 <= limit <= LONGEST:
         raise MoaError(f"limit must be from 1 to {LONGEST}, found {limit}")
+    if lengths is not None and not (lengths and all(1 <= n <= LONGEST for n in lengths)):
+        raise MoaError(f"lengths must be one or more numbers from 1 to {LONGEST}, found {brief(list(lengths))}")
     if folder is not None and not Path(folder).is_dir():
         raise MoaError(f"no folder of tasks at {folder}")
     path = None if output is None else Path(output)
     if path is not None:
         writable(path, "result of `moa eval --harness`", results("tasks", "rows"))
-    known = TaskManager(include_path=None if folder is None else str(folder))
+    include = None if folder is None else str(folder)
+    known = TaskManager(include_path=include)
     if unknown := [name for name in tasks if not known.match_tasks([name])]:
         raise MoaError(f"lm_eval has no task {', '.join(map(brief, unknown))}; lm-eval ls tasks lists all")
     named, files = named_plans(plans)
-    check_options(model, files, backend=backend)
+    check_options(model, files, lengths=lengths or (), backend=backend)
     network, tokenizer = loaded(model, dtype=dtype)
     found: list[dict[str, Any]] = []
     versions: dict[str, Any] = {}
     rows = [Row("dense", None), *(Row(name, plan, backend) for name, plan in named)]
-    for i, row in enumerate(rows):
-        progress(i, len(rows), row.name)
-        with row.variant.on(network):
-            try:
-                said = simple_evaluate(
-                    HFLM(pretrained=network, tokenizer=tokenizer, batch_size=1), tasks=list(tasks), limit=limit,
-                    task_manager=known, log_samples=False, bootstrap_iters=1000,
-                )  # fmt: skip
-            except MoaError:
-                raise
-            except Exception as error:  # data sets and tasks have errors of their own
-                reason = str(error).strip() or type(error).__name__
-                raise MoaError(f"lm_eval cannot run {', '.join(tasks)}: {shortened(reason, 200)}") from error
-        versions = said["versions"]
-        found.append({"row": row.name, "tasks": {task: _metrics(of) for task, of in said["results"].items()}})
+    with TemporaryDirectory() as place:
+        tokenizer.save_pretrained(place)  # tasks that write their own texts load it by name
+        about_texts = {"tokenizer": place} | ({} if lengths is None else {"max_seq_lengths": list(lengths)})
+        known = TaskManager(include_path=include, metadata=about_texts)
+        for i, row in enumerate(rows):
+            progress(i, len(rows), row.name)
+            with row.variant.on(network):
+                try:
+                    said = simple_evaluate(
+                        HFLM(pretrained=network, tokenizer=tokenizer, batch_size=1), tasks=list(tasks), limit=limit,
+                        task_manager=known, log_samples=False, bootstrap_iters=1000,
+                    )  # fmt: skip
+                except MoaError:
+                    raise
+                except Exception as error:  # data sets and tasks have errors of their own
+                    reason = str(error).strip() or type(error).__name__
+                    raise MoaError(f"lm_eval cannot run {', '.join(tasks)}: {shortened(reason, 200)}") from error
+            versions = said["versions"]
+            found.append({"row": row.name, "tasks": {task: _metrics(of) for task, of in said["results"].items()}})
     progress(len(rows), len(rows), rows[-1].name)
     about = environment(network, backend or backends.pick(network.device))
     answer = {"model": network.config.name_or_path, "environment": about, "tasks": versions, "rows": found}
@@ -94,10 +104,15 @@ def evaluate_harness(
 
 
 def _metrics(of: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
-    """Return value and standard error of each metric; the harness's names are `acc,none` and `acc_stderr,none`."""
+    """Return value and standard error of each metric; the harness's names are `acc,none` and `acc_stderr,none`.
+
+    RULER's tasks have a metric for each length, and -1 for one that they had no samples of.
+    """
     found: dict[str, dict[str, float | None]] = {}
     for name, value in of.items():
         metric, comma, kind = name.partition(",")
+        if metric.isdigit() and value == -1:
+            continue
         if comma and not metric.endswith(STDERR) and isinstance(value, int | float):
             error = of.get(f"{metric}{STDERR},{kind}")
             plain = metric if kind == "none" else name

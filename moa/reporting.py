@@ -29,7 +29,7 @@ def write_report(folder: str | PathLike[str]) -> Path:
         The page.
 
     Raises:
-        MoaError: The folder is of something else or not finished, or plotly is not installed.
+        MoaError: The folder is of something else or not finished.
     """
     place = Path(folder)
     path = place / "report.html"

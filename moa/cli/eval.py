@@ -40,6 +40,7 @@ def command(
     harness: harness_.Tasks = None,
     harness_folder: harness_.Folder = None,
     harness_limit: harness_.Limit = None,
+    harness_lengths: harness_.Lengths = None,
     backend: Backend = None,
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
@@ -65,8 +66,9 @@ def command(
             raise MoaError("--harness runs the harness's tasks alone: give no samples of moa's own tasks with it")
         with Bar("evaluating", console) as progress:
             told = moa.evaluate_harness(
-                model, plan or [], harness, folder=harness_folder, limit=harness_limit, backend=backend, dtype=dtype,
-                output=output, progress=progress,
+                model, plan or [], harness, folder=harness_folder, limit=harness_limit,
+                lengths=None if harness_lengths is None else numbers("harness-lengths", harness_lengths),
+                backend=backend, dtype=dtype, output=output, progress=progress,
             )  # fmt: skip
         if json_:
             print_json(told)
@@ -75,8 +77,8 @@ def command(
         if output is not None:
             console.print(f"wrote {output}")
         return
-    if harness_folder is not None or harness_limit is not None:
-        raise MoaError("--harness-folder and --harness-limit are for --harness TASK")
+    if (harness_folder, harness_limit, harness_lengths) != (None, None, None):
+        raise MoaError("--harness-folder, --harness-limit and --harness-lengths are for --harness TASK")
     short = {"single": needles, "four": four_needles, "text": ppl_windows}
     given = [f"{name}={count}" for name, count in short.items() if count is not None] + (task or [])
     asked = {name: known.default for name, known in TASKS.items()} | by_name("--task is written NAME=COUNT", given, int)

@@ -18,6 +18,14 @@ Tasks = Annotated[
 Folder = Annotated[Path | None, typer.Option(help="With --harness: folder with more tasks, in the harness's YAML.")]
 Limit = Annotated[int | None, typer.Option(help="With --harness: samples of each task at most. Default: all.", min=1)]
 
+Lengths = Annotated[
+    str | None,
+    typer.Option(
+        help="With --harness: lengths of tasks that are written to a length, as RULER's, in tokens, separated by "
+        "commas. Default: the harness's own."
+    ),
+]
+
 
 def table(found: dict[str, Any]) -> "Figures":
     """Return the table of all metrics, with standard errors; a column is a row of the evaluation."""

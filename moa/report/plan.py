@@ -221,7 +221,7 @@ def canvas(size: tuple[float, float]) -> "Figure":
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[eval]'") from None
+        raise MoaError("a PNG needs matplotlib: pip install 'moa-attention[demo]'") from None
     return Figure(figsize=size, layout="constrained")
 
 

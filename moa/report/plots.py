@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.span import BLOCK
 
@@ -26,15 +25,9 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def library() -> str:
-    """Return the JavaScript that all pictures of a page need, once.
+    """Return the JavaScript that all pictures of a page need, once."""
+    from plotly.offline import get_plotlyjs
 
-    Raises:
-        MoaError: plotly is not installed.
-    """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError:
-        raise MoaError("a report needs plotly: pip install 'moa-attention[report]'") from None
     return str(get_plotlyjs())
 
 

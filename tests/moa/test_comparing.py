@@ -12,7 +12,6 @@ from moa.plans.errors import MoaError, ModelMismatch
 from moa.plans.plan import Plan, Predicted
 from moa.report import plots
 
-pytest.importorskip("plotly")
 TASKS = {"single": 2, "turns": 1, "text": 1}
 
 

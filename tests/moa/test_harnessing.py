@@ -80,6 +80,17 @@ def test_figures_are_those_of_the_model_under_the_plan(folder: Path, fresh, toke
     assert abs(under / dense - 1) > 1e-3
 
 
+def test_ruler_s_tasks_get_tokenizer_and_lengths(model_folder: Path) -> None:
+    """Its frequent words need no data; the harness's RULER has a metric for each length."""
+    pytest.importorskip("lm_eval", reason="lm_eval is not installed")
+    found = moa.evaluate_harness(str(model_folder), {}, ["ruler_fwe"], lengths=[1024], limit=1)
+    assert found["rows"][0]["tasks"]["ruler_fwe"] == {"1024": {"value": 0.0, "stderr": None}}
+    with pytest.raises(MoaError, match="over the model's maximum"):
+        moa.evaluate_harness(str(model_folder), {}, ["ruler_fwe"], lengths=[8192])
+    with pytest.raises(MoaError, match="lengths must be one or more numbers"):
+        moa.evaluate_harness(str(model_folder), {}, ["ruler_fwe"], lengths=[])
+
+
 def test_what_is_refused(folder: Path, model_folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("lm_eval", reason="lm_eval is not installed")
     with pytest.raises(MoaError, match="lm_eval has no task 'riddles'"):
@@ -105,6 +116,7 @@ def test_the_command_prints_each_metric_beside_the_others(
     [
         (["--harness", "x", "--needles", "3"], "give no samples of moa's own tasks"),
         (["--harness-limit", "1"], "are for --harness"),
+        (["--harness-lengths", "1024"], "are for --harness"),
     ],
 )
 def test_the_command_refuses_what_does_not_go_together(options: list[str], message: str) -> None:

@@ -182,7 +182,7 @@ def test_a_front_needs_matplotlib_before_it_solves(search, tmp_path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, err = search("-o", "front", "--front", "2")
     assert code == 2
-    assert err == "error: a PNG needs matplotlib: pip install 'moa-attention[eval]'\n"
+    assert err == "error: a PNG needs matplotlib: pip install 'moa-attention[demo]'\n"
     assert not (tmp_path / "front").exists()
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ import moa
 from moa.plans.errors import MoaError
 from moa.report import plots
 
-pytest.importorskip("plotly")
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 PLOTS = 2 + 3 + 1
 """Heat map, growth, needles of three rows, perplexity at one length."""
@@ -114,12 +112,6 @@ def test_files_that_are_not_there_or_of_something_else(folder: Path) -> None:
         moa.write_report(folder)
     (folder / "figures.json").rmdir()
     with pytest.raises(MoaError, match=r"run moa compress MODEL -o .* to its end"):
-        moa.write_report(folder)
-
-
-def test_without_plotly_a_line_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "plotly.offline", None)
-    with pytest.raises(MoaError, match=r"a report needs plotly: pip install 'moa-attention\[report\]'"):
         moa.write_report(folder)
 
 
