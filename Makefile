@@ -162,7 +162,7 @@ bench: build/profile.safetensors build/absolute.safetensors build/reads.safetens
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
-	$(BIN)/python benchmarks/side_by_side.py $(MODEL) build/profile.safetensors
+	$(BIN)/python benchmarks/side_by_side.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --reads build/reads.safetensors
 	$(BIN)/python benchmarks/study.py $(MODEL) build/reads.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/solver.py build/profile.safetensors
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.5.yaml --max-density 0.5

@@ -79,6 +79,18 @@ def plans(
     return found
 
 
+def load_absolute(path: Path) -> Profile:
+    """Return a profile of MoA's influence.
+
+    Raises:
+        MoaError: It is one of another estimator.
+    """
+    found = Profile.load(path)
+    if {found.estimator(source) for source in found.sources} != {ABSOLUTE}:
+        raise MoaError(f"{path} must be a profile made with --estimator {ABSOLUTE}")
+    return found
+
+
 def uniform(profile: Profile, room: int, length: int) -> Plan:
     """Return the uniform plan with the widest window that fits in `room` bytes at `length`."""
     made = (Plan.uniform(profile.model, n / length, at=length) for n in range(length, 0, -BLOCK))
@@ -136,9 +148,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         profile = Profile.load(options.profile)
-        absolute = None if options.absolute is None else Profile.load(options.absolute)
-        if absolute is not None and {absolute.estimator(source) for source in absolute.sources} != {ABSOLUTE}:
-            raise MoaError(f"{options.absolute} must be a profile made with --estimator {ABSOLUTE}")
+        absolute = None if options.absolute is None else load_absolute(options.absolute)
         rows = plans(profile, absolute, options.length, options.longest, options.densities)
         options.results.mkdir(parents=True, exist_ok=True)
         model, tokenizer = load_model(options.model, dtype=options.dtype)

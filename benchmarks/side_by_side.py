@@ -1,11 +1,11 @@
-"""Compare plans with the methods of kvpress (`peers/theirs.py` lists them) on the same samples, at equal bytes.
+r"""Compare plans with the methods of kvpress (`peers/theirs.py` lists them) on the same samples, at equal bytes.
 
 The model of our rows runs under plans: what `moa search` finds at a density, and uniform, two-group and per-layer plans
-in no more bytes at the whole length (`baselines.py`). The peers run in an environment of their own, by `make
-peers-env`; this script starts it. A peer reads a text with full attention, and then drops entries until those left take
-what `Plan.kv_bytes` says that the plan's cache needs for it; that cache grows in steps, and may have up to 1/8 more in
-reserve. AdaKV and KVzip only mask what they would drop, and allocate as much as dense. After the text a peer's cache
-grows with every token. All use the defaults of kvpress.
+in no more bytes at the whole length (`baselines.py`); with `--absolute` also what is found by MoA's own influence. The
+peers run in an environment of their own, by `make peers-env`; this script starts it. A peer reads a text with full
+attention, and then drops entries until those left take what `Plan.kv_bytes` says that the plan's cache needs for it;
+that cache grows in steps, and may have up to 1/8 more in reserve. AdaKV and KVzip only mask what they would drop, and
+allocate as much as dense. After the text a peer's cache grows with every token. All use the defaults of kvpress.
 
 Samples are made once, as token ids: needles in formats by which no choice of this project was made, one or four in a
 text, asked about after the text was compressed (withheld) or at its end (given, one question for each text); and
@@ -13,11 +13,15 @@ windows of held-out text, whose ends are decoded behind what was compressed. Tim
 greatest length and the first density: a prefill with its compression (KVzip's has kvpress load a tokenizer too), and
 decode steps behind it; memory is the peak of resident memory in both. Each environment has a dense row.
 
-Writes peers.json and peers.md to `--results`. If it is stopped, the same command continues from `peers.partial`. By
-default the models read some 600,000 tokens, an estimated 40 minutes on one core.
+With `--reads`, a group of rows of its own is compared at equal bytes read in a step, summaries included, on the same
+samples: searched plans, uniform reads, and the selections of Quest, UNIQUE and RocketKV's two stages on moa's runtime
+(`reads_baselines.py`). They are not timed, since selections by other methods are written in plain PyTorch.
 
-    make peers-env
-    python benchmarks/side_by_side.py .model/SmolLM2-135M-Instruct build/profile.safetensors
+Writes peers.json and peers.md to `--results`. If it is stopped, the same command continues from `peers.partial`.
+
+    make peers-env profile absolute reads
+    python benchmarks/side_by_side.py .model/SmolLM2-135M-Instruct build/profile.safetensors \
+        --absolute build/absolute.safetensors --reads build/reads.safetensors
 """
 
 import argparse
@@ -27,12 +31,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import baselines
 from pages_parts.peers import peers
-from peers import ours, theirs
+from peers import ours, reading, theirs
 from peers.claims import claims
 from peers.samples import NEEDLES, TAIL, TASKS, known, parts
 from peers.shares import token_bytes
 from provenance import about, place, provenance, said, write
+from reads_baselines import SHARES
 from resumed import kept
 from tables import claimed
 
@@ -56,13 +62,20 @@ class Bench:
         self.options = options
         profile = Profile.load(options.profile)
         self.profile = describe(options.profile, profile)
-        self.plans = {n: ours.plans(profile, n, options.longest, options.densities) for n in options.lengths}
+        absolute = None if options.absolute is None else baselines.load_absolute(options.absolute)
+        self.plans = {n: ours.plans(profile, absolute, n, options.longest, options.densities) for n in options.lengths}
+        reads = None if options.reads is None else Profile.load(options.reads)
+        self.profiles = {
+            name: describe(path, found) for name, path, found in (("absolute", options.absolute, absolute),
+                                                                  ("reads", options.reads, reads)) if found
+        }  # fmt: skip
+        self.reading = {n: reading.entries(reads, options.shares, n) if reads else [] for n in options.lengths}
         self.model, self.tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         self.info, self.run = ModelInfo.of(self.model), provenance(self.model)
         self.weights = {"weights": fingerprint(self.model), "dtype": self.run["dtype"]}
         self.counts = {"single": options.needles, "four": -(-options.needles // 2), "tail": options.windows}
-        given = {name: self.counts[like] for like, name in zip(*NEEDLES.values(), strict=True)}
-        parts = {n: Part(n, self.counts | given, TASKS) for n in options.lengths}
+        self.every = self.counts | {name: self.counts[like] for like, name in zip(*NEEDLES.values(), strict=True)}
+        parts = {n: Part(n, self.every, TASKS) for n in options.lengths}
         self.samples = {n: part.samples(self.tokenizer, options.seed) for n, part in parts.items()}
         options.results.mkdir(parents=True, exist_ok=True)
         self.journal = Journal(options.results / "peers.partial")
@@ -71,17 +84,26 @@ class Bench:
         """Return the searched plan of each density, whose bytes every row at this length has at most."""
         return {name.split()[1]: plan for name, plan in self.plans[length] if name.split()[0] == ours.PLAN}
 
+    def every_plan(self) -> dict[int, list[tuple[str, Plan]]]:
+        """Return the plans of all our rows at each length."""
+        return {n: [*plans, *((name, each.plan) for name, each in self.reading[n])] for n, plans in self.plans.items()}
+
     def quality(self, length: int) -> list[dict[str, Any]]:
         """Return our rows at a length."""
         found = compare(
             self.model, self.tokenizer, self.plans[length], [Part(length, self.counts, TASKS)], uniform=False,
             seed=self.options.seed, journal=self.journal, progress=said(f"{length:,} tokens"),
         )  # fmt: skip
-        dense = found["rows"][0]
-        for row in found["rows"]:
-            row["cache"]["kept"] = min(row["cache"]["predicted"], row["cache"]["allocated"])
+        rows, dense = found["rows"], found["rows"][0]
+        for row in rows:
             row |= known(row, dense, self.samples[length])
-        return list(found["rows"])
+        if self.reading[length]:
+            rows += reading.measure(
+                self.model, self.tokenizer, self.reading[length], length, self.every, self.options.seed, self.journal
+            )
+        for row in rows:
+            row["cache"]["kept"] = min(row["cache"]["predicted"], row["cache"]["allocated"])
+        return list(rows)
 
     def timed(self, length: int, row: str) -> bool:
         """Return whether a row is timed: at the greatest length, dense and the first density."""
@@ -164,7 +186,8 @@ def run(bench: Bench) -> dict[str, Any]:
         "rows": rows,
         "claims": claims(rows),
         "profile": bench.profile,
-        "plans": {f"{name} at {n}": plan.to_dict() for n, plans in bench.plans.items() for name, plan in plans},
+        **bench.profiles,
+        "plans": {f"{name} at {n}": plan.to_dict() for n, plans in bench.every_plan().items() for name, plan in plans},
     }
 
 
@@ -172,12 +195,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="a local folder")
     parser.add_argument("profile", type=Path, help="made with --retrieval-score")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], help="tokens")
+    parser.add_argument("--absolute", type=Path, help=f"a profile made with --estimator {baselines.ABSOLUTE}")
+    parser.add_argument("--reads", type=Path, help="a profile made with --reads")
+    parser.add_argument("--shares", nargs="+", default=["1/8"], choices=SHARES, help="bytes read, with --reads")
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096], help="tokens")
     parser.add_argument("--longest", type=int, default=8192, help="longest intended length, where densities hold")
     parser.add_argument("--densities", type=float, nargs="+", default=[0.25, 0.125])
-    parser.add_argument("--needles", type=int, default=2, help="texts with one needle, and half as many with four")
-    parser.add_argument("--windows", type=int, default=1, help="windows of held-out text")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds of timing")
+    parser.add_argument("--needles", type=int, default=10, help="texts with one needle, and half as many with four")
+    parser.add_argument("--windows", type=int, default=4, help="windows of held-out text")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of timing")
     parser.add_argument("--seed", type=int, default=71, help="of the needles")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--python", type=Path, default=theirs.PYTHON, help="of the peers' environment")

@@ -3,8 +3,9 @@
 RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, what a
 default search finds at densities 0.5 and 0.25, what it finds at 0.25 when a step may read 1/16 of all bytes as well,
 and the uniform window that keeps as much as plan 0.25. The dense model is asked first, in a pilot of three samples
-with a seed of its own: a task of which it solves less than 0.3 there is listed, and not run. Writes tasks.json and
-tasks.md to `--results`. If it is stopped, the same command continues from `tasks.partial`.
+with a seed of its own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer
+lengths. Writes tasks.json and tasks.md to `--results`. If it is stopped, the same command continues from
+`tasks.partial`.
 
     make reads
     python benchmarks/tasks.py .model/SmolLM2-135M-Instruct build/reads.safetensors
@@ -51,8 +52,7 @@ def plans(profile: Profile, longest: int) -> dict[str, Plan]:
 
 def asked(part: Part, dense: dict[str, Any]) -> Part:
     """Return the part without the tasks that the dense model hardly solves, by its pilot."""
-    lost = [task for task in part.counts if dense[task]["rate"] < LEAST]
-    return replace(part, counts={**part.counts, **dict.fromkeys(lost, 0)})
+    return replace(part, counts={task: count for task, count in part.counts.items() if dense[task]["rate"] >= LEAST})
 
 
 def main() -> int:
@@ -75,20 +75,22 @@ def main() -> int:
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / "tasks.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
+        solved = options.tasks
         for n in sorted(set(options.lengths)):
             count = options.samples or SAMPLES[n]
-            part = Part(n, dict.fromkeys(options.tasks, count))
+            part = Part(n, dict.fromkeys(solved, count))
             pilot = replace(part, counts=dict.fromkeys(part.counts, min(PILOT, count)))
             how: Any = {"uniform": False, "journal": journal}
             pilots += compare(
                 model, tokenizer, [], [pilot], seed=PILOT_SEED, progress=said(f"{n:,} tokens, pilot"), **how
             )["rows"]  # fmt: skip
             part = asked(part, pilots[-1])
-            if any(part.counts.values()):
-                beside = [*found.items(), (UNIFORM, uniform_like(found[QUARTER], n))]
-                rows += compare(
-                    model, tokenizer, beside, [part], seed=options.seed, progress=said(f"{n:,} tokens"), **how
-                )["rows"]  # fmt: skip
+            if not (solved := list(part.counts)):
+                break
+            beside = [*found.items(), (UNIFORM, uniform_like(found[QUARTER], n))]
+            rows += compare(
+                model, tokenizer, beside, [part], seed=options.seed, progress=said(f"{n:,} tokens"), **how
+            )["rows"]  # fmt: skip
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2

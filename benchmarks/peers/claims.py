@@ -1,25 +1,24 @@
 """Say what must hold of plans beside peers, and where a peer is better."""
 
-from collections.abc import Callable, Iterator, Sequence
-from math import inf
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
+from peers import reading
 from peers.ours import PLAN
 from peers.samples import NEEDLES
 from peers.theirs import DENSE
+from student import student
 from tables import claim
+
+from moa.evaluation.interval import paired
 
 Row = dict[str, Any]
 
-LESS: dict[str, tuple[str, Callable[[Row], float]]] = {
-    "KL is {}": ("{:.4f}", lambda row: row["tail"]["kl"]),
-    "prefill takes {}": ("{:.2f} s", lambda row: row["prefill"]["median"] if "prefill" in row else inf),
-    "decode step takes {}": ("{:.1f} ms", lambda row: 1000 * row["step"]["median"] if "step" in row else inf),
-    "peak of memory is {}": ("{:,.0f} MiB", lambda row: row["peak"] / 2**20 if "peak" in row else inf),
-}
-"""Measures of which less is better: a sentence about the plan, the form of a value, and the value of a row."""
 LIKE = 0.01
-"""How far perplexities of one model in two environments may be apart, as a share."""
+"""How far perplexities of one model in two environments may be apart, as a share, and peaks of memory be the same."""
+TIMES = {"prefill": ("prefill", 1, "{:.2f} s"), "step": ("decode step", 1000, "{:.1f} ms")}
+"""What is timed: its name in a sentence, a factor on seconds, and the form of the result."""
 
 
 def right(row: Row, mode: str) -> int:
@@ -66,24 +65,77 @@ def claims(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return found
 
 
-def wins(rows: Sequence[Row]) -> list[str]:
-    """Return a sentence for each length, density and measure in which some peer is better than our plan."""
-    found = []
+def groups(rows: Sequence[Row]) -> Iterator[tuple[str, Row, list[Row]]]:
+    """Yield what stands beside each other: where, our plan, and the other methods, at equal bytes kept or read."""
     for plan, others in budgets(rows):
-        where = f"At {plan['length']:,} tokens and density {plan['budget']}"
+        yield f"At {plan['length']:,} tokens and density {plan['budget']}", plan, others
+    for plan in rows:
+        kind, *rest = plan["row"].split(", ")
+        if kind == reading.PLAN:
+            same = [row for row in rows if row["length"] == plan["length"] and row["row"].endswith(rest[-1])]
+            others = [row for row in same if (reading.HALF in row["row"]) == (reading.HALF in rest)]
+            yield f"At {plan['length']:,} tokens, {', '.join(rest)},", plan, [row for row in others if row is not plan]
+
+
+def wins(rows: Sequence[Row]) -> list[str]:
+    """Return a sentence for each group and measure in which some peer is better than our plan, or may be.
+
+    A peer is better in needles or KL where the 95 % interval of the paired difference excludes 0, in a time where
+    medians differ by more than either's distance between quartiles. The others are worse, or not told apart.
+    """
+    found = []
+    for where, plan, others in groups(rows):
         for mode in NEEDLES:
-            own, of = right(plan, mode), questions(plan, mode)
-            better = [f"{_named(row)} finds {right(row, mode)}" for row in others if right(row, mode) > own]
-            if better:
-                found.append(f"{where}, question {mode}, the plan finds {own} of {of} needles: {', '.join(better)}.")
-        for says, (form, value) in LESS.items():
-            better = [f"{_named(row)} {form.format(value(row))}" for row in others if value(row) < value(plan)]
-            if better:
-                found.append(f"{where} the plan's {says.format(form.format(value(plan)))}: {', '.join(better)}.")
+            own = f"the plan finds {right(plan, mode)} of {questions(plan, mode)} needles"
+            ahead = [(row, f"{right(row, mode)}", needles_ahead(row, plan, mode)) for row in others]
+            found += _told(f"{where.rstrip(',')}, question {mode}, {own}", ahead)
+        ahead = [(row, f"{row['tail']['kl']:.4f}", kl_ahead(row, plan)) for row in others]
+        found += _told(f"{where} the plan's KL is {plan['tail']['kl']:.4f}", ahead)
+        for what, (name, factor, form) in TIMES.items():
+            timed = [row for row in others if what in row and what in plan]
+            shown = {each["row"]: form.format(factor * each[what]["median"]) for each in (plan, *timed) if what in each}
+            ahead = [(row, shown[row["row"]], time_ahead(row[what], plan[what])) for row in timed]
+            found += timed and _told(f"{where} the plan's {name} takes {shown[plan['row']]}", ahead)
+        sized = [row for row in others if "peak" in row and "peak" in plan]
+        ahead = [(row, _mib(row), _sign(plan["peak"] - row["peak"], LIKE * plan["peak"])) for row in sized]
+        found += sized and _told(f"{where} the plan's peak of memory is {_mib(plan)}", ahead)
     return found
+
+
+def needles_ahead(row: Row, plan: Row, mode: str) -> int:
+    """Return 1 where a row finds more needles than the plan, -1 where it finds fewer, 0 where that is not told."""
+    own, other = ("".join(each[task]["by_question"] for task in NEEDLES[mode]) for each in (plan, row))
+    _, low, high = paired([x == "1" for x in other], [x == "1" for x in own])
+    return int(low > 0) - int(high < 0)
+
+
+def kl_ahead(row: Row, plan: Row) -> int:
+    """Return 1 where a row's KL, window by window, is less than the plan's, -1 where it is more, else 0."""
+    _, low, high = student(np.subtract(plan["tail"]["kl_by_window"], row["tail"]["kl_by_window"]).tolist())
+    return int(low > 0) - int(high < 0)
+
+
+def time_ahead(row: Row, plan: Row) -> int:
+    """Return 1 where a row takes less time than the plan, -1 where it takes more, 0 where that is not told."""
+    return _sign(plan["median"] - row["median"], max(each["iqr"] * each["median"] for each in (row, plan)))
+
+
+def _sign(difference: float, margin: float) -> int:
+    return int(difference > margin) - int(difference < -margin)
+
+
+def _mib(row: Row) -> str:
+    return f"{row['peak'] / 2**20:,.0f} MiB"
+
+
+def _told(says: str, ahead: Sequence[tuple[Row, str, int]]) -> list[str]:
+    """Return a sentence of the rows that are better and of those that are not told apart, if there are any."""
+    better, even = ([f"{_named(row)} {value}" for row, value, sign in ahead if sign == wanted] for wanted in (1, 0))
+    parts = [", ".join(better)] * bool(better) + [f"not told apart: {', '.join(even)}"] * bool(even)
+    return [f"{says}; {'; '.join(['better: ' + parts[0], *parts[1:]] if better else parts)}."] if parts else []
 
 
 def _named(row: Row) -> str:
     """Return a peer's name, and whether it allocates what it masks."""
-    name = row["row"].rsplit(" ", 1)[0]
+    name = row["row"].rsplit(", " if "read" in row else " ", 1)[0]
     return f"{name} (masked only)" if row["allocated"] > row["kept"] * 1.001 else name

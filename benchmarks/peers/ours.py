@@ -16,13 +16,18 @@ from moa.runtime.variant import Variant
 WARM, STEPS = 256, 5
 """Tokens of the prefill that comes before a timed one, and decode steps that are timed, after one that is not."""
 PLAN = "plan"
-ROWS = {"exact": PLAN, "uniform": "uniform", "two-group": "two-group", "per-layer": "per-layer"}
+ROWS = {
+    "exact": PLAN, "uniform": "uniform", "two-group": "two-group", "per-layer": "per-layer", baselines.ABSOLUTE: "MoA",
+}  # fmt: skip
 """The rows of `baselines.py` that stand beside the peers, and their names here."""
 
 
-def plans(profile: Profile, length: int, longest: int, densities: Sequence[float]) -> list[tuple[str, Plan]]:
+def plans(
+    profile: Profile, absolute: Profile | None, length: int, longest: int, densities: Sequence[float]
+) -> list[tuple[str, Plan]]:  # fmt: skip
     """Return the plans of our rows at a length; none keeps more bytes there than `plan` of its density."""
-    found = ((name.rsplit(" ", 1), plan) for name, plan in baselines.plans(profile, None, length, longest, densities))
+    made = baselines.plans(profile, absolute, length, longest, densities)
+    found = ((name.rsplit(" ", 1), plan) for name, plan in made)
     return [(f"{ROWS[kind]} {density}", plan) for (kind, density), plan in found if kind in ROWS]
 
 

@@ -7,6 +7,7 @@ were it compressed too, the first word of the answer would come from the whole p
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from held_out import TASKS as HELD_OUT
@@ -41,6 +42,16 @@ def given(tokenizer: Any, hay: Haystack, which: int) -> Haystack:
     return Haystack((*hay.ids, *question.ids[:end]), (Question(question.ids[end:], question.answer, question.depth),))
 
 
+@dataclass(frozen=True)
+class Tail(Decoded):
+    """The windows of `Decoded`, whose score has the KL of every window too."""
+
+    def score(self, contents: Sequence[list[int]], results: Sequence[Any], dense: Sequence[Any]) -> dict[str, Any]:
+        """Return perplexity and KL."""
+        each = [fmean(result["kl"]) for result in results]
+        return super().score(contents, results, dense) | {"kl_by_window": each}
+
+
 def _given(name: str) -> Given:
     like = HELD_OUT[name]
     return Given(f"{name} given", tuple(f"{column}, given" for column in like.columns), 0, like.counted, like.needles,
@@ -52,7 +63,7 @@ TASKS = {
     "four": HELD_OUT["four"],
     "single given": _given("single"),
     "four given": _given("four"),
-    "tail": Decoded("tail", ("perplexity", "KL, nats"), 0, "windows of held-out text", TAIL),
+    "tail": Tail("tail", ("perplexity", "KL, nats"), 0, "windows of held-out text", TAIL),
 }
 """The tasks of this comparison, by name."""
 NEEDLES = {"withheld": ("single", "four"), "given": ("single given", "four given")}

@@ -3,6 +3,7 @@
 import json
 import stat
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -20,6 +21,7 @@ from moa.plans.model import ModelInfo
 from moa.plans.patterns import KeyDiffWindow
 from moa.plans.plan import FULL, Plan, Rule
 from moa.profiler.profile import Profile
+from moa.profiler.read_tables import ReadTables
 
 LENGTH, LONGEST = 768, 1536
 side_by_side, shares, samples, claims, theirs = (
@@ -213,27 +215,89 @@ def test_a_plan_gives_one_answer_however_a_question_comes(save_tiny, tmp_path):
     }
 
 
-def scored(name, right, kl, environment="kvpress", allocated=0.4, step=0.05):
-    task = {"right": right, "questions": 9}
+def scored(name, right, kl, environment="kvpress", allocated=0.4, step=0.05, asked=9):
+    task = {"right": right, "questions": asked, "by_question": "1" * right + "0" * (asked - right)}
     tasks = {task_: task for mode in samples.NEEDLES.values() for task_ in mode}
+    times = {"prefill": {"median": 2.0, "iqr": 0.1}, "step": {"median": step, "iqr": 0.1}}
     own = {"length": 2048, "row": f"{name} 0.25", "budget": "0.25", "environment": environment}
-    own |= {"prefill": {"median": 2.0}, "step": {"median": step}, "peak": 1 << 30, "over": 0.99}
-    return {**own, **tasks, "tail": {"kl": kl}, "kept": 0.4, "allocated": allocated}
+    own |= {**times, "peak": 1 << 30, "over": 0.99}
+    tail = {"kl": kl, "kl_by_window": [kl - 0.01, kl, kl + 0.01]}
+    return {**own, **tasks, "tail": tail, "kept": 0.4, "allocated": allocated}
 
 
-def test_where_a_peer_is_better_a_sentence_says_so():
-    plan = scored("plan", 5, 0.2, "moa")
-    peers = [scored("SnapKV", 6, 0.3), scored("KVzip", 4, 0.1, allocated=1.0), scored("KeyDiff", 5, 0.2, step=0.04)]
+def test_where_a_peer_is_better_a_sentence_says_so_if_it_can_be_told():
+    plan = scored("plan", 5, 0.2, "moa", asked=20)
+    peers = [scored("SnapKV", 15, 0.3, asked=20), scored("KVzip", 0, 0.1, allocated=1.0, asked=20),
+             scored("KeyDiff", 6, 0.2, step=0.03, asked=20)]  # fmt: skip
+    where = "At 2,048 tokens and density 0.25"
     assert claims.wins([plan, *peers]) == [
-        "At 2,048 tokens and density 0.25, question withheld, the plan finds 10 of 18 needles: SnapKV finds 12.",
-        "At 2,048 tokens and density 0.25, question given, the plan finds 10 of 18 needles: SnapKV finds 12.",
-        "At 2,048 tokens and density 0.25 the plan's KL is 0.2000: KVzip (masked only) 0.1000.",
-        "At 2,048 tokens and density 0.25 the plan's decode step takes 50.0 ms: KeyDiff 40.0 ms.",
+        f"{where}, question withheld, the plan finds 10 of 40 needles; better: SnapKV 30; not told apart: KeyDiff 12.",
+        f"{where}, question given, the plan finds 10 of 40 needles; better: SnapKV 30; not told apart: KeyDiff 12.",
+        f"{where} the plan's KL is 0.2000; better: KVzip (masked only) 0.1000; not told apart: KeyDiff 0.2000.",
+        f"{where} the plan's prefill takes 2.00 s; not told apart: SnapKV 2.00 s, KVzip (masked only) 2.00 s, KeyDiff "
+        "2.00 s.",
+        f"{where} the plan's decode step takes 50.0 ms; better: KeyDiff 30.0 ms; not told apart: SnapKV 50.0 ms, KVzip "
+        "(masked only) 50.0 ms.",
+        f"{where} the plan's peak of memory is 1,024 MiB; not told apart: SnapKV 1,024 MiB, KVzip (masked only) 1,024 "
+        "MiB, KeyDiff 1,024 MiB.",
     ]
     assert [claim["holds"] for claim in claims.claims([plan, *peers])] == [True, False, False, False]
     even = scored("KeyDiff", 5, 0.2)
-    assert claims.wins([plan, even]) == []
-    assert all(claim["holds"] for claim in claims.claims([plan, even]))
+    assert not any("better" in said for said in claims.wins([plan, even]))
+    assert all(claim["holds"] for claim in claims.claims([plan, scored("KeyDiff", 5, 0.2, asked=20)]))
+
+
+def test_what_reads_the_same_bytes_is_a_group_of_its_own():
+    def reads(name, right, kl):
+        row = scored("x", right, kl, "moa") | {"row": f"{name}, 1/8 read", "read": 0.124}
+        return {key: value for key, value in row.items() if key not in ("budget", "prefill", "step", "peak")}
+
+    names = ["searched", "Quest", "searched, half kept", "RocketKV, window, half kept"]
+    rows = [reads(name, right, kl) for name, right, kl in zip(names, (9, 0, 0, 9), (0.1, 0.2, 0.2, 0.1), strict=True)]
+    found = {where: (plan["row"], [row["row"] for row in others]) for where, plan, others in claims.groups(rows)}
+    assert found == {
+        "At 2,048 tokens, 1/8 read,": ("searched, 1/8 read", ["Quest, 1/8 read"]),
+        "At 2,048 tokens, half kept, 1/8 read,": (
+            "searched, half kept, 1/8 read", ["RocketKV, window, half kept, 1/8 read"]
+        ),
+    }  # fmt: skip
+    for row in rows:
+        row["allocated"] = row["kept"]
+    assert claims.wins(rows) == [
+        *(f"At 2,048 tokens, half kept, 1/8 read, question {mode}, the plan finds 0 of 18 needles; better: RocketKV, "
+          "window, half kept 18." for mode in ("withheld", "given")),
+        "At 2,048 tokens, half kept, 1/8 read, the plan's KL is 0.2000; better: RocketKV, window, half kept 0.1000.",
+    ]  # fmt: skip
+
+
+def test_rows_that_read_less_and_moa_s_influence_stand_beside_the_peers(run, tmp_path):
+    info = ModelInfo.of(load_model(tmp_path)[0])
+    rng, plain = np.random.default_rng(1), make_profile(info)
+    shares_of = {cut: rng.exponential(1.0, (1, 3, 2, 2)).astype(np.float32) for cut in plain.cuts}
+    tables = ReadTables((64, 32, 16), shares_of, dict.fromkeys(plain.cuts, 9))
+    replace(plain, reads=tables).save(tmp_path / "r.safetensors")
+    absolute = replace(plain, estimators=dict.fromkeys(("text", "facts"), "first-order-abs"))
+    absolute.save(tmp_path / "a.safetensors")
+    options = ["--reads", str(tmp_path / "r.safetensors"), "--absolute", str(tmp_path / "a.safetensors")]
+    assert run(*options, "--shares", "1/8") == 0
+    found, page = json.loads((tmp_path / "out" / "peers.json").read_text()), (tmp_path / "out" / "peers.md").read_text()
+    rows = {row["row"]: row for row in found["rows"]}
+    reading = [name for name in rows if name.endswith("read")]
+    kinds = ("searched", "uniform", "Quest", "UNIQUE", "searched, half kept", "RocketKV, window, half kept",
+             "RocketKV, keydiff, half kept")  # fmt: skip
+    assert [name.replace(", no layer whole", "") for name in reading] == [f"{kind}, 1/8 read" for kind in kinds]
+    for name in reading:
+        row = rows[name]
+        assert 0 < row["read"] <= 1 / 8 + 1e-9
+        assert row["single given"]["questions"] == 1
+        assert f"| {name} | {row['kept']:.3f} | {row['allocated']:.3f} | {row['read']:.3f} |" in page
+    assert rows["MoA 0.25"]["kept"] <= rows["plan 0.25"]["kept"]
+    assert {"absolute", "reads", "profile"} <= found.keys()
+    planned = {name for name, row in rows.items() if row["environment"] == "moa" and name != "dense"}
+    assert set(found["plans"]) == {f"{name} at {LENGTH}" for name in planned}
+    short = import_module("pages_parts.peers").short(found)
+    assert all(f"| {name} | " in short for name in rows)
+    assert run("--absolute", str(tmp_path / "p.safetensors")) == 2
 
 
 @pytest.mark.full
