@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+FIGURES = re.compile(r"^<!-- figures: .*?^<!-- end -->\n", re.MULTILINE | re.DOTALL)
 
 pages = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
@@ -42,9 +43,11 @@ def commands(page: Path) -> list[list[str]]:
 
 @pages
 def test_guides_are_short(page):
-    docs = ROOT / "docs"
-    most = {ROOT / "README.md": 150, docs / "models.md": 300, docs / "architecture.md": 120}.get(page, 250)
-    assert len(page.read_text().splitlines()) <= most, "move what is not needed at once to a page of its own"
+    docs, text = ROOT / "docs", page.read_text()
+    if page == ROOT / "README.md":  # what was measured is as long as its tables
+        text = FIGURES.sub("", text)
+    most = {ROOT / "README.md": 110, docs / "models.md": 300, docs / "architecture.md": 120}.get(page, 250)
+    assert len(text.splitlines()) <= most, "move what is not needed at once to a page of its own"
 
 
 def test_readme_names_the_two_first_commands():

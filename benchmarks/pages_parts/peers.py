@@ -69,7 +69,9 @@ def short(found: Figures) -> str:
         "or with it (given)."
     )
     columns = ["row", "kept", "read", *(f"needles, {mode}" for mode in NEEDLES), "KL, nats"]
-    return "\n\n".join([wrapped(text), table(columns, lines), "\n".join(f"- {one}" for one in wins(first))]).rstrip()
+    better = [f"- {one}" for one in wins(first) if "better: " in one]
+    said = "\n".join(better) or "Of no method can it be told that it is better than the plan at the same bytes."
+    return "\n\n".join([wrapped(text), table(columns, lines), said])
 
 
 def rowed(rows: Sequence[Figures]) -> str:

@@ -242,9 +242,9 @@ def test_where_a_peer_is_better_a_sentence_says_so_if_it_can_be_told():
         "MiB, KeyDiff 1,024 MiB.",
     ]
     assert [claim["holds"] for claim in claims.claims([plan, *peers])] == [True, False, False, False]
-    even = scored("KeyDiff", 5, 0.2)
+    even = scored("KeyDiff", 5, 0.2, asked=20)
     assert not any("better" in said for said in claims.wins([plan, even]))
-    assert all(claim["holds"] for claim in claims.claims([plan, scored("KeyDiff", 5, 0.2, asked=20)]))
+    assert all(claim["holds"] for claim in claims.claims([plan, even]))
 
 
 def test_what_reads_the_same_bytes_is_a_group_of_its_own():

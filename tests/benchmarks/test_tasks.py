@@ -51,7 +51,7 @@ def test_all_tasks_together_stand_with_their_paired_difference_from_dense(script
         {"length": 2048, "row": "dense", "passkey": score([1.0, 1.0]), "vt": score([0.8, 0.4])},
         {"length": 2048, "row": "plan", "passkey": score([1.0, 0.0]), "vt": score([0.8, 0.2])},
     ]
-    both = "| 4 | 0.80 | 0.50, -0.30 (-1.05 to +0.45) |"  # Student's t of 3 degrees: 3.182 * 0.4761 / 2
+    both = "| 4 | 0.80 | 0.50, -0.30 (-1.06 to +0.46) |"  # Student's t of 3 degrees: 3.182 * 0.4761 / 2
     assert f"| 2,048 | all tasks {both}" in script.tasks({"rows": rows, "pilots": []})
     assert f"| 2,048 {both}" in import_module("pages_parts.tasks").short({"rows": rows, "pilots": []})
 
@@ -96,7 +96,7 @@ def test_a_small_run_writes_rows_pilots_and_plans(script, model_folder, tmp_path
     found = json.loads((tmp_path / "tasks.json").read_text())
     assert not found["rows"]  # a random model knows no answer
     assert found["pilots"][0]["passkey"]["samples"] == 1
-    assert "passkey and niah_single_1 at 640 tokens" in (tmp_path / "tasks.md").read_text()
+    assert "passkey and niah_single_1 from 640 tokens on" in (tmp_path / "tasks.md").read_text()
     monkeypatch.setattr(script, "LEAST", 0)
     assert script.main() == 0
     found = json.loads((tmp_path / "tasks.json").read_text())

@@ -67,7 +67,7 @@ def test_the_chain_of_variables_leads_to_the_answers(tokenizer):
             names.append(name)
     assert tuple(names) == wanted
     assert len(wanted) == 5
-    solved = re.search(r"they are: ((?:[A-Z]{3} ?){5})\n", text)
+    solved = re.search(r"they are:  ((?:[A-Z]{3} ?){5})\n", text)
     assert solved is not None
     assert text.endswith(f"5 variables are assgined the value {value}, they are:")
 
