@@ -141,7 +141,7 @@ def _given(model: Any, tokenizer: Any) -> Given:
         raise MoaError("a tokenizer goes with a loaded model; a name or a pair has its own")
     if not whole and tokenizer is None:
         raise MoaError("a loaded model needs its tokenizer: moa.compress(model, tokenizer)")
-    return model if whole else (model, tokenizer)  # type: ignore[no-any-return]
+    return model if whole else (model, tokenizer)
 
 
 @dataclass(frozen=True)
