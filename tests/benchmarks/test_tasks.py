@@ -68,7 +68,7 @@ def test_a_task_that_dense_fails_is_not_asked_at_longer_lengths(script, monkeypa
 
     for name, stand_in in {
         "compare": compare, "uniform_like": lambda *_: None,
-        "load_model": lambda *_, **__: (None, None), "provenance": lambda _: {}, "about": lambda _: "",
+        "load_model": lambda *_, **__: (None, None), "provenance": lambda *_, **__: {}, "about": lambda _: "",
         "describe": lambda *_: {}, "write": lambda *_: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(script, name, stand_in)

@@ -23,7 +23,7 @@ class CommonWords(Prompted):
         example, known, lead = self._list(rng, *((10, 3, 1) if few else (30, 10, 3)))
         question, answers, _ = self._list(rng, size, *((6, 1) if few else (30, 3)))
         solved = " ".join(f"{i}. {word}" for i, word in enumerate(known, 1))
-        return Words(f"{example} {lead} {solved}\n{question}", lead, tuple(answers))
+        return Words(f"{example} {lead}{solved}\n{question}", lead, tuple(answers))
 
     @staticmethod
     def _list(rng: random.Random, others: int, often: int, seldom: int) -> tuple[str, list[str], str]:
