@@ -70,7 +70,8 @@ def plans(profile: Profile, longest: int, length: int, half: Plan, quarter: Plan
     """Return the plans of the rows beside dense at one length."""
     found = [(HALF, half), (QUARTER, quarter)]
     for known in (n for n in sorted(profile.lengths)[1:] if 2 * n <= length):
-        found.append((f"{QUARTER}, profiled to {known:,}", elastic("0.25", part_of(profile, known), longest)))
+        for name, density in ((HALF, "0.5"), (QUARTER, "0.25")):
+            found.append((f"{name}, profiled to {known:,}", elastic(density, part_of(profile, known), longest)))
     if length in profile.lengths:
         alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
         found.append((f"0.25 for {length:,} alone", alone))
