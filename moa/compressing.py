@@ -21,7 +21,7 @@ from moa.measuring import measure_costs
 from moa.outcome import outcome
 from moa.pacing import Pace, Whole, evaluation_counts, pass_pace, profile_seconds, profile_sizes
 from moa.plans.config import longest_text
-from moa.plans.errors import MoaError, Unsupported
+from moa.plans.errors import MoaError, Unsupported, brief
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.plans.progress import Note, Progress, silent
@@ -136,7 +136,9 @@ def _given(model: Any, tokenizer: Any) -> Given:
     """
     whole = isinstance(model, str | Path | tuple)
     if isinstance(tokenizer, str | PathLike):
-        raise MoaError(f"the second value is a loaded model's tokenizer; name a folder with output={str(tokenizer)!r}")
+        raise MoaError(
+            f"the second value is a loaded model's tokenizer; name a folder with output={brief(str(tokenizer))}"
+        )
     if whole and tokenizer is not None:
         raise MoaError("a tokenizer goes with a loaded model; a name or a pair has its own")
     if not whole and tokenizer is None:
