@@ -149,7 +149,7 @@ def test_without_matplotlib(show, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, out, err = show("half.yaml", "--png", "plan.png")
     assert (code, out) == (2, "")
-    assert "moa-attention[eval]" in err
+    assert "moa-attention[demo]" in err
 
 
 def test_a_name_keeps_its_figures(show):
