@@ -7,6 +7,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from moa.alternatives import alternatives
+from moa.bench import timing
+from moa.benching import bench_plan
 from moa.diagnosing import diagnose
 from moa.evaluating import evaluate_plans
 from moa.evaluation.samples import Part
@@ -29,17 +32,21 @@ from moa.plans.replace import read_json, replace_json
 from moa.profiler.settings import no_reads
 from moa.profiling import profile_model
 from moa.reporting import write_report
-from moa.resuming import Chosen, Job, Solved, Time, check_folder, compress_folder
+from moa.resuming import Chosen, Job, Run, Solved, Time, check_folder, compress_folder
 from moa.search.budget import FORMS, Budget
-from moa.search.cost import Costs
+from moa.search.cost import Costs, Work
 from moa.search.fit import probes, reading_probes
-from moa.search.question import Figures
+from moa.search.question import Figures, Question
 from moa.version import __version__
 
 SAMPLES = 4
 """Samples per source and length that are aimed at, as many as `moa.profile_model` takes by default."""
-SHARES = {"costs": 0.2, "profile": 0.5, "search": 0.02}
+SHARES = {"costs": 0.2, "profile": 0.5, "search": 0.02, "front": 0.02}
 """Largest part of the minutes that each stage is given; the evaluation has the rest."""
+STEPS_BEHIND = timing.STEPS + 1
+"""Tokens of decode steps that are run behind a text, all of which the model must take."""
+FRONT = 15.0
+"""Seconds that a front may take in any case."""
 ROUNDS, WORKS, STEPS = 8, 3, 2
 """Largest number of rounds in which costs are measured, and what they are measured of at each length, at about the
 same time each: decode steps of one and of four sequences, and a prefill; of plans that read little, the steps."""
@@ -124,7 +131,9 @@ def compress(
     if folder is None:
         folder = compress_folder(asked)
         folder.parent.mkdir(parents=True, exist_ok=True)
-    run = _Run(network, tokenizer, budgets, limits, max_length, seed, 60 * minutes, Job(folder, asked), progress, note)
+    named = str(network.config.name_or_path if isinstance(given, tuple) else given)
+    job = Job(folder, asked, named)
+    run = _Run(network, tokenizer, budgets, limits, max_length, seed, 60 * minutes, job, progress, note)
     return run.all(aimed, fixed=lengths is not None)
 
 
@@ -168,7 +177,7 @@ class _Run:
         timed = any(FORMS[limit.kind].times for limit in self.limits)
         parts = {
             "costs": SHARES["costs"] * self.room * timed, "profile": chosen.seconds,
-            "search": SHARES["search"] * self.room,
+            "search": SHARES["search"] * self.room, "front": SHARES["front"] * self.room,
         }  # fmt: skip
         parts["evaluation"] = max(self.room - sum(parts.values()), 0.2 * self.room)
         whole = Whole(parts, self.progress)
@@ -190,11 +199,12 @@ class _Run:
                     note=lambda line: self.note(f"profile: {line}"),
                 )  # fmt: skip
         plan, solved = self._search(costs, whole)
+        self._front(plan, solved, costs, whole)
         try:
             remember(plan, self.network)
         except (OSError, MoaError) as error:
             self.note(f"moa.apply(model, 'auto') will not find the plan: {error}")
-        evaluation = self._evaluation(plan, lengths, whole)
+        evaluation = self._evaluation(plan, lengths, costs, whole)
         prospect = diagnose(self.pair, plan).prospect
         assert prospect is not None  # a model was given
         figures = outcome(plan, prospect, evaluation, solved, costs) | self.job.state.model_dump(mode="json")
@@ -268,12 +278,41 @@ class _Run:
             self.note(f"search: {found.question.told(found.solution)}")
         return Plan.load(path), solved
 
-    def _evaluation(self, plan: Plan, lengths: Sequence[int], whole: Whole) -> dict[str, Any]:
-        """Return the result of an evaluation of the dense model, the plan and a uniform window."""
+    def _front(self, plan: Plan, solved: Solved, costs: Costs | None, whole: Whole) -> None:
+        """Keep what other budgets would give, unless that is known."""
+        if self.job.state.front is not None:
+            return
+        whole.stage("front")(0, 1, "other budgets")
+        room = max(SHARES["front"] * self.room, FRONT)
+        with self.job.timed("front"):
+            question = Question.of(
+                self.job.folder / "profile.safetensors", self.budgets, __version__, costs=costs,
+                max_length=self.max_length,
+            )  # fmt: skip
+            found = alternatives(question, plan, solved.harm, room, self.note)
+        self.job.keep(front=found)
+
+    def _runs(self, plan: Plan, length: int, costs: Costs | None) -> tuple[Run, ...]:
+        """Return the times of a prefill and of decode steps, dense and under the plan."""
+        longest = longest_text(self.network.config)
+        length = length if longest is None else min(length, longest - STEPS_BEHIND)
+        [found] = bench_plan(self.pair, plan, lengths=[length], repeats=1)["lengths"]
+        runs = []
+        for work, times in ((Work("prefill", length), found["prefill"]), (Work("decode", length), found["decode"][0])):
+            dense, mine = (times[way] and 1e3 * times[way]["median"] for way in ("dense", "plan"))
+            predicted = costs.predict(plan, work) if costs is not None and work.kind in costs.terms else None
+            runs.append(Run(**asdict(work), dense=dense, plan=mine, predicted=predicted))
+        return tuple(runs)
+
+    def _evaluation(self, plan: Plan, lengths: Sequence[int], costs: Costs | None, whole: Whole) -> dict[str, Any]:
+        """Return the result of an evaluation of the dense model, the plan and a uniform window, once all are timed."""
         path, counts = self.job.folder / "evaluation.json", self.job.state.evaluation
         if not path.exists():
             stage = whole.stage("evaluation")
             with self.job.timed("evaluation"):
+                if self.job.state.runs is None:
+                    stage(0, 1, "times")
+                    self.job.keep(runs=self._runs(plan, lengths[-1], costs))
                 if counts is None:
                     stage(0, 1, "pace")
                     counts = evaluation_counts(self.pair, plan, lengths, self.room - self.job.spent)

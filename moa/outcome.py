@@ -88,11 +88,17 @@ def numbers(figures: Mapping[str, Any]) -> list[str]:
         f"a decode step reads {speed['read']:.2f} of the keys at {speed['length']:,} tokens, a prefill computes "
         f"{speed['prefill']:.2f} of attention"
     )
+    runs = [
+        f"a {'decode step after' if run['kind'] == 'decode' else 'prefill of'} {run['length']:,} tokens took "
+        f"{run['plan']:.1f} ms, dense {run['dense']:.1f} ms"
+        for run in figures.get("runs") or ()
+        if run["plan"] and run["dense"]
+    ]
     return [
         f"memory: {mine:,.1f} MiB of keys and values at {memory['length']:,} tokens in {memory['dtype']}, "
         f"{memory['share']:.2f} of the dense model's {dense:,.1f} MiB",
         f"quality: {needles}; perplexity is at most {quality['perplexity_against_dense']:.3f} times dense",
-        f"speed: {'; '.join(times) or reads}",
+        f"speed: {'; '.join([*(times or [reads]), *runs])}",
     ]
 
 

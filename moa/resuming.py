@@ -52,15 +52,60 @@ class Solved(Strict):
     times: tuple[Time, ...]
 
 
+class Spot(Strict):
+    """A plan of a front."""
+
+    budget: float
+    """What it was solved for."""
+    cost: float
+    """What it takes of that."""
+    harm: float
+    """The search's objective."""
+    density: float
+    read: float
+    kv_bytes: int
+    chosen: bool
+    """Whether it is the plan of this folder."""
+
+
+class Row(Strict):
+    """A front: plans by rising cost, all of which keep the budgets that are not varied."""
+
+    kind: str
+    """The budget that is varied, one of `moa.search.budget.FORMS`."""
+    length: int
+    batch: int
+    dtype: str
+    """Of the cache, in bytes."""
+    plans: tuple[Spot, ...]
+
+
+class Run(Strict):
+    """Milliseconds of the dense model and of the plan at some work, one after the other on this machine."""
+
+    kind: Kind
+    length: int
+    batch: int
+    dense: float | None
+    """Median of the runs; None where it does not fit in memory."""
+    plan: float | None
+    predicted: float | None
+    """Of the plan, where costs are known."""
+
+
 class State(Strict):
     """The content of `compress.json`."""
 
     asked: dict[str, Any]
     """All that the folder's files depend on."""
+    named: str | None = None
+    """The model as it was asked for; None in files of older versions."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """Seconds that each stage took, in all runs."""
     profile: Chosen | None = None
     search: Solved | None = None
+    front: Row | None = None
+    runs: tuple[Run, ...] | None = None
     evaluation: dict[str, int] | None = None
     """Number of samples of each task per length."""
 
@@ -108,13 +153,13 @@ class Job:
         state: What was asked and decided, and the seconds spent.
     """
 
-    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: Mapping[str, Any], named: str) -> None:
         """Read what an earlier run decided; nothing is written before the first decision.
 
         Raises:
             MoaError: The folder is of another question.
         """
-        self.folder, self.state = folder, State(asked=json.loads(json.dumps(asked)))
+        self.folder, self.state = folder, State(asked=json.loads(json.dumps(asked)), named=named)
         if not self._path.exists():
             return
         mine, self.state = self.state.asked, State.load(self._path)

@@ -3,6 +3,10 @@
 import json
 import re
 import shutil
+import signal
+import subprocess
+import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +14,14 @@ import pytest
 
 import moa
 from moa import compressing
+from moa.alternatives import alternatives
 from moa.outcome import numbers, quality_of, verdict
 from moa.pacing import Pace, Whole, evaluation_counts, profile_sizes
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.patterns import Rule
 from moa.profiler.profile import Profile
 from moa.search.cost import Costs
+from moa.search.question import Question
 
 LEAST = {"lengths": (576, 640), "minutes": 0.001, "seed": 3}
 """So little time that every stage does its least."""
@@ -47,7 +53,37 @@ def test_it_keeps_the_budget_and_says_what_the_plan_keeps(whole: Any, model_fold
     assert whole.figures["profile"]["samples"] == 1
     with moa.apply(moa.load_model(model_folder)[0], "auto", budget=0.3) as applied:
         assert applied.plan == plan
-    assert set(whole.figures["seconds"]) == {"calibrate", "profile", "search", "evaluation"}
+    assert set(whole.figures["seconds"]) == {"calibrate", "profile", "search", "front", "evaluation"}
+    assert whole.figures["named"] == str(model_folder)
+
+
+def test_the_plan_stands_among_those_of_other_budgets(whole: Any) -> None:
+    front, n = whole.figures["front"], 2560
+    assert (front["kind"], front["length"], front["dtype"]) == ("density", n, "float32")
+    [mine] = [each for each in front["plans"] if each["chosen"]]
+    others = [each for each in front["plans"] if not each["chosen"]]
+    assert mine["cost"] == mine["density"] == whole.plan.density(n) <= 0.3 == mine["budget"]
+    assert (mine["read"], mine["kv_bytes"]) == (whole.plan.read_density(n), whole.plan.kv_bytes(n))
+    assert mine["harm"] == whole.figures["search"]["harm"]
+    costs = [each["cost"] for each in front["plans"]]
+    assert costs == sorted(costs)
+    assert others[-1]["harm"] == pytest.approx(0, abs=1e-9)
+    assert others[-1]["cost"] > 0.5
+    assert others[0]["cost"] < 0.3
+    harms = [each["harm"] for each in front["plans"]]
+    assert all(b <= 1.001 * a for a, b in pairwise(harms))  # up to the solver's gap
+    assert len(others) >= 4
+
+
+def test_dense_and_plan_are_timed_at_the_longest_length(whole: Any) -> None:
+    runs = whole.figures["runs"]
+    assert [(run["kind"], run["length"], run["batch"], run["predicted"]) for run in runs] == [
+        ("prefill", 640, 1, None), ("decode", 640, 1, None)
+    ]  # fmt: skip
+    assert all(run[way] > 0 for run in runs for way in ("dense", "plan"))
+    speed = numbers(whole.figures)[2]
+    assert "reads" in speed
+    assert re.search(r"a prefill of 640 tokens took [\d.]+ ms, dense [\d.]+ ms; a decode step after 640", speed)
 
 
 def test_the_result_stands_for_its_plan(whole: Any, model_folder: Path) -> None:
@@ -80,7 +116,9 @@ def never(*_: Any, **__: Any) -> None:
 
 
 def test_run_again_it_does_nothing_twice(whole: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts"):
+    for name in (
+        "pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts", "alternatives", "bench_plan"
+    ):  # fmt: skip
         monkeypatch.setattr(compressing, name, never)
     again = moa.compress(model_folder, output=whole.folder, budget=0.3, **LEAST)
     assert again.plan == whole.plan
@@ -89,8 +127,12 @@ def test_run_again_it_does_nothing_twice(whole: Any, model_folder: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "stage", ["profile, text.640.0", "search, rules", "evaluation, pace", "evaluation, 576 tokens"]
-)
+    "stage",
+    [
+        "profile, text.640.0", "search, rules", "front, other budgets", "evaluation, times", "evaluation, pace",
+        "evaluation, 576 tokens",
+    ],
+)  # fmt: skip
 def test_stopped_and_run_again_it_goes_on(whole: Any, model_folder: Path, tmp_path: Path, stage: str) -> None:
     def stop(_done: int, _total: int, what: str) -> None:
         if what.startswith(stage):
@@ -178,6 +220,10 @@ def test_a_budget_of_reads_lets_rules_read_less_than_they_keep(model_folder: Pat
     assert Profile.load(found.folder / "profile.safetensors").reads is not None
     assert found.plan.read_density(2560) <= 0.25
     assert found.figures["speed"]["read"] == found.plan.read_density(2560)
+    front = found.figures["front"]
+    assert front["kind"] == "read"
+    assert all(each["cost"] == each["read"] for each in front["plans"])
+    assert min(each["read"] for each in front["plans"]) < 0.25
 
 
 def test_reads_that_a_model_cannot_are_refused_at_once(save_tiny: Any, tmp_path: Path) -> None:
@@ -200,11 +246,93 @@ def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path,
     assert 0 < time["predicted"] <= 1000
     assert time["measured"] > 0
     assert "decode of 2 x 640 tokens" in numbers(found.figures)[2]
+    assert all(run["predicted"] > 0 for run in found.figures["runs"])
+    front = found.figures["front"]
+    assert (front["kind"], front["batch"]) == ("density", 1)
+    assert {"evaluation", "front", "costs"} <= found.figures["seconds"].keys()
     moa.compress(pair, output=tmp_path / "out", budget=budget, **LEAST)
     assert (tmp_path / "out" / "costs.json").read_bytes() == costs
     with pytest.raises(BudgetInfeasible, match="decode_ms"):
         moa.compress(pair, output=tmp_path / "other", budget={"decode_ms": "1e-9@640"}, **LEAST)
     assert not (tmp_path / "other").exists()
+
+
+KILLED = """
+import sys, time, moa
+def stop(done, total, what):
+    if what.startswith(sys.argv[3]):
+        print(what, flush=True)
+        time.sleep(600)
+moa.compress(sys.argv[1], output=sys.argv[2], budget={"density": 0.6, "prefill_ms": "1000000@576"}, lengths=(576,),
+             minutes=0.001, progress=stop)
+"""
+
+
+def test_killed_in_any_stage_and_run_again_it_goes_on(model_folder: Path, tmp_path: Path) -> None:
+    """Each run is killed by the system further on than the one before, and none does again what was finished."""
+    output, kept = tmp_path / "out", dict[Path, bytes]()
+    finished = ("costs.json", "profile.safetensors", "plan.yaml")
+    for stage, files in (("costs, ", 0), ("profile, ", 1), ("evaluation, 576 tokens", 3)):
+        line = [sys.executable, "-c", KILLED, str(model_folder), str(output), stage]
+        with subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            assert process.stdout is not None
+            told = process.stdout.readline()
+            process.kill()
+        assert told.startswith(stage)
+        assert process.returncode == -signal.SIGKILL
+        assert all(path.read_bytes() == content for path, content in kept.items())
+        kept = {output / name: (output / name).read_bytes() for name in finished if (output / name).exists()}
+        assert len(kept) == files
+    samples = (output / "evaluation.jsonl").read_bytes()
+    assert samples
+    budget = {"density": 0.6, "prefill_ms": "1000000@576"}
+    found = moa.compress(model_folder, output=output, budget=budget, lengths=(576,), minutes=0.001)
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert (output / "evaluation.jsonl").read_bytes().startswith(samples)
+    assert found.plan.density(2304) <= 0.6
+    assert [row["row"] for row in found.figures["rows"]] == ["dense", "plan", "uniform like plan"]
+
+
+def test_a_front_stops_when_its_time_is_over_and_says_so(
+    whole: Any, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = Question.of(whole.folder / "profile.safetensors", {"density": 0.3}, "test")
+    told: list[str] = []
+    row = alternatives(question, whole.plan, 1.0, 1e-9, told.append)
+    assert [each.chosen for each in row.plans] == [False, True]
+    assert len(told) == 1
+    assert "seconds were over at density<=" in told[0]
+    both = Question.of(whole.folder / "profile.safetensors", {"density": 0.3, "kv_gb": "1@640"}, "test")
+
+    def none(*_: Any) -> Any:
+        raise BudgetInfeasible("not together")
+
+    monkeypatch.setattr("moa.alternatives.Front", none)
+    row = alternatives(both, whole.plan, 1.0, 60, told.append)
+    assert [each.chosen for each in row.plans] == [True]
+    assert told[1] == "front: it ends early: not together"
+
+
+@pytest.mark.parametrize(
+    ("budgets", "cost"),
+    [
+        ({"kv_gb": "1@640x3"}, lambda plan: plan.kv_bytes(640, 3, "bfloat16") / 1e9),
+        ({"density": "0.5@640", "kv_gb": 1}, lambda plan: plan.density(640)),
+    ],
+)
+def test_a_front_is_along_the_first_budget(whole: Any, budgets: Any, cost: Any) -> None:
+    question = Question.of(whole.folder / "profile.safetensors", budgets, "test", kv_dtype="bfloat16")
+    row = alternatives(question, whole.plan, 1.0, 60, never)
+    assert [each.cost for each in row.plans if each.chosen] == [cost(whole.plan)]
+    assert row.plans[-1].cost == pytest.approx(cost(moa.Plan.dense(whole.plan.model)))
+
+
+def test_a_front_keeps_the_other_budgets(whole: Any) -> None:
+    budgets = {"kv_gb": "1@2560", "density": "0.5@2560"}
+    question = Question.of(whole.folder / "profile.safetensors", budgets, "test")
+    plans = alternatives(question, whole.plan, 1.0, 60, never).plans
+    assert max(each.density for each in plans) <= 0.5
+    assert len(plans) >= 3
 
 
 @pytest.mark.parametrize("true", [Pace(2.0, 0.0), Pace(0.0, 0.5), Pace(0.3, 0.002)])
