@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from moa.profiler.profile import Profile
     from moa.profiling import profile_model
     from moa.refining import refine_plan
-    from moa.reporting import write_report
+    from moa.reporting import write_pictures, write_report
     from moa.runtime.applied import Applied, apply
     from moa.runtime.cache import KVCache
     from moa.serving import serve_model
@@ -54,6 +54,7 @@ _HOMES = {
     "profile_model": "moa.profiling",
     "refine_plan": "moa.refining",
     "serve_model": "moa.serving",
+    "write_pictures": "moa.reporting",
     "write_report": "moa.reporting",
 }
 
@@ -61,7 +62,7 @@ __all__ = [
     "Applied", "BudgetInfeasible", "KVCache", "MoaError", "ModelMismatch", "Plan", "PlanError", "Profile",
     "ProfileError", "Unsupported", "apply", "bench_plan", "block_masks", "compare_runs", "compress", "diagnose",
     "evaluate_harness", "evaluate_plans", "find_front", "find_plan", "generate_text", "list_plans", "load_model",
-    "measure_costs", "profile_model", "refine_plan", "serve_model", "write_report",
+    "measure_costs", "profile_model", "refine_plan", "serve_model", "write_pictures", "write_report",
 ]  # fmt: skip
 
 

@@ -150,7 +150,7 @@ def _page(found: Compared, script: str) -> str:
             cards.append((f"{share:.0%} of memory", f"{name}, at {longest:,} tokens"))
         maps = [plots.heat_map(p, found.lengths, f"heat-map-{i}", n) for i, (n, p) in enumerate(found.plans.items())]
         grown = [plots.growth(p, longest, f"growth-{i}", n) for i, (n, p) in enumerate(found.plans.items())]
-        sections.append(("What each head keeps", page.KEEPS, page.beside(maps)))
+        sections.append((*page.keeps(found.plans.values()), page.beside(maps)))
         sections.append(("How windows grow", "Keys that a query sees after so many tokens.", page.beside(grown)))
         for name, plan in list(found.plans.items())[1:]:
             other = told.differences(found.plans[first], plan, found.lengths)

@@ -1,7 +1,7 @@
-"""Provide `moa.write_report`, which writes a page about what `moa.compress` found."""
+"""Provide `moa.write_report` and `moa.write_pictures`: a page about what `moa.compress` found, and PNG files."""
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,17 @@ from moa.outputs import read_result, writable
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.replace import replace
-from moa.report.page import Content, Table, is_page, page
+from moa.report.commands import python, shell
+from moa.report.page import Content, is_page, page, shown
+from moa.report.pictures import pictures
+from moa.report.plan import is_png
 from moa.report.plots import library
+from moa.report.series import Table
 
-KEYS = ("model", "environment", "plan", "memory", "quality", "speed", "gains", "rows", "asked", "profile", "seconds")
+KEYS = (
+    "model", "environment", "plan", "memory", "quality", "speed", "gains", "rows", "asked", "profile", "evaluation",
+    "seconds",
+)  # fmt: skip
 """What a page needs of `figures.json`."""
 
 
@@ -33,21 +40,59 @@ def write_report(folder: str | PathLike[str]) -> Path:
     """
     place = Path(folder)
     path = place / "report.html"
+    plan, figures = _read(place)
+    writable(path, "report", is_page)
+    script = library()
+    with _damage(place):
+        text = page(plan, _content(place, plan, figures), script)
+    replace(path, text.encode())
+    return path
+
+
+def write_pictures(folder: str | PathLike[str]) -> list[Path]:
+    """Write the pictures of a folder of `moa.compress` as PNG files beside its page.
+
+    Args:
+        folder: The folder; the pictures are made of its `plan.yaml` and `figures.json`.
+
+    Returns:
+        The files: `report-heat-map.png`, `-growth`, `-front`, `-needles` and `-perplexity`.
+
+    Raises:
+        MoaError: The folder is of something else or not finished, or matplotlib is not installed.
+    """
+    place = Path(folder)
+    plan, figures = _read(place)
+    with _damage(place):
+        drawn = pictures(plan, figures["rows"], figures.get("front"), shown(plan, figures["rows"]))
+        paths = {place / f"report-{name}.png": draw for name, draw in drawn.items()}
+        for path in paths:
+            writable(path, "PNG", is_png)
+        for path, draw in paths.items():
+            draw(path)
+    return list(paths)
+
+
+def _read(place: Path) -> tuple[Plan, dict[str, Any]]:
     figures = read_result(place / "figures.json", KEYS, "moa compress")
     plan = Plan.load(place / "plan.yaml")
     if plan.fingerprint() != figures["plan"]:
         raise MoaError(f"{place / 'plan.yaml'} has other rules than those that figures.json is about")
-    writable(path, "report", is_page)
-    script = library()
+    return plan, figures
+
+
+@contextmanager
+def _damage(place: Path) -> Iterator[None]:
+    """Say of figures of other kinds or shapes that the file is damaged."""
     try:
-        text = page(plan, _content(place, plan, figures), script)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):  # figures of other kinds or shapes
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, MoaError):
+            raise
         raise MoaError(
             f"{place / 'figures.json'} is damaged: a figure is missing or of another kind; the same moa compress "
             "writes the file again"
         ) from None
-    replace(path, text.encode())
-    return path
 
 
 def _content(folder: Path, plan: Plan, figures: Mapping[str, Any]) -> Content:
@@ -56,8 +101,8 @@ def _content(folder: Path, plan: Plan, figures: Mapping[str, Any]) -> Content:
     lines = [line.partition(": ")[2] for line in numbers(figures)]
     return Content(
         f"{name} under a plan, budget {budgets}", list(zip(_cards(figures), lines, strict=True)), verdict(figures),
-        figures["rows"], table(figures["rows"]), _predicted(figures), _origin(plan, figures),
-        _commands(folder, figures),
+        figures["rows"], table(figures["rows"]), figures.get("front"), _predicted(figures), _origin(plan, figures),
+        [*shell(folder, figures), "", *python(folder, figures)],
     )  # fmt: skip
 
 
@@ -74,20 +119,30 @@ def _cards(figures: Mapping[str, Any]) -> list[str]:
 
 
 def _predicted(figures: Mapping[str, Any]) -> Table:
-    """Return predicted beside measured: the cache of each length, times, and the profile's seconds."""
+    """Return predicted beside measured, dense's too: the cache of each length, times, and the profile's seconds."""
     rows = []
+    dense = {
+        row["length"]: row["cache"]["allocated"] for row in figures["rows"] if row["row"] == "dense" and "cache" in row
+    }
     for row in figures["rows"]:
         if row["row"] == "plan" and "cache" in row:
-            mine, its = (row["cache"][part] / 2**20 for part in ("predicted", "allocated"))
-            rows.append([f"KV cache at {row['cache']['tokens']:,} tokens", "MiB", f"{mine:.2f}", f"{its:.2f}"])
+            sizes = (*(row["cache"][part] for part in ("predicted", "allocated")), dense.get(row["length"]))
+            cells = ("-" if size is None else f"{size / 2**20:.2f}" for size in sizes)
+            rows.append([f"KV cache at {row['cache']['tokens']:,} tokens", "MiB", *cells])
     for time in figures["speed"]["times"]:
-        what = f"{time['kind']} of {time['batch']} x {time['length']:,} tokens"
-        measured = "-" if time["measured"] is None else f"{time['measured']:.1f}"
-        rows.append([what, "ms", f"{time['predicted']:.1f}", measured])
+        what = f"{time['kind']} of {time['batch']} x {time['length']:,} tokens, within the budget"
+        rows.append([what, "ms", f"{time['predicted']:.1f}", _cell(time["measured"]), "-"])
+    for run in figures.get("runs") or ():
+        what = f"{run['kind']} of {run['batch']} x {run['length']:,} tokens"
+        rows.append([what, "ms", *(_cell(run[part]) for part in ("predicted", "plan", "dense"))])
     if "profile" in figures["seconds"]:
         took = f"{figures['seconds']['profile']:.0f}"
-        rows.append(["profile", "s", f"{figures['profile']['seconds']:.0f}", took])
-    return ["what", "unit", "predicted", "measured"], rows
+        rows.append(["profile", "s", f"{figures['profile']['seconds']:.0f}", took, "-"])
+    return ["what", "unit", "predicted", "measured", "dense, measured"], rows
+
+
+def _cell(figure: float | None) -> str:
+    return "-" if figure is None else f"{figure:.1f}"
 
 
 def _origin(plan: Plan, figures: Mapping[str, Any]) -> Table:
@@ -102,22 +157,3 @@ def _origin(plan: Plan, figures: Mapping[str, Any]) -> Table:
         **environment,
     }  # fmt: skip
     return ["what", ""], [[key, str(value)] for key, value in rows.items()]
-
-
-def _commands(folder: Path, figures: Mapping[str, Any]) -> list[str]:
-    names = {"density": "budget", "kv_gb": "max-kv-gb", "decode_ms": "max-decode-ms"}
-    budgets = "".join(
-        f" --{names.get(kind, kind)} {figure}"
-        for kind, figures_ in figures["asked"]["budgets"].items()
-        for figure in (figures_ if isinstance(figures_, list) else [figures_])
-    )
-    return [
-        f"moa compress MODEL -o {folder}{budgets} --minutes {figures['asked']['minutes']:g}",
-        f"moa show {folder / 'plan.yaml'}",
-        f"moa bench MODEL --plan {folder / 'plan.yaml'}",
-        "",
-        "import moa",
-        'model, tokenizer = moa.load_model("MODEL")',
-        f"with moa.apply(model, {json.dumps(str(folder / 'plan.yaml'))}):",
-        "    model.generate(**inputs)",
-    ]

@@ -22,7 +22,7 @@ from moa.plans.model import Dtype, ModelInfo, batch_lengths
 from moa.plans.patterns import FULL, Rule, reach
 from moa.plans.record import Predicted, Provenance
 from moa.plans.schema import problem
-from moa.plans.span import BLOCK, Ints, Reach
+from moa.plans.span import BLOCK, Floats, Ints, Reach
 
 __all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
 
@@ -220,11 +220,15 @@ class Plan(Content):
 
     def read_density(self, n: int) -> float:
         """Return the mean part of the bytes of `n` keys and values that a decode step reads, over groups with rules."""
+        return float(self.read_shares(n).mean())
+
+    def read_shares(self, n: int) -> Floats:
+        """Return what `read_density` is the mean of: float64 [ruled layers, kv_heads]."""
         rules = [self.groups[layer] for layer in self.model.ruled_layers]
         read256, given = (np.array([[getattr(r, name) for r in of] for of in rules]) for name in ("read256", "given"))
         size, kept = self.model.head_size, self._reach.span(_length(n))
         read = reading.read_bytes(read256, n, kept, given, size)
-        return float(read.mean() / (n * reading.token_bytes(size)))
+        return np.asarray(read / (n * reading.token_bytes(size)), np.float64)
 
     def moves_keys(self) -> bool:
         """Return whether keys move into the sink of some group, so that it holds others than the first."""

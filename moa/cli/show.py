@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from moa.cli.common import Json
-from moa.plans.errors import MoaError
 
 
 def command(
@@ -21,7 +20,9 @@ def command(
     kv_dtype: Annotated[
         str | None, typer.Option(help="Dtype of the KV cache. Default: that of the plan's search, else bfloat16.")
     ] = None,
-    png: Annotated[Path | None, typer.Option(help="Also draw the spans into this PNG file.")] = None,
+    png: Annotated[
+        Path | None, typer.Option(help="Also draw what is kept, and read where that is less, into this PNG file.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Draw the span of every layer and KV head and print what a plan costs; with two plans, compare them.
@@ -51,7 +52,7 @@ def command(
     made_for = loaded[0].predicted.lengths if loaded[0].predicted else (1024, 4096)
     shown = tuple(sorted(set(made_for))) if lengths is None else numbers("lengths", lengths)
     if png is not None:
-        writable(png, "PNG", _png)
+        writable(png, "PNG", report.is_png)
         report.picture(plans, shown, png)
     console = Console(highlight=False)
     if json_:
@@ -68,9 +69,3 @@ def command(
         console.print(report.differences(loaded[0], loaded[1], shown))
     if png is not None:
         console.print(f"wrote {png}", soft_wrap=True, markup=False)
-
-
-def _png(path: Path) -> None:
-    with path.open("rb") as file:
-        if not file.read(8).startswith(b"\x89PNG"):
-            raise MoaError("it does not begin as a PNG file does")

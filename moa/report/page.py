@@ -1,6 +1,6 @@
 """Write pages about plans and their evaluations: one HTML file that needs no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -8,7 +8,8 @@ from typing import Any
 
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.report import plots
+from moa.report import plots, series
+from moa.report.series import NEEDLES, Table
 
 STYLE = """
 :root { color-scheme: light; }
@@ -32,8 +33,7 @@ for (const plot of document.querySelectorAll(".plotly-graph-div"))
 """A picture is drawn before its neighbours take their part of the line."""
 MARK = "<!doctype html>"
 KEEPS = "The share of the text that its last query sees, by layer and KV head; grey layers take no rules."
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Headings, and the cells of each row."""
+READS = f"{KEEPS} Beside it, the share of all keys' and values' bytes that a decode step reads."
 Section = tuple[str, str, str]
 """Heading, a line about it, and the HTML of its content."""
 
@@ -48,6 +48,7 @@ class Content:
         verdict: Lines below them.
         rows: Rows of the evaluation, as in its file.
         evaluation: The same as a table.
+        front: The plan among those of other budgets, as in `figures.json`; None in results of older versions.
         predicted: A table of predicted beside measured figures.
         origin: A table of where everything comes from.
         commands: Lines to run the plan, or all of it again.
@@ -58,6 +59,7 @@ class Content:
     verdict: Sequence[str]
     rows: Sequence[Mapping[str, Any]]
     evaluation: Table
+    front: Mapping[str, Any] | None
     predicted: Table
     origin: Table
     commands: Sequence[str]
@@ -65,11 +67,11 @@ class Content:
 
 def page(plan: Plan, content: Content, script: str) -> str:
     """Return the page; `script` is the JavaScript of its pictures (`plots.library`)."""
-    made = plan.predicted
-    lengths = made.lengths if made else tuple(sorted({row["length"] for row in content.rows}))
+    lengths = shown(plan, content.rows)
     sections = [
-        ("What each head keeps", KEEPS, plots.heat_map(plan, lengths)),
+        (*keeps([plan]), plots.heat_map(plan, lengths)),
         ("How windows grow", "Keys that a query sees after so many tokens.", plots.growth(plan, lengths[-1])),
+        *_front(content.front),
         *evaluated(content.rows, content.evaluation),
         ("Predicted and measured", "What was expected beforehand, and what it was.", tabled(content.predicted)),
         ("Where this comes from", "", tabled(content.origin)),
@@ -78,9 +80,32 @@ def page(plan: Plan, content: Content, script: str) -> str:
     return whole(content.title, content.cards, content.verdict, sections, script)
 
 
+def shown(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
+    """Return the lengths at which a plan is shown: those that it was made for, or else those of its evaluation."""
+    return plan.predicted.lengths if plan.predicted else tuple(sorted({row["length"] for row in rows}))
+
+
+def _front(front: Mapping[str, Any] | None) -> list[Section]:
+    """Return the section about other budgets, if they are known."""
+    if front is None:
+        return []
+    about = (
+        "Predicted harm against what the budget limits, of the plans of smaller and larger budgets and of this one. "
+        "Harm is predicted from the profile; the evaluation measures this plan alone."
+    )
+    return [("Front with the chosen plan", about, plots.front(front) + tabled(series.front_table(front)))]
+
+
+def keeps(plans: Iterable[Plan]) -> tuple[str, str]:
+    """Return heading and line of the maps of plans: of what they keep, and where one reads less, of that too."""
+    if any(plan.reads() for plan in plans):
+        return "What each head keeps and reads", READS
+    return "What each head keeps", KEEPS
+
+
 def evaluated(rows: Sequence[Mapping[str, Any]], table: Table) -> list[Section]:
     """Return the sections about rows of an evaluation and their table: of needles and texts where rows have some."""
-    needles = [row for row in rows if any(task in row for task in plots.NEEDLES)]
+    needles = [row for row in rows if any(task in row for task in NEEDLES)]
     texts = [row for row in rows if "text" in row]
     sections = [
         ("Evaluation", "All rows of a run answered the same samples. Rates have 95 % intervals.", tabled(table))

@@ -17,6 +17,7 @@ from moa.plans.plan import Plan
 from moa.plans.replace import replace
 from moa.plans.span import BLOCK, Ints
 from moa.report.figures import Figures
+from moa.report.series import shares, shares_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -179,30 +180,40 @@ def differences(first: Plan, second: Plan, lengths: Sequence[int]) -> Figures:
 
 
 def picture(plans: Mapping[str, Plan], lengths: Sequence[int], path: Path) -> None:
-    """Write the spans as a PNG: a row of panels per plan, a panel per length, layers down, KV heads across.
+    """Write as a PNG what plans keep: a row of panels per plan, a panel per length, layers down, KV heads across.
+
+    A plan that reads less than it keeps has a second row, of the bytes that a decode step reads.
 
     Raises:
         MoaError: matplotlib is not installed.
         OSError: The file cannot be written.
     """
     model = next(iter(plans.values())).model
-    size = (1.5 + len(lengths) * max(2.0, 0.15 * model.kv_heads), len(plans) * max(2.5, 0.15 * model.layers))
+    drawn = [(name, plan, share) for name, plan in plans.items() for share in shares_of(plan)]
+    size = (1.5 + len(lengths) * max(2.0, 0.15 * model.kv_heads), len(drawn) * max(2.5, 0.15 * model.layers))
     figure = canvas(size)
-    panels = figure.subplots(len(plans), len(lengths), squeeze=False)
-    for row, (name, plan) in zip(panels, plans.items(), strict=True):
+    panels = figure.subplots(len(drawn), len(lengths), squeeze=False)
+    for row, (name, plan, share) in zip(panels, drawn, strict=True):
         for panel, n in zip(row, lengths, strict=True):
-            kept = np.full((model.layers, model.kv_heads), np.nan)  # layers without rules stay grey
-            ruled = list(model.ruled_layers)
-            kept[ruled] = plan.spans(n)[ruled] / n
-            panel.set_facecolor("lightgrey")
-            image = panel.imshow(kept, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
-            panel.set_title(f"{name}\n{n:,} tokens, density {plan.density(n):.3f}", fontsize=8, parse_math=False)
+            panel.set_facecolor("lightgrey")  # of layers without rules
+            cells = np.array(shares(plan, n, share), np.float64)
+            image = panel.imshow(cells, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+            mean = f"density {plan.density(n):.3f}" if share == "kept" else f"read {plan.read_density(n):.3f}"
+            panel.set_title(f"{name}\n{n:,} tokens, {mean}", fontsize=8, parse_math=False)
             panel.set_xlabel("KV head", fontsize=8)
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.yaxis.get_major_locator().set_params(integer=True)
         row[0].set_ylabel("layer", fontsize=8)
-    figure.colorbar(image, ax=panels, label="span / length")
+    both = any(share == "read" for *_, share in drawn)
+    figure.colorbar(image, ax=panels, label="kept (span / length) or read" if both else "span / length")
     save(figure, path)
+
+
+def is_png(path: Path) -> None:
+    """Raise an error unless a file begins as a PNG does."""
+    with path.open("rb") as file:
+        if not file.read(8).startswith(b"\x89PNG"):
+            raise MoaError("it does not begin as a PNG file does")
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -3,25 +3,15 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from moa.plans.plan import Plan
-from moa.plans.span import BLOCK
+from moa.report import series
+from moa.report.series import Rows
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLOURS = {"dense": "#444444", "plan": "#1f6fb4", "uniform like plan": "#d9822b"}
-"""Of the rows of an evaluation; told apart with any kind of colour vision, and in grey."""
-MORE = ("#1f6fb4", "#d9822b", "#3a8f5a", "#8c5fbf", "#b5463c", "#7a7a2e", "#2f9ea3", "#c26aa0")
-"""Of rows by other names, in turn."""
 SHADES = [[0.0, "#eef4fa"], [0.5, "#6aa3d5"], [1.0, "#0b3c68"]]
 GREY = "#dddddd"
-NEEDLES = ("single", "four", "turns")
-"""The tasks of an evaluation that ask for needles."""
-PERPLEXITY = ("perplexity_by_position", "perplexity_by_quarter")
-"""The figures of a text along its length, the finest first; results of older versions have the last alone."""
-Rows = Sequence[Mapping[str, Any]]
 
 
 def library() -> str:
@@ -34,51 +24,45 @@ def library() -> str:
 def heat_map(plan: Plan, lengths: Sequence[int], name: str = "heat-map", title: str = "") -> str:
     """Return what each layer and KV head keeps, as a share of the text, with a slider of lengths.
 
+    Where the plan reads less than it keeps, a second map beside it has the share that a decode step reads.
+
     Args:
         plan: The plan.
         lengths: Tokens.
         name: The picture's name in its page.
         title: The line above it.
     """
-    from plotly.graph_objects import Figure, Heatmap
+    from plotly.graph_objects import Heatmap
+    from plotly.subplots import make_subplots
 
-    model = plan.model
-    shares = [_shares(plan, n) for n in lengths]
-    figure = Figure(
-        Heatmap(
-            z=shares[-1], zmin=0, zmax=1, colorscale=SHADES, xgap=1, ygap=1,
-            colorbar={"title": "kept", "thickness": 12},
-            hovertemplate="layer %{y}, KV head %{x}: %{z:.2f}<extra></extra>",
-        )
-    )  # fmt: skip
+    model, kinds = plan.model, series.shares_of(plan)
+    shares = [[series.shares(plan, n, kind) for kind in kinds] for n in lengths]
+    figure = make_subplots(1, len(kinds), shared_yaxes=True, subplot_titles=kinds if len(kinds) > 1 else None)
+    for column, (kind, share) in enumerate(zip(kinds, shares[-1], strict=True), 1):
+        drawn = Heatmap(
+            z=share, coloraxis="coloraxis", xgap=1, ygap=1,
+            hovertemplate=f"layer %{{y}}, KV head %{{x}}: {kind} %{{z:.2f}}<extra></extra>",
+        )  # fmt: skip
+        figure.add_trace(drawn, row=1, col=column)
+    traces = list(range(len(kinds)))
     steps = [
-        {"label": f"{n:,}", "method": "restyle", "args": [{"z": [share]}]}
+        {"label": f"{n:,}", "method": "restyle", "args": [{"z": share}, traces]}
         for n, share in zip(lengths, shares, strict=True)
     ]
     slider = {"active": len(lengths) - 1, "steps": steps, "currentvalue": {"prefix": "tokens: "}, "pad": {"t": 45}}
-    figure.update_layout(sliders=[slider], plot_bgcolor=GREY, title=title or None)
+    colours = {"colorscale": SHADES, "cmin": 0, "cmax": 1, "colorbar": {"title": " or ".join(kinds), "thickness": 12}}
+    figure.update_layout(sliders=[slider], plot_bgcolor=GREY, title=title or None, coloraxis=colours)
     figure.update_xaxes(title="KV head", dtick=max(1, model.kv_heads // 8), range=[-0.5, model.kv_heads - 0.5])
-    figure.update_yaxes(title="layer", range=[model.layers - 0.5, -0.5])
+    figure.update_yaxes(range=[model.layers - 0.5, -0.5])
+    figure.update_yaxes(title="layer", col=1)
     return _html(figure, name, max(380, 14 * model.layers + 180))
 
 
 def growth(plan: Plan, longest: int, name: str = "growth", title: str = "") -> str:
     """Return the keys that heads see as the text grows: the widest, the mean and the narrowest, beside dense."""
-    from plotly.graph_objects import Figure, Scatter
+    from plotly.graph_objects import Figure
 
-    lengths = sorted({*(int(n) for n in np.geomspace(BLOCK, max(longest, 2 * BLOCK), 60)), longest})
-    ruled = list(plan.model.ruled_layers)
-    spans = np.stack([plan.spans(n)[ruled].ravel() for n in lengths])
-    curves = {
-        "dense": (np.array(lengths), COLOURS["dense"], "dot"), "widest head": (spans.max(1), COLOURS["plan"], "dash"),
-        "mean": (spans.mean(1), COLOURS["plan"], "solid"), "narrowest head": (spans.min(1), "#7fb2dd", "solid"),
-    }  # fmt: skip
-    figure = Figure(
-        [
-            Scatter(x=lengths, y=y.tolist(), name=curve, mode="lines", line={"color": colour, "dash": dash})
-            for curve, (y, colour, dash) in curves.items()
-        ]
-    )
+    figure = Figure(list(map(_line, series.growth(plan, longest))))
     powers = [2**power for power in range(6, longest.bit_length())]
     ticks = {"type": "log", "tickvals": powers, "ticktext": [f"{n:,}" for n in powers]}
     figure.update_xaxes(title="tokens of text", **ticks)
@@ -87,26 +71,40 @@ def growth(plan: Plan, longest: int, name: str = "growth", title: str = "") -> s
     return _html(figure, name, 420, legend=True)
 
 
+def front(found: Mapping[str, Any]) -> str:
+    """Return harm against cost of the plans of other budgets, and of the chosen one."""
+    from plotly.graph_objects import Figure, Scatter
+
+    told = series.front(found)
+    line, chosen = series.COLOURS["plan"], series.COLOURS["uniform like plan"]
+    about = {"hovertemplate": "harm %{y:.4g}: %{text}<extra></extra>", "mode": "lines+markers"}
+    plans = Scatter(x=told.cost, y=told.harm, text=told.words, name="other budgets", line={"color": line}, **about)
+    marker = {"color": chosen, "size": 13, "symbol": "diamond"}
+    at = slice(told.chosen, told.chosen + 1)
+    this = Scatter(
+        x=told.cost[at], y=told.harm[at], text=told.words[at], name="this plan", marker=marker,
+        **{**about, "mode": "markers"},
+    )  # fmt: skip
+    figure = Figure([plans, this])
+    figure.update_xaxes(title=told.axis, rangemode="tozero")
+    figure.update_yaxes(title="predicted harm", rangemode="tozero")
+    return _html(figure, "front", 420, legend=True)
+
+
 def needle_maps(rows: Rows) -> list[str]:
     """Return a map of found needles by length and depth for each row's name, of all tasks that ask for needles."""
     from plotly.graph_objects import Figure, Heatmap
 
     found: list[str] = []
-    for name in dict.fromkeys(row["row"] for row in rows):
-        own = [row for row in rows if row["row"] == name]
-        cells = [_by_depth(row) for row in own]  # [lengths][depths]
-        parts = len(cells[0])
-        depths = [f"{round(100 * i / parts)}–{round(100 * (i + 1) / parts)} %" for i in range(parts)]
-        rates = [[right / count if count else None for right, count in column] for column in cells]
-        texts = [[f"{right}/{count}" if count else "" for right, count in column] for column in cells]
+    for each in series.needles(rows):
         figure = Figure(
             Heatmap(
-                x=[f"{row['length']:,}" for row in own], y=depths, z=_turned(rates), text=_turned(texts),
-                texttemplate="%{text}", zmin=0, zmax=1, colorscale=SHADES, xgap=2, ygap=2, showscale=False,
+                x=each.lengths, y=each.depths, z=each.rates, text=each.texts, texttemplate="%{text}", zmin=0, zmax=1,
+                colorscale=SHADES, xgap=2, ygap=2, showscale=False,
                 hovertemplate="%{x} tokens, depth %{y}: %{text} found<extra></extra>",
             )
         )  # fmt: skip
-        figure.update_layout(title=name, plot_bgcolor=GREY)
+        figure.update_layout(title=each.name, plot_bgcolor=GREY)
         figure.update_xaxes(title="tokens", type="category")
         figure.update_yaxes(title="depth", autorange="reversed", type="category")
         found.append(_html(figure, f"needles-{len(found)}", 300))
@@ -115,19 +113,11 @@ def needle_maps(rows: Rows) -> list[str]:
 
 def perplexities(rows: Rows) -> list[str]:
     """Return perplexity by position in the text for each length, of all rows."""
-    from plotly.graph_objects import Figure, Scatter
+    from plotly.graph_objects import Figure
 
     found: list[str] = []
-    others = [name for name in dict.fromkeys(row["row"] for row in rows) if name not in COLOURS]
-    colours = COLOURS | {name: MORE[i % len(MORE)] for i, name in enumerate(others)}
-    for n in dict.fromkeys(row["length"] for row in rows):
-        own = [row for row in rows if row["length"] == n]
-        figure = Figure()
-        for row in own:
-            figures = next(row["text"][key] for key in PERPLEXITY if key in row["text"])
-            places = [round((i + 0.5) * n / len(figures)) for i in range(len(figures))]
-            style = {"color": colours[row["row"]], "dash": "dot" if row["row"].endswith("dense") else "solid"}
-            figure.add_trace(Scatter(x=places, y=figures, name=row["row"], mode="lines+markers", line=style))
+    for n, curves in series.perplexities(rows).items():
+        figure = Figure([_line(curve, "lines+markers") for curve in curves])
         figure.update_layout(title=f"{n:,} tokens")
         figure.update_xaxes(title="position in the text")
         figure.update_yaxes(title="perplexity")
@@ -135,22 +125,10 @@ def perplexities(rows: Rows) -> list[str]:
     return found
 
 
-def _shares(plan: Plan, n: int) -> list[list[float | None]]:
-    """Return span / length per layer and KV head; None in layers that take no rules, which stay grey."""
-    spans, ruled = plan.spans(n) / n, set(plan.model.ruled_layers)
-    return [
-        [round(float(x), 4) if layer in ruled else None for x in spans[layer]] for layer in range(plan.model.layers)
-    ]
+def _line(curve: series.Curve, mode: str = "lines") -> Any:
+    from plotly.graph_objects import Scatter
 
-
-def _by_depth(row: Mapping[str, Any]) -> list[tuple[int, int]]:
-    """Return needles found and asked for at each depth."""
-    tables = [row[task]["by_depth"] for task in NEEDLES if task in row]
-    return [(sum(t[i]["right"] for t in tables), sum(t[i]["questions"] for t in tables)) for i in range(len(tables[0]))]
-
-
-def _turned(cells: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [list(column) for column in zip(*cells, strict=True)]
+    return Scatter(x=curve.x, y=curve.y, name=curve.name, mode=mode, line={"color": curve.colour, "dash": curve.dash})
 
 
 def _html(figure: "Figure", name: str, height: int, legend: bool = False) -> str:

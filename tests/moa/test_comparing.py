@@ -60,6 +60,18 @@ def test_plans_and_runs_are_on_one_page(here: Path, tmp_path: Path) -> None:
     assert figures["plans"][1]["fingerprint"] == Plan.load("quarter.yaml").fingerprint()
 
 
+def test_plans_that_read_less_have_a_map_of_what_they_read(here: Path, tmp_path: Path) -> None:
+    plan = Plan.load("half.yaml")
+    rules = {layer: [rule.model_copy(update={"read": 0.25}) for rule in of] for layer, of in plan.groups.items()}
+    Plan.from_rules(plan.model, rules).save(tmp_path / "reads.yaml")
+    moa.compare_runs(["half.yaml", tmp_path / "reads.yaml"], tmp_path / "page.html", lengths=[1024])
+    page = (tmp_path / "page.html").read_text()
+    assert "<h2>What each head keeps and reads</h2>" in page
+    assert page.count('"text":"read"') == 1  # above the second map of the second plan
+    moa.compare_runs(["half.yaml", "quarter.yaml"], tmp_path / "page.html")
+    assert "keeps and reads" not in (tmp_path / "page.html").read_text()
+
+
 def test_the_finest_perplexity_is_drawn(here: Path) -> None:
     rows = json.loads(Path("both.json").read_text())["rows"]
     coarse = [{**row, "text": {k: v for k, v in row["text"].items() if "position" not in k}} for row in rows]

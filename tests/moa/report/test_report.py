@@ -154,8 +154,18 @@ def test_picture(tmp_path: Path):
     assert not np.array_equal(imread(one), imread(dense))
 
 
+def test_a_picture_has_what_is_read_below_what_is_kept(tmp_path: Path):
+    from matplotlib.image import imread
+
+    keeps, reads = tmp_path / "keeps.png", tmp_path / "reads.png"
+    report.picture({"a": PLAN}, [1024], keeps)
+    rule = Rule(alpha=0, beta=1, read=0.25)
+    report.picture({"a": Plan.from_rules(INFO, {0: [rule, FULL], 1: [GROWING, NARROW]})}, [1024], reads)
+    assert imread(reads).shape[0] > 1.5 * imread(keeps).shape[0]
+
+
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(MoaError, match=r"moa-attention\[eval\]"):
+    with pytest.raises(MoaError, match=r"moa-attention\[demo\]"):
         report.picture({"a": PLAN}, [1024], tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
