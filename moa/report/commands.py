@@ -33,12 +33,17 @@ def shell(folder: Path, figures: Mapping[str, Any]) -> list[str]:
 def python(folder: Path, figures: Mapping[str, Any]) -> list[str]:
     """Return lines of Python that use the plan; above them the call that makes it again, where no command does."""
     asked, model = figures["asked"], named(figures)
-    lines = ["import moa", f"model, tokenizer = moa.load_model({model!r}, dtype={asked['dtype']!r})"]
+    lines = ["import moa", f"model, tokenizer = {_call('moa.load_model', model, dtype=asked['dtype'])}"]
     if _compress(folder, model, asked) is None:
-        names = ("minutes", "lengths", "max_length", "dtype", "seed")
-        options = "".join(f", {name}={asked[name]!r}" for name in names)
-        lines.insert(1, f"moa.compress({model!r}, output={str(folder)!r}, budget={asked['budgets']!r}{options})")
-    return [*lines, f"with moa.apply(model, {str(folder / 'plan.yaml')!r}):", "    model.generate(**inputs)"]
+        options = {name: asked[name] for name in ("minutes", "lengths", "max_length", "dtype", "seed")}
+        lines.insert(1, _call("moa.compress", model, output=str(folder), budget=asked["budgets"], **options))
+    plan = repr(str(folder / "plan.yaml"))
+    return [*lines, f"with moa.apply(model, {plan}):", "    model.generate(**inputs)"]
+
+
+def _call(name: str, *values: Any, **options: Any) -> str:
+    """Return a call in Python, its arguments as literals."""
+    return f"{name}({', '.join([*map(repr, values), *(f'{key}=' + repr(value) for key, value in options.items())])})"
 
 
 def named(figures: Mapping[str, Any]) -> str:
