@@ -3,6 +3,7 @@
 from copy import deepcopy
 
 import pytest
+import torch
 
 from moa.hf.load import load_model
 from moa.hf.logits import hidden_of
@@ -46,7 +47,8 @@ def test_with_reads_plans_are_measured_as_decoding_runs_them(model_folder, monke
     whole, check = (Validation(model, tokenizer, 512, texts=2, reads=reads) for reads in (False, True))
     cut = Plan.uniform(model, 0.4, at=512)
     prefill, steps = list(whole(cut)), list(check(cut))
-    assert [x.recall for x in steps] == pytest.approx([x.recall for x in prefill], rel=1e-3)  # of the same rows
+    rounding = 5 * torch.finfo(torch.float32).eps  # of log-probabilities about -5, whose differences are small here
+    assert [x.recall for x in steps] == pytest.approx([x.recall for x in prefill], rel=1e-3, abs=rounding)  # same rows
     assert steps[-1].kl > prefill[-1].kl  # of the end alone, where more is cut
     little = Plan.from_rules(model, {}, defaults=FULL.model_copy(update={"read": 1 / 32}))
     assert next(whole(little)).kl == pytest.approx(0, abs=1e-6)
