@@ -83,15 +83,12 @@ def claims(found: Figures) -> str:
 def made(name: str, found: Figures) -> str:
     """Return a line that says how the file was made: command, commit, date, device, threads, dtype, versions."""
     origin = f"[{name}.json](benchmarks/results/{name}.json)"
-    run = found["run"] if "run" in found else found["environment"]  # study.json, until it is measured again
-    by = "which does not record its command and commit"
-    where = [str(run["device"])]
-    if "run" in found:
-        by = f"written by `{run['command']}` at commit {run['commit']}"
-        where.insert(0, str(run["date"]))
+    run = found["run"]
+    where = [str(run["date"]), str(run["device"])]
     where.append(f"{run['threads']} threads" if run["threads"] != 1 else "1 thread")
     where += [str(run["dtype"]).removeprefix("torch.")] if "dtype" in run else []
     where += [f"back-end `{run['backend']}`"] if "backend" in run else []
     where += [f"seeds {', '.join(map(str, run['seeds']))}"] if "seeds" in run else []
     where += [f"{key} {run[key]}" for key in SAID if key in run]
-    return wrapped(f"Data: {origin}, {by} ({', '.join(where)}).")
+    by = f"`{run['command']}` at commit {run['commit']}"
+    return wrapped(f"Data: {origin}, written by {by} ({', '.join(where)}).")

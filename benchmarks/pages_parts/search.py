@@ -60,18 +60,17 @@ def study(found: Figures) -> str:
     rows = []
     for one in sorted(found["studies"], key=lambda s: (-float(s["density"]), s["seed"])):
         density, seed, base, best = one["density"], one["seed"], one["base"], one["measured"]
-        changes = [f"{base[key]:.3f} to {best[key]:.3f}" for key in ("kl", "recall")]
+        changes = [f"{base[key]:.4f} to {best[key]:.4f}" for key in ("kl", "recall")]
         names = f"exact {density}", f"study {density}, seed {seed}"
-        if "unseen" in found:
-            changes.append(" to ".join(f"{found['unseen'][name]['recall']:.3f}" for name in names))
+        changes.append(" to ".join(f"{found['unseen'][name]['recall']:.4f}" for name in names))
         row = [density, str(seed), str(sum(one["trials"])), *changes]
         for length in lengths:
             before, after = (by_row[length, name] for name in names)
-            row.append(f"{before['text']['kl']:.3f} to {after['text']['kl']:.3f}")
+            row.append(f"{before['text']['kl']:.4f} to {after['text']['kl']:.4f}")
         rows.append(row)
     unseen = [f"KL at {length:,}, text never seen" for length in lengths]
-    tasks = ["KL of answers, tasks never seen"] if "unseen" in found else []
-    parts = [table(["density", "seed", "trials", "KL of text", "KL of answers", *tasks, *unseen], rows)]
+    columns = "density", "seed", "trials", "KL of text", "KL of answers", "KL of answers, tasks never seen"
+    parts = [table([*columns, *unseen], rows)]
     drawn = [one for one in found["random"] if one["replays"]]
     if drawn:
         scores = table(
