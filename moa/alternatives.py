@@ -8,8 +8,7 @@ from moa.plans.errors import BudgetInfeasible
 from moa.plans.plan import Plan
 from moa.plans.progress import Note
 from moa.resuming import Row, Spot
-from moa.search.budget import Budget, work
-from moa.search.cost import Costs
+from moa.search.budget import Budget, taken
 from moa.search.front import Point
 from moa.search.question import Question
 
@@ -30,11 +29,11 @@ def alternatives(question: Question, chosen: Plan, harm: float, room: float, not
     axis, *others = question.budgets
     asked = replace(question, budgets=tuple(others), time_limit=room / COUNT)
     points: list[Point] = []
-    begin = perf_counter()
+    begin, most = perf_counter(), taken(Plan.dense(chosen.model), axis, question.costs)
     try:
         for point in Front(asked, COUNT, axis):
             points.append(point)
-            if perf_counter() - begin > room and point.budget.most < _cost(Plan.dense(chosen.model), axis, asked.costs):
+            if perf_counter() - begin > room and point.budget.most < most:
                 note(f"front: {room:.0f} seconds were over at {point.budget}; larger budgets are left out")
                 break
     except BudgetInfeasible as error:
@@ -50,21 +49,7 @@ def _spot(plan: Plan, harm: float, axis: Budget, question: Question, budget: flo
     n = axis.length
     assert n is not None
     return Spot(
-        budget=axis.most if budget is None else budget, cost=_cost(plan, axis, question.costs), harm=harm,
+        budget=axis.most if budget is None else budget, cost=taken(plan, axis, question.costs), harm=harm,
         density=plan.density(n), read=plan.read_density(n), kv_bytes=plan.kv_bytes(n, axis.batch, question.kv_dtype),
         chosen=budget is None,
     )  # fmt: skip
-
-
-def _cost(plan: Plan, axis: Budget, costs: Costs | None) -> float:
-    """Return what a budget of this kind counts of a plan."""
-    n = axis.length
-    assert n is not None
-    if axis.kind == "density":
-        return plan.density(n)
-    if axis.kind == "read":
-        return plan.read_density(n)
-    if axis.kind == "kv_gb":
-        return plan.kv_bytes(n, axis.batch, axis.dtype) / 1e9
-    assert costs is not None  # a budget in milliseconds
-    return costs.predict(plan, work(axis, n))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from moa.plans.errors import MoaError, brief
 from moa.plans.model import Dtype, ModelInfo
+from moa.plans.plan import Plan
 from moa.plans.reading import READ_STEPS, SUMMARIES, read_bytes, summary_bytes, token_bytes
 from moa.plans.span import BLOCK, LONGEST, Floats
 from moa.search.cost import Costs, Kind, Work
@@ -127,6 +128,17 @@ def limit(budget: Budget, grid: Grid, model: ModelInfo, longest: int, costs: Cos
     return made(budget, grid, model, costs)
 
 
+def taken(plan: Plan, budget: Budget, costs: Costs | None = None) -> float:
+    """Return what a plan takes of what a budget limits, whose length is known.
+
+    Raises:
+        MoaError: The budget is in milliseconds and there are no costs, or they do not know the plan's rules.
+    """
+    of_plan = FORMS[budget.kind].taken
+    assert of_plan is not None
+    return of_plan(plan, budget, costs)
+
+
 def work(budget: Budget, length: int) -> Work:
     """Return the work whose time a budget in milliseconds limits."""
     kind = FORMS[budget.kind].times
@@ -166,11 +178,27 @@ def _kv_gb(budget: Budget, grid: Grid, model: ModelInfo, _costs: Costs | None) -
 
 def _milliseconds(budget: Budget, grid: Grid, model: ModelInfo, costs: Costs | None) -> Limit:
     """Return a limit on the predicted time of a decode step or a prefill."""
-    if costs is None:
-        raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
+    costs = _measured(budget, costs)
     costs.check(model)
     what, readers = work(budget, _placed(budget)), np.repeat(model.readers, model.kv_heads)
     return Limit(str(budget), np.outer(readers, costs.per_group(what, grid.rules)), budget.most, costs.fixed(what))
+
+
+def _cache(plan: Plan, budget: Budget, _costs: Costs | None) -> float:
+    """Return the plan's cache in 10^9 bytes."""
+    return plan.kv_bytes(_placed(budget), budget.batch, budget.dtype or ASSUMED) / 1e9
+
+
+def _predicted(plan: Plan, budget: Budget, costs: Costs | None) -> float:
+    """Return the predicted time of a decode step or a prefill under the plan."""
+    return _measured(budget, costs).predict(plan, work(budget, _placed(budget)))
+
+
+def _measured(budget: Budget, costs: Costs | None) -> Costs:
+    """Return the costs that a budget in milliseconds needs."""
+    if costs is None:
+        raise MoaError(f"{budget} needs measured costs: moa measure MODEL -o costs.json, then --costs costs.json")
+    return costs
 
 
 def _placed(budget: Budget) -> int:
@@ -193,6 +221,7 @@ class Form:
         written: How the user writes it.
         limit: Function from (budget with a length, candidate rules, model, costs) to the limit; None for harm, which
             the search itself sums up.
+        taken: Function from (plan, budget with a length, costs) to what the plan takes; None for harm.
         largest: Its largest figure.
         batched: Whether it depends on the number of sequences.
         times: The kind of work whose time it limits; None for what needs no measured costs.
@@ -201,6 +230,7 @@ class Form:
 
     written: str
     limit: Callable[[Budget, Grid, ModelInfo, Costs | None], Limit] | None
+    taken: Callable[[Plan, Budget, Costs | None], float] | None
     largest: float = inf
     batched: bool = True
     times: Kind | None = None
@@ -208,13 +238,18 @@ class Form:
 
 
 FORMS = {
-    "density": Form("D[@LENGTH]", _density, largest=1, batched=False, kept=True),
-    "read": Form("D[@LENGTH]", _read, largest=1, batched=False),
-    "kv_gb": Form("G@LENGTH[xBATCH]", _kv_gb, kept=True),
-    "decode_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="decode"),
-    "prefill_ms": Form("T@LENGTH[xBATCH]", _milliseconds, times="prefill", kept=True),
-    "harm": Form("H", None, batched=False),
-}
+    "density": Form(
+        "D[@LENGTH]", _density, lambda plan, budget, _: plan.density(_placed(budget)),
+        largest=1, batched=False, kept=True,
+    ),
+    "read": Form(
+        "D[@LENGTH]", _read, lambda plan, budget, _: plan.read_density(_placed(budget)), largest=1, batched=False
+    ),
+    "kv_gb": Form("G@LENGTH[xBATCH]", _kv_gb, _cache, kept=True),
+    "decode_ms": Form("T@LENGTH[xBATCH]", _milliseconds, _predicted, times="decode"),
+    "prefill_ms": Form("T@LENGTH[xBATCH]", _milliseconds, _predicted, times="prefill", kept=True),
+    "harm": Form("H", None, None, batched=False),
+}  # fmt: skip
 """Every kind of budget."""
 COSTS = tuple(kind for kind, form in FORMS.items() if form.limit)
 """Those that can be minimised."""
