@@ -198,6 +198,7 @@ def main() -> int:
             "longest": options.longest,
         }  # fmt: skip
         exact = {density: question.solve()[0] for density, question in questions.items()}
+        tried = {density: question.level(exact[density], length) for density, question in questions.items()}
         bests: dict[tuple[str, int], Best] = {}
         drawn: list[dict[str, Any]] = []
 
@@ -205,9 +206,9 @@ def main() -> int:
             return f"{kind} {key(**identity, **what)[:16]}"
 
         def run(check: Evaluate, density: str, seed: int, kind: str, **how: Any) -> Best:
-            name, level = named(kind, density=density, seed=seed, length=length), questions[density].level
+            name = named(kind, density=density, seed=seed, length=length)
             return study(
-                profile, lambda mix: level(exact[density], length).solve(mix)[0], check,
+                profile, lambda mix: tried[density].solve(mix)[0], check,
                 trials=options.trials, lengths=lengths.all, name=name, storage=storage, seed=seed,
                 progress=said(f"{kind}, density {density}, seed {seed}"), **how,
             )  # fmt: skip

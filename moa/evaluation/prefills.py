@@ -34,8 +34,9 @@ class Prefills(Generic[T]):
                 row needs of it.
         """
         self._model, self._room, self._read = model, room, read
-        self._left = Counter(kept(row) for row in rows)
-        self._reads = {kept(row) for row in rows if row.plan is not None and row.plan.reads()}
+        same = [kept(row) for row in rows]
+        self._left = Counter(same)
+        self._reads = {each for each, row in zip(same, rows, strict=True) if row.plan is not None and row.plan.reads()}
         self._shared: dict[Kept, tuple[KVCache, T]] = {}
 
     @torch.inference_mode()

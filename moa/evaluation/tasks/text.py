@@ -106,11 +106,14 @@ def divergence(model: Any, rows: Sequence[Row], window: Sequence[int]) -> dict[s
     """
     ids = torch.tensor([window], device=model.device)
     dense = hidden_by(model, Row("dense", None), ids)
-    found: dict[Kept, Tensor] = {}  # one call keeps, and reads, the same under rows that keep the same
+    found: dict[Kept, Tensor] = {kept(Row("dense", None)): dense}  # one call is the same under rows that keep the same
+    parts = {}
     for row in rows:
-        if row.plan is not None and kept(row) not in found:
-            found[kept(row)] = hidden_by(model, row, ids)
-    return {row.name: by_part(model, dense, found.get(kept(row), dense), ids) for row in rows}
+        same = kept(row)
+        if same not in found:
+            found[same] = hidden_by(model, row, ids)
+        parts[row.name] = by_part(model, dense, found[same], ids)
+    return parts
 
 
 def by_part(model: Any, dense: Tensor, hidden: Tensor, ids: Tensor) -> dict[str, Any]:
