@@ -15,8 +15,8 @@ import pytest
 import moa
 from moa import compressing
 from moa.alternatives import alternatives
-from moa.outcome import numbers, quality_of, verdict
-from moa.pacing import Pace, Whole, evaluation_counts, profile_sizes
+from moa.outcome import numbers
+from moa.pacing import evaluation_counts
 from moa.plans.errors import BudgetInfeasible, MoaError
 from moa.plans.patterns import Rule
 from moa.profiler.profile import Profile
@@ -335,24 +335,6 @@ def test_a_front_keeps_the_other_budgets(whole: Any) -> None:
     assert len(plans) >= 3
 
 
-@pytest.mark.parametrize("true", [Pace(2.0, 0.0), Pace(0.0, 0.5), Pace(0.3, 0.002)])
-def test_a_pace_is_the_one_measured(true: Pace) -> None:
-    found = Pace.through({n: true(n) for n in (256, 1024)})
-    assert [found(n) for n in (256, 4096)] == pytest.approx([true(n) for n in (256, 4096)])
-
-
-def test_a_disturbed_pace_stays_between_linear_and_square() -> None:
-    for taken in ({256: 4.0, 1024: 4.0}, {256: 0.001, 1024: 4.0}):
-        assert 16 <= Pace.through(taken)(4096) <= 64
-    assert Pace.through({512: 2.0})(512) == 2.0
-
-
-def test_samples_go_before_lengths() -> None:
-    sizes = profile_sizes((1, 2), 3, fixed=False)
-    assert sizes == [((1, 2), 3), ((1, 2), 2), ((1,), 3), ((1,), 2), ((1,), 1)]
-    assert profile_sizes((1, 2), 2, fixed=True) == [((1, 2), 2), ((1, 2), 1)]
-
-
 def test_more_time_asks_for_more(whole: Any, model_folder: Path) -> None:
     pair = moa.load_model(model_folder)
     little, much = (evaluation_counts(pair, whole.plan, (576, 640, 704), room) for room in (0.0, 1e6))
@@ -360,46 +342,3 @@ def test_more_time_asks_for_more(whole: Any, model_folder: Path) -> None:
     assert much == {"text": 2, "single": 20, "four": 20}
     reading = moa.Plan.from_rules(pair[0], {}, defaults=Rule(alpha=0, beta=1, read=0.25))
     assert evaluation_counts(pair, reading, (576, 640), 0.0) == {"text": 1, "decoded": 1, "single": 1, "four": 1}
-
-
-def test_the_whole_is_as_long_as_its_stages() -> None:
-    told: list[Any] = []
-    whole = Whole({"one": 2.0, "two": 6.0}, lambda *args: told.append(args))
-    whole.stage("two")(1, 2, "half")
-    whole.stage("one")(3, 3, "all")
-    assert told == [(50, 80, "two, half"), (20, 80, "one, all")]
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"perplexity_against_dense": 1.1}, "costs quality"),
-        ({"minus_dense": [-0.5, -0.7, -0.2]}, "but needles"),
-        ({"dense_right": 0}, "retrieval is not known"),
-        ({}, r"costs little: fewer needles than dense are not shown \(-0.20 to \+0.10 of all\)"),
-    ],
-)
-def test_the_verdict(changes: Any, says: str) -> None:
-    quality = {"dense_right": 9, "minus_dense": [-0.1, -0.2, 0.1], "perplexity_against_dense": 1.001, **changes}
-    gains = {"told": "this plan gains at 256 tokens and above", "from": 256, "longest": 4096}
-    lines = verdict({"quality": quality, "gains": gains})
-    assert lines[0] == "this plan gains at 256 tokens and above; the model takes texts of up to 4,096 tokens"
-    assert re.search(says, lines[1])
-    gains |= {"from": None, "longest": None, "told": "nothing"}
-    assert verdict({"quality": quality, "gains": gains})[0].startswith("nothing; the budget lets it keep nearly every")
-
-
-def test_quality_is_the_plans() -> None:
-    def row(name: str, one: str, four: str, worse: float) -> dict[str, Any]:
-        return {
-            "row": name, "single": {"by_question": one}, "four": {"by_question": four},
-            "text": {"perplexity_against_dense": worse},
-        }  # fmt: skip
-
-    found = quality_of([row("dense", "1", "1110", 1.0), row("plan", "1", "0100", 1.3), row("uniform", "0", "0000", 2.0),
-                     row("dense", "1", "1111", 1.0), row("plan", "0", "1111", 1.1)])  # fmt: skip
-    assert (found["questions"], found["right"], found["dense_right"]) == (10, 6, 9)
-    assert found["minus_dense"][0] == pytest.approx(-0.3)
-    assert found["perplexity_against_dense"] == 1.3
-    decoded = row("plan", "1", "1111", 1.1) | {"decoded": {"perplexity_against_dense": 1.4}}
-    assert quality_of([row("dense", "1", "1111", 1.0), decoded])["perplexity_against_dense"] == 1.4
