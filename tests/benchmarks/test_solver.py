@@ -28,7 +28,7 @@ def test_solver_sizes_are_searched_as_by_default_and_limits_are_claims(make_prof
         return SimpleNamespace(stdout=f"of HiGHS\n{json.dumps(module.run(size, path))}\n")
 
     monkeypatch.setattr(module.subprocess, "run", here)
-    monkeypatch.setattr(module, "provenance", lambda: {"command": "python x.py", "commit": "abc"})
+    monkeypatch.setattr(module, "provenance", lambda **_: {"command": "python x.py", "commit": "abc"})
     monkeypatch.setattr(sys, "argv", ["solver.py", str(path), "--results", str(tmp_path)])
     assert module.main() == 0
     found = json.loads((tmp_path / "solver.json").read_text())
