@@ -32,8 +32,7 @@ def bench_plan(
     """Return times of prefill and decode steps of the dense model and of a plan, and allocated beside predicted bytes.
 
     Decode steps run on caches filled with random keys, or with those of a text where the plan reads less than it keeps.
-    The dense model uses a DynamicCache, the plan a KVCache that
-    grows, as `generate` does.
+    The dense model uses a DynamicCache, the plan a KVCache that grows, as `generate` does.
 
     Args:
         model: The model: its name, or what `moa.load_model` returned.
@@ -106,7 +105,10 @@ def _measure(
                 name: partial(timing.decode, network, way, n, batch, context=context) for name, way in ways.items()
             }
             times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
-            about = {"batch": batch, "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": allocated}
+            about = {
+                "batch": batch, "read": plan.read_bytes(n, batch, network.dtype),
+                "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": allocated,
+            }  # fmt: skip
             steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))
             keep(found)
             progress(done := done + n * batch, total, f"decode at {n:,}, batch {batch}")

@@ -224,11 +224,24 @@ class Plan(Content):
 
     def read_shares(self, n: int) -> Floats:
         """Return what `read_density` is the mean of: float64 [ruled layers, kv_heads]."""
+        return np.asarray(self._read(n) / (n * reading.token_bytes(self.model.head_size)), np.float64)
+
+    def read_bytes(self, n: int, batch_size: int = 1, dtype: Any = "float32") -> int:
+        """Return the bytes of keys, values and summaries that a decode step reads, of the cache that `kv_bytes` counts.
+
+        Args:
+            n: Tokens of each sequence, that of the step included.
+            batch_size: Sequences.
+            dtype: Of the cache, as for `kv_bytes`.
+        """
+        ruled = int(self._read(n, self.model.token_bytes(dtype)).sum()) * batch_size
+        return ruled + self.model.sliding_kv_bytes(batch_lengths(n, batch_size), dtype)
+
+    def _read(self, n: int, token: int | None = None) -> Ints:
+        """Return the bytes that each group reads: [ruled layers, kv_heads]; `token` as for `reading.read_bytes`."""
         rules = [self.groups[layer] for layer in self.model.ruled_layers]
         read256, given = (np.array([[getattr(r, name) for r in of] for of in rules]) for name in ("read256", "given"))
-        size, kept = self.model.head_size, self._reach.span(_length(n))
-        read = reading.read_bytes(read256, n, kept, given, size)
-        return np.asarray(read / (n * reading.token_bytes(size)), np.float64)
+        return reading.read_bytes(read256, n, self._reach.span(_length(n)), given, self.model.head_size, token)
 
     def moves_keys(self) -> bool:
         """Return whether keys move into the sink of some group, so that it holds others than the first."""

@@ -99,10 +99,16 @@ def opened(pages: IntLike, among: IntLike) -> Ints:
     return np.minimum(OPENS * pages // INSIDE, among)
 
 
-def read_bytes(read256: IntLike, length: IntLike, kept: IntLike, given: IntLike, head_size: int) -> Ints:
-    """Return the bytes that a row reads, summaries included; arguments as for `fetched`."""
+def read_bytes(
+    read256: IntLike, length: IntLike, kept: IntLike, given: IntLike, head_size: int, token: int | None = None
+) -> Ints:
+    """Return the bytes that a row reads, summaries included; arguments as for `fetched`.
+
+    `token` is the bytes of a key and its value, None for those in bfloat16; which keys are read does not depend on it.
+    """
     among, pages = choices(kept, given), fetched(read256, length, kept, given, head_size)
     keys = kept - COARSE * among + FINE * pages
     chooses = (pages > 0) & (pages < INSIDE * among)
     summaries = np.where(chooses, among + INSIDE * opened(pages, among), 0)
-    return keys * token_bytes(head_size) + summaries * summary_bytes(head_size)  # type: ignore[no-any-return]
+    size = token_bytes(head_size) if token is None else token
+    return keys * size + summaries * summary_bytes(head_size)  # type: ignore[no-any-return]

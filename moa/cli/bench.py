@@ -65,9 +65,9 @@ def tables(found: dict[str, Any]) -> list["Figures"]:
         n = f"{cell['length']:,}"
         prefill.append([n, f"{cell['prefill_kept']:.3f}", *_compared(cell["prefill"], 1)])
         for step in cell["decode"]:
-            sizes = step["allocated"]["plan"], step["predicted"], step["allocated"]["dense"]
+            sizes = step["read"], step["allocated"]["plan"], step["predicted"], step["allocated"]["dense"]
             mib = [FULL if size is None else f"{size / 2**20:.1f}" for size in sizes]
-            decode.append([n, str(step["batch"]), *_compared(step, 1e3), f"{cell['read']:.3f}", *mib])
+            decode.append([n, str(step["batch"]), *_compared(step, 1e3), *mib])
     if said := found.get("predicted_for"):
         errors = ", ".join(f"{name.removesuffix('_ms')} {error:.1%}" for name, error in said["error"].items())
         caption = f"times predicted for {said['device']}{errors and f'; median error of the fit: {errors}'}"

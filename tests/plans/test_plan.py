@@ -123,6 +123,11 @@ def test_reads_are_the_mean_over_groups_and_summaries_are_counted(plan, n, reads
     assert some.read_density(n) <= some.density(n) + 1e-12
     assert some.density(n) == plan.density(n)
     assert plan.read_density(n) == pytest.approx(plan.density(n))
+    ruled, sliding = len(fetched) * 4 * 8 * n, plan.model.sliding_kv_bytes(np.array([n]), 2)
+    assert some.read_bytes(n, 1, "bfloat16") == round(some.read_density(n) * ruled) + sliding
+    assert some.read_bytes(n, 3, "float32") == 3 * some.read_bytes(n)
+    assert some.read_bytes(n, 1, "bfloat16") <= some.read_bytes(n) <= 2 * some.read_bytes(n, 1, "bfloat16")
+    assert plan.read_bytes(n) == 2 * plan.read_bytes(n, 1, "bfloat16")  # no summaries
     for dtype in ("float32", "bfloat16"):  # a summary: 2 bytes of 4-bit means, 4 of scale and spread
         assert some.kv_bytes(n, 1, dtype) == plan.kv_bytes(n, 1, dtype) + blocks * (4 + 16) * (2 + 4)
 

@@ -52,6 +52,8 @@ def test_counts_are_those_of_the_definition(rule, moves, read, length, size):
     assert reading.choices(kept, start) == among
     assert reading.fetched(read, length, kept, start, size) == count
     assert reading.read_bytes(read, length, kept, start, size) == spent
+    keys = kept - 16 * among + 4 * count
+    assert reading.read_bytes(read, length, kept, start, size, 8 * size) == spent + 4 * size * keys  # float32
     if opened is not None:
         assert reading.opened(count, among) == opened
 

@@ -74,6 +74,7 @@ def test_bench(run, folder, tmp_path):
         for step in cell["decode"]:
             due = plan.kv_bytes(cell["length"], step["batch"])
             assert step["predicted"] == due
+            assert step["read"] == plan.read_bytes(cell["length"], step["batch"]) <= due
             assert due <= step["allocated"]["plan"] <= due * 9 / 8
             assert step["allocated"]["dense"] == plan.model.dense_kv_bytes(cell["length"], step["batch"])
             assert step["dense"]["median"] > 0
