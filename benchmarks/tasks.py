@@ -1,9 +1,10 @@
 """Measure plans on tasks that people know: RULER's, the pass key, key-value pairs, and the paper's lines.
 
-RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, what a
-default search finds at densities 0.5 and 0.25, what it finds at 0.25 when a step may read 1/16 of all bytes as well,
-and the uniform window that keeps as much as plan 0.25. The dense model is asked first, in a pilot of three samples
-with a seed of its own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer
+RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, plans at
+densities 0.5 and 0.25, what a default search finds at 0.25 when a step may read 1/16 of all bytes as well, and the
+uniform window that keeps as much as plan 0.25. `--half` and `--quarter` take the two main plans from their files, so
+that all tables are of the same plans; else they are searched. The dense model is asked first, in a pilot of three
+samples with a seed of its own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer
 lengths. Writes tasks.json and tasks.md to `--results`. If it is stopped, the same command continues from
 `tasks.partial`.
 
@@ -13,11 +14,12 @@ lengths. Writes tasks.json and tasks.md to `--results`. If it is stopped, the sa
 
 import argparse
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pages_parts.quality import QUARTER, UNIFORM
+from pages_parts.quality import HALF, QUARTER, UNIFORM
 from pages_parts.tasks import tasks
 from provenance import about, provenance, said, write
 
@@ -39,15 +41,18 @@ LEAST = 0.3
 PILOT, PILOT_SEED = 3, 71
 SAMPLES = {2048: 10, 4096: 10, 8192: 5}
 BUDGETS = {
-    "plan 0.5": {"density": 0.5},
+    HALF: {"density": 0.5},
     QUARTER: {"density": 0.25},
     f"{QUARTER}, 1/16 read": {"density": 0.25, "read": 1 / 16},
 }
 
 
-def plans(profile: Profile, longest: int) -> dict[str, Plan]:
-    """Return what a search finds within each budget, which holds at the longest intended length."""
-    return {name: moa.find_plan(profile, budget, max_length=longest).plan for name, budget in BUDGETS.items()}
+def plans(profile: Profile, longest: int, given: Mapping[str, Path | None]) -> dict[str, Plan]:
+    """Return the plans `given` as files, and what a search finds within the others' budgets at the longest length."""
+    return {
+        name: Plan.load(file) if (file := given.get(name)) else moa.find_plan(profile, budget, max_length=longest).plan
+        for name, budget in BUDGETS.items()
+    }
 
 
 def asked(part: Part, dense: dict[str, Any]) -> Part:
@@ -59,6 +64,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("profile", type=Path, help="made with --reads")
+    parser.add_argument("--half", type=Path, help="file of plan 0.5, else it is searched")
+    parser.add_argument("--quarter", type=Path, help="file of plan 0.25, else it is searched")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(SAMPLES), choices=SAMPLES)
     parser.add_argument("--samples", type=int, help="samples of each task, in place of the full numbers")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
@@ -71,7 +78,7 @@ def main() -> int:
     pilots: list[dict[str, Any]] = []
     try:
         profile = Profile.load(options.profile)
-        found = plans(profile, options.longest)
+        found = plans(profile, options.longest, {HALF: options.half, QUARTER: options.quarter})
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / "tasks.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")

@@ -18,13 +18,19 @@ def script():
     return import_module("tasks")
 
 
-def test_plans_keep_their_budgets_at_the_longest_length_and_the_uniform_window_keeps_as_much(script, make_profile):
+def test_plans_keep_their_budgets_at_the_longest_length_and_the_uniform_window_keeps_as_much(
+    script, make_profile, tmp_path
+):
     profile = make_profile((512, 1024), shares=(128, 64, 32, 16, 8))
-    found = script.plans(replace(profile, estimators={"text": "fisher", "facts": "effect"}), 4096)
+    profile = replace(profile, estimators={"text": "fisher", "facts": "effect"})
+    found = script.plans(profile, 4096, {})
     for name, budget in script.BUDGETS.items():
         assert found[name].density(4096) <= budget["density"]
         assert found[name].read_density(4096) <= budget.get("read", 1)
     plan = found["plan 0.25"]
+    plan.save(tmp_path / "plan.yaml")
+    given = script.plans(profile, 4096, {"plan 0.5": tmp_path / "plan.yaml", "plan 0.25": None})
+    assert given == found | {"plan 0.5": plan}
     assert plan.density(2048) <= script.uniform_like(plan, 2048).density(2048) <= plan.density(2048) + 64 / 2048
 
 
