@@ -1,6 +1,7 @@
 """Write what was measured of each shipped plan, found in the result files by the plan's fingerprint."""
 
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 
 from pages_parts.common import RESULTS, Figures, listed, load, made, table, wrapped
@@ -9,8 +10,13 @@ from pages_parts.quality import TASKS, meant
 from moa.plans.plan import Plan
 
 LIBRARY = Path(__file__).parents[2] / "plans" / "library"
-SOURCES = "elastic", "elastic-8k", "baselines", "study"
+SOURCES = "elastic", "elastic-8k", "library", "reads", "reads-8k", "baselines", "study"
 """Result files with rows of quality and the plans that they are of, those with the most samples first."""
+TEXTS = {
+    "text": ("perplexity / dense", "KL, nats"),
+    "decoded": ("perplexity / dense, decoded", "KL, decoded"),
+}
+"""Tasks on held-out text, with the headings of their columns."""
 NOTHING = "Not measured: no result file has a plan with these rules."
 
 
@@ -54,12 +60,16 @@ def measured(plan: Plan, figures: Figures) -> list[Figures]:
 def evidence(rows: list[Figures]) -> str:
     """Return needles with 95 % intervals, their difference from dense, perplexity and KL, by length."""
     tasks = [task for task in TASKS if any(task in row for row in rows)]
-    columns = ["tokens", "density"]
+    texts = [text for text in TEXTS if any(text in row for row in rows)]
+    reads = any("read" in row for row in rows)
+    columns = ["tokens", "density", *(["read"] if reads else [])]
     for task in tasks:
         columns += [f"{TASKS[task]}: found", "minus dense"]
     lines = []
     for row in rows:
         cells = [f"{row['length']:,}", f"{row['density']:.3f}"]
+        if reads:
+            cells.append(f"{row.get('read', row['density']):.3f}")
         for task in tasks:
             if task not in row:
                 cells += ["-", "-"]
@@ -68,7 +78,8 @@ def evidence(rows: list[Figures]) -> str:
             low, high = one["interval"]
             cells.append(f"{one['right']} of {one['questions']}, {one['rate']:.2f} ({low:.2f} to {high:.2f})")
             cells.append("{:+.2f} ({:+.2f} to {:+.2f})".format(*one["minus_dense"]))
-        text = row.get("text")
-        against = f"{text['perplexity_against_dense']:.3f}" if text else "-"
-        lines.append([*cells, against, f"{text['kl']:.4f}" if text else "-"])
-    return table([*columns, "perplexity / dense", "KL, nats"], lines)
+        for text in texts:
+            found = row.get(text)
+            cells += [f"{found['perplexity_against_dense']:.3f}", f"{found['kl']:.4f}"] if found else ["-", "-"]
+        lines.append(cells)
+    return table([*columns, *chain.from_iterable(TEXTS[text] for text in texts)], lines)
