@@ -25,7 +25,7 @@ help:
 	@echo "make docs       the site of the documentation, in build/site"
 	@echo "make vllm-env   .venv-vllm: vLLM's CPU build with the plugin that serves plans (Python 3.11 to 3.13, 4 GiB, 10 minutes)"
 	@echo "make vllm-test  the plugin's tests, in that environment (10 minutes on 2 cores)"
-	@echo "make serving    plans served by vLLM beside dense vLLM, in that environment: serving.json (hours on 2 cores); resumable"
+	@echo "make serving    plans served by vLLM beside dense vLLM, in that environment (hours on 2 cores); resumable"
 	@echo "make peers-env  .venv-peers: kvpress with its own transformers, for benchmarks/peers (2 GiB, 5 minutes)"
 	@echo "make fuzz       every property test at 20 seeds: 2,000 lives of a cache (100 a seed); SEEDS=… for more; resumable"
 	@echo "make mutants    plants some 250 faults, one at a time, each of which a test must notice (20 minutes); resumable"

@@ -56,9 +56,10 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "fuzz": (others.fuzz, "fuzz_cli"),
     "compiled": (others.compiled, "triton-aot"),
     "roofline": (others.roofline, "roofline"),
-    "serving": (serving.serving, "serving"),
+    "serving, exact": (serving.exact, "serving-exact"),
+    "serving, speed": (serving.speed, "serving-speed"),
 }
-TARGETS = {"serving": "serving"}
+TARGETS = {"serving-exact": "serving", "serving-speed": "serving"}
 """The targets of the Makefile that measure what `make bench` does not, by result file."""
 FROM_PLANS: dict[str, Callable[[], str]] = {"shipped plans": shipped.shipped, "vLLM": served.freed}
 """Blocks that begin with the shipped plans, and look for result files themselves or calculate."""

@@ -6,10 +6,26 @@ from serving_parts.rows import COMPARED
 RATE = "tokens per second"
 
 
-def serving(found: Figures) -> str:
-    """Return which aims are met, then the crowds, the times, and how many requests fit."""
-    parts = crowds(found), times(found), fits(found)
-    return "\n\n".join([claims(found), *filter(None, parts)])
+def exact(found: Figures) -> str:
+    """Return which aims are met, then the answers beside the reference's, and how many requests fit."""
+    return "\n\n".join(filter(None, [claims(found), answers(found), fits(found)]))
+
+
+def speed(found: Figures) -> str:
+    """Return which aims are met, then the crowds and the times."""
+    return "\n\n".join(filter(None, [claims(found), crowds(found), times(found)]))
+
+
+def answers(found: Figures) -> str:
+    """Return the table of the answers: tokens that are the reference's, and how far logprobs are from its."""
+    rows = [
+        [
+            row["plan"], row["way"], f"{each['tokens']:,}", f"{each['ties']}", f"{each['wrong']}",
+            f"{each['difference']:.1e}",
+        ]
+        for row, each in ((row, row["found"]) for row in of(found, "equality"))
+    ]  # fmt: skip
+    return table(["plan", "served", "tokens alike", "ties", "wrong", "logprobs apart, at most"], rows) if rows else ""
 
 
 def crowds(found: Figures) -> str:

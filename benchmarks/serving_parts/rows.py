@@ -19,6 +19,12 @@ CHUNKS = (256, 2048)
 
 WAYS = ("one by one", "batch of 8", "chunks of 256", "prefix cache", "preemption")
 
+PARTS = {
+    "exact": ("pages", "concurrency", "reference", "equality", "cancellations"),
+    "speed": ("decode", "prefill", "crowd"),
+}
+"""The stages of each part, which has a result file of its own: both together take longer than many a machine has."""
+
 Row = dict[str, Any]
 """The `stage` of a row and its arguments, later also what was `found`."""
 

@@ -66,7 +66,8 @@ def benchmark(save_tiny, tmp_path, monkeypatch):
 
 def test_rows_claims_and_going_on(benchmark, tmp_path):
     benchmark.main()
-    found = json.loads((tmp_path / "serving-small.json").read_text())
+    parts = {part: json.loads((tmp_path / f"serving-{part}-small.json").read_text()) for part in ("exact", "speed")}
+    found = {what: [*parts["exact"][what], *parts["speed"][what]] for what in ("rows", "claims")}
     assert len(benchmark.asked) == len(set(benchmark.asked)) == len(found["rows"])
     assert {"equality: plan 0.5, preemption", "decode: batch 2", "crowd: new 16, dense, at once 6, chunk 2048"} <= set(
         benchmark.asked
@@ -76,11 +77,14 @@ def test_rows_claims_and_going_on(benchmark, tmp_path):
     missed = {text for text, claim in claims.items() if not claim["holds"]}
     assert missed == {"pages: plan 0.25: share of dense"}
     assert claims["concurrency: plan 0.25, chunk 256, length 1024: times dense"]["measured"] == pytest.approx(1 / 0.3)
-    page = (tmp_path / "serving-small.md").read_text()
+    written = [tmp_path / f"serving-{part}-small.md" for part in parts]
+    page = "".join(file.read_text() for file in written)
     assert all(text in page for text in claims)
     assert page.count("| NO |") == 1
     assert "first errors: Gone: 5; first errors: Late: 6;" in page
-    block = import_module("pages_parts.serving").serving(found)
+    blocks = import_module("pages_parts.serving")
+    block = blocks.exact(parts["exact"]) + blocks.speed(parts["speed"])
+    assert "| plan 0.25 | preemption | 3 | 0 | 0 | 2.0e-05 |" in block
     assert "| 16 | plan 0.25 | 6 | 256 | 14.4 | 1 | 2 | 3 | 5 |" in block
     assert "| step, batch 2 | 2,000.0 (10%) | 1,000.0 (10%) | 1,000.0 (10%) |" in block
     assert "| 1,024 | 2,048 | plan 0.25 | 6.67 |" in block
@@ -88,14 +92,21 @@ def test_rows_claims_and_going_on(benchmark, tmp_path):
     benchmark.asked.clear()
     benchmark.main()
     assert not benchmark.asked
-    assert (tmp_path / "serving-small.md").read_text() == page
+    assert "".join(file.read_text() for file in written) == page
+
+
+def test_a_part_alone(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--part", "speed"])
+    benchmark.main()
+    assert {name.partition(":")[0] for name in benchmark.asked} == {"decode", "prefill", "crowd"}
+    assert [file.name for file in sorted(tmp_path.glob("serving-*.json"))] == ["serving-speed-small.json"]
 
 
 def test_a_crowd_stands_beside_dense_at_its_best(benchmark, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--only", "crowd: new 16"])
     benchmark.main()
-    assert not (tmp_path / "serving-small.json").exists()  # rows alone do not take the place of a whole run
-    found = json.loads((tmp_path / "serving-small-part.json").read_text())
+    assert not (tmp_path / "serving-speed-small.json").exists()  # rows alone do not take the place of a whole part
+    found = json.loads((tmp_path / "serving-speed-small-some.json").read_text())
     best = max(row["found"]["tokens per second"] for row in found["rows"] if row["plan"] == "dense")
     [faster] = [c for c in found["claims"] if "plan 0.25, at once" in c["claim"] and "times dense" in c["claim"]]
     assert faster["measured"] == 14.4 / best
