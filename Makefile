@@ -161,6 +161,7 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 bench: build/profile.safetensors build/absolute.safetensors build/reads.safetensors .venv-peers/.ready
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k
+	$(BIN)/python benchmarks/elastic.py $(MODEL) build/reads.safetensors --dtype $(DTYPE) --lengths 4096 8192 --beyond --seed 12
 	$(BIN)/python benchmarks/library.py $(MODEL) --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)
 	$(BIN)/python benchmarks/side_by_side.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --reads build/reads.safetensors

@@ -5,10 +5,11 @@ part up to some length. `--half` and `--quarter` take the two main plans from th
 lengths, measured at different times, are of the same plans: profiles from different CPUs differ by rounding, and so do
 a few rules. Beside them stand the dense model, a plan searched for each measured length alone (`--lengths`), and the
 uniform window that keeps as much as plan 0.25 does there. Needles have formats by which no choice of this project was
-made (`HELD_OUT` of `moa.evaluation.haystack`). The dense model is asked first, in a pilot: plans are not asked for
-needles that it surely finds less than 0.9 of. Writes NAME.json and NAME.md to `--results`. If it is stopped, the same
-command continues from NAME.partial. Several processes may measure a length each (`--only`), and one then combines all
-lengths.
+made (`HELD_OUT` of `moa.evaluation.haystack`). With `--beyond`, there are only dense and plans from parts of the
+profile, each at lengths of twice and more what its part has, under a name of their own. The dense model is asked first,
+in a pilot: plans are not asked for needles that it surely finds less than 0.9 of. Writes NAME.json and NAME.md to
+`--results`. If it is stopped, the same command continues from NAME.partial. Several processes may measure a length each
+(`--only`), and one then combines all lengths.
 
     python benchmarks/elastic.py .model/SmolLM2-135M-Instruct profile.safetensors
 """
@@ -68,14 +69,20 @@ def elastic(density: str, profile: Profile, longest: int) -> Plan:
 
 def plans(profile: Profile, longest: int, length: int, half: Plan, quarter: Plan) -> list[tuple[str, Plan]]:
     """Return the plans of the rows beside dense at one length."""
-    found = [(HALF, half), (QUARTER, quarter)]
-    for known in (n for n in sorted(profile.lengths)[1:] if 2 * n <= length):
-        for name, density in ((HALF, "0.5"), (QUARTER, "0.25")):
-            found.append((f"{name}, profiled to {known:,}", elastic(density, part_of(profile, known), longest)))
+    found = [(HALF, half), (QUARTER, quarter), *beyond(profile, longest, length)]
     if length in profile.lengths:
         alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
         found.append((f"0.25 for {length:,} alone", alone))
     return [*found, (UNIFORM, uniform_like(quarter, length))]
+
+
+def beyond(profile: Profile, longest: int, length: int) -> list[tuple[str, Plan]]:
+    """Return the plans from parts of the profile that end at half of the length, or before."""
+    return [
+        (f"{name}, profiled to {known:,}", elastic(density, part_of(profile, known), longest))
+        for known in sorted(profile.lengths)[1:] if 2 * known <= length
+        for name, density in ((HALF, "0.5"), (QUARTER, "0.25"))
+    ]  # fmt: skip
 
 
 def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -158,7 +165,8 @@ def main() -> int:
         "--contexts", type=int, help="contexts of each kind at every length, in place of the full sizes"
     )
     parser.add_argument("--only", type=int, nargs="*", help="measure these lengths now, and write no results")
-    parser.add_argument("--name", default="elastic", help="name of the results")
+    parser.add_argument("--beyond", action="store_true", help="measure plans from parts of the profile alone")
+    parser.add_argument("--name", help="name of the results: by default elastic, or elastic-beyond")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -166,13 +174,17 @@ def main() -> int:
     try:
         lengths = sorted(set(options.lengths))
         profile = Profile.load(options.profile)
-        half, quarter = (
-            Plan.load(file) if file else elastic(density, profile, options.longest)
-            for density, file in (("0.5", options.half), ("0.25", options.quarter))
-        )
-        rows = {n: plans(profile, options.longest, n, half, quarter) for n in lengths}
+        if options.beyond:
+            rows = {n: beyond(profile, options.longest, n) for n in lengths}
+        else:
+            half, quarter = (
+                Plan.load(file) if file else elastic(density, profile, options.longest)
+                for density, file in (("0.5", options.half), ("0.25", options.quarter))
+            )
+            rows = {n: plans(profile, options.longest, n, half, quarter) for n in lengths}
         options.results.mkdir(parents=True, exist_ok=True)
-        journal = Journal(options.results / f"{options.name}.partial")
+        title = options.name or ("elastic-beyond" if options.beyond else "elastic")
+        journal = Journal(options.results / f"{title}.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         found: dict[str, Any] = {"rows": [], "pilots": []}
         for n in options.only or lengths:
@@ -199,7 +211,7 @@ def main() -> int:
     found["plans"] = {f"{name} at {n}": plan.to_dict() for n in lengths for name, plan in rows[n]}
     found["effective"] = effective(found["rows"])
     found["claims"] = claims(found["rows"])
-    write(options.results, options.name, found, markdown(found))
+    write(options.results, title, found, markdown(found))
     return 0
 
 

@@ -32,6 +32,7 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "quality": (quality.quality, "elastic"),
     "quality aims": (quality.aims, "elastic"),
     "quality aims, 8k": (quality.aims, "elastic-8k"),
+    "quality aims, beyond": (quality.aims, "elastic-beyond"),
     "baselines": (quality.baselines, "baselines"),
     "peers": (peers.peers, "peers"),
     "peers, short": (peers.short, "peers"),

@@ -114,11 +114,12 @@ def aims(found: Figures) -> str:
         differences = [form.format(*row[task]["minus_dense"]) if task in row else "-" for task in tasks]
         against = f"{row['text']['perplexity_against_dense']:.3f}" if "text" in row else "-"
         rows.append([f"{row['length']:,}", row["row"], f"{row['density']:.2f}", against, *differences])
+    asked = {(row["length"], task) for row in found["rows"] for task in tasks if task in row}
     unasked = [
         f"{row[task]['right']} of {row[task]['questions']} in texts of {row['length']:,} tokens with {TASKS[task]}"
         for row in found.get("pilots", ())
         for task in TASKS
-        if task in row and task not in tasks
+        if task in row and (row["length"], task) not in asked
     ]
     parts = [table(columns, rows)]
     if unasked:

@@ -95,3 +95,20 @@ def test_fewer_contexts_of_each_kind_and_going_on(model_folder, tmp_path, monkey
     monkeypatch.setattr(sys, "argv", ["elastic.py", *fixed, "--half", str(files[0]), "--quarter", str(files[1])])
     assert elastic.main() == 0
     assert json.loads((tmp_path / "elastic.json").read_text())["rows"] == found["rows"]
+    monkeypatch.undo()
+    monkeypatch.setattr(elastic, "PARTS", {1024: Part(1024, {"single": 0, "four": 0, "text": 1}, elastic.TASKS)})
+    monkeypatch.setattr(sys, "argv", ["elastic.py", *fixed, "--beyond"])
+    assert elastic.main() == 0  # the profile has no part, so dense stands alone
+    assert [row["row"] for row in json.loads((tmp_path / "elastic-beyond.json").read_text())["rows"]] == ["dense"]
+
+
+def test_beyond_are_plans_of_profiles_that_end_at_half_of_the_length_or_before(make_profile):
+    profile = make_profile((512, 1024, 2048))
+    assert elastic.beyond(profile, 8192, 1024) == []
+    names = [name for name, _ in elastic.beyond(profile, 8192, 4096)]
+    assert names == [f"plan {d}, profiled to {n}" for n in ("1,024", "2,048") for d in ("0.5", "0.25")]
+    (_, plan), *_ = elastic.beyond(profile, 8192, 2048)
+    assert plan.predicted.measured_to == 1024
+    assert plan.density(8192) <= 0.5
+    every = dict(elastic.plans(profile, 8192, 2048, plan, plan))
+    assert [name for name in every if "profiled" in name] == names[:2]
