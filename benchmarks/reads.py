@@ -3,18 +3,21 @@
 Plans are found from a profile with reads (`moa profile --reads`), within budgets that hold at each length of their row.
 Beside each stand uniform reads of at least as many bytes, of everything or, under a budget of memory, of one window for
 all; beside a plan with such a budget also the same plan reading all that it keeps. A claim about needles is made only
-where the dense model finds 0.9 of them. Perplexity is measured as decoded, and beside it of a prefill. Writes NAME.json
-and NAME.md to `--results`. If it is stopped, the same command continues from NAME.partial. A plan is the same whichever
-of its lengths are measured, so runs of single lengths belong together. By default it asks few questions; the figures to
-report need the options that `make bench` gives, and hours.
+where the dense model finds 0.9 of them. Perplexity is measured as decoded, and beside it of a prefill.
+
+Each length is a run of its own, which writes reads-2k.json (4k, 8k) and .md to `--results`. They are of the same plans:
+the first run finds those of all rows, and others take them from its result, on whichever machine. If it is stopped,
+the same command continues from reads-2k.partial. By default it asks few questions; the figures to report need the
+options that `make bench` gives, and an hour or more.
 
     make reads
-    python benchmarks/reads.py .model/SmolLM2-135M-Instruct build/reads.safetensors
+    python benchmarks/reads.py .model/SmolLM2-135M-Instruct build/reads.safetensors --length 2048
+    python benchmarks/reads.py .model/SmolLM2-135M-Instruct benchmarks/results/reads-2k.json --length 4096
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,16 +71,15 @@ LONGEST = LENGTHS[-1]
 """The longest text that plans are for, tokens, where the model takes as much."""
 
 
-def plans(profile: Profile, lengths: Collection[int]) -> dict[str, Plan]:
-    """Return the plan of each row that is measured at one of these lengths, within its budgets at all of its own."""
+def plans(profile: Profile) -> dict[str, Plan]:
+    """Return the plan of each row, within its budgets at all of its lengths that the model takes."""
     most, found = profile.max_length or LONGEST, {}
+    longest = max(min(LONGEST, most), *profile.lengths)
     for row in BUDGETS:
-        if set(row.lengths) & set(lengths):
-            at = [n for n in row.lengths if n <= most]
+        if at := [n for n in row.lengths if n <= most]:
             limits = {"read": [f"{row.read}@{n}" for n in at]}
             if row.kept < 1:
                 limits["density"] = [f"{row.kept}@{n}" for n in at]
-            longest = max(min(LONGEST, most), *profile.lengths)
             found[row.name] = moa.find_plan(profile, limits, keep_all=row.kept == 1, max_length=longest).plan
     return found
 
@@ -99,32 +101,6 @@ def rows_at(found: dict[str, Plan], length: int) -> list[tuple[Budget, str, Plan
         if row.kept < 1:
             rows.append((row, f"{row.name}: all of it", found[row.name].whole))
     return rows
-
-
-def parts(lengths: list[int], needles: list[int], windows: list[int]) -> dict[int, Part]:
-    """Return what is measured at each length, the shortest first.
-
-    Args:
-        lengths: The lengths, tokens.
-        needles: Contexts with one needle and with four: one number, or one for each length.
-        windows: Windows of held-out text, likewise.
-
-    Raises:
-        MoaError: There are more numbers than one, but not as many as lengths.
-    """
-    counts = zip(each(lengths, "needles", needles), each(lengths, "windows", windows), strict=True)
-    found = zip(lengths, counts, strict=True)
-    return {
-        n: Part(n, {"single": asked, "four": asked, "text": texts, "decoded": texts})
-        for n, (asked, texts) in sorted(found)
-    }
-
-
-def each(lengths: list[int], option: str, numbers: list[int]) -> list[int]:
-    """Return a number for each length of an option that takes one for all of them, or one for each."""
-    if len(numbers) not in (1, len(lengths)):
-        raise MoaError(f"--{option} takes one number, or one for each of {len(lengths)} lengths, found {len(numbers)}")
-    return numbers * len(lengths) if len(numbers) == 1 else numbers
 
 
 def claims(rows: list[dict[str, Any]], budgets: list[Budget]) -> list[dict[str, Any]]:
@@ -152,48 +128,45 @@ def claims(rows: list[dict[str, Any]], budgets: list[Budget]) -> list[dict[str, 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("profile", type=Path, help="made with --reads")
-    parser.add_argument("--lengths", type=int, nargs="+", default=[2048, 4096], choices=LENGTHS)
-    for option, default, what in (
-        ("--needles", 8, "contexts with one needle and with four"),
-        ("--windows", 1, "windows of held-out text"),
-    ):
-        parser.add_argument(
-            option, type=int, nargs="+", default=[default], help=f"{what}: one number, or one for each length"
-        )
-    parser.add_argument("--name", default="reads", help="name of the results")
+    parser.add_argument(
+        "source", type=Path, help="profile made with --reads, or an earlier result (.json), whose plans are measured"
+    )
+    parser.add_argument("--length", type=int, default=LENGTHS[0], choices=LENGTHS)
+    parser.add_argument("--needles", type=int, default=8, help="contexts with one needle and with four")
+    parser.add_argument("--windows", type=int, default=1, help="windows of held-out text")
     parser.add_argument("--seed", type=int, default=51, help="of the needles")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    rows, made = [], []
+    length, title = options.length, f"reads-{options.length // 1024}k"
+    texts = dict.fromkeys(("text", "decoded"), options.windows)
+    part = Part(length, dict.fromkeys(TASKS, options.needles) | texts)
     try:
-        asked = parts(options.lengths, options.needles, options.windows)
-        profile = Profile.load(options.profile)
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
-        for part in asked.values():  # what cannot be measured is refused before anything is
-            part.check(model)
-            part.samples(tokenizer, options.seed)
-        found = plans(profile, asked)
+        part.check(model)
+        if options.source.suffix == ".json":
+            before = json.loads(options.source.read_text())
+            profiled = before["profile"]
+            found = {name: Plan.from_dict(document) for name, document in before["plans"].items()}
+        else:
+            profile = Profile.load(options.source)
+            profiled, found = describe(options.source, profile), plans(profile)
         options.results.mkdir(parents=True, exist_ok=True)
-        journal = Journal(options.results / f"{options.name}.partial")
-        for length, part in asked.items():
-            those = rows_at(found, length)
-            measured = compare(
-                model, tokenizer, [(name, plan) for _, name, plan in those], [part], uniform=False,
-                seed=options.seed, journal=journal, progress=said(f"{length:,} tokens"),
-            )  # fmt: skip
-            rows += measured["rows"]
-            made += claims(measured["rows"], [row for row, name, _ in those if name == row.name])
-    except MoaError as error:
+        those = rows_at(found, length)
+        rows = compare(
+            model, tokenizer, [(name, plan) for _, name, plan in those], [part], uniform=False, seed=options.seed,
+            journal=Journal(options.results / f"{title}.partial"), progress=said(f"{length:,} tokens"),
+        )["rows"]  # fmt: skip
+    except (MoaError, OSError) as error:
         print("error:", error, file=sys.stderr)
         return 2
+    made = claims(rows, [row for row, name, _ in those if name == row.name])
     result = {
-        "run": provenance(model, seed=options.seed, runs=1), "rows": rows, "claims": made,
-        "profile": describe(options.profile, profile), "plans": {name: plan.to_dict() for name, plan in found.items()},
+        "run": provenance(model, seed=options.seed, runs=1), "rows": rows, "claims": made, "profile": profiled,
+        "plans": {name: plan.to_dict() for name, plan in found.items()},
     }  # fmt: skip
     page = [about(result["run"]), "", *compared(rows), "", *claimed(made)]
-    write(options.results, options.name, result, "\n".join(page) + "\n")
+    write(options.results, title, result, "\n".join(page) + "\n")
     return 0
 
 

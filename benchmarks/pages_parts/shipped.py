@@ -10,7 +10,7 @@ from pages_parts.quality import TASKS, meant
 from moa.plans.plan import Plan
 
 LIBRARY = Path(__file__).parents[2] / "plans" / "library"
-SOURCES = "elastic", "elastic-8k", "library", "reads", "reads-8k", "baselines", "study"
+SOURCES = "elastic", "elastic-8k", "library", "reads-2k", "reads-4k", "reads-8k", "baselines", "study"
 """Result files with rows of quality and the plans that they are of, those with the most samples first."""
 TEXTS = {
     "text": ("perplexity / dense", "KL, nats"),

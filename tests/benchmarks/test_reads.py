@@ -8,7 +8,6 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from moa.plans.errors import MoaError
 from moa.plans.model import ModelInfo
 
 
@@ -24,19 +23,17 @@ def profile(make_profile):
 
 
 def test_plans_keep_the_budgets_of_their_rows_at_every_length(script, profile):
-    found = script.plans(profile, [4096, 8192])
+    found = script.plans(profile)
     assert list(found) == [row.name for row in script.BUDGETS]
     for row in script.BUDGETS:
-        for n in set(row.lengths) & {4096, 8192}:
+        for n in row.lengths:
             assert found[row.name].read_density(n) <= row.read * (1 + 1e-9)
             assert found[row.name].density(n) == 1 if row.kept == 1 else found[row.name].density(n) <= row.kept
         whole = found[row.name].whole
         assert not whole.reads()
         assert np.array_equal(whole.spans(4096), found[row.name].spans(4096))
-    eighth = script.plans(profile, [2048])
-    assert list(eighth) == ["everything, 1/8 read"]
-    assert eighth["everything, 1/8 read"].fingerprint() == found["everything, 1/8 read"].fingerprint()
-    assert {plan.predicted.lengths[-1] for plan in (*eighth.values(), *found.values())} == {8192}
+    assert {plan.predicted.lengths[-1] for plan in found.values()} == {8192}
+    assert list(script.plans(replace(profile, max_length=2048))) == ["everything, 1/8 read"]
     rows = {name: plan for _, name, plan in script.rows_at(found, 4096)}
     for name in ("everything, 1/16 read", "1/4 kept, 1/16 read"):
         twin = rows[f"uniform like {name}"]
@@ -93,51 +90,34 @@ def test_claims_compare_with_dense_or_the_plan_that_reads_all_and_with_uniform_r
     assert f"| {failed[1]} | 1 | 1.010 | - | NO |" in shown
 
 
-def test_options_take_one_number_or_one_for_each_length(script):
-    parts = script.parts([8192, 2048], [25, 40], [3])
-    assert [(n, part.length, part.counts) for n, part in parts.items()] == [
-        (2048, 2048, {"single": 40, "four": 40, "text": 3, "decoded": 3}),
-        (8192, 8192, {"single": 25, "four": 25, "text": 3, "decoded": 3}),
-    ]
-    assert [part.counts["decoded"] for part in script.parts([2048, 4096, 8192], [8], [4, 4, 3]).values()] == [4, 4, 3]
-    with pytest.raises(MoaError, match=r"--windows takes one number, or one for each of 3 lengths, found 2"):
-        script.parts([2048, 4096, 8192], [8], [4, 3])
-
-
-def test_what_cannot_be_measured_is_refused_before_anything_is(
-    script, profile, save_tiny, tmp_path, monkeypatch, capsys
-):
-    model, lengths = save_tiny(tmp_path, max_position_embeddings=8192), []
+def test_lengths_are_runs_of_their_own_of_the_same_plans(script, profile, save_tiny, tmp_path, monkeypatch, capsys):
+    model, asked = save_tiny(tmp_path, max_position_embeddings=8192), []
     replace(profile, model=ModelInfo.of(model)).save(tmp_path / "p.safetensors")
 
     def compare(model, tokenizer, plans, parts, **how):
-        lengths.extend(part.length for part in parts)
-        return {"rows": [measured(name, parts[0].length) for name in ("dense", *(name for name, _ in plans))]}
+        asked.append((parts[0].length, parts[0].counts, {name: plan.fingerprint() for name, plan in plans}))
+        return {"rows": [measured(name, parts[0].length) for name in ("dense", *dict(plans))]}
 
     def run(*options):
-        argv = [
-            tmp_path,
-            tmp_path / "p.safetensors",
-            "--needles",
-            1,
-            "--dtype",
-            "float32",
-            "--results",
-            tmp_path / "out",
-        ]
-        monkeypatch.setattr(sys, "argv", ["reads.py", *map(str, argv), *options])
+        argv = [tmp_path, "--needles", 3, "--results", tmp_path / "out", *options]
+        monkeypatch.setattr(sys, "argv", ["reads.py", *map(str, argv)])
         return script.main()
 
     monkeypatch.setattr(script, "compare", compare)
-    assert run("--lengths", "2048", "8192", "--windows", "1", "99") == 2
-    assert "windows of 8192 tokens, 99 were asked for" in capsys.readouterr().err
-    assert lengths == []
-    assert not (tmp_path / "out").exists()
-    assert run("--lengths", "4096", "2048", "--name", "two") == 0
-    assert lengths == [2048, 4096]
-    found = json.loads((tmp_path / "out" / "two.json").read_text())
-    assert [row["length"] for row in found["rows"] if row["row"] == "dense"] == lengths
-    assert "| everything, 1/8 read |" in (tmp_path / "out" / "two.md").read_text()
+    assert run(tmp_path / "p.safetensors", "--length", 2048, "--windows", 2) == 0
+    first = json.loads((tmp_path / "out" / "reads-2k.json").read_text())
+    assert list(first["plans"]) == [row.name for row in script.BUDGETS]
+    (tmp_path / "p.safetensors").unlink()
+    assert run(tmp_path / "out" / "reads-2k.json", "--length", 4096) == 0
+    second = json.loads((tmp_path / "out" / "reads-4k.json").read_text())
+    assert (second["plans"], second["profile"]) == (first["plans"], first["profile"])
+    (_, counts, plans), (length, _, others) = asked
+    assert counts == {"single": 3, "four": 3, "text": 2, "decoded": 2}
+    assert length == 4096
+    assert plans["everything, 1/8 read"] == others["everything, 1/8 read"]
+    assert "| everything, 1/8 read |" in (tmp_path / "out" / "reads-4k.md").read_text()
+    assert run(tmp_path / "none.json") == 2
+    assert "none.json" in capsys.readouterr().err
 
 
 def measured(name, length):
