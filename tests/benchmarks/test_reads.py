@@ -33,7 +33,6 @@ def test_plans_keep_the_budgets_of_their_rows_at_every_length(script, profile):
         assert not whole.reads()
         assert np.array_equal(whole.spans(4096), found[row.name].spans(4096))
     assert {plan.predicted.lengths[-1] for plan in found.values()} == {8192}
-    assert list(script.plans(replace(profile, max_length=2048))) == ["everything, 1/8 read"]
     rows = {name: plan for _, name, plan in script.rows_at(found, 4096)}
     for name in ("everything, 1/16 read", "1/4 kept, 1/16 read"):
         twin = rows[f"uniform like {name}"]
