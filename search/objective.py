@@ -19,6 +19,9 @@ from moa.search.reads import nearest, read_harm, tables_of, with_reads
 RECALL = 0.25
 """Power of the hidden share of the text in what a rule costs a group that recalls facts."""
 
+READ_TEXT = 3.0
+"""What the harm of reads counts in text, beside that in sources of facts (docs/experiments/reads-shares.md)."""
+
 
 @dataclass(frozen=True)
 class Mix:
@@ -88,7 +91,7 @@ def objective(profile: Profile, rules: Grid, mix: Mix, lengths: Lengths | None =
     power of the share of the text that the rule hides at the length where it hides most; the rule's own harm joins as
     `mix.own` says. By other sources a rule costs its own harm, averaged over lengths. Each source is divided by the
     cost of the narrowest rule everywhere, so that all have one scale; then sources are mixed. What a rule loses by
-    reading less than it keeps is added to its own harm, or by tasks to what it costs.
+    reading less than it keeps is added to its own harm, `READ_TEXT` times, or by tasks to what it costs.
 
     Args:
         profile: The profile.
@@ -130,12 +133,13 @@ def measured(profile: Profile, rules: Grid, lengths: Lengths) -> Harms:
 def _read(profile: Profile, rules: Grid, lengths: Lengths, cuts: Sequence[Cut]) -> dict[Cut, Floats]:
     """Return what rules lose by reading, for the same sources and lengths as what they lose by what they keep.
 
-    Tasks are looked up at the longest length measured, where small shares are not all spent on what is always read.
+    A share costs what it does at the longest length measured: of short texts it is spent on what is always read, and
+    its harm, far the greatest there, would decide how long texts are read (docs/experiments/reads-shares.md).
     """
     reads, found = tables_of(profile), {}
     for source, n in cuts:
         at = lengths.longest if profile.estimator(source) == "effect" else n
-        found[source, n] = read_harm(profile, rules, nearest(reads, source, at), at)
+        found[source, n] = read_harm(profile, rules, nearest(reads, source, lengths.longest), at)
     return found
 
 
@@ -178,7 +182,7 @@ def parts(
             ((alone, read),) = own.values()
             costs = [((1 - mix.own) * alone.max(1)[:, None] * reach + mix.own * alone + read, 1.0)]
         else:
-            costs = [((harm + read) ** mix.power, share[n]) for n, (harm, read) in own.items()]
+            costs = [((harm + READ_TEXT * read) ** mix.power, share[n]) for n, (harm, read) in own.items()]
         counted = sum(weight for _, weight in costs)
         for cost, weight in costs:
             narrowest = cost[:, whole].max(1).sum()

@@ -4,9 +4,15 @@ A profile has the harm of reading a share of all bytes while everything is kept.
 this share, whatever the rule keeps, and is added to the harm of what the rule does not keep: as much is read from fewer
 keys, so next to no key is missed that would not be missed among all of them. A rule that reads all that it keeps at a
 length loses nothing by it there.
+
+Measured shares lie a factor of two apart, which is coarse: a group that should read half as much again reads as much as
+the others. So rules may also read the geometric mean of two neighbours, which is taken to cost that of their harms, as
+it does where harm is a power of the share (docs/experiments/reads-shares.md has what this gives).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from math import sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +56,19 @@ def may_read(profile: Profile, limits: Iterable[Budget | None], costs: Costs | N
 
 
 def with_reads(profile: Profile, rules: Grid, lengths: Lengths) -> Grid:
-    """Return the rules, and each at every measured share of which it cannot read all that it keeps at some length."""
-    shares, size, found = tables_of(profile).shares, profile.model.head_size, list(rules.rules)
+    """Return the rules, and each at every share (`finer`) of which it cannot read all that it keeps at some length."""
+    shares, size, found = finer(tables_of(profile).shares), profile.model.head_size, list(rules.rules)
     for share in shares:
         each = Grid(rule.reading(share) for rule in rules.rules)
         less = ~np.all([reads_all(each, n, size) for n in lengths.all], axis=0)
         found += [rule for rule, reads in zip(each.rules, less, strict=True) if reads]
     return Grid(found)
+
+
+def finer(shares: Sequence[int]) -> tuple[int, ...]:
+    """Return shares, falling, with the whole number nearest to the geometric mean between every two."""
+    means = [round(sqrt(more * less)) for more, less in pairwise(shares)]
+    return tuple(sorted({*shares, *means}, reverse=True))
 
 
 def reads_all(rules: Grid, length: int, head_size: int) -> npt.NDArray[np.bool_]:
@@ -71,7 +83,8 @@ def reads_all(rules: Grid, length: int, head_size: int) -> npt.NDArray[np.bool_]
 def read_harm(profile: Profile, rules: Grid, cut: Cut, length: int | None = None) -> Floats:
     """Return what reading costs every rule in every group, by one source: [groups, rules], in the unit of `harm`.
 
-    A share must never cost more than a smaller one, so a running maximum goes through the shares.
+    A share must never cost more than a smaller one, so a running maximum goes through the shares. Between two of them
+    stands the geometric mean of their harms, or the greater harm where the other is none.
 
     Args:
         profile: The profile.
@@ -87,8 +100,18 @@ def read_harm(profile: Profile, rules: Grid, cut: Cut, length: int | None = None
     found = np.zeros((per_row.shape[2], len(rules)))
     less = np.flatnonzero(~reads_all(rules, length or cut[1], profile.model.head_size))
     which = [profile.variants.index(rules.rules[i].variant) for i in less]
-    found[:, less] = per_row[which, [reads.shares.index(int(share)) for share in rules.read256[less]]].T
+    above, below = np.array([_around(reads.shares, int(share)) for share in rules.read256[less]], int).reshape(-1, 2).T
+    low, high = per_row[which, above], per_row[which, below]
+    found[:, less] = np.where(low > 0, np.sqrt(low * high), high).T
     return found
+
+
+def _around(shares: Sequence[int], share: int) -> tuple[int, int]:
+    """Return the places of the measured shares between which one of `finer` lies: twice its own where it is one."""
+    if share in shares:
+        return (shares.index(share),) * 2
+    below = next(i for i, other in enumerate(shares) if other < share)
+    return below - 1, below
 
 
 def nearest(reads: ReadTables, source: str, length: int) -> Cut:

@@ -17,8 +17,8 @@ from moa.search.front import front
 from moa.search.grid import Grid
 from moa.search.harm import harm
 from moa.search.lengths import Lengths
-from moa.search.objective import PLAIN, Mix, candidates, objective
-from moa.search.reads import read_harm, reads_all, with_reads
+from moa.search.objective import PLAIN, READ_TEXT, Mix, candidates, objective
+from moa.search.reads import finer, read_harm, reads_all, with_reads
 
 SHARES = (128, 32, 8)
 
@@ -46,7 +46,7 @@ def test_the_grid_has_every_rule_at_every_share_that_changes_what_it_reads(profi
         behaves.add((int(kept), *figures, rule.read256 if rule.read < 1 else 256))
         assert rules.keeping[0].rules[kept] == rule.model_copy(update={"read": 1.0})
     assert len(behaves) == len(rules)
-    for share in SHARES:
+    for share in finer(SHARES):
         tried = Grid(rule.model_copy(update={"read": share / 256}) for rule in plain.rules)
         less = {rule for i, rule in enumerate(tried.rules) if not all(reads_all(tried, n, 64)[i] for n in lengths.all)}
         assert {rule for rule in rules.rules if rule.read256 == share} == less
@@ -64,9 +64,23 @@ def test_harm_of_reads_is_the_formula(profile, rules):
                 layer, head = divmod(group, 2)
                 wanted = 0.0
                 if rule.read < 1 and read_bytes(rule.read256, n, kept, rule.given, 64) < kept * token_bytes(64):
-                    larger = range(SHARES.index(rule.read256) + 1)
-                    wanted = max(float(table[variant, j, layer, head]) for j in larger)
+                    at = {share: max(float(x) for x in table[variant, : j + 1, layer, head])
+                          for j, share in enumerate(SHARES)}  # fmt: skip
+                    wanted = at.get(rule.read256) or (at[128] * at[32] if rule.read256 == 64 else at[32] * at[8]) ** 0.5
                 assert found[group, i] == pytest.approx(wanted / (half * profile.reads.rows[cut]))
+
+
+def test_between_two_shares_stands_their_geometric_mean_and_its_harm(profile):
+    assert finer((128, 64, 32, 16, 8)) == (128, 91, 64, 45, 32, 23, 16, 11, 8)
+    assert finer((128,)) == (128,)
+    assert finer((3, 2)) == (3, 2)  # no whole number lies between
+    cut = "facts", 1024
+    table = profile.reads.tables[cut]
+    table[0, :, 0, 0], table[0, :, 0, 1] = (1.0, 4.0, 25.0), (-1.0, 6.0, 6.0)
+    rules = Grid(FULL.reading(share) for share in finer(SHARES))
+    found = read_harm(profile, rules, cut) * profile.reads.rows[cut]
+    assert found[0] == pytest.approx([1.0, 2.0, 4.0, 10.0, 25.0])
+    assert found[1] == pytest.approx([0.0, 6.0, 6.0, 6.0, 6.0])  # a mean with no harm would be none
 
 
 def test_to_read_more_never_costs_more(profile, rules):
@@ -95,7 +109,7 @@ def test_the_objective_adds_reads_to_what_a_rule_costs_and_leaves_the_scale(prof
     text = np.zeros_like(found)
     for n in lengths.all:
         own = harm(profile, plain, ("text", min(n, 1024)), n) if n > 1024 else harm(profile, plain, ("text", n))
-        text += read_harm(profile, rules, ("text", min(n, 1024)), n) / own.max(1).sum() / len(lengths.all)
+        text += READ_TEXT * read_harm(profile, rules, ("text", 1024), n) / own.max(1).sum() / len(lengths.all)
     alone = harm(profile, plain, ("facts", 512))
     hidden = np.max([(1 - plain.spans(n) / n) ** 0.25 for n in lengths.all], axis=0)
     narrowest = (0.7 * alone.max(1)[:, None] * hidden + 0.3 * alone).max(1).sum()
@@ -258,4 +272,4 @@ def test_from_python(profile):
 def test_other_mixes_have_reads_too(profile, rules):
     for mix in (Mix(power=0.5), Mix({"facts": 0.0}), Mix(lengths={512: 0.0})):
         assert (objective(profile, rules, mix, Lengths.of(profile))[:, rules.read256 < 256] > 0).any()
-    assert len(with_reads(profile, Grid(rules.rules[:1]), Lengths((512,)))) <= 1 + len(SHARES)
+    assert len(with_reads(profile, Grid(rules.rules[:1]), Lengths((512,)))) <= 1 + len(finer(SHARES))
