@@ -38,12 +38,22 @@ def section(path: Path, found: Mapping[str, Figures]) -> str:
 
 
 def keeps(plan: Plan) -> str:
-    """Return what the plan's density means, by what its file says of lengths."""
-    assert plan.predicted is not None
-    *shorter, (longest, density) = zip(plan.predicted.lengths, plan.predicted.density or (), strict=True)
+    """Return what the plan's density means, by what its file says of lengths, and what it reads where that is less."""
+    said = plan.predicted
+    assert said is not None
+    assert said.density is not None
+    *shorter, (longest, density) = zip(said.lengths, said.density, strict=True)
+    assert all(kept >= density for _, kept in shorter), f"a search for {longest} tokens keeps no less of shorter texts"
     more = listed([f"{kept:.2f} of {n:,} tokens" for n, kept in reversed(shorter)])
-    assert all(kept > density for _, kept in shorter), f"a search for {longest} tokens keeps more of shorter texts"
-    return f"{meant(f'Density {density:g}', plan)}; of shorter ones it keeps more: {more}."
+    text = f"{meant(f'Density {density:g}', plan)}; of shorter ones it keeps more: {more}."
+    if density == 1:
+        text = "It keeps everything."
+    if said.read_density is not None:
+        read = listed(
+            [f"{share:.3f} at {n:,} tokens" for n, share in zip(said.lengths, said.read_density, strict=True)]
+        )
+        text += f" Of all bytes of keys and values a decode step reads {read}."
+    return text
 
 
 def measured(plan: Plan, figures: Figures) -> list[Figures]:

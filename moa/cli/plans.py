@@ -7,7 +7,7 @@ from moa.cli.common import Json
 if TYPE_CHECKING:
     from moa.plans.plan import Plan
 
-SHOWN = {"for texts of up to": ("longest", ","), "density there": ("density", ".3f")}
+SHOWN = {"for texts of up to": ("longest", ","), "density there": ("density", ".3f"), "read there": ("read", ".3f")}
 """Columns of figures: their key and format."""
 
 
@@ -41,6 +41,7 @@ def _row(name: str, plan: "Plan") -> dict[str, Any]:
     longest = plan.predicted.lengths[-1] if plan.predicted else None
     return {
         "name": name, "model": plan.model.name, "fingerprint": plan.fingerprint(), "longest": longest,
-        "density": None if longest is None else plan.density(longest), "reads": plan.reads(),
+        "density": None if longest is None else plan.density(longest),
+        "read": None if longest is None else plan.read_density(longest), "reads": plan.reads(),
         "budget": plan.provenance.budget if plan.provenance else None,
     }  # fmt: skip

@@ -26,7 +26,12 @@ def test_shipped_plans_and_those_made_here_are_listed(fresh) -> None:
     rows = json.loads(run(app, ["plans", "--json"]).output)
     assert [row["name"] for row in rows][-1] == str(path)
     assert rows[-1]["fingerprint"] == path.stem
-    assert (rows[-1]["longest"], rows[-1]["density"], rows[-1]["budget"]) == (None, None, None)
+    assert [rows[-1][key] for key in ("longest", "density", "read", "budget")] == [None] * 4
+    (reading,) = (row for row in rows if row["name"] == "smollm2-135m-instruct-read-0.125")
+    assert (reading["density"], reading["reads"]) == (1.0, True)
+    assert 0.12 < reading["read"] <= 0.125
+    assert "1.000" in shown.output
+    assert "0.125" in shown.output.partition("smollm2-135m-instruct-read-0.125")[2].splitlines()[0]
     for row in rows:
         assert Plan.load(row["name"]).fingerprint() == row["fingerprint"]
     assert str(path) in run(app, ["plans"]).output
