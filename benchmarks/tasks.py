@@ -1,20 +1,16 @@
 """Measure plans on tasks that people know: RULER's, the pass key, key-value pairs, and the paper's lines.
 
-RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, plans at
-densities 0.5 and 0.25, what a default search finds at 0.25 when a step may read 1/16 of all bytes as well, and the
-uniform window that keeps as much as plan 0.25. `--half` and `--quarter` take the two main plans from their files, so
-that all tables are of the same plans; else they are searched. The dense model is asked first, in a pilot of three
-samples with a seed of its own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer
-lengths. Writes tasks.json and tasks.md to `--results`. If it is stopped, the same command continues from
-`tasks.partial`.
+RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, the shipped
+plans of densities 0.5 and 0.25, that of 0.25 whose steps read 1/16 of all bytes, and the uniform window that keeps as
+much as plan 0.25. The dense model is asked first, in a pilot of three samples with a seed of its own: a task of which
+it solves less than 0.3 there is listed and not run, nor asked at longer lengths. Writes tasks.json and tasks.md to
+`--results`. If it is stopped, the same command continues from `tasks.partial`.
 
-    make reads
-    python benchmarks/tasks.py .model/SmolLM2-135M-Instruct build/reads.safetensors
+    python benchmarks/tasks.py .model/SmolLM2-135M-Instruct
 """
 
 import argparse
 import sys
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,6 @@ from pages_parts.quality import HALF, QUARTER, UNIFORM
 from pages_parts.tasks import tasks
 from provenance import about, provenance, said, write
 
-import moa
 from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.rows import uniform_like
@@ -32,7 +27,6 @@ from moa.evaluation.tasks import ruler
 from moa.hf.load import load_model
 from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
-from moa.profiler.profile import Profile, describe
 
 KNOWN = "passkey", "kv_retrieval", "line_retrieval"
 TASKS = (*(task.name for task in ruler.TASKS if not task.name.startswith("qa_")), *KNOWN)
@@ -40,19 +34,7 @@ LEAST = 0.3
 """Rate of the dense model in the pilot below which a task is not run."""
 PILOT, PILOT_SEED = 3, 71
 SAMPLES = {2048: 10, 4096: 10, 8192: 5}
-BUDGETS = {
-    HALF: {"density": 0.5},
-    QUARTER: {"density": 0.25},
-    f"{QUARTER}, 1/16 read": {"density": 0.25, "read": 1 / 16},
-}
-
-
-def plans(profile: Profile, longest: int, given: Mapping[str, Path | None]) -> dict[str, Plan]:
-    """Return the plans `given` as files, and what a search finds within the others' budgets at the longest length."""
-    return {
-        name: Plan.load(file) if (file := given.get(name)) else moa.find_plan(profile, budget, max_length=longest).plan
-        for name, budget in BUDGETS.items()
-    }
+READING = f"{QUARTER}, 1/16 read"
 
 
 def asked(part: Part, dense: dict[str, Any]) -> Part:
@@ -63,13 +45,12 @@ def asked(part: Part, dense: dict[str, Any]) -> Part:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("profile", type=Path, help="made with --reads")
-    parser.add_argument("--half", type=Path, help="file of plan 0.5, else it is searched")
-    parser.add_argument("--quarter", type=Path, help="file of plan 0.25, else it is searched")
+    parser.add_argument("--half", default="smollm2-135m-instruct-0.5", help="plan 0.5: its name or file")
+    parser.add_argument("--quarter", default="smollm2-135m-instruct-0.25", help="plan 0.25")
+    parser.add_argument("--reading", default="smollm2-135m-instruct-0.25-read-0.0625", help="that with reads of 1/16")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(SAMPLES), choices=SAMPLES)
     parser.add_argument("--samples", type=int, help="samples of each task, in place of the full numbers")
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
-    parser.add_argument("--longest", type=int, default=8192, help="longest intended length")
     parser.add_argument("--seed", type=int, default=72)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
@@ -77,8 +58,8 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     pilots: list[dict[str, Any]] = []
     try:
-        profile = Profile.load(options.profile)
-        found = plans(profile, options.longest, {HALF: options.half, QUARTER: options.quarter})
+        given = {HALF: options.half, QUARTER: options.quarter, READING: options.reading}
+        found = {name: Plan.load(source) for name, source in given.items()}
         options.results.mkdir(parents=True, exist_ok=True)
         journal = Journal(options.results / "tasks.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
@@ -103,7 +84,7 @@ def main() -> int:
         return 2
     result = {
         "run": provenance(model, seed=[PILOT_SEED, options.seed], runs=1), "rows": rows, "pilots": pilots,
-        "profile": describe(options.profile, profile), "plans": {name: plan.to_dict() for name, plan in found.items()},
+        "plans": {name: plan.to_dict() for name, plan in found.items()},
     }  # fmt: skip
     write(options.results, "tasks", result, f"{about(result['run'])}\n\n{tasks(result)}\n")
     return 0

@@ -1,37 +1,20 @@
-"""benchmarks/tasks.py: which tasks are run, which plans stand beside each other, and how the table shows them."""
+"""benchmarks/tasks.py: which tasks are run, under which plans, and how the table shows them."""
 
 import json
 import sys
-from dataclasses import replace
 from importlib import import_module
 
 import pytest
-from typer.testing import CliRunner
+from transformers import AutoConfig
 
-from moa.cli.main import app
 from moa.evaluation.samples import Part
-from moa.plans.plan import Plan
+from moa.plans.model import ModelInfo
+from moa.plans.plan import FULL, Plan
 
 
 @pytest.fixture
 def script():
     return import_module("tasks")
-
-
-def test_plans_keep_their_budgets_at_the_longest_length_and_the_uniform_window_keeps_as_much(
-    script, make_profile, tmp_path
-):
-    profile = make_profile((512, 1024), shares=(128, 64, 32, 16, 8))
-    profile = replace(profile, estimators={"text": "fisher", "facts": "effect"})
-    found = script.plans(profile, 4096, {})
-    for name, budget in script.BUDGETS.items():
-        assert found[name].density(4096) <= budget["density"]
-        assert found[name].read_density(4096) <= budget.get("read", 1)
-    plan = found["plan 0.25"]
-    plan.save(tmp_path / "plan.yaml")
-    given = script.plans(profile, 4096, {"plan 0.5": tmp_path / "plan.yaml", "plan 0.25": None})
-    assert given == found | {"plan 0.5": plan}
-    assert plan.density(2048) <= script.uniform_like(plan, 2048).density(2048) <= plan.density(2048) + 64 / 2048
 
 
 def test_a_task_that_dense_hardly_solves_is_not_run(script):
@@ -75,27 +58,26 @@ def test_a_task_that_dense_fails_is_not_asked_at_longer_lengths(script, monkeypa
     for name, stand_in in {
         "compare": compare, "uniform_like": lambda *_: None,
         "load_model": lambda *_, **__: (None, None), "provenance": lambda *_, **__: {}, "about": lambda _: "",
-        "describe": lambda *_: {}, "write": lambda *_: None,
+        "write": lambda *_: None,
     }.items():  # fmt: skip
         monkeypatch.setattr(script, name, stand_in)
-    monkeypatch.setattr(script.Profile, "load", lambda _: None)
-    given = ["model", "profile", "--tasks", "passkey", "vt", "--lengths", "2048", "4096", "--results", str(tmp_path)]
+    given = ["model", "--tasks", "passkey", "vt", "--lengths", "2048", "4096", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["tasks.py", *given])
-    monkeypatch.setattr(script, "plans", lambda *_: {script.QUARTER: Plan.load("smollm2-135m-instruct-0.25")})
     assert script.main() == 0
     assert asked == [
-        (2048, ["passkey", "vt"], 0), (2048, ["passkey"], 2), (4096, ["passkey"], 0), (4096, ["passkey"], 2),
+        (2048, ["passkey", "vt"], 0), (2048, ["passkey"], 4), (4096, ["passkey"], 0), (4096, ["passkey"], 4),
     ]  # fmt: skip
 
 
 def test_a_small_run_writes_rows_pilots_and_plans(script, model_folder, tmp_path, monkeypatch, capsys):
-    profile = tmp_path / "p.safetensors"
-    options = ["--lengths", "640", "--samples", "1", "--source", "text", "--reads"]
-    assert CliRunner().invoke(app, ["profile", str(model_folder), "-o", str(profile), *options]).exit_code == 0
-    budgets = {"plan 0.5": {"density": 0.7}, "plan 0.25": {"density": 0.6}, "reading": {"density": 0.6, "read": 0.5}}
-    monkeypatch.setattr(script, "BUDGETS", budgets)
+    info = ModelInfo.of(AutoConfig.from_pretrained(model_folder))
+    plans = {"half": Plan.uniform(info, 0.7, at=640), "quarter": Plan.uniform(info, 0.6, at=640)}
+    plans["reading"] = Plan.from_rules(info, {}, defaults=FULL.reading(128))
+    given = [str(model_folder), "--lengths", "640", "--results", str(tmp_path)]
+    for name, plan in plans.items():
+        plan.save(tmp_path / f"{name}.yaml")
+        given += [f"--{name}", str(tmp_path / f"{name}.yaml")]
     monkeypatch.setattr(script, "SAMPLES", {640: 1})
-    given = [str(model_folder), str(profile), "--longest", "640", "--lengths", "640", "--results", str(tmp_path)]
     given += ["--tasks", "passkey", "niah_single_1"]
     monkeypatch.setattr(sys, "argv", ["tasks.py", *given])
     assert script.main() == 0
@@ -106,7 +88,7 @@ def test_a_small_run_writes_rows_pilots_and_plans(script, model_folder, tmp_path
     monkeypatch.setattr(script, "LEAST", 0)
     assert script.main() == 0
     found = json.loads((tmp_path / "tasks.json").read_text())
-    assert [row["row"] for row in found["rows"]] == ["dense", *budgets, script.UNIFORM]
-    assert set(found["plans"]) == set(budgets)
+    assert [row["row"] for row in found["rows"]] == ["dense", *found["plans"], script.UNIFORM]
+    assert [Plan.from_dict(plan) for plan in found["plans"].values()] == list(plans.values())
     assert found["run"]["seeds"] == [script.PILOT_SEED, 72]
     capsys.readouterr()
