@@ -63,8 +63,10 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
 }
 TARGETS = {"serving-exact": "serving", "serving-speed": "serving"}
 """The targets of the Makefile that measure what `make bench` does not, by result file."""
-FROM_PLANS: dict[str, Callable[[], str]] = {"shipped plans": shipped.shipped, "vLLM": served.freed}
-"""Blocks that begin with the shipped plans, and look for result files themselves or calculate."""
+FROM_PLANS: dict[str, Callable[[], str]] = {
+    "shipped plans": shipped.shipped, "vLLM": served.freed, "reads, short": reads.short,
+}  # fmt: skip
+"""Blocks that look for result files themselves, or calculate."""
 NAMES = *BLOCKS, *FROM_PLANS
 
 

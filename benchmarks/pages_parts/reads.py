@@ -1,11 +1,13 @@
 """Write blocks about plans that read less than they keep: what they cost in quality, beside other ways to choose."""
 
-from pages_parts.common import Figures, claims, table, wrapped
+from pages_parts.common import RESULTS, Figures, claims, load, made, table, wrapped
 from pages_parts.quality import DENSE, TASKS
 from tables import SIGNED, difference
 
 COLUMNS = "kept", "read", *TASKS.values()
 PERPLEXITIES = {"text": "perplexity", "decoded": "perplexity decoded"}
+RUNS = "reads-2k", "reads-4k", "reads-8k"
+"""Result files, one per length."""
 TWIN = "uniform like "
 """Begins the names of rows of uniform reads, before that of the plan."""
 
@@ -31,6 +33,27 @@ def quality(found: Figures) -> str:
         "prefill and as decoded."
     )
     return "\n\n".join([wrapped(says), table(columns, rows), *differences(found), claims(found)])
+
+
+def short() -> str:
+    """Return what plans find and lose as decoding reads them, beside uniform reads, at the lengths that were measured."""
+    known = {name: load(name) for name in RUNS if (RESULTS / f"{name}.json").exists()}
+    if not known:
+        return f"Not measured yet: `make bench` writes benchmarks/results/{RUNS[0]}.json."
+    rows = [
+        [
+            f"{row['length']:,}", row["row"], *cells(row),
+            f"{row['decoded']['perplexity_against_dense']:.3f}",
+        ]
+        for found in known.values() for row in found["rows"] if not row["row"].endswith(": all of it")
+    ]  # fmt: skip
+    says = (
+        "Shares are of the bytes of all keys and values, summaries included. Questions, answers and the ends of texts "
+        "are decoded, so that they are read so. *Uniform like* is the same share for every head, of at least as many "
+        "bytes as the plan above it reads and no more than it keeps."
+    )
+    lines = [made(name, found) for name, found in known.items()]
+    return "\n\n".join([wrapped(says), table(["tokens", "row", *COLUMNS, "perplexity / dense"], rows), *lines])
 
 
 def in_one_call(row: Figures) -> str:

@@ -215,6 +215,22 @@ def test_plans_that_read_little_stand_beside_dense_with_the_aims_that_they_miss(
     assert "| everything, 1/8 read | 1.000 | 0.124 | 38 of 40 | - | 0.1100 |" in others
 
 
+def test_the_short_table_of_reads_is_of_every_length_that_was_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages.reads, "RESULTS", tmp_path)
+    monkeypatch.setattr("pages_parts.common.RESULTS", tmp_path)
+    assert pages.reads.short() == "Not measured yet: `make bench` writes benchmarks/results/reads-2k.json."
+    run = {"command": "python x.py", "commit": "abc", "date": "2026-11-30", "device": "abacus", "threads": 1}
+    rows = [read_row("dense", 39, 1), read_row("some", 38, 1.1, read=0.1), read_row("some: all of it", 39, 1.0)]
+    for name, length in (("reads-2k", 2048), ("reads-8k", 8192)):
+        found = {"run": run, "rows": [row | {"length": length} for row in rows]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(found))
+    text = pages.reads.short()
+    for length in ("2,048", "8,192"):
+        assert f"| {length} | some | 1.000 | 0.100 | 38 of 40 | - | 1.100 |" in text
+    assert "all of it" not in text
+    assert text.count("Data: [reads-") == 2
+
+
 def test_the_profiles_figures_of_reads_are_ranked_by_length_and_share():
     row = {
         "length": 4096, "share": 1 / 16, "size": {"ratio": 0.9, "iqr": 0.4},
