@@ -36,7 +36,7 @@ def quality(found: Figures) -> str:
 
 
 def short() -> str:
-    """Return what plans find and lose as decoding reads them, beside uniform reads, at the lengths that were measured."""
+    """Return what plans find and lose as decoding reads them, beside uniform reads, at every length measured."""
     known = {name: load(name) for name in RUNS if (RESULTS / f"{name}.json").exists()}
     if not known:
         return f"Not measured yet: `make bench` writes benchmarks/results/{RUNS[0]}.json."
