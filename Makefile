@@ -159,8 +159,8 @@ build/absolute.safetensors: $(READY) $(MODEL)/config.json
 
 # All of it takes hours on 2 cores; each part goes on where it was stopped. What vLLM serves is measured by `make serving`.
 bench: build/profile.safetensors build/absolute.safetensors build/reads.safetensors .venv-peers/.ready
-	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096
-	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k
+	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 1024 2048 4096 --seed 12
+	$(BIN)/python benchmarks/elastic.py $(MODEL) build/profile.safetensors --dtype $(DTYPE) --lengths 8192 --name elastic-8k --seed 12
 	$(BIN)/python benchmarks/elastic.py $(MODEL) build/reads.safetensors --dtype $(DTYPE) --lengths 4096 8192 --beyond --seed 12
 	$(BIN)/python benchmarks/library.py $(MODEL) --dtype $(DTYPE) --lengths 1024 2048 4096
 	$(BIN)/python benchmarks/baselines.py $(MODEL) build/profile.safetensors --absolute build/absolute.safetensors --dtype $(DTYPE)

@@ -69,7 +69,7 @@ def elastic(density: str, profile: Profile, longest: int) -> Plan:
 
 def plans(profile: Profile, longest: int, length: int, half: Plan, quarter: Plan) -> list[tuple[str, Plan]]:
     """Return the plans of the rows beside dense at one length."""
-    found = [(HALF, half), (QUARTER, quarter), *beyond(profile, longest, length)]
+    found = [(HALF, half), (QUARTER, quarter)]
     if length in profile.lengths:
         alone = choose(profile, [parse("density", "0.25")], lengths=Lengths((length,)))[0]
         found.append((f"0.25 for {length:,} alone", alone))
@@ -106,7 +106,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             found.append(claim(f"{at}: perplexity against dense at most", times, PERPLEXITY[name], at_most=True))
     reached, lengths = effective(rows), [row["length"] for row in rows]
     shortest = min(lengths, default=0)
-    if not reached or max(lengths) < LONGER * shortest:
+    if UNIFORM not in {row["row"] for row in rows} or not reached or max(lengths) < LONGER * shortest:
         return found
     times = reached.get(QUARTER, 0) / reached.get(UNIFORM, shortest)
     return [*found, claim("effective context, plan 0.25 over the uniform window, at least", times, LONGER)]
@@ -172,10 +172,13 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
+        if options.beyond and (options.half or options.quarter):
+            raise MoaError("--beyond finds its plans in the profile: --half and --quarter do not go with it")
         lengths = sorted(set(options.lengths))
         profile = Profile.load(options.profile)
         if options.beyond:
-            rows = {n: beyond(profile, options.longest, n) for n in lengths}
+            rows = {n: those for n in lengths if (those := beyond(profile, options.longest, n))}
+            lengths = list(rows)
         else:
             half, quarter = (
                 Plan.load(file) if file else elastic(density, profile, options.longest)

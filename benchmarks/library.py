@@ -44,8 +44,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     try:
-        model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         plans = {name: Plan.load(name) for name in options.plans}
+        model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         reads = any(plan.reads() for plan in plans.values())
         options.results.mkdir(parents=True, exist_ok=True)
         rows: list[dict[str, Any]] = []

@@ -63,11 +63,11 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
 }
 TARGETS = {"serving-exact": "serving", "serving-speed": "serving"}
 """The targets of the Makefile that measure what `make bench` does not, by result file."""
-FROM_PLANS: dict[str, Callable[[], str]] = {
+OWN: dict[str, Callable[[], str]] = {
     "shipped plans": shipped.shipped, "vLLM": served.freed, "reads, short": reads.short,
 }  # fmt: skip
 """Blocks that look for result files themselves, or calculate."""
-NAMES = *BLOCKS, *FROM_PLANS
+NAMES = *BLOCKS, *OWN
 
 
 def pages() -> list[Path]:
@@ -79,8 +79,8 @@ def block(name: str, page: Path) -> str:
     """Return the contents of a block of `page`: links start from the page's folder."""
     if name not in NAMES:
         raise MoaError(f"{page.name}: a block must be one of {', '.join(NAMES)}; found {name}")
-    if name in FROM_PLANS:
-        text = FROM_PLANS[name]()
+    if name in OWN:
+        text = OWN[name]()
     elif not (RESULTS / f"{BLOCKS[name][1]}.json").exists():
         file = BLOCKS[name][1]
         text = f"Not measured yet: `make {TARGETS.get(file, 'bench')}` writes benchmarks/results/{file}.json."

@@ -142,15 +142,17 @@ def main() -> int:
     texts = dict.fromkeys(("text", "decoded"), options.windows)
     part = Part(length, dict.fromkeys(TASKS, options.needles) | texts)
     try:
-        model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
-        part.check(model)
         if options.source.suffix == ".json":
             before = json.loads(options.source.read_text())
+            if not set(before.get("plans", ())) >= {row.name for row in BUDGETS if length in row.lengths}:
+                raise MoaError(f"{options.source}: found no plans of this script for {length:,} tokens")
             profiled = before["profile"]
             found = {name: Plan.from_dict(document) for name, document in before["plans"].items()}
         else:
             profile = Profile.load(options.source)
             profiled, found = describe(options.source, profile), plans(profile)
+        model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
+        part.check(model)
         options.results.mkdir(parents=True, exist_ok=True)
         those = rows_at(found, length)
         rows = compare(

@@ -1,10 +1,10 @@
 """Measure plans on tasks that people know: RULER's, the pass key, key-value pairs, and the paper's lines.
 
 RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, the shipped
-plans of densities 0.5 and 0.25, that of 0.25 whose steps read 1/16 of all bytes, and the uniform window that keeps as
-much as plan 0.25. The dense model is asked first, in a pilot of three samples with a seed of its own: a task of which
-it solves less than 0.3 there is listed and not run, nor asked at longer lengths. Writes tasks.json and tasks.md to
-`--results`. If it is stopped, the same command continues from `tasks.partial`.
+plans of densities 0.5 and 0.25, one that keeps at most 0.25 and reads 1/16 of all bytes in a step, and the uniform
+window that keeps as much as plan 0.25. The dense model is asked first, in a pilot of three samples with a seed of its
+own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer lengths. Writes tasks.json
+and tasks.md to `--results`. If it is stopped, the same command continues from `tasks.partial`.
 
     python benchmarks/tasks.py .model/SmolLM2-135M-Instruct
 """

@@ -106,7 +106,7 @@ def _measure(
             }
             times = alternate({name: partial(_fitting, call, nothing) for name, call in calls.items()}, repeats)
             about = {
-                "batch": batch, "read": plan.read_bytes(n, batch, network.dtype),
+                "batch": batch, "read_bytes": plan.read_bytes(n, batch, network.dtype),
                 "predicted": plan.kv_bytes(n, batch, network.dtype), "allocated": allocated,
             }  # fmt: skip
             steps.append(about | _json(times) | (_said(said, "decode_ms", n) if batch == 1 else {}))

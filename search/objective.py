@@ -75,7 +75,7 @@ PLAIN = Mix()
 def candidates(profile: Profile, mix: Mix, lengths: Lengths, reads: bool = False) -> Grid:
     """Return the rules that `mix` lets the search choose from, for a plan for these lengths.
 
-    With `reads` they are there with every share that the profile has measured too.
+    With `reads` they are there with every share that groups may read too (`moa.search.reads.finer`).
     """
     mix.check(profile, lengths)
     chosen = [(name, size) for name, size in profile.variants if size in (mix.sinks or [size])]

@@ -90,7 +90,10 @@ def read_harm(profile: Profile, rules: Grid, cut: Cut, length: int | None = None
         profile: The profile.
         rules: The rules.
         cut: Source and length of the table.
-        length: Tokens of a longer text, for which the table stands: there the same share is of more keys.
+        length: Tokens of the text, None for those of the table; it decides which rules read all that they keep.
+
+    Raises:
+        MoaError: A rule reads a share that is neither measured nor between two that are.
     """
     reads = tables_of(profile)
     table = np.maximum.accumulate(np.maximum(reads.tables[cut].astype(np.float64), 0), axis=1)
@@ -110,6 +113,8 @@ def _around(shares: Sequence[int], share: int) -> tuple[int, int]:
     """Return the places of the measured shares between which one of `finer` lies: twice its own where it is one."""
     if share in shares:
         return (shares.index(share),) * 2
+    if share not in finer(shares):
+        raise MoaError(f"rules must read one of {', '.join(map(str, finer(shares)))} in 256, found {share}")
     below = next(i for i, other in enumerate(shares) if other < share)
     return below - 1, below
 

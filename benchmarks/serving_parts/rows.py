@@ -23,7 +23,7 @@ PARTS = {
     "exact": ("pages", "concurrency", "reference", "equality", "cancellations"),
     "speed": ("decode", "prefill", "crowd"),
 }
-"""The stages of each part, which has a result file of its own: both together take longer than many a machine has."""
+"""The stages of each part, which has a result file of its own: both together take hours."""
 
 Row = dict[str, Any]
 """The `stage` of a row and its arguments, later also what was `found`."""

@@ -29,8 +29,9 @@ def command(
 ) -> None:
     """Time prefill and decode steps of the dense model and of a plan, and compare allocated with predicted bytes.
 
-    Decode steps run on caches filled with random keys. The dense model uses a DynamicCache, the plan a KVCache that
-    grows, as `generate` does. With -o, OUTPUT is written after each finished measurement.
+    Decode steps run on caches filled with random keys, or with those of a text where steps choose what they read. The
+    tables have the MiB that a step reads and a cache takes. The dense model uses a DynamicCache, the plan a KVCache
+    that grows, as `generate` does. With -o, OUTPUT is written after each finished measurement.
 
     Example: moa bench HuggingFaceTB/SmolLM2-135M-Instruct --plan smollm2-135m-instruct-0.25 --lengths 1024,4096
     """
@@ -65,7 +66,7 @@ def tables(found: dict[str, Any]) -> list["Figures"]:
         n = f"{cell['length']:,}"
         prefill.append([n, f"{cell['prefill_kept']:.3f}", *_compared(cell["prefill"], 1)])
         for step in cell["decode"]:
-            sizes = step["read"], step["allocated"]["plan"], step["predicted"], step["allocated"]["dense"]
+            sizes = step["read_bytes"], step["allocated"]["plan"], step["predicted"], step["allocated"]["dense"]
             mib = [FULL if size is None else f"{size / 2**20:.1f}" for size in sizes]
             decode.append([n, str(step["batch"]), *_compared(step, 1e3), *mib])
     if said := found.get("predicted_for"):

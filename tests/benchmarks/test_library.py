@@ -36,7 +36,11 @@ def test_a_small_run_and_the_evidence_from_it(model_folder, tmp_path, monkeypatc
     for plan in plans.values():
         (row,) = shipped.measured(plan, found)
         assert "decoded" in row
-        assert f"{row['decoded']['perplexity_against_dense']:.3f}" in shipped.evidence([row])
+        assert "| perplexity / dense, decoded | KL, decoded |" in shipped.evidence([row])
+        decoded = row["decoded"]
+        assert (
+            f"| {decoded['perplexity_against_dense']:.3f} | {decoded['kl']:.4f} |\n" in shipped.evidence([row]) + "\n"
+        )
     monkeypatch.setattr(sys, "argv", ["library.py", str(model_folder), "--plans", "none.yaml"])
     assert script.main() == 2
     assert "none.yaml" in capsys.readouterr().err

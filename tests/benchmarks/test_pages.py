@@ -217,7 +217,7 @@ def test_plans_that_read_little_stand_beside_dense_with_the_aims_that_they_miss(
 
 def test_the_short_table_of_reads_is_of_every_length_that_was_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(pages.reads, "RESULTS", tmp_path)
-    monkeypatch.setattr("pages_parts.common.RESULTS", tmp_path)
+    monkeypatch.setattr(pages.reads, "load", lambda name: json.loads((tmp_path / f"{name}.json").read_text()))
     assert pages.reads.short() == "Not measured yet: `make bench` writes benchmarks/results/reads-2k.json."
     run = {"command": "python x.py", "commit": "abc", "date": "2026-11-30", "device": "abacus", "threads": 1}
     rows = [read_row("dense", 39, 1), read_row("some", 38, 1.1, read=0.1), read_row("some: all of it", 39, 1.0)]

@@ -117,6 +117,9 @@ def test_lengths_are_runs_of_their_own_of_the_same_plans(script, profile, save_t
     assert "| everything, 1/8 read |" in (tmp_path / "out" / "reads-4k.md").read_text()
     assert run(tmp_path / "none.json") == 2
     assert "none.json" in capsys.readouterr().err
+    (tmp_path / "other.json").write_text('{"plans": {"some": {}}}')
+    assert run(tmp_path / "other.json") == 2
+    assert "found no plans of this script for 2,048 tokens" in capsys.readouterr().err
 
 
 def measured(name, length):

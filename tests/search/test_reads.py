@@ -81,6 +81,9 @@ def test_between_two_shares_stands_their_geometric_mean_and_its_harm(profile):
     found = read_harm(profile, rules, cut) * profile.reads.rows[cut]
     assert found[0] == pytest.approx([1.0, 2.0, 4.0, 10.0, 25.0])
     assert found[1] == pytest.approx([0.0, 6.0, 6.0, 6.0, 6.0])  # a mean with no harm would be none
+    for share in (200, 100, 4):
+        with pytest.raises(MoaError, match=f"rules must read one of 128, 64, 32, 16, 8 in 256, found {share}"):
+            read_harm(profile, Grid([FULL.reading(share)]), cut)
 
 
 def test_to_read_more_never_costs_more(profile, rules):

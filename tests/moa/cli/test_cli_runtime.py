@@ -74,7 +74,7 @@ def test_bench(run, folder, tmp_path):
         for step in cell["decode"]:
             due = plan.kv_bytes(cell["length"], step["batch"])
             assert step["predicted"] == due
-            assert step["read"] == plan.read_bytes(cell["length"], step["batch"]) <= due
+            assert step["read_bytes"] == plan.read_bytes(cell["length"], step["batch"]) <= due
             assert due <= step["allocated"]["plan"] <= due * 9 / 8
             assert step["allocated"]["dense"] == plan.model.dense_kv_bytes(cell["length"], step["batch"])
             assert step["dense"]["median"] > 0
@@ -114,8 +114,13 @@ def test_bench_fills_caches_with_text_where_steps_choose_what_they_read(run, mon
     found, read = [], filling.Context.read
     monkeypatch.setattr(filling.Context, "read", lambda model, ids: found.append(ids.shape[1]) or read(model, ids))
     where = ["--lengths", "256,512", "--repeats", "1"]
-    code, _, _ = run("bench", ".", "--plan", plan, *where)
+    code, out, _ = run("bench", ".", "--plan", plan, *where)
     assert (code, found) == (0, texts)
+    code, shown, _ = run("bench", ".", "--plan", plan, *where, "--json")
+    steps = [step for cell in json.loads(shown)["lengths"] for step in cell["decode"]]
+    assert all((step["read_bytes"] < step["predicted"]) is bool(texts) or not texts for step in steps)
+    assert "KV read" in out
+    assert f"{steps[-1]['read_bytes'] / 2**20:.1f}" in out
 
 
 def test_bench_says_which_cache_does_not_fit(run, monkeypatch):
