@@ -57,6 +57,12 @@ PARTS = {
 }
 
 
+def sized(length: int, contexts: int | None) -> Part:
+    """Return what is asked at a length: so many contexts of each kind, None for the full numbers."""
+    part = PARTS[length]
+    return replace(part, counts=part.counts | dict.fromkeys(NEEDLES, contexts)) if contexts else part
+
+
 def part_of(profile: Profile, longest: int) -> Profile:
     """Return the profile as it would be if no text longer than `longest` had been measured."""
     return replace(profile, cuts={cut: table for cut, table in profile.cuts.items() if cut[1] <= longest})
@@ -191,9 +197,7 @@ def main() -> int:
         model, tokenizer = load_model(options.model, dtype=options.dtype)
         found: dict[str, Any] = {"rows": [], "pilots": []}
         for n in options.only or lengths:
-            part = PARTS[n]
-            if options.contexts:
-                part = replace(part, counts={**part.counts, **dict.fromkeys(NEEDLES, options.contexts)})
+            part = sized(n, options.contexts)
             pilot = replace(part, counts={task: min(part.counts[task], PILOT) for task in NEEDLES})
             how: Any = {"uniform": False, "seed": options.seed, "journal": journal}
             dense = compare(model, tokenizer, [], [pilot], progress=said(f"{n:,} tokens, pilot"), **how)["rows"]

@@ -11,9 +11,8 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from elastic import NEEDLES, PARTS
+from elastic import PARTS, sized
 from provenance import about, provenance, said, write
 from tables import compared
 
@@ -28,9 +27,8 @@ from moa.plans.plan import Plan
 
 def part(length: int, contexts: int | None, reads: bool) -> Part:
     """Return what is asked at a length: `contexts` of each kind, not the full number; text is decoded if `reads`."""
-    whole = PARTS[length]
-    counts = whole.counts | (dict.fromkeys(NEEDLES, contexts) if contexts else {})
-    return replace(whole, counts=counts | ({"decoded": whole.counts["text"]} if reads else {}))
+    whole = sized(length, contexts)
+    return replace(whole, counts=whole.counts | {"decoded": whole.counts["text"]}) if reads else whole
 
 
 def main() -> int:
@@ -48,13 +46,11 @@ def main() -> int:
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         reads = any(plan.reads() for plan in plans.values())
         options.results.mkdir(parents=True, exist_ok=True)
-        rows: list[dict[str, Any]] = []
-        for n in sorted(set(options.lengths)):
-            rows += compare(
-                model, tokenizer, list(plans.items()), [part(n, options.contexts, reads)], uniform=False,
-                seed=options.seed, journal=Journal(options.results / "library.partial"),
-                progress=said(f"{n:,} tokens"),
-            )["rows"]  # fmt: skip
+        parts = [part(n, options.contexts, reads) for n in sorted(set(options.lengths))]
+        rows = compare(
+            model, tokenizer, list(plans.items()), parts, uniform=False, seed=options.seed,
+            journal=Journal(options.results / "library.partial"), progress=said("shipped plans"),
+        )["rows"]  # fmt: skip
     except MoaError as error:
         print("error:", error, file=sys.stderr)
         return 2

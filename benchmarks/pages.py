@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pages_parts import others, peers, profile, quality, reads, search, served, serving, shipped, speed, tasks
-from pages_parts.common import RESULTS, Figures, load, made
+from pages_parts.common import RESULTS, Figures, load, made, missing
 
 from moa.plans.errors import MoaError
 from moa.plans.replace import replace
@@ -83,7 +83,7 @@ def block(name: str, page: Path) -> str:
         text = OWN[name]()
     elif not (RESULTS / f"{BLOCKS[name][1]}.json").exists():
         file = BLOCKS[name][1]
-        text = f"Not measured yet: `make {TARGETS.get(file, 'bench')}` writes benchmarks/results/{file}.json."
+        text = missing(file, TARGETS.get(file, "bench"))
     else:
         write, file = BLOCKS[name]
         text = f"{write(found := load(file))}\n\n{made(file, found)}"

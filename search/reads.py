@@ -67,8 +67,11 @@ def with_reads(profile: Profile, rules: Grid, lengths: Lengths) -> Grid:
 
 def finer(shares: Sequence[int]) -> tuple[int, ...]:
     """Return shares, falling, with the whole number nearest to the geometric mean between every two."""
-    means = [round(sqrt(more * less)) for more, less in pairwise(shares)]
-    return tuple(sorted({*shares, *means}, reverse=True))
+    return tuple(sorted({*shares, *_means(shares)}, reverse=True))
+
+
+def _means(shares: Sequence[int]) -> list[int]:
+    return [round(sqrt(more * less)) for more, less in pairwise(shares)]
 
 
 def reads_all(rules: Grid, length: int, head_size: int) -> npt.NDArray[np.bool_]:
@@ -103,20 +106,15 @@ def read_harm(profile: Profile, rules: Grid, cut: Cut, length: int | None = None
     found = np.zeros((per_row.shape[2], len(rules)))
     less = np.flatnonzero(~reads_all(rules, length or cut[1], profile.model.head_size))
     which = [profile.variants.index(rules.rules[i].variant) for i in less]
-    above, below = np.array([_around(reads.shares, int(share)) for share in rules.read256[less]], int).reshape(-1, 2).T
-    low, high = per_row[which, above], per_row[which, below]
-    found[:, less] = np.where(low > 0, np.sqrt(low * high), high).T
+    measured = dict(zip(reads.shares, per_row.swapaxes(0, 1), strict=True))  # of each share [variants, groups]
+    between = (np.where(a > 0, np.sqrt(a * b), b) for a, b in pairwise(measured.values()))
+    harms = dict(zip(_means(reads.shares), between, strict=True)) | measured
+    if unknown := {*map(int, rules.read256[less])} - {*harms}:
+        offered = ", ".join(map(str, finer(reads.shares)))
+        raise MoaError(f"rules must read one of {offered} in 256, found {min(unknown)}")
+    for place, variant in zip(less, which, strict=True):
+        found[:, place] = harms[int(rules.read256[place])][variant]
     return found
-
-
-def _around(shares: Sequence[int], share: int) -> tuple[int, int]:
-    """Return the places of the measured shares between which one of `finer` lies: twice its own where it is one."""
-    if share in shares:
-        return (shares.index(share),) * 2
-    if share not in finer(shares):
-        raise MoaError(f"rules must read one of {', '.join(map(str, finer(shares)))} in 256, found {share}")
-    below = next(i for i, other in enumerate(shares) if other < share)
-    return below - 1, below
 
 
 def nearest(reads: ReadTables, source: str, length: int) -> Cut:

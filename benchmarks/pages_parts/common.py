@@ -80,6 +80,11 @@ def claims(found: Figures) -> str:
     return f"{text}; these are not:\n\n{table(['aim', 'bound', 'measured'], rows)}"
 
 
+def missing(name: str, target: str = "bench") -> str:
+    """Return what stands in place of a file's figures before it is measured, by that target of the Makefile."""
+    return f"Not measured yet: `make {target}` writes benchmarks/results/{name}.json."
+
+
 def made(name: str, found: Figures) -> str:
     """Return a line that says how the file was made: command, commit, date, device, threads, dtype, versions."""
     origin = f"[{name}.json](benchmarks/results/{name}.json)"

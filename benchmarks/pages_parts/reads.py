@@ -1,6 +1,6 @@
 """Write blocks about plans that read less than they keep: what they cost in quality, beside other ways to choose."""
 
-from pages_parts.common import RESULTS, Figures, claims, load, made, table, wrapped
+from pages_parts.common import RESULTS, Figures, claims, load, made, missing, table, wrapped
 from pages_parts.quality import DENSE, TASKS
 from tables import SIGNED, difference
 
@@ -39,7 +39,7 @@ def short() -> str:
     """Return what plans find and lose as decoding reads them, beside uniform reads, at every length measured."""
     known = {name: load(name) for name in RUNS if (RESULTS / f"{name}.json").exists()}
     if not known:
-        return f"Not measured yet: `make bench` writes benchmarks/results/{RUNS[0]}.json."
+        return missing(RUNS[0])
     rows = [
         [
             f"{row['length']:,}", row["row"], *cells(row),

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from pages_parts.common import RESULTS, Figures, listed, load, made, table, wrapped
 from pages_parts.quality import TASKS, meant
+from pages_parts.reads import RUNS
 
 from moa.plans.plan import Plan
 
 LIBRARY = Path(__file__).parents[2] / "plans" / "library"
-SOURCES = "elastic", "elastic-8k", "library", "reads-2k", "reads-4k", "reads-8k", "baselines", "study"
+SOURCES = "elastic", "elastic-8k", "library", *RUNS, "baselines", "study"
 """Result files with rows of quality and the plans that they are of, those with the most samples first."""
 TEXTS = {
     "text": ("perplexity / dense", "KL, nats"),

@@ -23,11 +23,10 @@ def test_a_small_run_and_the_evidence_from_it(model_folder, tmp_path, monkeypatc
     plans = {"some": Plan.uniform(info, 0.75, at=256), "reading": Plan.from_rules(info, {}, defaults=FULL.reading(128))}
     for name, plan in plans.items():
         plan.save(tmp_path / f"{name}.yaml")
-    monkeypatch.setattr(
-        script, "PARTS", {512: script.Part(512, {"single": 2, "four": 1, "text": 1}, script.PARTS[1024].tasks)}
-    )
+    part = script.Part(512, {"single": 2, "four": 1, "text": 1}, script.PARTS[1024].tasks)
+    monkeypatch.setitem(script.PARTS, 512, part)
     monkeypatch.chdir(tmp_path)
-    given = [str(model_folder), "--plans", "some.yaml", "reading.yaml", "--results", str(tmp_path)]
+    given = [str(model_folder), "--plans", "some.yaml", "reading.yaml", "--lengths", "512", "--results", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["library.py", *given])
     assert script.main() == 0
     found = json.loads((tmp_path / "library.json").read_text())
