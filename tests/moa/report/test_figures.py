@@ -96,7 +96,7 @@ def times(seconds: float) -> dict[str, float]:
 def test_times_and_bytes_at_80_columns(fits):
     step = {
         "batch": 128, "dense": times(123.456) if fits else None, "plan": times(0.0123456),
-        "predicted": 2**40, "predicted_seconds": 0.0123,
+        "predicted": 2**40, "predicted_seconds": 0.0123, "read_bytes": 2**37,
         "allocated": {"plan": 2**40, "dense": 2**41 if fits else None},
     }  # fmt: skip
     found = {"model": "a/model", "environment": {"dtype": "bfloat16", "backend": "torch"}, "lengths": [
