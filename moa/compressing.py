@@ -253,10 +253,12 @@ class _Run:
         each = sum(map(pace, ends)) / 3  # a forward pass, which a third of a profile's is
         plans = probes(ModelInfo.of(self.network), ends[-1])
         runs = WORKS * len(plans) + STEPS * len(reading_probes(plans)) * self.reads
+        until = compress_folder(self.job.state.asked)  # the job's own is made once nothing is refused any more
+        until.mkdir(parents=True, exist_ok=True)
         with self.job.timed("costs"):
             return measure_costs(
                 self.pair, lengths=ends, rounds=min(max(int(room / (runs * each)), 1), ROUNDS), reads=self.reads,
-                progress=whole.stage("costs"),
+                output=until / path.name, progress=whole.stage("costs"),
             )  # fmt: skip
 
     def _search(self, costs: Costs | None, whole: Whole) -> tuple[Plan, Solved]:

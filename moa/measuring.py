@@ -1,6 +1,8 @@
 """Time decode steps and prefills of a few plans on this device, and fit the costs that predict any plan's time."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import torch
 
 from moa.bench import timing
 from moa.bench.filling import Context, held_out
+from moa.evaluation.journal import Journal, key
 from moa.hf.environment import environment
 from moa.hf.load import Given, check_options, loaded
 from moa.outputs import writable
@@ -20,7 +23,7 @@ from moa.plans.replace import replace_json
 from moa.runtime.attention import Backends
 from moa.runtime.variant import Variant
 from moa.search.cost import PLACE, Costs, Work
-from moa.search.fit import measure
+from moa.search.fit import Run, measure
 
 
 def measure_costs(
@@ -29,6 +32,8 @@ def measure_costs(
     progress: Progress = silent,
 ) -> Costs:  # fmt: skip
     """Time the model under a few plans and fit costs, for budgets in milliseconds.
+
+    If it is stopped, the same call with the same `output` goes on with the runs that are still to come.
 
     Args:
         model: The model: its name, or what `moa.load_model` returned.
@@ -40,7 +45,8 @@ def measure_costs(
             reads within a budget of milliseconds.
         backend: Name of a back-end, None for the device's own.
         dtype: Dtype to load a named model in, as for `moa.load_model`.
-        output: Costs to write (.json).
+        output: Costs to write (.json). What was timed so far is beside it, in a file that ends in `.runs.jsonl`, until
+            all is.
         progress: Called after each measurement with the number done, the number in all, and the last one's name.
 
     Raises:
@@ -58,13 +64,32 @@ def measure_costs(
     if reads:
         Backends(backend, reads=True).on(network.device)
     works = [Work("decode", n, batch) for n in lengths for batch in batches] + [Work("prefill", n) for n in lengths]
+    here = environment(network, backend)
+    journal = Journal(None if path is None else path.with_suffix(".runs.jsonl"))
     costs = measure(
-        ModelInfo.of(network), works, runner(pair, backend),
-        environment=environment(network, backend), rounds=rounds, reads=reads, progress=progress,
+        ModelInfo.of(network), works, kept(runner(pair, backend), journal, here),
+        environment=here, rounds=rounds, reads=reads, progress=progress,
     )  # fmt: skip
     if path is not None:
         replace_json(path, costs.model_dump(mode="json"))
+        path.with_suffix(".runs.jsonl").unlink(missing_ok=True)  # whoever measures again wants new figures
     return costs
+
+
+def kept(run: Run, journal: Journal, here: Mapping[str, str | int]) -> Run:
+    """Return `run` with its results kept in a journal, which gives those of a call that was stopped in `here`."""
+    turns = Counter[str]()
+
+    def again(plan: Plan, work: Work) -> Sequence[float]:
+        what = key(plan=plan.to_dict(), work=asdict(work), environment=dict(here))
+        turns[what] += 1
+        name = f"{what} {turns[what]}"
+        if journal.get(name) is None:
+            journal.put(name, list(run(plan, work)), work=str(work))
+        found: Sequence[float] = journal.get(name)
+        return found
+
+    return again
 
 
 def runner(model: tuple[Any, Any], backend: str | None) -> Callable[[Plan, Work], list[float]]:

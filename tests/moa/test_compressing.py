@@ -257,6 +257,31 @@ def test_milliseconds_are_predicted_from_costs_measured_once(model_folder: Path,
     assert not (tmp_path / "other").exists()
 
 
+def test_stopped_among_the_costs_it_goes_on_with_the_runs_to_come(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+
+    def runner(model: Any, backend: Any) -> Any:
+        def run(plan: Any, work: Any) -> list[float]:
+            timed.append(str(work))
+            if len(timed) == 20:
+                raise KeyboardInterrupt
+            return [float(len(timed)), float(len(timed))]
+
+        return run
+
+    monkeypatch.setattr("moa.measuring.runner", runner)
+    asked: Any = {"output": tmp_path / "out", "budget": {"prefill_ms": "1000000@576"}, **LEAST}
+    with pytest.raises(KeyboardInterrupt):
+        moa.compress(model_folder, **asked)
+    assert not (tmp_path / "out").exists()
+    when: list[int] = []
+    moa.compress(model_folder, note=lambda _: when.append(len(timed)), **asked)
+    runs = 6 * 3 * 2  # plans; kinds of work; lengths
+    assert when[0] == runs + 1  # the one that was stopped
+
+
 KILLED = """
 import sys, time, moa
 def stop(done, total, what):

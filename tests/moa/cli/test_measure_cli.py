@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+import moa
+from moa import measuring
 from moa.cli import main as cli
+from moa.evaluation.journal import Journal
 from moa.plans.model import ModelInfo
 from moa.plans.plan import Plan
 from moa.profiler.profile import Profile
@@ -64,6 +67,55 @@ def test_what_is_measured(costs, folder):
     plans = {"dense", "wide", "narrow", "keydiff wide", "keydiff narrow", "mixed"}
     assert {row.plan for row in costs.measured} == plans
     assert all(row.ms > 0 for row in costs.measured)
+
+
+def test_a_stopped_measurement_goes_on_with_the_runs_to_come(folder, tmp_path, monkeypatch):
+    timed: list[str] = []
+
+    def runner(model, backend):
+        def run(plan, work):
+            timed.append(str(work))
+            return [float(len(timed))] * 2
+
+        return run
+
+    def stop(done, total, what):
+        if done == stopped:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(measuring, "runner", runner)
+    asked = {"lengths": (256, 512), "batches": (1,), "rounds": 3, "output": tmp_path / "costs.json"}
+    runs, stopped = 3 * 6 * 4, 31
+    with pytest.raises(KeyboardInterrupt):
+        moa.measure_costs(folder, progress=stop, **asked)
+    assert len(timed) == stopped
+    stopped = 0
+    found = moa.measure_costs(folder, **asked)
+    assert len(timed) == runs
+    assert Costs.load(tmp_path / "costs.json") == found
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+    whole = moa.measure_costs(folder, **asked)  # measured again from the first run on
+    assert len(timed) == 2 * runs
+    times = {(row.plan, row.kind, row.length): row.ms for row in found.measured}
+    assert {name: ms + runs for name, ms in times.items()} == {
+        (row.plan, row.kind, row.length): row.ms for row in whole.measured
+    }
+
+
+def test_runs_of_another_environment_are_not_taken(folder, tmp_path):
+    journal, given = Journal(tmp_path / "costs.runs.jsonl"), iter(range(1, 10))
+    plan, work = Plan.dense(ModelInfo.of(moa.load_model(folder)[0])), Work("decode", 64)
+
+    def run(plan, work):
+        return [float(next(given))]
+
+    here = {"device": "one", "threads": 2}
+    first = measuring.kept(run, journal, here)
+    assert [first(plan, work), first(plan, work)] == [[1.0], [2.0]]
+    assert measuring.kept(run, journal, here | {"threads": 1})(plan, work) == [3.0]
+    assert measuring.kept(run, journal, here)(plan, Work("decode", 64, 2)) == [4.0]
+    again = measuring.kept(run, Journal(tmp_path / "costs.runs.jsonl"), here)
+    assert [again(plan, work), again(plan, work), again(plan, work)] == [[1.0], [2.0], [5.0]]
 
 
 def test_a_plan_within_milliseconds_is_measured(run, costs, folder, tmp_path):
