@@ -171,7 +171,9 @@ bench: build/profile.safetensors build/absolute.safetensors build/reads.safetens
 	$(BIN)/moa search build/profile.safetensors -o build/plan-0.25.yaml --max-density 0.25
 	$(BIN)/python benchmarks/cpu.py $(MODEL) --half build/plan-0.5.yaml --quarter build/plan-0.25.yaml
 	$(BIN)/python benchmarks/cost_model.py $(MODEL) build/reads.safetensors --reads
-	$(BIN)/python benchmarks/tasks.py $(MODEL) --dtype $(DTYPE)
+	$(BIN)/python benchmarks/tasks.py $(MODEL) --dtype $(DTYPE) --lengths 2048
+	$(BIN)/python benchmarks/tasks.py $(MODEL) --dtype $(DTYPE) --lengths 4096 --name tasks-4k
+	$(BIN)/python benchmarks/tasks.py $(MODEL) --dtype $(DTYPE) --lengths 8192 --name tasks-8k
 	$(BIN)/python benchmarks/reads.py $(MODEL) build/reads.safetensors --dtype $(DTYPE) --length 2048 --needles 40 --windows 4
 	$(BIN)/python benchmarks/reads.py $(MODEL) benchmarks/results/reads-2k.json --dtype $(DTYPE) --length 4096 --needles 40 --windows 4
 	$(BIN)/python benchmarks/reads.py $(MODEL) benchmarks/results/reads-2k.json --dtype $(DTYPE) --length 8192 --needles 25 --windows 3

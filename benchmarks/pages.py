@@ -37,6 +37,8 @@ BLOCKS: dict[str, tuple[Callable[[Figures], str], str]] = {
     "peers": (peers.peers, "peers"),
     "peers, short": (peers.short, "peers"),
     "tasks": (tasks.tasks, "tasks"),
+    "tasks, 4k": (tasks.tasks, "tasks-4k"),
+    "tasks, 8k": (tasks.tasks, "tasks-8k"),
     "tasks, short": (tasks.short, "tasks"),
     "reads, 2k": (reads.quality, "reads-2k"),
     "reads, 4k": (reads.quality, "reads-4k"),

@@ -3,8 +3,8 @@
 RULER's two tasks of question answering need data of others and are left out. The rows are the dense model, the shipped
 plans of densities 0.5 and 0.25, one that keeps at most 0.25 and reads 1/16 of all bytes in a step, and the uniform
 window that keeps as much as plan 0.25. The dense model is asked first, in a pilot of three samples with a seed of its
-own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer lengths. Writes tasks.json
-and tasks.md to `--results`. If it is stopped, the same command continues from `tasks.partial`.
+own: a task of which it solves less than 0.3 there is listed and not run, nor asked at longer lengths. Writes NAME.json
+and NAME.md to `--results`. If it is stopped, the same command continues from `NAME.partial`.
 
     python benchmarks/tasks.py .model/SmolLM2-135M-Instruct
 """
@@ -53,6 +53,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument("--seed", type=int, default=72)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--name", default="tasks", help="name of the results")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
@@ -61,7 +62,7 @@ def main() -> int:
         given = {HALF: options.half, QUARTER: options.quarter, READING: options.reading}
         found = {name: Plan.load(source) for name, source in given.items()}
         options.results.mkdir(parents=True, exist_ok=True)
-        journal = Journal(options.results / "tasks.partial")
+        journal = Journal(options.results / f"{options.name}.partial")
         model, tokenizer = load_model(options.model, dtype=options.dtype, device="cpu")
         solved = options.tasks
         for n in sorted(set(options.lengths)):
@@ -86,7 +87,7 @@ def main() -> int:
         "run": provenance(model, seed=[PILOT_SEED, options.seed], runs=1), "rows": rows, "pilots": pilots,
         "plans": {name: plan.to_dict() for name, plan in found.items()},
     }  # fmt: skip
-    write(options.results, "tasks", result, f"{about(result['run'])}\n\n{tasks(result)}\n")
+    write(options.results, options.name, result, f"{about(result['run'])}\n\n{tasks(result)}\n")
     return 0
 
 

@@ -78,16 +78,16 @@ def test_a_small_run_writes_rows_pilots_and_plans(script, model_folder, tmp_path
         plan.save(tmp_path / f"{name}.yaml")
         given += [f"--{name}", str(tmp_path / f"{name}.yaml")]
     monkeypatch.setattr(script, "SAMPLES", {640: 1})
-    given += ["--tasks", "passkey", "niah_single_1"]
+    given += ["--tasks", "passkey", "niah_single_1", "--name", "tasks-640"]
     monkeypatch.setattr(sys, "argv", ["tasks.py", *given])
     assert script.main() == 0
-    found = json.loads((tmp_path / "tasks.json").read_text())
+    found = json.loads((tmp_path / "tasks-640.json").read_text())
     assert not found["rows"]  # a random model knows no answer
     assert found["pilots"][0]["passkey"]["samples"] == 1
-    assert "passkey and niah_single_1 from 640 tokens on" in (tmp_path / "tasks.md").read_text()
+    assert "passkey and niah_single_1 from 640 tokens on" in (tmp_path / "tasks-640.md").read_text()
     monkeypatch.setattr(script, "LEAST", 0)
     assert script.main() == 0
-    found = json.loads((tmp_path / "tasks.json").read_text())
+    found = json.loads((tmp_path / "tasks-640.json").read_text())
     assert [row["row"] for row in found["rows"]] == ["dense", *found["plans"], script.UNIFORM]
     assert [Plan.from_dict(plan) for plan in found["plans"].values()] == list(plans.values())
     assert found["run"]["seeds"] == [script.PILOT_SEED, 72]
