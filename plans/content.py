@@ -1,13 +1,13 @@
 """Define what a plan consists of: what its file says, apart from all that `moa.plans.plan` answers about it."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import model_validator
+from pydantic import AfterValidator, model_validator
 
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import AnyRule
 from moa.plans.record import Predicted, Provenance
-from moa.plans.schema import Strict
+from moa.plans.schema import Frozen, Strict
 
 
 class Content(Strict):
@@ -22,7 +22,7 @@ class Content(Strict):
     """
 
     model: ModelInfo
-    groups: dict[int, tuple[AnyRule, ...]]
+    groups: Annotated[dict[int, tuple[AnyRule, ...]], AfterValidator(Frozen)]
     defaults: AnyRule
     predicted: Predicted | None = None
     provenance: Provenance | None = None

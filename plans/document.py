@@ -16,6 +16,21 @@ from moa.plans.schema import ProblemError, Strict, problem
 _RULE: TypeAdapter[Rule] = TypeAdapter(AnyRule)
 
 
+def _by_number(layers: Any) -> Any:
+    """Return the entries by numbers of layers; in JSON a number that is a key is text."""
+    if not isinstance(layers, Mapping):
+        return layers
+    found: dict[int, Any] = {}
+    for key, entry in layers.items():
+        text = str(key)
+        if type(key) not in (int, str) or not text.isascii() or not text.isdigit() or text != str(int(text)):
+            raise ValueError(f"a layer is named by its number, found {brief(key)}")
+        if int(text) in found:
+            raise ValueError(f"layer {text} is there twice")
+        found[int(text)] = entry
+    return found
+
+
 class _Document(Strict):
     """The top level of a plan file."""  # entries of layers are not checked here: `_rules` merges them first
 
@@ -27,7 +42,7 @@ class _Document(Strict):
     """How rules with `read` below 1 choose what they read; `save` writes it into plans that have such rules."""
     defaults: AnyRule
     """The rule of all layers and heads that are not named below; all its keys."""
-    layers: dict[int, dict[str, Any]] = Field(default_factory=dict)
+    layers: Annotated[dict[int, dict[str, Any]], BeforeValidator(_by_number)] = Field(default_factory=dict)
     """By layer, counted from 0: the keys of its rule that differ from the defaults, and `heads`, a list with an entry
     per KV head: `default`, or the keys that differ from the layer's rule."""
     predicted: Predicted | None = None

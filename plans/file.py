@@ -1,5 +1,6 @@
 """Read and write the plan file, YAML text on disk. Callers use `Plan.load` and `Plan.save`."""
 
+import re
 from collections.abc import Sequence
 from importlib import resources
 from importlib.resources.abc import Traversable
@@ -16,6 +17,9 @@ from moa.plans.errors import PlanError, shortened
 from moa.plans.replace import read, replace
 from moa.plans.schema import ProblemError
 
+_PLAIN = re.compile(r"[-+]?(0|[1-9][0-9]*)")
+_KEYS = "str", "int", "merge"
+"""Kinds of keys: of others, as `yes`, YAML makes values that may equal a number."""
 MOST_PARTS = 1_000_000
 """Keys and values of a plan: many times those of the largest model, few enough to check and to quote."""
 
@@ -54,7 +58,7 @@ def parse(text: str, where: str) -> Content:
     """Return the content of the plan in `text`; errors begin with `where` and the line."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(root, set())
+        _refuse_misread(root, set())
         if root is not None and _parts(root, {}) > MOST_PARTS:
             raise ValueError(f"with its aliases written out it has more than {MOST_PARTS} parts")
         document = yaml.safe_load(text)
@@ -123,8 +127,13 @@ def _parts(node: yaml.Node, known: dict[int, int]) -> int:
     return known[id(node)]
 
 
-def _refuse_duplicates(node: yaml.Node | None, seen: set[int]) -> None:
-    """Refuse a mapping that has a key twice: YAML would silently keep the last."""
+def _refuse_misread(node: yaml.Node | None, seen: set[int]) -> None:
+    """Refuse what YAML would read otherwise than it looks: a key that is there twice (it keeps the last), and 010."""
+    if isinstance(node, yaml.ScalarNode) and node.tag == "tag:yaml.org,2002:int" and not _PLAIN.fullmatch(node.value):
+        raise yaml.MarkedYAMLError(
+            problem=f"YAML reads {node.value} as {yaml.safe_load(node.value)}; write numbers as plain decimals",
+            problem_mark=node.start_mark,
+        )
     if id(node) in seen or not isinstance(node, yaml.CollectionNode):
         return
     seen.add(id(node))  # aliases may make a document a graph
@@ -133,9 +142,12 @@ def _refuse_duplicates(node: yaml.Node | None, seen: set[int]) -> None:
     else:
         names: set[str] = set()
         for name, _ in node.value:
+            if isinstance(name, yaml.ScalarNode) and name.tag.rpartition(":")[2] not in _KEYS:
+                problem = f"a key is a name, or the number of a layer, found {shortened(name.value)}"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=name.start_mark)
             if str(name.value) in names:
                 raise yaml.MarkedYAMLError(problem=f"the key {name.value} is there twice", problem_mark=name.start_mark)
             names.add(str(name.value))
-        children = [value for _, value in node.value]
+        children = [*chain(*node.value)]
     for child in children:
-        _refuse_duplicates(child, seen)
+        _refuse_misread(child, seen)

@@ -31,6 +31,8 @@ def get(source: str | PathLike[str], name: str = "", revision: str | None = None
     """Return a plan; see `Plan.from_pretrained`."""
     folder, file = Path(source).expanduser(), file_name(name)
     if folder.is_dir():
+        if revision is not None:
+            raise PlanError(f"a revision is one of a repository of the hub; {folder} is a folder")
         if not (folder / file).is_file():
             raise PlanError(_missing(file, str(folder), (each.name for each in folder.iterdir())))
         return load(folder / file)

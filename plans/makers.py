@@ -6,7 +6,7 @@ import numpy as np
 
 from moa.plans import span as spans_
 from moa.plans.errors import BudgetInfeasible, PlanError
-from moa.plans.model import ModelInfo
+from moa.plans.model import ModelInfo, whole
 from moa.plans.patterns import FULL, Rule
 from moa.plans.span import BLOCK
 
@@ -34,9 +34,7 @@ def two_group(
         window: Tokens that the other groups see in addition to the sink.
         sink: Tokens of the other groups' sink, which is rounded up to whole blocks.
     """
-    if window < 1:
-        raise PlanError(f"window must be 1 token or more, found {window}")
-    sink = -(-sink // BLOCK) * BLOCK
+    window, sink = whole("window", window), -(-whole("sink", sink) // BLOCK) * BLOCK
     narrow = Rule(sink=sink, alpha=sink + window, beta=0)
     groups = {layer: [narrow] * info.kv_heads for layer in info.ruled_layers}
     for layer, head in full_heads:

@@ -2,12 +2,14 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import chain
+from operator import index
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import numpy as np
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
 from moa.plans.config import (
     HYBRID,
@@ -27,7 +29,7 @@ from moa.plans.config import (
     window_of,
 )
 from moa.plans.errors import PlanError, Unsupported, brief, shortened
-from moa.plans.schema import Strict, problem
+from moa.plans.schema import Frozen, Strict, problem
 from moa.plans.span import Ints
 
 Dtype = Literal["float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"]
@@ -69,15 +71,15 @@ class ModelInfo(Strict):
     """KV heads of a layer, each of which has a rule."""
     head_size: int = Field(ge=1)
     """Numbers in a key."""
-    rope: dict[str, RopeValue]
+    rope: Annotated[dict[str, RopeValue], AfterValidator(Frozen)]
     """How positions are encoded, in transformers' words."""
     name: str = "unnamed"
     """What people call the model; it is not compared."""
     sliding: Sliding | None = None
     """The layers with a sliding window of the model's own; they take no rules."""
-    keyless: dict[Keyless, tuple[int, ...]] | None = None
+    keyless: Annotated[dict[Keyless, tuple[int, ...]], AfterValidator(Frozen)] | None = None
     """The layers that keep no keys, by kind, in transformers' words: they take no rules."""
-    shared: dict[Keyed, tuple[int, ...]] | None = None
+    shared: Annotated[dict[Keyed, tuple[int, ...]], AfterValidator(Frozen)] | None = None
     """The layers that attend to the keys, and by the rules, of the last layer that keeps some of this kind."""
     hybrid: tuple[int, ...] | None = None
     """The layers that take rules and keep a state beside their keys."""
@@ -144,25 +146,27 @@ class ModelInfo(Strict):
             window = None
             if windowed is not None:
                 _, sliding_kv_heads, size = one_shape(named, [(i, each[i]) for i in sliding])
-                window = Sliding(
-                    window=window_of(config, windowed) or 0, layers=sliding,
-                    chunked=windowed == "chunked_attention" or None,
-                    kv_heads=None if sliding_kv_heads == kv_heads else sliding_kv_heads,
-                    head_size=None if size == head_size else size,
-                )  # fmt: skip
-            return cls(
-                architecture=named,
-                layers=layers,
-                query_heads=query_heads,
-                kv_heads=kv_heads,
-                head_size=head_size,
-                rope=_rope(config),
-                name=Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
-                sliding=window,
-                keyless=keyless or None,
-                shared=shared or None,
-                hybrid=hybrid or None,
-                latent=latent_of(config, kinds.index(RULED), layers),
+                window = Sliding.model_validate({
+                    "window": window_of(config, windowed) or 0, "layers": sliding,
+                    "chunked": windowed == "chunked_attention" or None,
+                    "kv_heads": None if sliding_kv_heads == kv_heads else sliding_kv_heads,
+                    "head_size": None if size == head_size else size,
+                })  # fmt: skip
+            return cls.model_validate(
+                {
+                    "architecture": named,
+                    "layers": layers,
+                    "query_heads": query_heads,
+                    "kv_heads": kv_heads,
+                    "head_size": head_size,
+                    "rope": _rope(config),
+                    "name": Path(str(getattr(config, "_name_or_path", ""))).name or "unnamed",
+                    "sliding": window,
+                    "keyless": keyless or None,
+                    "shared": shared or None,
+                    "hybrid": hybrid or None,
+                    "latent": latent_of(config, kinds.index(RULED), layers),
+                }
             )
         except ValidationError as error:
             raise Unsupported(f"the config of {named}: {problem(error)}") from None
@@ -280,6 +284,18 @@ def dtype_bytes(dtype: Any) -> int:
     if found is None:
         raise PlanError(f"dtype must be one of {', '.join(DTYPES)} or a number of bytes, found {brief(dtype)}")
     return found
+
+
+def whole(name: str, value: Any) -> int:
+    """Return an option that counts something, 1 or more, as an int.
+
+    Raises:
+        PlanError: It is anything else.
+    """
+    with suppress(TypeError):
+        if (number := index(value)) >= 1:
+            return number
+    raise PlanError(f"{name} must be an integer of 1 or more, found {brief(value)}")
 
 
 def batch_lengths(n: int | Sequence[int], batch_size: int) -> Ints:

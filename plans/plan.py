@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ValidationError
 
 from moa.plans import file, hub, makers, reading
 from moa.plans.content import Content
 from moa.plans.document import from_document, to_document
 from moa.plans.errors import ModelMismatch, PlanError
 from moa.plans.importers import import_rules
-from moa.plans.model import Dtype, ModelInfo, batch_lengths
+from moa.plans.model import Dtype, ModelInfo, batch_lengths, whole
 from moa.plans.patterns import FULL, Rule, reach
 from moa.plans.record import Predicted, Provenance
-from moa.plans.schema import problem
 from moa.plans.span import BLOCK, Floats, Ints, Reach
 
 __all__ = ["FULL", "ModelInfo", "Plan", "Predicted", "Provenance", "Rule"]
@@ -65,10 +63,7 @@ class Plan(Content):
             defaults = Counter(chain.from_iterable(groups.values())).most_common(1)[0][0]
         else:
             raise PlanError("a plan needs rules or defaults, found neither")
-        try:
-            return cls(model=info, groups=groups, defaults=defaults, predicted=predicted, provenance=provenance)
-        except ValidationError as error:
-            raise PlanError(f"plan: {problem(error)}") from None
+        return cls(model=info, groups=groups, defaults=defaults, predicted=predicted, provenance=provenance)
 
     def __deepcopy__(self, memo: Any = None) -> "Plan":
         return self  # nothing in it changes
@@ -135,9 +130,16 @@ class Plan(Content):
         return cls(**dict(hub.get(source, name, revision)))
 
     def save_pretrained(self, folder: str | PathLike[str], name: str = "") -> Path:
-        """Write the plan into a folder, such as the model's own, where `moa.apply(model, "auto")` finds it."""
+        """Write the plan into a folder, such as the model's own, where `moa.apply(model, "auto")` finds it.
+
+        Raises:
+            PlanError: The name is invalid, or nothing can be written there.
+        """
         path = Path(folder) / hub.file_name(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise PlanError(f"cannot write plan {path}: {error.strerror}") from None
         self.save(path)
         return path
 
@@ -311,6 +313,4 @@ class Plan(Content):
 
 
 def _length(n: int) -> int:
-    if n < 1:
-        raise PlanError(f"length must be 1 or more, found {n}")
-    return n
+    return whole("length", n)

@@ -1,20 +1,21 @@
 """Define what a plan records of itself: the figures predicted for it, and where it came from."""
 
 import datetime
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from moa.plans.model import Dtype
-from moa.plans.schema import Strict
+from moa.plans.schema import Frozen, Strict
+from moa.plans.span import LONGEST
 
 
 class Predicted(Strict):
     """The figures predicted for a plan, one per entry of `lengths`."""
 
-    lengths: tuple[int, ...] = Field(min_length=1)
-    """Tokens, prompt and generated; the last is the longest that the plan is meant for."""
-    measured_to: int | None = None
+    lengths: tuple[Annotated[int, Field(ge=1, le=LONGEST)], ...] = Field(min_length=1)
+    """Tokens, prompt and generated, ascending; the last is the longest that the plan is meant for."""
+    measured_to: int | None = Field(None, ge=1)
     """The longest length that calibration measured; figures at longer ones are extrapolated."""
     density: tuple[float, ...] | None = None
     """Share of the keys that is kept, mean over the groups with rules."""
@@ -32,7 +33,7 @@ class Predicted(Strict):
     """Milliseconds of a decode step of one sequence, predicted from measured costs."""
     prefill_ms: tuple[float, ...] | None = None
     """Milliseconds of a prefill of one sequence, predicted from measured costs."""
-    error: dict[Literal["decode_ms", "prefill_ms"], float] | None = None
+    error: Annotated[dict[Literal["decode_ms", "prefill_ms"], float], AfterValidator(Frozen)] | None = None
     """Median error of the costs' fit, as a share of the measured milliseconds."""
     device: str | None = None
     """The device, threads, back-end and dtype that the milliseconds hold for."""
@@ -43,6 +44,18 @@ class Predicted(Strict):
             figures = getattr(self, field)
             if figures is not None and len(figures) != len(self.lengths):
                 raise ValueError(f"{field} has {len(figures)} figures for {len(self.lengths)} lengths")
+            if figures is not None and min(figures) < 0:
+                raise ValueError(f"{field} must be 0 or more, found {min(figures):g}")
+        return self
+
+    @model_validator(mode="after")
+    def _lengths_ascend(self) -> Self:
+        if sorted(set(self.lengths)) != list(self.lengths):
+            raise ValueError(f"lengths must ascend, found {list(self.lengths)}")
+        if self.measured_to is not None and self.measured_to > self.lengths[-1]:
+            raise ValueError(
+                f"measured_to must be at most the longest length, {self.lengths[-1]}, found {self.measured_to}"
+            )
         return self
 
 

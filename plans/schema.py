@@ -1,17 +1,50 @@
 """Define the base of every part of a plan file, and put pydantic's errors into the words of the file."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from moa.plans.errors import brief, shortened
+from moa.plans.errors import PlanError, brief, shortened
+
+if TYPE_CHECKING:
+    from pydantic._internal._model_construction import ModelMetaclass as Kind
+else:
+    Kind = type(BaseModel)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
-class Strict(BaseModel):
-    """Base of every part of the plan file: it is immutable and refuses unknown keys; docstrings go into the schema."""
+class _Worded(Kind):
+    """Makes a call of the class raise our one line; parts of a document are checked without such calls."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        try:
+            return super().__call__(*args, **given)
+        except ValidationError as error:
+            raise PlanError(f"{self.__name__}: {problem(error)}") from None
+
+
+class Strict(BaseModel, metaclass=_Worded):
+    """Base of every part of the plan file: it is immutable and refuses unknown keys; docstrings go into the schema.
+
+    Numbers are finite: NaN and infinity are no JSON.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class Frozen(dict[K, V]):
+    """A mapping that does not change, as what holds it does not."""
+
+    def _refuse(self, *args: Any, **given: Any) -> NoReturn:
+        raise TypeError("this mapping does not change: make another of `dict(mapping)`")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = _refuse
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Frozen, (dict(self),)  # a copy of a dict would be filled item by item
 
 
 class ProblemError(Exception):

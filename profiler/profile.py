@@ -98,8 +98,9 @@ class Profile:
             ProfileError: A pattern was not profiled.
         """
         there = dict.fromkeys(name for name, _ in self.variants)
-        if unknown := [name for name in patterns if name not in there]:
-            raise ProfileError(f"patterns of this profile are {', '.join(there)}, found {', '.join(unknown)}")
+        unknown = [name for name in patterns if name not in there]
+        if unknown or not patterns:
+            raise ProfileError(f"patterns of this profile are {', '.join(there)}, found {', '.join(unknown) or 'none'}")
         kept = [i for i, (name, _) in enumerate(self.variants) if name in patterns]
         return dataclasses.replace(
             self, variants=tuple(self.variants[i] for i in kept),

@@ -43,10 +43,10 @@ class Lengths:
         known, most = profiled[-1], min(profile.max_length or LONGEST, LONGEST)
         if longest is None:
             longest = known if chosen is not None else max(known, min(AHEAD * known, most))
-        if not known <= longest <= max(known, most):
+        if not known <= longest <= max(known, most) or longest % 1:
             raise MoaError(
-                f"the longest intended length must be from {known}, the longest profiled one that the plan is for, to "
-                f"{max(known, most)}, found {longest}"
+                f"the longest intended length must be an integer from {known}, the longest profiled one that the plan "
+                f"is for, to {max(known, most)}, found {longest}"
             )
         ahead = []
         while known < longest:

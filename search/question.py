@@ -6,6 +6,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+
 from moa.plans.errors import MoaError, brief
 from moa.plans.model import DTYPES, Dtype
 from moa.plans.plan import Plan, Provenance
@@ -215,4 +217,4 @@ class Question:
 
 
 def _listed(figures: Figures) -> Sequence[float | str]:
-    return [figures] if isinstance(figures, str | int | float) else figures
+    return [figures] if isinstance(figures, str) or np.ndim(figures) == 0 else figures  # type: ignore[list-item, return-value]

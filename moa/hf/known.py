@@ -7,6 +7,7 @@ from typing import Any
 
 from moa.hf.fingerprint import fingerprint
 from moa.plans import hub
+from moa.plans.config import longest_text
 from moa.plans.content import Content
 from moa.plans.errors import MoaError, PlanError, brief
 from moa.plans.file import shipped
@@ -49,7 +50,8 @@ def known_plan(model: Any, budget: float) -> Plan:
     made = [Plan.load(path) for path in sorted(_folder(model).glob("*.yaml"))]
     ours = [plan for plan in map(Plan.load, sorted(shipped())) if plan.model.name == info.name]
     beside = _plans(hub.all_in_folder(Path(home))) if home and Path(home).is_dir() else []
-    if found := _best((*ours, *made, *beside), info, budget):
+    longest = longest_text(model.config)
+    if found := _best((*ours, *made, *beside), info, budget, longest):
         return found
     there, said = [], ""
     if home and hub.is_repo(home):
@@ -57,9 +59,11 @@ def known_plan(model: Any, budget: float) -> Plan:
             there = _plans(hub.all_in_repo(home))
         except PlanError as error:
             said = f"; {error}"
-        if found := _best(there, info, budget):
+        if found := _best(there, info, budget, longest):
             return found
-    known = {plan.fingerprint(): _density(plan) for plan in (*ours, *made, *beside, *there) if _fits(plan, info)}
+    known = {
+        plan.fingerprint(): _density(plan, longest) for plan in (*ours, *made, *beside, *there) if _fits(plan, info)
+    }
     others = ", ".join(f"{density:.3g}" for density in sorted(known.values()))
     raise MoaError(
         f"no plan of density {budget:g} or less is known for {info.name} (known: {others or 'none'}{said}); make one: "
@@ -67,9 +71,9 @@ def known_plan(model: Any, budget: float) -> Plan:
     )
 
 
-def _best(plans: Iterable[Plan], info: ModelInfo, budget: float) -> Plan | None:
-    fitting = [plan for plan in plans if _fits(plan, info) and _density(plan) <= budget * (1 + 1e-9)]
-    return max(fitting, key=lambda plan: (not plan.reads(), _density(plan)), default=None)
+def _best(plans: Iterable[Plan], info: ModelInfo, budget: float, longest: int | None) -> Plan | None:
+    fitting = [plan for plan in plans if _fits(plan, info) and _density(plan, longest) <= budget * (1 + 1e-9)]
+    return max(fitting, key=lambda plan: (not plan.reads(), _density(plan, longest)), default=None)
 
 
 def _fits(plan: Plan, info: ModelInfo) -> bool:
@@ -80,9 +84,10 @@ def _plans(contents: Iterable[Content]) -> list[Plan]:
     return [Plan(**dict(content)) for content in contents]
 
 
-def _density(plan: Plan) -> float:
-    """Return the density at the longest text that the plan is for; 1 where it does not say for which it is."""
-    return plan.density(plan.predicted.lengths[-1]) if plan.predicted else 1.0
+def _density(plan: Plan, longest: int | None) -> float:
+    """Return the density at the longest text that the plan is for, or else that the model takes; 1 if none is known."""
+    longest = plan.predicted.lengths[-1] if plan.predicted else longest
+    return 1.0 if longest is None else plan.density(longest)
 
 
 def made_here() -> list[Path]:

@@ -197,6 +197,8 @@ class KVCache(Cache):  # type: ignore[misc]  # transformers has no types
         if tokens_to_remove > 0:
             raise Unsupported(f"crop takes minus the number of tokens to remove, found {tokens_to_remove}")
         columns, cached, left = -tokens_to_remove, 0, dict[torch.device, Ints]()
+        if columns and not self._batches:
+            raise Unsupported(f"cannot crop {columns} tokens, the cache holds 0")
         for device, batch in self._batches.items():  # equally wide
             cached = int(batch.width)
             if columns > cached:

@@ -77,6 +77,12 @@ def prepare_cache(
         given.serve(backends)
     if given is not None:
         _check_given(given, columns, generation_config, generation_mode, max_cache_length)
+    if plan.reads() and generation_mode == GenerationMode.ASSISTED_GENERATION:
+        raise Unsupported(
+            "drafts (assistant_model, prompt_lookup_num_tokens) under a plan that reads less than it keeps: "
+            "transformers passes the prompt and the first drafts in one call, which reads all that is kept, so other "
+            "tokens would come than without drafts; leave the drafts out, or take a plan without reads (plan.whole)"
+        )
     limit, drafts = (
         longrope_limit(model.config.get_text_config()),
         generation_mode == GenerationMode.ASSISTED_GENERATION,

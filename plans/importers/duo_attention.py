@@ -15,7 +15,7 @@ import numpy as np
 from moa.plans.errors import PlanError
 from moa.plans.importers import tables
 from moa.plans.makers import two_group
-from moa.plans.model import ModelInfo
+from moa.plans.model import ModelInfo, whole
 from moa.plans.patterns import Rule
 from moa.plans.span import Floats, Ints
 
@@ -44,6 +44,8 @@ def read(
         raise PlanError("give a threshold or a sparsity, not both")
     if sparsity is not None and not 0 <= sparsity <= 1:
         raise PlanError(f"sparsity must be from 0 to 1, found {sparsity:g}")
+    if threshold is not None and not 0 <= threshold <= 1:
+        raise PlanError(f"threshold must be from 0 to 1, found {threshold:g}")
     table = tables.scores(source, info).clip(0, 1)
     if sparsity is None:
         full = np.argwhere(table >= (THRESHOLD if threshold is None else threshold))
@@ -52,6 +54,7 @@ def read(
     if sink is None or recent is None:
         said = _config(source)
         sink, recent = (said[0] if sink is None else sink), (said[1] if recent is None else recent)
+    sink, recent = whole("sink", sink), whole("recent", recent)
     return dict(two_group(info, [(int(layer), int(head)) for layer, head in full], recent, sink)[0])
 
 

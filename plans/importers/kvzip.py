@@ -13,7 +13,7 @@ import numpy as np
 from moa.plans.errors import PlanError
 from moa.plans.importers import tables
 from moa.plans.makers import two_group
-from moa.plans.model import ModelInfo
+from moa.plans.model import ModelInfo, whole
 from moa.plans.patterns import Rule
 from moa.plans.span import BLOCK
 
@@ -36,8 +36,7 @@ def read(
     """
     if not 0 < ratio <= 1:
         raise PlanError(f"ratio must be over 0 and at most 1, found {ratio:g}")
-    if min(sink, recent) < 1:
-        raise PlanError(f"sink and recent must be 1 token or more, found {sink} and {recent}")
+    sink, recent = whole("sink", sink), whole("recent", recent)
     table = tables.scores(source, info)
     down = np.sort(table, axis=None)[::-1]
     threshold = -np.inf if ratio == 1 else down[max(int(table.size * ratio) - 1, 0)]

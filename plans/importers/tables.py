@@ -48,6 +48,8 @@ def scores(source: Source, info: ModelInfo) -> Floats:
     if isinstance(source, str | PathLike):
         path = Path(source)
         given = json_file(path) if path.suffix == ".json" else _lines(path)
+    if hasattr(given, "detach"):  # a tensor; numpy knows neither gradients, bfloat16 nor other devices
+        given = given.detach().cpu().double()
     try:
         table = np.asarray(given, np.float64).squeeze()
     except (TypeError, ValueError):

@@ -74,6 +74,14 @@ def test_a_folder_keeps_plans_by_name(tmp_path: Path) -> None:
         Plan.from_pretrained(folder)
 
 
+def test_a_folder_has_no_revisions_and_a_file_is_no_folder(tmp_path: Path) -> None:
+    WIDE.save_pretrained(tmp_path / "model")
+    with pytest.raises(PlanError, match=r"a revision is one of a repository of the hub; .*model is a folder"):
+        Plan.from_pretrained(tmp_path / "model", revision="main")
+    with pytest.raises(PlanError, match=r"cannot write plan .*moa-plan.yaml: (File exists|Not a directory)"):
+        WIDE.save_pretrained(tmp_path / "model" / "moa-plan.yaml")
+
+
 @pytest.mark.parametrize("name", ["a/b", "..\\x", "é", " "])
 def test_names_are_parts_of_a_file_s(tmp_path: Path, name: str) -> None:
     with pytest.raises(PlanError, match="a plan's name is letters, digits"):

@@ -1,5 +1,6 @@
 """The plan object: what it counts, who may use it, and the ways to make one."""
 
+import copy
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -172,8 +173,10 @@ def test_places_without_rules_are_refused_by_name():
     with pytest.raises(PlanError, match="KV head must be from 0 to 1, found 2"):
         plan.rule(1, 2)
     for call in (plan.spans, plan.density, plan.prefill_fraction):
-        with pytest.raises(PlanError, match="length must be 1 or more, found 0"):
+        with pytest.raises(PlanError, match="length must be an integer of 1 or more, found 0"):
             call(0)
+        with pytest.raises(PlanError, match=r"length must be an integer of 1 or more, found 1\.5"):
+            call(1.5)
 
 
 def test_a_plan_cannot_be_changed():
@@ -182,6 +185,19 @@ def test_a_plan_cannot_be_changed():
         plan.defaults = FULL
     with pytest.raises(ValueError, match="read-only"):
         plan.reach(0).sink[:] = 0
+    before = hash(plan), plan.to_dict()
+    for change in (
+        lambda: plan.groups.__setitem__(0, plan.groups[1]),
+        lambda: plan.groups.pop(0),
+        lambda: plan.groups.update({}),
+        lambda: plan.model.rope.__setitem__("theta", 5.0),
+        lambda: plan.model.rope.clear(),
+    ):
+        with pytest.raises(TypeError, match="this mapping does not change"):
+            change()
+    assert (hash(plan), plan.to_dict()) == before
+    assert copy.copy(plan) == plan
+    assert copy.deepcopy(plan.model) == plan.model
 
 
 def test_check_names_each_field_that_differs():
@@ -204,11 +220,11 @@ def test_check_names_each_field_that_differs():
         ({"beta": 1.5}, "must be a number from 0 to 1, found 1.5"),
         ({"beta": float("nan")}, "must be a number from 0 to 1, found nan"),
         ({"beta": True}, "must be a number from 0 to 1, found True"),
-        ({"gamma": 1}, "Extra inputs are not permitted"),
+        ({"gamma": 1}, "unknown key"),
     ],
 )
 def test_rules_outside_the_schema_are_refused(fields, message):
-    with pytest.raises(ValidationError, match=message):
+    with pytest.raises(PlanError, match=message):
         Rule(**{"alpha": 0, "beta": 0, **fields})
 
 
@@ -265,7 +281,7 @@ def test_uniform_refuses_what_is_no_density():
     for density in (0, -0.1, 1.1, float("nan")):
         with pytest.raises(PlanError, match="density must be over 0 and at most 1"):
             Plan.uniform(MODEL, density, at=100)
-    with pytest.raises(PlanError, match="length must be 1 or more"):
+    with pytest.raises(PlanError, match="length must be an integer of 1 or more"):
         Plan.uniform(MODEL, 0.5, at=0)
 
 
@@ -277,13 +293,33 @@ def test_two_group():
     assert plan.spans(64 * 100 + 1)[0, 0] == 64 + 192 + 1  # the sink, the window, and the rounding to a block
     with pytest.raises(PlanError, match="full_heads names layer 4, KV head 0"):
         Plan.two_group(MODEL, [(4, 0)], window=64)
-    with pytest.raises(PlanError, match="window must be 1 token or more"):
+    with pytest.raises(PlanError, match="window must be an integer of 1 or more"):
         Plan.two_group(MODEL, [], window=0)
+    with pytest.raises(PlanError, match=r"window must be an integer of 1 or more, found 64\.5"):
+        Plan.two_group(MODEL, [], window=64.5)
 
 
 def test_predicted_has_one_figure_per_length():
-    with pytest.raises(ValidationError, match="kl has 1 figures for 2 lengths"):
+    with pytest.raises(PlanError, match="Predicted: kl has 1 figures for 2 lengths"):
         Predicted(lengths=[1, 2], kl=[0.1])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"lengths": [2, 1]}, r"lengths must ascend, found \[2, 1\]"),
+        ({"lengths": [1, 1]}, "lengths must ascend"),
+        ({"lengths": [0]}, "lengths.0: input should be greater than or equal to 1, found 0"),
+        ({"lengths": [10**20]}, "lengths.0: input should be less than or equal to 16777216"),
+        ({"lengths": [1024], "measured_to": 4096}, "measured_to must be at most the longest length, 1024, found 4096"),
+        ({"lengths": [1], "density": [float("nan")]}, "density.0: input should be a finite number, found nan"),
+        ({"lengths": [1], "kl": [float("inf")]}, "kl.0: input should be a finite number, found inf"),
+        ({"lengths": [1], "density": [-1.0]}, "density must be 0 or more, found -1"),
+    ],
+)
+def test_figures_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(PlanError, match=message):
+        Predicted(**fields)
 
 
 def test_models_are_known_by_their_shape_alone():

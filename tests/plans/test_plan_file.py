@@ -87,7 +87,7 @@ FLOATS = st.floats(0, 1e6)
 def plans(draw):
     model = draw(st.sampled_from([MODEL, SLIDING])).model_copy(update={"name": draw(st.text())})
     few = st.sampled_from(draw(st.lists(RULES, min_size=1, max_size=3)))
-    lengths = draw(st.lists(st.integers(1, 2**20), min_size=1, max_size=3))
+    lengths = sorted(draw(st.sets(st.integers(1, 2**20), min_size=1, max_size=3)))
     figures = [draw(FLOATS) for _ in lengths]
     return Plan.from_rules(
         model,
@@ -250,6 +250,13 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{alpha: 0,", "{alpah: 0,", "line 5: layers.1.heads.2.alpah: unknown key"),
         ("  3:", "  9:", r"line 6: layers.9: takes no rules; the layers that do are \[0, 1, 2, 3\]"),
         ("  3:", "  1:", "line 6: not valid YAML: the key 1 is there twice"),
+        ("  3:", "  '1':", "line 6: not valid YAML: the key 1 is there twice"),
+        ("  3:", "  03:", "line 6: not valid YAML: YAML reads 03 as 3; write numbers as plain decimals"),
+        ("  3:", "  0x3:", "line 6: not valid YAML: YAML reads 0x3 as 3"),
+        ("  3:", "  08:", "layers: a layer is named by its number, found '08'"),
+        ("  3:", "  3.0:", r"line 6: not valid YAML: a key is a name, or the number of a layer, found 3\.0"),
+        ("  3:", "  yes:", "line 6: not valid YAML: a key is a name, or the number of a layer, found yes"),
+        ("alpha: 256,", "alpha: 0400,", "line 6: not valid YAML: YAML reads 0400 as 256"),
         ("  3: {alpha: 256, beta: 0.25}", "  3: 5", "line 6: layers.3: input should be a valid dictionary"),
         (
             "3: {alpha: 256,",

@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 
+from moa.plans.errors import PlanError
 from moa.plans.model import ModelInfo
 from moa.plans.patterns import FULL, KeyDiffWindow, Rule
 from moa.plans.plan import Plan, Provenance
@@ -77,3 +78,19 @@ def test_a_fingerprint_is_of_what_a_plan_does_alone(tmp_path) -> None:
     others.append(Plan.from_rules(MODEL, {0: heads[1], 1: heads[0]}))
     assert len({each.fingerprint() for each in [plan, *others]}) == 5
     assert plan.fingerprint() == "d65ee6d4544f86f7"  # results are kept under it
+
+
+@pytest.mark.parametrize(
+    ("layers", "message"),
+    [
+        ({1: {}, "1": {}}, "plan: layers: layer 1 is there twice"),
+        ({True: {}}, "plan: layers: a layer is named by its number, found True"),
+        ({"01": {}}, "plan: layers: a layer is named by its number, found '01'"),
+        ({1.0: {}}, "plan: layers: a layer is named by its number, found 1.0"),
+    ],
+)
+def test_layers_of_a_document_are_plain_numbers(layers, message):
+    document = Plan.dense(MODEL).to_dict()
+    assert Plan.from_dict({**document, "layers": {"1": {}}}) == Plan.dense(MODEL)  # as in JSON
+    with pytest.raises(PlanError, match=message):
+        Plan.from_dict({**document, "layers": layers})

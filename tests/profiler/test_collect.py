@@ -55,6 +55,8 @@ def test_profile_holds_what_was_asked(tmp_path: Path, model: Any, tokenizer: Any
     assert (table[2, ..., 4, 2:] != table[0, ..., 4, 2:]).all()  # other keys, other harm
     with pytest.raises(ProfileError, match="patterns of this profile are sink_window, keydiff_window, found quest"):
         loaded.only(["quest"])
+    with pytest.raises(ProfileError, match="patterns of this profile are sink_window, keydiff_window, found none"):
+        loaded.only([])
     assert loaded.estimators == {"noise": "fisher", "known": "effect"}
     np.testing.assert_array_equal(loaded.cuts["noise", 320], table)
 

@@ -8,6 +8,7 @@ from moa.plans.model import Sliding
 from moa.plans.plan import Plan
 from moa.search.budget import Budget, cost, limit, parse
 from moa.search.grid import grid
+from moa.search.question import Question
 
 LENGTHS = (512, 1024)
 
@@ -78,3 +79,14 @@ def test_without_a_length_a_budget_holds_at_the_longest(make_profile):
     assert found.name == "density<=0.5@4096"
     assert found.cost.sum() == pytest.approx(rules.spans(4096).sum() / 4096)
     assert limit(Budget("density", 0.5, 512), rules, info, 4096).name == "density<=0.5@512"
+
+
+def test_figures_may_be_numbers_of_numpy(make_profile):
+    profile = make_profile((512, 1024))
+    plans = {
+        Question.of(profile, {"density": figures}, "test").solve()[0].fingerprint()
+        for figures in (0.5, "0.5", [0.5], np.float32(0.5), np.float64(0.5), np.array(0.5), np.array([0.5]))
+    }
+    assert len(plans) == 1
+    with pytest.raises(MoaError, match="density"):
+        Question.of(profile, {"density": {1024: 0.5}}, "test")

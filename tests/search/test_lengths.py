@@ -45,6 +45,8 @@ def test_the_models_longest_text_is_known_from_any_profile_of_a_sum(make_profile
         ([], None, "lengths must be of the profiled [512, 1024], found []"),
         (None, 1023, "from 1024, the longest profiled one that the plan is for, to 4000, found 1023"),
         (None, 4001, "to 4000, found 4001"),
+        (None, 3000.5, "an integer from 1024, the longest profiled one that the plan is for, to 4000, found 3000.5"),
+        (None, float("nan"), "to 4000, found nan"),
     ],
 )
 def test_lengths_that_no_plan_can_be_for(make_profile, chosen, longest, says):

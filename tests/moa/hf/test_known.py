@@ -51,12 +51,18 @@ def test_a_plan_that_reads_less_than_it_keeps_comes_after_the_others(fresh) -> N
     assert known_plan(model, 0.25) == window(model, 0.125)
 
 
-def test_a_plan_that_does_not_say_for_which_texts_keeps_everything(fresh) -> None:
-    model = fresh()
-    remember(Plan.uniform(model, 0.25, at=LONGEST), model)
+def test_a_plan_that_does_not_say_for_which_texts_is_for_all_that_the_model_takes(
+    fresh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, plan = fresh(), Plan.uniform(fresh(), 0.25, at=1024)
+    remember(plan, model)
+    assert known_plan(model, 0.125) == plan
+    with pytest.raises(MoaError, match=r"\(known: 0.125\)"):
+        known_plan(model, 0.1)
+    monkeypatch.setattr("moa.hf.known.longest_text", lambda config: None)  # as of a config that does not say
     with pytest.raises(MoaError, match=r"\(known: 1\)"):
         known_plan(model, 0.9)
-    assert known_plan(model, 1.0) == Plan.uniform(model, 0.25, at=LONGEST)
+    assert known_plan(model, 1.0) == plan
 
 
 @pytest.mark.parametrize(("name", "finds"), [("SmolLM2-135M-Instruct", True), ("SmolLM2-135M", False)])

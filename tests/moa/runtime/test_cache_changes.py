@@ -88,6 +88,8 @@ def crop_too_far(applied, plan, tokens, max_length):
         cache.crop(-60)  # the second block back is gone, though each step is small
     with pytest.raises(Unsupported, match="the cache holds 540"):
         cache.crop(-541)
+    with pytest.raises(Unsupported, match="cannot crop 1 tokens, the cache holds 0"):
+        KVCache(plan).crop(-1)
     assert cache.get_seq_length() == 540
     whole = KVCache(plan, max_length)
     run(applied, whole, ids[:, :540])

@@ -165,12 +165,16 @@ def test_beam_search_scores_texts_as_each_alone(model, plan, oracle, tokens, bac
 
 @each
 @torch.no_grad()
-def test_drafts_do_not_change_what_is_generated(model, plan, tokens, backend):
-    ids = tokens(1, 30).repeat(1, 12)
-    with moa.apply(model, plan, backend):
-        plain = model.generate(ids, max_new_tokens=20, do_sample=False)
-        drafted = model.generate(ids, max_new_tokens=20, do_sample=False, prompt_lookup_num_tokens=5)
-    assert torch.equal(drafted, plain)
+def test_drafts_are_refused_since_the_first_come_in_the_call_of_the_prompt(model, plan, tokens, backend):
+    """That call reads all that is kept, so other tokens could come than without drafts."""
+    ids, found = tokens(1, 30).repeat(1, 12), []
+    options = {"max_new_tokens": 20, "do_sample": False}
+    for drafts in ({"prompt_lookup_num_tokens": 5}, {"assistant_model": copy.deepcopy(model)}):
+        with moa.apply(model, plan, backend), pytest.raises(Unsupported, match=r"drafts .* leave the drafts out"):
+            model.generate(ids, **drafts, **options)
+        with moa.apply(model, plan.whole, backend):
+            found += [model.generate(ids, **drafts, **options), model.generate(ids, **options)]
+    assert all(torch.equal(found[0], each) for each in found[1:])
 
 
 @each

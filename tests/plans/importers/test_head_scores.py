@@ -76,6 +76,8 @@ def test_kvzip_reads_tensors_and_json(tmp_path: Path) -> None:
     path.write_text(json.dumps(SCORES))
     plans = [Plan.import_from("kvzip", source, MODEL, ratio=0.5) for source in (torch.tensor(SCORES), path)]
     assert plans[0] == plans[1]
+    for tensor in (torch.tensor(SCORES).bfloat16(), torch.tensor(SCORES).requires_grad_()):
+        assert Plan.import_from("kvzip", tensor, MODEL, ratio=0.5) == plans[0]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +86,7 @@ def test_kvzip_reads_tensors_and_json(tmp_path: Path) -> None:
         ("gptq", SCORES, {}, "format must be one of moa, duo_attention, kvzip, found 'gptq'"),
         ("kvzip", SCORES, {}, "kvzip needs the option ratio"),
         ("kvzip", SCORES, {"ratio": 0}, "ratio must be over 0 and at most 1, found 0"),
-        ("kvzip", SCORES, {"ratio": 0.5, "recent": 0}, "1 token or more, found 64 and 0"),
+        ("kvzip", SCORES, {"ratio": 0.5, "recent": 0}, "recent must be an integer of 1 or more, found 0"),
         (
             "kvzip",
             SCORES,
@@ -98,6 +100,8 @@ def test_kvzip_reads_tensors_and_json(tmp_path: Path) -> None:
         ("duo_attention", SCORES, {}, "give sink and recent, in tokens"),
         ("duo_attention", SCORES, {"sparsity": 2}, "sparsity must be from 0 to 1, found 2"),
         ("duo_attention", SCORES, {"sparsity": 0.5, "threshold": 0.5}, "not both"),
+        ("duo_attention", SCORES, {"threshold": float("nan")}, "threshold must be from 0 to 1, found nan"),
+        ("duo_attention", SCORES, {"sink": 2.5, "recent": 9}, r"sink must be an integer of 1 or more, found 2\.5"),
         ("duo_attention", "none.tsv", {}, "cannot read none.tsv: No such file"),
         ("duo_attention", "none.json", {}, "cannot read none.json: No such file"),
     ],
