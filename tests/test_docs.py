@@ -44,7 +44,7 @@ def commands(page: Path) -> list[list[str]]:
 @pages
 def test_guides_are_short(page):
     docs, text = ROOT / "docs", page.read_text()
-    if page == ROOT / "README.md":  # what was measured is as long as its tables
+    if page in (ROOT / "README.md", docs / "results.md"):  # what was measured is as long as its tables
         text = FIGURES.sub("", text)
     most = {ROOT / "README.md": 110, docs / "models.md": 300, docs / "architecture.md": 120}.get(page, 250)
     assert len(text.splitlines()) <= most, "move what is not needed at once to a page of its own"
