@@ -210,7 +210,7 @@ NUMBERS = [
     ("eval model -o out.json --needles 0 --four-needles 0 --ppl-windows 0", "one of them at least 1"),
     ("eval model -o out.json --ppl-windows -1", "found windows of held-out text (-1), contexts with one needle (20)"),
     ("eval model -o out.json --dtype int3", "dtype must be one of auto"),
-    ("show plan.yaml --lengths 0", "length must be 1 or more, found 0"),
+    ("show plan.yaml --lengths 0", "length must be an integer of 1 or more, found 0"),
     ("show plan.yaml --lengths ''", "lengths must be whole numbers"),
     ("show plan.yaml --lengths 90000000000000", "lengths must be at most 16777216, found 90000000000000"),
     ("doctor model plan.yaml --length 90000000000000", "less than or equal to 16777216"),

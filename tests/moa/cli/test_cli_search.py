@@ -109,7 +109,7 @@ def test_source_weights_change_the_plan(search):
     [
         ([], "at least one budget"),
         (["--max-density", "0.01"], "no plan keeps density<=0.01@4096: the smallest feasible value is 0.04688"),
-        (["--max-density", "0.5", "--max-length", "1000"], "must be from 1024, the longest profiled"),
+        (["--max-density", "0.5", "--max-length", "1000"], "must be an integer from 1024, the longest profiled"),
         (["--max-density", "half"], "'half'"),
         (["--max-density", "2"], "at most 1"),
         (["--max-kv-gb", "1@x"], "'1@x'"),

@@ -20,7 +20,7 @@ def show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "140")
     Plan.from_rules(INFO, {0: [NARROW, FULL], 1: [NARROW] * 2}).save("half.yaml")
-    predicted = Predicted(lengths=(2048, 512), density=(0.1, 0.4))
+    predicted = Predicted(lengths=(512, 2048), density=(0.4, 0.1))
     Plan.from_rules(INFO, {0: [NARROW] * 2, 1: [NARROW] * 2}, predicted=predicted).save("narrow.yaml")
 
     def run(*args: str) -> tuple[int, str, str]:
