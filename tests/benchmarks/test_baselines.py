@@ -142,7 +142,7 @@ def test_without_absolute_there_is_no_such_row(run, baselines, tmp_path):
 @pytest.mark.parametrize(
     ("args", "files", "says"),
     [
-        (["--longest", "100"], {}, "the longest intended length must be from 768"),
+        (["--longest", "100"], {}, "the longest intended length must be an integer from 768"),
         (
             [],
             {"profile": "unscored.safetensors"},

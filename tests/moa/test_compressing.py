@@ -183,7 +183,7 @@ def test_another_model_is_another_question(whole: Any, model_folder: Path) -> No
         ({"budget": {"speed": 2}}, "a budget is one of"),
         ({"minutes": 0}, "minutes must be over 0"),
         ({"lengths": (8192,)}, "over the model's maximum"),
-        ({"max_length": 100}, "longest intended length must be from 640"),
+        ({"max_length": 100}, "longest intended length must be an integer from 640"),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_model_is_loaded(
