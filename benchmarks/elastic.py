@@ -23,6 +23,7 @@ from typing import Any
 
 from held_out import TASKS
 from pages_parts.quality import effective
+from pilots import ANSWERED, NEEDLES, asked_after, pilot_of, piloted
 from provenance import about, provenance, said, write
 from tables import claim, claimed, compared, difference, head, line
 
@@ -43,11 +44,6 @@ RETRIEVAL = {HALF: 0.99, QUARTER: 0.97}
 """Aims: the least share of the dense model's needles that a plan finds."""
 PERPLEXITY = {HALF: 1.015, QUARTER: 1.05}
 """Aims: the largest perplexity of a plan over the dense model's."""
-ANSWERED = 0.9
-"""Share of needles that the dense model must find; where it finds less, plans have no aim."""
-NEEDLES = "single", "four"
-PILOT = 10
-"""Contexts of each kind that the dense model is asked about first."""
 UNIFORM = "uniform like plan 0.25"
 LONGER = 4.0
 """Aim: the least ratio of plan 0.25's effective context to the uniform window's."""
@@ -118,12 +114,6 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return [*found, claim("effective context, plan 0.25 over the uniform window, at least", times, LONGER)]
 
 
-def part_asked(part: Part, dense: dict[str, Any]) -> Part:
-    """Return the part without the needles that the dense model surely finds less than `ANSWERED` of, by its pilot."""
-    lost = [task for task in NEEDLES if task in dense and dense[task]["interval"][1] < ANSWERED]
-    return replace(part, counts={**part.counts, **dict.fromkeys(lost, 0)})
-
-
 def depths(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Return the table of right answers by how deep the needle lies, both tasks together."""
     rows = [row for row in rows if any(task in row for task in NEEDLES)]
@@ -135,16 +125,6 @@ def depths(rows: Sequence[dict[str, Any]]) -> list[str]:
         each = zip(*(row[task]["by_depth"] for task in NEEDLES if task in row), strict=True)
         sums = [tuple(sum(task[what] for task in tasks) for what in ("right", "questions")) for tasks in each]
         lines.append(line(f"{row['length']:,}", row["row"], *(f"{right} of {asked}" for right, asked in sums)))
-    return lines
-
-
-def piloted(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the table of what the dense model found in the pilots."""
-    lines = head(["tokens", "needles", "found by dense in the pilot", "plans were asked"])
-    for row in rows:
-        for task in (task for task in NEEDLES if task in row):
-            right, asked, high = row[task]["right"], row[task]["questions"], row[task]["interval"][1]
-            lines.append(line(f"{row['length']:,}", task, f"{right} of {asked}", "yes" if high >= ANSWERED else "no"))
     return lines
 
 
@@ -198,10 +178,11 @@ def main() -> int:
         found: dict[str, Any] = {"rows": [], "pilots": []}
         for n in options.only or lengths:
             part = sized(n, options.contexts)
-            pilot = replace(part, counts={task: min(part.counts[task], PILOT) for task in NEEDLES})
             how: Any = {"uniform": False, "seed": options.seed, "journal": journal}
-            dense = compare(model, tokenizer, [], [pilot], progress=said(f"{n:,} tokens, pilot"), **how)["rows"]
-            asked = part_asked(part, dense[0])
+            dense = compare(model, tokenizer, [], [pilot_of(part)], progress=said(f"{n:,} tokens, pilot"), **how)[
+                "rows"
+            ]
+            asked = asked_after(part, dense[0])
             measured = compare(model, tokenizer, rows[n], [asked], progress=said(f"{n:,} tokens"), **how)
             found = {
                 "model": measured["model"],

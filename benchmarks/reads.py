@@ -2,8 +2,9 @@
 
 Plans are found from a profile with reads (`moa profile --reads`), within budgets that hold at each length of their row.
 Beside each stand uniform reads of at least as many bytes, of everything or, under a budget of memory, of one window for
-all; beside a plan with such a budget also the same plan reading all that it keeps. A claim about needles is made only
-where the dense model finds 0.9 of them. Perplexity is measured as decoded, and beside it of a prefill.
+all; beside a plan with such a budget also the same plan reading all that it keeps. The dense model is asked first, in a
+pilot: plans are not asked for needles that it surely finds less than 0.9 of, and claims about needles are made only
+where it finds as many. Perplexity is measured as decoded, and beside it of a prefill.
 
 Each length is a run of its own, which writes reads-2k.json (4k, 8k) and .md to `--results`. They are of the same plans:
 the first run finds those of all rows, and others take them from its result, on whichever machine. If it is stopped,
@@ -21,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pilots import ANSWERED, NEEDLES, asked_after, pilot_of, piloted
 from provenance import about, provenance, said, write
 from tables import claim, claimed, compared, difference
 
@@ -33,10 +35,6 @@ from moa.plans.errors import MoaError
 from moa.plans.plan import Plan
 from moa.plans.reading import READ_STEPS
 from moa.profiler.profile import Profile, describe
-
-TASKS = "single", "four"
-KNOWN = 0.9
-"""Rate of the dense model's right answers below which nothing is claimed of a plan's."""
 
 
 class Budget(NamedTuple):
@@ -110,9 +108,7 @@ def claims(rows: list[dict[str, Any]], budgets: list[Budget]) -> list[dict[str, 
         mine, twin = by_name[budget.name], by_name[f"uniform like {budget.name}"]
         base = by_name["dense" if budget.kept == 1 else f"{budget.name}: all of it"]
         title = f"{budget.name}, {mine['length']:,} tokens"
-        for task in TASKS:
-            if by_name["dense"][task]["rate"] < KNOWN:
-                continue
+        for task in (task for task in NEEDLES if task in mine and by_name["dense"][task]["rate"] >= ANSWERED):
             part = mine[task]["rate"] / base[task]["rate"] if base[task]["rate"] else None
             lost, ahead = (list(difference(mine, other, task)) for other in (base, twin))
             kept = claim(f"{title}: {task}, of {base['row']}, at least", part, budget.found)
@@ -140,7 +136,7 @@ def main() -> int:
     options = parser.parse_args()
     length, title = options.length, f"reads-{options.length // 1024}k"
     texts = dict.fromkeys(("text", "decoded"), options.windows)
-    part = Part(length, dict.fromkeys(TASKS, options.needles) | texts)
+    part = Part(length, dict.fromkeys(NEEDLES, options.needles) | texts)
     try:
         if options.source.suffix == ".json":
             before = json.loads(options.source.read_text())
@@ -155,19 +151,25 @@ def main() -> int:
         part.check(model)
         options.results.mkdir(parents=True, exist_ok=True)
         those = rows_at(found, length)
+        how: Any = {
+            "uniform": False, "seed": options.seed, "journal": Journal(options.results / f"{title}.partial")
+        }  # fmt: skip
+        pilots = compare(
+            model, tokenizer, [], [pilot_of(part)], progress=said(f"{length:,} tokens, pilot"), **how
+        )["rows"]  # fmt: skip
         rows = compare(
-            model, tokenizer, [(name, plan) for _, name, plan in those], [part], uniform=False, seed=options.seed,
-            journal=Journal(options.results / f"{title}.partial"), progress=said(f"{length:,} tokens"),
+            model, tokenizer, [(name, plan) for _, name, plan in those], [asked_after(part, pilots[0])],
+            progress=said(f"{length:,} tokens"), **how,
         )["rows"]  # fmt: skip
     except (MoaError, OSError) as error:
         print("error:", error, file=sys.stderr)
         return 2
     made = claims(rows, [row for row, name, _ in those if name == row.name])
     result = {
-        "run": provenance(model, seed=options.seed, runs=1), "rows": rows, "claims": made, "profile": profiled,
-        "plans": {name: plan.to_dict() for name, plan in found.items()},
+        "run": provenance(model, seed=options.seed, runs=1), "rows": rows, "pilots": pilots, "claims": made,
+        "profile": profiled, "plans": {name: plan.to_dict() for name, plan in found.items()},
     }  # fmt: skip
-    page = [about(result["run"]), "", *compared(rows), "", *claimed(made)]
+    page = [about(result["run"]), "", *compared(rows), "", *piloted(pilots), "", *claimed(made)]
     write(options.results, title, result, "\n".join(page) + "\n")
     return 0
 

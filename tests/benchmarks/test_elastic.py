@@ -4,6 +4,7 @@ import json
 import sys
 
 import elastic
+import pilots
 import pytest
 from typer.testing import CliRunner
 
@@ -57,7 +58,7 @@ def test_where_dense_finds_too_little_nothing_is_asked():
 def test_needles_that_dense_surely_loses_are_asked_of_no_plan():
     part = Part(1024, {"single": 25, "four": 25, "text": 2}, elastic.TASKS)
     pilot = {"single": {"interval": [0.0, 0.28]}, "four": {"interval": [0.72, 0.95]}}
-    assert elastic.part_asked(part, pilot).counts == {"single": 0, "four": 25, "text": 2}
+    assert pilots.asked_after(part, pilot).counts == {"single": 0, "four": 25, "text": 2}
     text = {"perplexity_against_dense": 1.0}
     unasked = [{"row": name, "length": 1024, "text": text} for name in ("dense", "plan 0.25")]
     assert elastic.effective(unasked) == {}
@@ -69,7 +70,7 @@ def test_fewer_contexts_of_each_kind_and_going_on(model_folder, tmp_path, monkey
     profile = tmp_path / "p.safetensors"
     options = ["--lengths", "1024", "--samples", "1", "--source", "text"]
     assert CliRunner().invoke(app, ["profile", str(model_folder), "-o", str(profile), *options]).exit_code == 0
-    monkeypatch.setattr(elastic, "ANSWERED", 0.0)  # a random model answers nothing
+    monkeypatch.setattr(pilots, "ANSWERED", 0.0)  # a random model answers nothing
     monkeypatch.setattr(elastic, "PARTS", {1024: Part(1024, {"single": 5, "four": 5, "text": 1}, elastic.TASKS)})
     fixed = [str(model_folder), str(profile), "--longest", "2048", "--results", str(tmp_path), "--contexts", "1"]
     monkeypatch.setattr(sys, "argv", ["elastic.py", *fixed])

@@ -110,7 +110,8 @@ def test_lengths_are_runs_of_their_own_of_the_same_plans(script, profile, save_t
     assert run(tmp_path / "out" / "reads-2k.json", "--length", 4096) == 0
     second = json.loads((tmp_path / "out" / "reads-4k.json").read_text())
     assert (second["plans"], second["profile"]) == (first["plans"], first["profile"])
-    (_, counts, plans), (length, _, others) = asked
+    (_, pilot, none), (_, counts, plans), _, (length, _, others) = asked
+    assert (pilot, none) == ({"single": 3, "four": 3}, {})
     assert counts == {"single": 3, "four": 3, "text": 2, "decoded": 2}
     assert length == 4096
     assert plans["everything, 1/8 read"] == others["everything, 1/8 read"]
@@ -122,9 +123,33 @@ def test_lengths_are_runs_of_their_own_of_the_same_plans(script, profile, save_t
     assert "found no plans of this script for 2,048 tokens" in capsys.readouterr().err
 
 
+def test_needles_that_dense_surely_loses_are_not_asked_of_plans_and_nothing_is_claimed_of_them(
+    script, profile, save_tiny, tmp_path, monkeypatch
+):
+    model, asked = save_tiny(tmp_path, max_position_embeddings=8192), []
+    replace(profile, model=ModelInfo.of(model)).save(tmp_path / "p.safetensors")
+
+    def compare(model, tokenizer, plans, parts, **how):
+        asked.append(parts[0].counts)
+        rows = [measured(name, parts[0].length) for name in ("dense", *dict(plans))]
+        for row in rows:
+            row["single"] = row["single"] | {"right": 0, "interval": [0.0, 0.3]}
+        return {"rows": rows if not plans else [{k: v for k, v in row.items() if k != "single"} for row in rows]}
+
+    monkeypatch.setattr(script, "compare", compare)
+    argv = [tmp_path, tmp_path / "p.safetensors", "--results", tmp_path, "--length", 8192, "--needles", 25]
+    monkeypatch.setattr(sys, "argv", ["reads.py", *map(str, argv)])
+    assert script.main() == 0
+    assert asked[0] == {"single": 10, "four": 10}
+    assert (asked[1]["single"], asked[1]["four"]) == (0, 25)
+    found = json.loads((tmp_path / "reads-8k.json").read_text())
+    assert not [each for each in found["claims"] if "single" in each["claim"]]
+    assert "| 8,192 | single | 0 of 1 | no |" in (tmp_path / "reads-8k.md").read_text()
+
+
 def measured(name, length):
     """A row as `compare` returns it."""
-    task = {"rate": 1.0, "kept": 1.0, "interval": [0.2, 1.0], "by_question": "1"}
+    task = {"rate": 1.0, "right": 1, "questions": 1, "kept": 1.0, "interval": [0.2, 1.0], "by_question": "1"}
     text = {"perplexity": 10.0, "kl": 0.0}
     return {"row": name, "length": length, "density": 1.0, "kv_bytes": 2**20, "single": task, "four": task,
             "text": text, "decoded": text}  # fmt: skip
