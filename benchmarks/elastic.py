@@ -179,9 +179,8 @@ def main() -> int:
         for n in options.only or lengths:
             part = sized(n, options.contexts)
             how: Any = {"uniform": False, "seed": options.seed, "journal": journal}
-            dense = compare(model, tokenizer, [], [pilot_of(part)], progress=said(f"{n:,} tokens, pilot"), **how)[
-                "rows"
-            ]
+            pilot, shown = pilot_of(part), said(f"{n:,} tokens, pilot")
+            dense = compare(model, tokenizer, [], [pilot], progress=shown, **how)["rows"]
             asked = asked_after(part, dense[0])
             measured = compare(model, tokenizer, rows[n], [asked], progress=said(f"{n:,} tokens"), **how)
             found = {
