@@ -253,7 +253,7 @@ OUTPUTS = [
     ("bench model --plan plan.yaml -o out.json", "out.json is not a result of `moa bench`"),
     ("show plan.yaml --png plan.yaml", "plan.yaml is not a PNG"),
     (f"eval model -o out.jsonl {EVAL}", "must not end in .jsonl"),
-    (f"eval model -o note.json {EVAL}", "note.jsonl, line 1: not a result of an evaluation"),
+    (f"eval model -o note.json {EVAL}", "note.jsonl, line 1: not a finished result"),
 ]
 DATA = [
     (f"profile model -o out.safetensors --lengths 256,512 --data {data}", says)

@@ -50,7 +50,7 @@ def _locked(path: Path) -> Iterator[Lines]:
     """Yield the file while no other process reads or writes it."""
     with path.open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield Lines(path, "a result of an evaluation", b'{"key": ', _ours)
+        yield Lines(path, "a finished result", b'{"key": ', _ours)
 
 
 def _ours(entry: Any) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import moa
-from moa import compressing
+from moa import compressing, stages
 from moa.alternatives import alternatives
 from moa.outcome import numbers
 from moa.pacing import evaluation_counts
@@ -107,7 +107,7 @@ def test_without_an_output_the_folder_is_the_question_s_in_the_cache(
     assert found.folder.parent == tmp_path / "cache" / "compress"
     assert found.plan == moa.Plan.load(found.folder / "plan.yaml")
     for name in ("pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts"):
-        monkeypatch.setattr(compressing, name, never)
+        monkeypatch.setattr(stages, name, never)
     assert moa.compress(model, tokenizer, budget=0.3, **LEAST).folder == found.folder
 
 
@@ -119,7 +119,7 @@ def test_run_again_it_does_nothing_twice(whole: Any, model_folder: Path, monkeyp
     for name in (
         "pass_pace", "profile_model", "find_plan", "evaluate_plans", "evaluation_counts", "alternatives", "bench_plan"
     ):  # fmt: skip
-        monkeypatch.setattr(compressing, name, never)
+        monkeypatch.setattr(stages, name, never)
     again = moa.compress(model_folder, output=whole.folder, budget=0.3, **LEAST)
     assert again.plan == whole.plan
     del again.figures["seconds"]["calibrate"], whole.figures["seconds"]["calibrate"]

@@ -98,7 +98,7 @@ def test_a_plan_by_two_names_is_measured_once(model, plan, tokenizer, tmp_path):
 def test_a_foreign_journal_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "eval.jsonl"
     path.write_text('{"text": "my data"}\n')
-    with pytest.raises(MoaError, match="line 1: not a result of an evaluation"):
+    with pytest.raises(MoaError, match="line 1: not a finished result"):
         Journal(path)
     assert path.read_text() == '{"text": "my data"}\n'
 

@@ -62,7 +62,7 @@ def test_what_another_process_left_half_is_not_added_to(tmp_path):
 def test_another_file_is_refused_and_left_alone(tmp_path, content):
     path = tmp_path / "r.jsonl"
     path.write_bytes(content)
-    with pytest.raises(MoaError, match="line 1: not a result of an evaluation"):
+    with pytest.raises(MoaError, match="line 1: not a finished result"):
         Journal(path)
     assert path.read_bytes() == content
 
