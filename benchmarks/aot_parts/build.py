@@ -54,6 +54,9 @@ SPILLS = {
 }
 """Kernels by type that may spill from a head size on, and why: what a thread of 255 registers would have to hold."""
 
+CONTRACTED = 2
+"""Contracted products of `page_choice_kernel`: both are of sums that are formed once."""
+
 
 @dataclass
 class Row:
@@ -71,6 +74,8 @@ class Row:
     shared: int
     spills: int
     tensor_cores: str
+    contracted: int
+    """Products that the compiler made one operation with the sum that takes them; not counted on AMD."""
 
     def faults(self) -> list[str]:
         """Return what makes this configuration unfit to ship."""
@@ -83,6 +88,8 @@ class Row:
             found.append(f"needs {self.shared} bytes of shared memory, the target has {SHARED[self.target]}")
         if attends and self.dtype != "fp32" and not self.tensor_cores:
             found.append("uses no tensor cores")
+        if self.kernel == "page choice" and self.contracted > CONTRACTED:
+            found.append(f"{self.contracted} products are contracted, so that its passes may form other weights")
         return found
 
 
@@ -113,7 +120,7 @@ def build(kernel: Any, name: str, target: str, dtype: torch.dtype, dim: int, var
     cores = "+".join(sorted(set(TENSOR_CORES.findall(text))))
     return Row(
         name, target, DTYPES[dtype], dim, variant, tiles.block_m, tiles.warps, tiles.stages, registers,
-        made.metadata.shared, spills, cores,
+        made.metadata.shared, spills, cores, 0 if target.startswith("gfx") else _contracted(text),
     )  # fmt: skip
 
 
@@ -132,6 +139,12 @@ def _type(arg: str, dtype: str) -> str:
         return "fp32"
     pointers = {"q", "k", "v", "out", "k_store", "v_store", "k_kept", "v_kept", "dout", "dq", "dk", "dv"}
     return f"*{dtype}" if arg in pointers else "i32"
+
+
+def _contracted(text: str) -> int:
+    """Return the fused multiply-adds of PTX that add anything but 0."""
+    zeros = {"0f00000000", *re.findall(r"mov\.[bf]32\s+(%\w+), 0f00000000;", text)}
+    return sum(added not in zeros for added in re.findall(r"fma\.rn\.f32\s.*, (%?\w+);", text))
 
 
 def _nvidia(cubin: bytes) -> tuple[int, int]:

@@ -17,12 +17,15 @@ from moa.kernels.triton.common import require_supported
 from moa.kernels.triton.decode import launch_decode
 from moa.kernels.triton.prefill import launch_prefill
 from moa.kernels.triton.read import launch_read
+from moa.plans.span import BLOCK
 
 __all__ = ["append", "attend", "decode", "follow_keydiff", "prefill_keydiff", "read"]
 
 SUMMARISES = True
 FEW = 16
 """Mean new tokens per sequence up to which the keys, not the rows, are what fills the device."""
+MOST = BLOCK
+"""New tokens of one sequence up to which `decode_kernel` is right: no window ends within the blocks they lie in."""
 
 
 def attend(
@@ -71,4 +74,4 @@ def read(
 
 
 def _few(q: Tensor, batch: Packed) -> bool:
-    return len(q) <= FEW * (len(batch.cu_seqlens) - 1)
+    return len(q) <= FEW * (len(batch.cu_seqlens) - 1) and batch.max_seqlen <= MOST

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from moa.kernels.triton.budget import FINE, INSIDE, find_row, opened, place_of
+from moa.kernels.triton.candidates import product
 from moa.kernels.triton.common import BLOCK, RUN_TIME
 from moa.kernels.triton.page_scores import LOWEST
 from moa.kernels.triton.summaries import QUADS
@@ -38,11 +39,12 @@ def _softmax(tops, totals, lines, HEADS: tl.constexpr, UP: tl.constexpr, LINES: 
 
 @triton.jit
 def _bits(scores, page, there, top, inverse, HEADS: tl.constexpr, UP: tl.constexpr):
-    """Return the bits of pages' weights."""
+    """Return the bits of pages' weights: in every pass the same, so products are rounded before they are added."""
     head = tl.arange(0, UP)
     mask = there[:, None] & (head < HEADS)[None, :]
     found = tl.load(scores + page[:, None] * HEADS + head[None, :], mask=mask, other=0.0)
-    weight = tl.sum(tl.exp2(tl.maximum(found - top[None, :], LOWEST)) * inverse[None, :], 1)
+    power = tl.exp2(tl.maximum(found - top[None, :], LOWEST))
+    weight = tl.sum(product(power, tl.broadcast_to(inverse[None, :], power.shape)), 1)
     return weight.to(tl.int32, bitcast=True)
 
 

@@ -148,11 +148,11 @@ def launch_read(
     )
     opened, chosen = (torch.empty((rows, groups, n), dtype=torch.int32, device=device) for n in (coarse, fine))
     tables = (*seen, *reading, store.base, store.capacity, batch.cu_seqlens, batch.past)
-    shape = tiles_of(q, k, batch)
     up = triton.next_power_of_2(per_group)
     pages = {"HEADS": per_group, "D": dim, "AT_ONCE": AT_ONCE}
     sizes = seen.first.shape[1], groups
     with on_device(q):
+        shape = tiles_of(q, k, batch)
         attend_pieces(
             q, k, v, parts, lse, batch=batch, seen=seen, store=store, softmax=softmax, write=False, tiles=shape,
             reading=reading,

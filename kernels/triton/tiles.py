@@ -11,6 +11,9 @@ WIDEST = {torch.float32: 256, torch.float16: 512, torch.bfloat16: 512}
 WIDEST_INFLUENCE = 256
 """Likewise of influence, which holds more tiles at once."""
 
+AMPERE = "sm_7", "sm_8", "sm_12"
+"""Devices whose blocks may use 163 KiB of shared memory or less: Turing, Ampere, Ada, and the Blackwell of desktops."""
+
 
 class Tiles(NamedTuple):
     """What a kernel is compiled with."""
@@ -43,7 +46,7 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
         return Tiles(16, 4 if _amd(target) else 8, 1, width, precision(target))
     if _amd(target):
         return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
-    ampere = target.startswith("sm_8")
+    ampere = target.startswith(AMPERE)
     if wide:
         return Tiles(32 if width <= 64 else 16, 8, 1, width, precision(target))
     rows = 64 if width > (64 if ampere else 128) else 128
@@ -75,7 +78,7 @@ def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | Non
         return Tiles(max(16, at_least), 8, 1, width, precision(target))
     if width > 128:
         return Tiles(max(16, at_least), 8, 2, width, precision(target))
-    rows = 32 if width > 64 and target.startswith("sm_8") else 64
+    rows = 32 if width > 64 and target.startswith(AMPERE) else 64
     return Tiles(max(rows, at_least), 4 if width <= 64 else 8, 2, width, precision(target))
 
 
@@ -84,7 +87,7 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
         return Tiles(64 if width <= 64 else 32, 4, 1, width, precision(target))
-    ampere = target.startswith("sm_8")
+    ampere = target.startswith(AMPERE)
     if wide:  # the operands of three TF32 passes do not fit the registers
         rows = 32 if ampere and width == 128 else 16
         return Tiles(rows, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))

@@ -32,6 +32,9 @@ def check(rows: list[dict[str, Any]]) -> None:
                 assert row["registers"] <= (168 if row["warps"] == 4 else 255)
         if row["dtype"] == "bf16" and (row["kernel"] in ("prefill", "decode", "read") or "influence" in row["kernel"]):
             assert set(row["tensor_cores"].split("+")) <= CORES.get(row["target"], {"v_mfma"})
+    choices = [row["contracted"] for row in rows if row["kernel"] == "page choice" and row["target"].startswith("sm_")]
+    assert choices
+    assert max(choices) <= 2  # its passes form the same bits
     hopper = [r for r in rows if r["kernel"] == "prefill" and r["target"] == "sm_90" and r["dtype"] == "bf16"]
     hopper = [r for r in hopper if r["head_size"] <= 256]  # above, tiles have fewer rows than the instruction needs
     assert hopper

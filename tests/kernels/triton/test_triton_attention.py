@@ -40,6 +40,13 @@ def test_prefill_then_a_long_chunk_over_wrapped_rings(dtype: torch.dtype) -> Non
     feed(texts([420, 111], [WINDOW, HALF, ALL], 1, 64, dtype), [[300, 20], [420, 111]], filled=True)
 
 
+def test_one_long_chunk_beside_single_tokens() -> None:
+    """On average they are few, but the long one's rows leave some of its own blocks behind."""
+    feed(
+        texts([301, *[192] * 7], [ONE_BLOCK, WINDOW], 2, 16, torch.float32), [[191] * 8, [301, *[192] * 7]], filled=True
+    )
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_decode_over_wrapped_rings(dtype: torch.dtype) -> None:
     stops = [[318, 63, 1, 0], [319, 66, 2, 0], [335, 66, 3, 1]]

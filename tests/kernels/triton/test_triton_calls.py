@@ -151,6 +151,15 @@ def test_append_refuses_what_attention_refuses() -> None:
         kernels.append(store, k.transpose(0, 2).contiguous().transpose(0, 2), v, seen=text.seen(), batch=batch)
 
 
+def test_devices_of_little_shared_memory_have_small_tiles() -> None:
+    for ask in (tiles.prefill_tiles, tiles.gradient_kv_tiles, lambda *a: tiles.gradient_q_tiles(*a[:2], 4, a[2])):
+        for dtype in (torch.float32, torch.bfloat16):
+            for dim in (64, 128, 256):
+                few = {ask(dim, dtype, target) for target in ("sm_80", "sm_89", "sm_120", "sm_121")}
+                assert len(few) == 1
+    assert tiles.prefill_tiles(256, torch.bfloat16, "sm_120") != tiles.prefill_tiles(256, torch.bfloat16, "sm_100")
+
+
 def test_every_device_has_tiles() -> None:
     for target in ("sm_80", "sm_90", "sm_100", "gfx942", "cpu"):
         for dtype in (torch.float32, torch.bfloat16):
