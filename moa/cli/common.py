@@ -68,6 +68,8 @@ def by_name(form: str, texts: Sequence[str], read: Callable[[str], Value]) -> di
         name, _, value = text.partition("=")
         if name in found:
             raise MoaError(f"{form}, each name once; found {brief(name)} twice")
+        if not value:
+            raise MoaError(f"{form}, found {brief(text)}")
         try:
             found[name] = read(value)
         except ValueError:

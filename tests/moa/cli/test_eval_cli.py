@@ -92,6 +92,8 @@ def test_plans_of_one_name_are_numbered(run, folder, tmp_path):
         ([".", "--needles", "-3"], "one needle (-3)"),
         ([".", "--task", "riddles=3"], "tasks must be of text, decoded, generation, "),
         ([".", "--task", "single"], "--task is written NAME=COUNT, found 'single'"),
+        ([".", "--task", "qa_1=1", "--task-data", "qa_1"], "--task-data is written NAME=FILE, found 'qa_1'"),
+        ([".", "--task", "qa_1=1", "--task-data", "qa_1="], "--task-data is written NAME=FILE, found 'qa_1='"),
         ([".", "--task", "single=1", "--needles", "2"], "each name once; found 'single' twice"),
         ([".", "--backend", "fast"], "unknown back-end 'fast'"),
         ([".", "--dtype", "int3"], "dtype must be one of"),
