@@ -42,7 +42,7 @@ def messages(quiet: bool = False) -> "Console":
     """Return the console of progress, notes and messages: stderr, or nothing."""
     from rich.console import Console
 
-    return Console(stderr=True, soft_wrap=True, highlight=False, quiet=quiet)
+    return Console(stderr=True, soft_wrap=True, highlight=False, markup=False, quiet=quiet)
 
 
 def print_json(found: Any) -> None:

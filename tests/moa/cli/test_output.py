@@ -91,3 +91,11 @@ def test_a_shell_completes_commands_and_options() -> None:
 
     assert completed("moa sh") == ["show"]
     assert completed("moa show --js") == ["--json"]
+
+
+def test_paths_with_brackets_are_printed_as_they_are() -> None:
+    """Not as rich's markup, which would hide `[v2]` and end in an error at `[/b]`."""
+    console = import_module("moa.cli.common").messages()
+    with console.capture() as shown:
+        console.print("wrote o[/b].html and o[v2].html")
+    assert shown.get() == "wrote o[/b].html and o[v2].html\n"
