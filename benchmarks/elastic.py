@@ -23,11 +23,10 @@ from typing import Any
 
 from held_out import TASKS
 from pages_parts.quality import effective
-from pilots import ANSWERED, NEEDLES, asked_after, pilot_of, piloted
-from provenance import about, provenance, said, write
+from pilots import NEEDLES, answered, measured, piloted
+from provenance import about, provenance, write
 from tables import claim, claimed, compared, difference, head, line
 
-from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.rows import uniform_like
 from moa.evaluation.samples import Part
@@ -97,7 +96,7 @@ def claims(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         beside = {other["row"]: other for other in rows if other["length"] == n}
         dense, alone = beside["dense"], beside.get(f"0.25 for {n:,} alone")
         at = f"{row['row']}, {n:,} tokens"
-        for task in (task for task in NEEDLES if task in row and dense[task]["rate"] >= ANSWERED):
+        for task in answered(row, dense):
             found.append(claim(f"{at}, {task}: keeps of dense at least", row[task]["kept"], RETRIEVAL[name]))
             if name == QUARTER and alone:
                 most = difference(row, alone, task)[2]
@@ -179,14 +178,11 @@ def main() -> int:
         for n in options.only or lengths:
             part = sized(n, options.contexts)
             how: Any = {"uniform": False, "seed": options.seed, "journal": journal}
-            pilot, shown = pilot_of(part), said(f"{n:,} tokens, pilot")
-            dense = compare(model, tokenizer, [], [pilot], progress=shown, **how)["rows"]
-            asked = asked_after(part, dense[0])
-            measured = compare(model, tokenizer, rows[n], [asked], progress=said(f"{n:,} tokens"), **how)
+            shown, dense = measured(model, tokenizer, rows[n], part, **how)
             found = {
-                "model": measured["model"],
-                "rows": found["rows"] + measured["rows"],
-                "pilots": found["pilots"] + dense,
+                "model": shown["model"],
+                "rows": found["rows"] + shown["rows"],
+                "pilots": [*found["pilots"], dense],
             }
     except MoaError as error:
         print("error:", error, file=sys.stderr)

@@ -4,9 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from provenance import said
 from tables import head, line
 
+from moa.evaluation.comparison import compare
 from moa.evaluation.samples import Part
+from moa.plans.plan import Plan
 
 ANSWERED = 0.9
 """Share of needles that the dense model must find; where it finds less, plans have no aim."""
@@ -24,6 +27,20 @@ def asked_after(part: Part, dense: dict[str, Any]) -> Part:
     """Return the part without the needles that the dense model surely finds less than `ANSWERED` of, by its pilot."""
     lost = [task for task in NEEDLES if task in dense and dense[task]["interval"][1] < ANSWERED]
     return replace(part, counts={**part.counts, **dict.fromkeys(lost, 0)})
+
+
+def answered(row: dict[str, Any], dense: dict[str, Any]) -> list[str]:
+    """Return the needles that were asked of a row, and of which the dense model finds enough for a claim."""
+    return [task for task in NEEDLES if task in row and dense[task]["rate"] >= ANSWERED]
+
+
+def measured(
+    model: Any, tokenizer: Any, plans: Sequence[tuple[str, Plan]], part: Part, **how: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the comparison of plans, without needles that the dense model surely loses, and its row in the pilot."""
+    title = f"{part.length:,} tokens"
+    (dense,) = compare(model, tokenizer, [], [pilot_of(part)], progress=said(f"{title}, pilot"), **how)["rows"]
+    return compare(model, tokenizer, plans, [asked_after(part, dense)], progress=said(title), **how), dense
 
 
 def piloted(rows: Sequence[dict[str, Any]]) -> list[str]:

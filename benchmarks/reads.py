@@ -22,12 +22,11 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pilots import ANSWERED, NEEDLES, asked_after, pilot_of, piloted
-from provenance import about, provenance, said, write
+from pilots import NEEDLES, answered, measured, piloted
+from provenance import about, provenance, write
 from tables import claim, claimed, compared, difference
 
 import moa
-from moa.evaluation.comparison import compare
 from moa.evaluation.journal import Journal
 from moa.evaluation.samples import Part
 from moa.hf.load import load_model
@@ -108,7 +107,7 @@ def claims(rows: list[dict[str, Any]], budgets: list[Budget]) -> list[dict[str, 
         mine, twin = by_name[budget.name], by_name[f"uniform like {budget.name}"]
         base = by_name["dense" if budget.kept == 1 else f"{budget.name}: all of it"]
         title = f"{budget.name}, {mine['length']:,} tokens"
-        for task in (task for task in NEEDLES if task in mine and by_name["dense"][task]["rate"] >= ANSWERED):
+        for task in answered(mine, by_name["dense"]):
             part = mine[task]["rate"] / base[task]["rate"] if base[task]["rate"] else None
             lost, ahead = (list(difference(mine, other, task)) for other in (base, twin))
             kept = claim(f"{title}: {task}, of {base['row']}, at least", part, budget.found)
@@ -151,16 +150,11 @@ def main() -> int:
         part.check(model)
         options.results.mkdir(parents=True, exist_ok=True)
         those = rows_at(found, length)
-        how: Any = {
-            "uniform": False, "seed": options.seed, "journal": Journal(options.results / f"{title}.partial")
-        }  # fmt: skip
-        pilots = compare(
-            model, tokenizer, [], [pilot_of(part)], progress=said(f"{length:,} tokens, pilot"), **how
-        )["rows"]  # fmt: skip
-        rows = compare(
-            model, tokenizer, [(name, plan) for _, name, plan in those], [asked_after(part, pilots[0])],
-            progress=said(f"{length:,} tokens"), **how,
-        )["rows"]  # fmt: skip
+        shown, dense = measured(
+            model, tokenizer, [(name, plan) for _, name, plan in those], part, uniform=False, seed=options.seed,
+            journal=Journal(options.results / f"{title}.partial"),
+        )  # fmt: skip
+        rows, pilots = shown["rows"], [dense]
     except (MoaError, OSError) as error:
         print("error:", error, file=sys.stderr)
         return 2

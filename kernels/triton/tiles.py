@@ -11,7 +11,7 @@ WIDEST = {torch.float32: 256, torch.float16: 512, torch.bfloat16: 512}
 WIDEST_INFLUENCE = 256
 """Likewise of influence, which holds more tiles at once."""
 
-AMPERE = "sm_7", "sm_8", "sm_12"
+LITTLE_SHARED = "sm_7", "sm_8", "sm_12"
 """Devices whose blocks may use 163 KiB of shared memory or less: Turing, Ampere, Ada, and the Blackwell of desktops."""
 
 
@@ -46,11 +46,11 @@ def prefill_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -> Ti
         return Tiles(16, 4 if _amd(target) else 8, 1, width, precision(target))
     if _amd(target):
         return Tiles(64 if wide or width > 128 else 128, 4, 1, width, precision(target))
-    ampere = target.startswith(AMPERE)
+    little = target.startswith(LITTLE_SHARED)
     if wide:
         return Tiles(32 if width <= 64 else 16, 8, 1, width, precision(target))
-    rows = 64 if width > (64 if ampere else 128) else 128
-    return Tiles(rows, 8, 1 if ampere and width > 128 else 2, width, precision(target))
+    rows = 64 if width > (64 if little else 128) else 128
+    return Tiles(rows, 8, 1 if little and width > 128 else 2, width, precision(target))
 
 
 def decode_tiles(dim: int, dtype: torch.dtype, rows: int, target: str | None = None) -> Tiles:
@@ -78,7 +78,7 @@ def gradient_q_tiles(dim: int, dtype: torch.dtype, heads: int, target: str | Non
         return Tiles(max(16, at_least), 8, 1, width, precision(target))
     if width > 128:
         return Tiles(max(16, at_least), 8, 2, width, precision(target))
-    rows = 32 if width > 64 and target.startswith(AMPERE) else 64
+    rows = 32 if width > 64 and target.startswith(LITTLE_SHARED) else 64
     return Tiles(max(rows, at_least), 4 if width <= 64 else 8, 2, width, precision(target))
 
 
@@ -87,13 +87,13 @@ def gradient_kv_tiles(dim: int, dtype: torch.dtype, target: str | None = None) -
     target, width, wide = target or arch(), _width(dim), dtype == torch.float32
     if _amd(target):
         return Tiles(64 if width <= 64 else 32, 4, 1, width, precision(target))
-    ampere = target.startswith(AMPERE)
+    little = target.startswith(LITTLE_SHARED)
     if wide:  # the operands of three TF32 passes do not fit the registers
-        rows = 32 if ampere and width == 128 else 16
-        return Tiles(rows, 8, 1, width, "ieee" if ampere or width > 64 else precision(target))
+        rows = 32 if little and width == 128 else 16
+        return Tiles(rows, 8, 1, width, "ieee" if little or width > 64 else precision(target))
     if width > 64:
         return Tiles(32, 8, 1 if width > 128 else 2, width, precision(target))
-    return Tiles(32 if ampere else 64, 4, 2, width, precision(target))
+    return Tiles(32 if little else 64, 4, 2, width, precision(target))
 
 
 def scores_warps(dim: int) -> int:

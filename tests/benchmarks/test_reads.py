@@ -102,7 +102,7 @@ def test_lengths_are_runs_of_their_own_of_the_same_plans(script, profile, save_t
         monkeypatch.setattr(sys, "argv", ["reads.py", *map(str, argv)])
         return script.main()
 
-    monkeypatch.setattr(script, "compare", compare)
+    monkeypatch.setattr(import_module("pilots"), "compare", compare)
     assert run(tmp_path / "p.safetensors", "--length", 2048, "--windows", 2) == 0
     first = json.loads((tmp_path / "out" / "reads-2k.json").read_text())
     assert list(first["plans"]) == [row.name for row in script.BUDGETS]
@@ -136,7 +136,7 @@ def test_needles_that_dense_surely_loses_are_not_asked_of_plans_and_nothing_is_c
             row["single"] = row["single"] | {"right": 0, "interval": [0.0, 0.3]}
         return {"rows": rows if not plans else [{k: v for k, v in row.items() if k != "single"} for row in rows]}
 
-    monkeypatch.setattr(script, "compare", compare)
+    monkeypatch.setattr(import_module("pilots"), "compare", compare)
     argv = [tmp_path, tmp_path / "p.safetensors", "--results", tmp_path, "--length", 8192, "--needles", 25]
     monkeypatch.setattr(sys, "argv", ["reads.py", *map(str, argv)])
     assert script.main() == 0

@@ -42,9 +42,8 @@ def test_prefill_then_a_long_chunk_over_wrapped_rings(dtype: torch.dtype) -> Non
 
 def test_one_long_chunk_beside_single_tokens() -> None:
     """On average they are few, but the long one's rows leave some of its own blocks behind."""
-    feed(
-        texts([301, *[192] * 7], [ONE_BLOCK, WINDOW], 2, 16, torch.float32), [[191] * 8, [301, *[192] * 7]], filled=True
-    )
+    ends = [301, *[192] * 7]
+    feed(texts(ends, [ONE_BLOCK, WINDOW], 2, 16, torch.float32), [[191] * 8, ends], filled=True)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
